@@ -1,0 +1,35 @@
+# `make demo` and `make test` set themselves up: a venv, torch (CPU unless one is installed already), the package.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Any torch works; this one installs a small CPU build where the index offers it. TORCH= keeps what the venv has.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint bench clean
+
+$(BIN)/.base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e ".[standalone]"
+	touch $@
+
+$(BIN)/.test: $(BIN)/.base
+	$(BIN)/pip install --quiet -e ".[standalone,test]"
+	touch $@
+
+demo: $(BIN)/.base
+	$(BIN)/slipstream demo --out out
+
+lint: $(BIN)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy core cow stream search edit lmd
+
+test: $(BIN)/.test lint
+	$(BIN)/python -m pytest
+
+bench: $(BIN)/.base
+	for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info

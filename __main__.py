@@ -1,0 +1,5 @@
+"""`python -m slipstream` is the `slipstream` command."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,31 @@
+"""What the techniques share: the Denoiser, schedules, guidance, samplers, noise, masks, loading. Knows torch, never the host."""
+
+from .denoiser import EPS, FLOW, Conditioning, Denoiser, NoiseSpace, Prediction
+from .diffusers_model import DiffusersDenoiser
+from .guidance import CFG, extrapolate
+from .noise import NoiseSource, ReplayNoise, SeededNoise
+from .progress import Callback, Reporter, Step
+from .samplers import SAMPLERS, sample
+from .schedules import SCHEDULES, make_sigmas
+
+__all__ = [
+    "CFG",
+    "EPS",
+    "FLOW",
+    "SAMPLERS",
+    "SCHEDULES",
+    "Callback",
+    "Conditioning",
+    "Denoiser",
+    "DiffusersDenoiser",
+    "NoiseSource",
+    "NoiseSpace",
+    "Prediction",
+    "ReplayNoise",
+    "Reporter",
+    "SeededNoise",
+    "Step",
+    "extrapolate",
+    "make_sigmas",
+    "sample",
+]

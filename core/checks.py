@@ -1,0 +1,67 @@
+"""One way to refuse bad input: name the argument, the legal range, the received value and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+
+def _refuse(name: str, expected: str, got: object, remedy: str = "") -> ValueError:
+    return ValueError(f"Expected `{name}` {expected}, but got {got}.{' ' + remedy if remedy else ''}")
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf, remedy: str = "") -> None:
+    """Raise ValueError unless `low <= value <= high` and `value` is a finite number."""
+    if isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high:
+        return
+    raise _refuse(name, f"of at least {low}" if high == math.inf else f"between {low} and {high}", value, remedy)
+
+
+def check_integer(name: str, value: int, low: int, high: float = math.inf, remedy: str = "") -> None:
+    """Raise ValueError unless `value` is an integer (not a bool) with `low <= value <= high`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _refuse(name, "to be an integer", repr(value), remedy)
+    check_range(name, value, low, high, remedy)
+
+
+def check_choice(name: str, value: str, choices: Collection[str], remedy: str = "") -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise _refuse(name, "to be one of " + ", ".join(repr(c) for c in choices), repr(value), remedy)
+
+
+def check_finite(
+    name: str, tensor: Tensor, remedy: str = "Check what made it: a VAE in fp16 is the usual source."
+) -> None:
+    """Raise ValueError when `tensor` holds NaN or infinity."""
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise _refuse(
+            name, "to be finite everywhere", f"{bad} NaN or infinite values in shape {tuple(tensor.shape)}", remedy
+        )
+
+
+def check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], remedy: str = "") -> None:
+    """Raise ValueError unless `tensor.shape` equals `expected`, where None stands for any size."""
+    shape = tuple(tensor.shape)
+    if len(shape) != len(expected) or any(e is not None and s != e for s, e in zip(shape, expected)):
+        wanted = tuple("any" if e is None else e for e in expected)
+        raise _refuse(name, f"of shape {wanted}".replace("'", ""), shape, remedy)
+
+
+def check_sigmas(name: str, sigmas: Tensor, minimum: int = 2) -> None:
+    """Raise ValueError unless `sigmas` is a 1-D, finite, strictly descending tensor of at least `minimum` levels >= 0."""
+    if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < minimum:
+        got = tuple(sigmas.shape) if isinstance(sigmas, Tensor) else type(sigmas).__name__
+        raise _refuse(name, f"to be a 1-D tensor of at least {minimum} noise levels", got)
+    check_finite(name, sigmas, "Take SIGMAS from a scheduler node.")
+    rising = (sigmas[1:] >= sigmas[:-1]).nonzero().flatten().tolist()
+    if rising or sigmas[-1] < 0:
+        at = rising[0] if rising else len(sigmas) - 1
+        raise _refuse(
+            name, "to descend strictly to 0 or above", f"{[round(float(s), 4) for s in sigmas[at : at + 2]]} at {at}",
+            "Flip or sort the levels and drop duplicates.",
+        )  # fmt: skip

@@ -1,0 +1,88 @@
+"""The library's `Denoiser`: a diffusers UNet2DConditionModel with SD1.5, SD2 or SDXL conditioning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_shape
+from .denoiser import Conditioning, Prediction
+from .schedules import DiscreteLevels, FlowLevels, Levels
+
+
+class DiffusersDenoiser:
+    """Denoised latents from a diffusers UNet.
+
+    Args:
+        unet: a `UNet2DConditionModel` in eval mode.
+        alphas_cumprod: the training table (T,); ignored for "flow".
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow".
+        shift: timestep shift of a flow model.
+    """
+
+    def __init__(
+        self, unet: Any, alphas_cumprod: Tensor | None = None, prediction_type: str = "epsilon", shift: float = 1.0
+    ) -> None:
+        self.unet = unet
+        self.prediction = Prediction(prediction_type)
+        self.space = self.prediction.space
+        if prediction_type != "flow" and alphas_cumprod is None:
+            raise ValueError(
+                "Expected `alphas_cumprod` for a model that is not a flow, but got None. Take it from the scheduler."
+            )
+        self.levels: Levels = FlowLevels(shift) if alphas_cumprod is None else DiscreteLevels(alphas_cumprod)
+        self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
+        self.calls = 0
+        self.rows = 0
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unet.config.in_channels)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Denoise `x` (B, C, H, W) at `sigma` (B,); one network call of B rows, computed in the network's dtype."""
+        check_shape(
+            "x",
+            x,
+            (None, self.latent_channels, None, None),
+            "The latents are not of this model's kind: use its own VAE.",
+        )
+        check_shape("sigma", sigma, (len(x),), "Give one noise level per row.")
+        self.calls += 1
+        self.rows += len(x)
+        output = self.unet(
+            self.prediction.network_input(x, sigma).to(self.dtype),
+            self.network_time(sigma),
+            **self.network_condition(cond.expand(len(x))),
+            return_dict=False,
+        )[0]
+        return self.prediction.denoised(output.to(x.dtype), x, sigma)
+
+    def network_time(self, sigma: Tensor) -> Tensor:
+        """Return what the network takes as time: a training timestep, for a flow sigma itself in training steps."""
+        if isinstance(self.levels, FlowLevels):
+            return sigma.to(self.device) * self.levels.train_steps
+        return self.levels.timestep(sigma).to(self.device)
+
+    def network_condition(self, cond: Conditioning) -> dict[str, Any]:
+        """Return the UNet's keyword arguments for `cond`; SDXL takes pooled text and time ids by row."""
+        cond = cond.to(self.device)
+        arguments: dict[str, Any] = {"encoder_hidden_states": cond.context.to(self.dtype)}
+        if cond.pooled is not None and self.unet.config.addition_embed_type == "text_time":
+            time_ids = (cond.extra or {}).get("time_ids")
+            if time_ids is None:
+                raise ValueError(
+                    "Expected `cond.extra['time_ids']` (rows, 6) for an SDXL model, but got none. Use `pipe.encode_text`."
+                )
+            arguments["added_cond_kwargs"] = {"text_embeds": cond.pooled.to(self.dtype), "time_ids": time_ids}
+        return arguments

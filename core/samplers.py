@@ -1,0 +1,97 @@
+"""Samplers on a guided model: plain loops over descending sigmas (S+1,) that hold for EPS and FLOW models alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .checks import check_choice, check_finite, check_sigmas
+from .denoiser import EPS, NoiseSpace
+from .guidance import Denoise
+from .noise import NoiseSource, SeededNoise
+from .progress import Callback, Reporter
+
+
+def euler(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = EPS, noise: NoiseSource | None = None,
+    callback: Callback | None = None, eta: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Euler steps, deterministic at eta 0 (arXiv 2206.00364 alg. 1 without churn), ancestral noise of variance `eta` else."""
+    report = Reporter(len(sigmas) - 1, callback)
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:]):
+        denoised = denoise(x, sigma)
+        fresh = noise(x) if eta and noise is not None and sigma_next > 0 else None
+        x = space.step(x, denoised, sigma, sigma_next, eta, fresh)
+        report("sample", sigma_next, denoised)
+    return x
+
+
+def euler_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = EPS, noise: NoiseSource | None = None,
+    callback: Callback | None = None, eta: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Euler with fresh noise after each step (k-diffusion's ancestral step; DDIM at eta 1)."""
+    return euler(denoise, x, sigmas, space, noise or SeededNoise(0), callback, eta)
+
+
+def heun(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = EPS, noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+) -> Tensor:  # fmt: skip
+    """Heun's second-order steps, two network calls each but for the last (arXiv 2206.00364 alg. 1)."""
+    report = Reporter(len(sigmas) - 1, callback)
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:]):
+        denoised = denoise(x, sigma)
+        slope = (x - denoised) / sigma
+        x_next = space.step(x, denoised, sigma, sigma_next)
+        if sigma_next > 0:
+            slope_next = (x_next - denoise(x_next, sigma_next)) / sigma_next
+            x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
+        x = x_next
+        report("sample", sigma_next, denoised)
+    return x
+
+
+def dpmpp_2m(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = EPS, noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(2M), one network call a step (arXiv 2211.01095 alg. 2), in log-SNR time of either noise space."""
+    report = Reporter(len(sigmas) - 1, callback)
+    previous, h_previous = None, x.new_zeros(())
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:]):
+        denoised = denoise(x, sigma)
+        h = _log_snr(space, sigma_next) - _log_snr(space, sigma)
+        target = denoised
+        # The first flow step starts at infinite log-SNR distance (scale 0), the last step ends there: both first order.
+        if previous is not None and sigma_next > 0 and torch.isfinite(h_previous):
+            target = denoised + h / (2 * h_previous) * (denoised - previous)
+        x = space.step(x, target, sigma, sigma_next)
+        previous, h_previous = denoised, h
+        report("sample", sigma_next, denoised)
+    return x
+
+
+def _log_snr(space: NoiseSpace, sigma: Tensor) -> Tensor:
+    return space.scale(sigma).log() - sigma.log()
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+}
+
+
+def sample(
+    name: str, denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = EPS, noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+) -> Tensor:  # fmt: skip
+    """Run a named sampler from `x` (B, C, H, W) at sigmas[0]; raises ValueError for bad sigmas, NaN or an unknown name."""
+    check_choice("sampler", name, SAMPLERS)
+    check_sigmas("sigmas", sigmas)
+    check_finite("x", x)
+    return SAMPLERS[name](denoise, x, sigmas.to(x.device), space, noise, callback)

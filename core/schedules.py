@@ -1,0 +1,184 @@
+"""Noise levels: sigma <-> timestep for a model, and the standard descending schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .checks import check_choice, check_integer, check_range
+
+TRAIN_STEPS = 1000
+
+
+class Levels(Protocol):
+    """The noise levels that a model was trained on."""
+
+    sigma_min: float
+    sigma_max: float
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """Return the noise level of (fractional) training timesteps."""
+        ...
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return the (fractional) training timestep of noise levels."""
+        ...
+
+
+class DiscreteLevels:
+    """Levels of a model with a table of alphas_cumprod (T,): sigma = sqrt((1 - abar) / abar), log-linear between entries."""
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        abar = alphas_cumprod.detach().to("cpu", torch.float64)
+        # A zero-terminal-SNR table ends in abar = 0; the host uses the same small floor.
+        abar = abar.clamp(min=4.8973451890853435e-08)
+        self.sigmas = ((1 - abar) / abar).sqrt()  # (T,) ascending, float64
+        self.log_sigmas = self.sigmas.log()
+        self.sigma_min = float(self.sigmas[0])
+        self.sigma_max = float(self.sigmas[-1])
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        t = torch.as_tensor(timestep).detach().to("cpu", torch.float64).clamp(0, len(self.sigmas) - 1)
+        low, frac = t.floor().long(), t.frac()
+        high = t.ceil().long()
+        log_sigma = self.log_sigmas[low] * (1 - frac) + self.log_sigmas[high] * frac
+        return log_sigma.exp().to(torch.float32)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        sigma = torch.as_tensor(sigma)
+        log_sigma = sigma.detach().to("cpu", torch.float64).clamp(min=1e-12).log()
+        high = torch.searchsorted(self.log_sigmas, log_sigma).clamp(1, len(self.sigmas) - 1)
+        low = high - 1
+        span = self.log_sigmas[high] - self.log_sigmas[low]
+        t = low + ((log_sigma - self.log_sigmas[low]) / span).clamp(0, 1)
+        # A float32 sigma of a table entry must give its integer timestep back: the network's time embedding shows 1e-3.
+        nearest = t.round()
+        return torch.where((t - nearest).abs() < 1e-3, nearest, t).to(sigma.device, torch.float32)
+
+
+class FlowLevels:
+    """Levels of a rectified flow with shift: sigma = shift * u / (1 + (shift - 1) u), u = timestep / T (arXiv 2403.03206 eq. 23)."""
+
+    def __init__(self, shift: float = 1.0, train_steps: int = TRAIN_STEPS) -> None:
+        check_range("shift", shift, 1e-3)
+        self.shift = shift
+        self.train_steps = train_steps
+        self.sigma_min = float(self.sigma(torch.tensor(1.0)))
+        self.sigma_max = 1.0
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        u = torch.as_tensor(timestep, dtype=torch.float32) / self.train_steps
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        sigma = torch.as_tensor(sigma, dtype=torch.float32)
+        return self.train_steps * sigma / (self.shift - (self.shift - 1) * sigma)
+
+
+def scaled_linear_alphas_cumprod(
+    beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = TRAIN_STEPS
+) -> Tensor:
+    """Return Stable Diffusion's alphas_cumprod (T,) in float32."""
+    betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float32) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+def percent_to_sigma(levels: Levels, fraction: float) -> float:
+    """Return the level at `fraction` of training time, 0 = clean, 1 = pure noise."""
+    check_range("fraction", fraction, 0, 1)
+    last = len(levels) - 1 if isinstance(levels, DiscreteLevels) else getattr(levels, "train_steps", TRAIN_STEPS) - 1
+    return float(levels.sigma(torch.tensor(fraction * last)))
+
+
+def nearest_step(sigmas: Tensor, sigma: float) -> int:
+    """Return the index into descending `sigmas` of the level closest to `sigma` in log scale."""
+    target = math.log(max(sigma, 1e-10))
+    return int((sigmas.clamp(min=1e-10).log() - target).abs().argmin())
+
+
+def with_zero(sigmas: Tensor) -> Tensor:
+    """Append the terminal 0."""
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def from_timesteps(levels: Levels, timesteps: Tensor | list[int]) -> Tensor:
+    """Return descending sigmas with a terminal 0 for a descending list of training timesteps."""
+    return with_zero(levels.sigma(torch.as_tensor(timesteps, dtype=torch.float64)))
+
+
+def _last_and_first(levels: Levels) -> tuple[float, float]:
+    ends = levels.timestep(torch.tensor([levels.sigma_max, levels.sigma_min], dtype=torch.float64))
+    return float(ends[0]), float(ends[1])
+
+
+def uniform(levels: Levels, steps: int) -> Tensor:
+    """Evenly spaced timesteps from the last to the first, both included (the host's "normal")."""
+    return from_timesteps(levels, torch.linspace(*_last_and_first(levels), steps, dtype=torch.float64))
+
+
+def sgm_uniform(levels: Levels, steps: int) -> Tensor:
+    """Evenly spaced timesteps from the last, the first left out (trailing spacing: the last step jumps to clean)."""
+    return from_timesteps(levels, torch.linspace(*_last_and_first(levels), steps + 1, dtype=torch.float64)[:-1])
+
+
+def leading(levels: Levels, steps: int) -> Tensor:
+    """DDIM's timesteps 1 + k * (1000 // steps), descending (arXiv 2010.02502, with Stable Diffusion's offset of 1)."""
+    return from_timesteps(levels, [1 + k * (TRAIN_STEPS // steps) for k in reversed(range(steps))])
+
+
+def simple(levels: Levels, steps: int) -> Tensor:
+    """Every (1000 / steps)-th timestep counted down from the last, rounded down."""
+    last = round(_last_and_first(levels)[0])
+    return from_timesteps(levels, [last - int(k * (last + 1) / steps) for k in range(steps)])
+
+
+def karras(levels: Levels, steps: int, rho: float = 7.0) -> Tensor:
+    """Levels evenly spaced in sigma^(1/rho) (arXiv 2206.00364 eq. 5)."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    high, low = levels.sigma_max ** (1 / rho), levels.sigma_min ** (1 / rho)
+    return with_zero(((high + ramp * (low - high)) ** rho).float())
+
+
+def exponential(levels: Levels, steps: int) -> Tensor:
+    """Levels evenly spaced in log sigma."""
+    ends = math.log(levels.sigma_max), math.log(levels.sigma_min)
+    return with_zero(torch.linspace(*ends, steps, dtype=torch.float64).exp().float())
+
+
+def beta(levels: Levels, steps: int, alpha: float = 0.6, beta: float = 0.6) -> Tensor:
+    """Timesteps at the quantiles of a beta distribution, denser at both ends (arXiv 2407.12173)."""
+    from scipy.stats import beta as distribution
+
+    last = round(_last_and_first(levels)[0])
+    quantiles = distribution.ppf(1 - torch.arange(steps, dtype=torch.float64).numpy() / steps, alpha, beta)
+    return from_timesteps(levels, sorted({round(float(q) * last) for q in quantiles}, reverse=True))
+
+
+SCHEDULES: dict[str, Callable[[Levels, int], Tensor]] = {
+    "uniform": uniform,
+    "leading": leading,
+    "sgm_uniform": sgm_uniform,
+    "simple": simple,
+    "karras": karras,
+    "exponential": exponential,
+    "beta": beta,
+}
+
+
+def make_sigmas(name: str, levels: Levels, steps: int, strength: float = 1.0) -> Tensor:
+    """Return `steps` descending sigmas plus the terminal 0 from a named schedule.
+
+    `strength` below 1 keeps the last `steps` levels of a finer schedule of round(steps / strength), for image to image.
+    """
+    check_choice("schedule", name, SCHEDULES)
+    check_integer("steps", steps, 1, TRAIN_STEPS)
+    check_range("strength", strength, 0.001, 1)
+    total = min(round(steps / strength), TRAIN_STEPS)
+    return SCHEDULES[name](levels, total)[-(steps + 1) :]

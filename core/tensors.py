@@ -1,0 +1,41 @@
+"""Tensor layouts: the host's IMAGE (B, H, W, C) in [0, 1] and the VAE's pixels (B, C, H, W) in [-1, 1]."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checks import check_finite
+
+
+def image_to_pixels(image: Tensor) -> Tensor:
+    """Return (B, 3, H, W) in [-1, 1] from IMAGE (B, H, W, 1|3|4) or (H, W, C) in [0, 1]; alpha is dropped, grey repeated."""
+    image = image[None] if image.ndim == 3 else image
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"Expected `image` of shape (batch, height, width, 1, 3 or 4), but got {tuple(image.shape)}.")
+    check_finite("image", image)
+    rgb = image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]
+    return rgb.movedim(-1, 1).float() * 2 - 1
+
+
+def pixels_to_image(pixels: Tensor) -> Tensor:
+    """Return IMAGE (B, H, W, 3) in [0, 1] on the CPU from pixels (B, 3, H, W) in [-1, 1], clamped."""
+    return ((pixels.float() + 1) / 2).clamp(0, 1).movedim(1, -1).cpu().contiguous()
+
+
+def image_to_numpy(image: Tensor) -> np.ndarray:
+    """Return uint8 (B, H, W, C) from IMAGE in [0, 1], rounded."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def numpy_to_image(array: np.ndarray) -> Tensor:
+    """Return IMAGE (B, H, W, C) in [0, 1] from uint8 (B, H, W, C) or (H, W, C)."""
+    image = torch.from_numpy(np.ascontiguousarray(array)).float() / 255
+    return image[None] if image.ndim == 3 else image
+
+
+def composite(base: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """Return `image` (B, H, W, C) where `mask` (B, H, W) is 1 and `base` where it is 0; exact at 0 and 1."""
+    weight = mask[..., None].to(image)
+    return torch.where(weight == 0, base, torch.where(weight == 1, image, base + weight * (image - base)))

@@ -1,0 +1,1 @@
+"""DiffEditor: move, resize, paste, re-texture and drag in a photo."""

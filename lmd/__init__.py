@@ -1,0 +1,1 @@
+"""Latent masking diffusion and two diagnostics."""

@@ -1,0 +1,10 @@
+"""The pack's nodes, merged from one module per technique; nothing here imports the host at import time."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+MODULES: tuple[ModuleType, ...] = ()
+
+NODE_CLASS_MAPPINGS: dict[str, type] = {id: node for module in MODULES for id, (node, _) in module.NODES.items()}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {id: name for module in MODULES for id, (_, name) in module.NODES.items()}

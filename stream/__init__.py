@@ -1,0 +1,1 @@
+"""StreamDiffusion: Stream Batch, residual CFG, similarity filter, queues."""

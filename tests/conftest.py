@@ -1,0 +1,49 @@
+"""Make `slipstream` importable without installing it, under its one public name, and the repository's tools as `slipstream_tools`."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import sys
+
+import pytest
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def load_package(name: str, folder: pathlib.Path) -> None:
+    """Import `folder` as the package `name` by path, unless it is importable already from that very folder."""
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+# The root on sys.path would shadow the host's `nodes` module and make every package importable twice.
+sys.path[:] = [p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT]
+load_package("slipstream", ROOT)
+load_package("slipstream_tests", ROOT / "tests")
+if (ROOT / "tools" / "__init__.py").exists():
+    load_package("slipstream_tools", ROOT / "tools")
+
+# The bundled network is tiny: more threads cost more than they give, and results stay the same on every machine.
+torch.set_num_threads(1)
+
+GOLDEN = ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_path() -> pathlib.Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def root() -> pathlib.Path:
+    return ROOT

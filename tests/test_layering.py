@@ -1,0 +1,63 @@
+"""Dependencies point one way: nodes -> {cow, stream, search, edit, lmd} -> core; the host is imported in nodes/ only."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+
+import pytest
+
+TECHNIQUES = {"cow", "stream", "search", "edit", "lmd"}
+LAYERS = {**{name: {name, "core"} for name in TECHNIQUES}, "core": {"core"}, "nodes": {"nodes", "core", *TECHNIQUES}}
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_execution",
+    "folder_paths",
+    "server",
+    "execution",
+    "latent_preview",
+}
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted(p for name in LAYERS for p in (ROOT / name).rglob("*.py"))
+
+
+def imports(path: pathlib.Path) -> list[tuple[int, str]]:
+    """Return (relative level, dotted name) of every import statement."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+            if node.level and not node.module:
+                found += [(node.level, alias.name) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_layers(path: pathlib.Path) -> None:
+    parts = path.relative_to(ROOT).parts
+    layer, depth = parts[0], len(parts) - 1
+    for level, name in imports(path):
+        top = name.split(".")[0]
+        if level == 0:
+            assert top not in LAYERS, f"{path}: absolute import of our own folder {name}"
+            assert layer == "nodes" or top not in HOST, f"{path}: imports the host outside nodes/"
+        elif level > depth and top:
+            assert top in LAYERS[layer] | {"_version"}, f"{path}: {layer} must not import {name}"
+
+
+def test_every_folder_is_listed_for_packaging() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    packages = {".".join(("slipstream", *p.parent.relative_to(ROOT).parts)) for p in FILES if p.name == "__init__.py"}
+    assert all(f'"{package}"' in text for package in packages), packages
+
+
+def test_requirements_equal_the_dependencies() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text.split("dependencies = [", 1)[1].split("]", 1)[0]
+    dependencies = [line.strip().strip('",') for line in block.splitlines() if line.strip()]
+    assert (ROOT / "requirements.txt").read_text().split() == dependencies
+    assert not any(d.startswith("torch") or "==" in d for d in dependencies)
