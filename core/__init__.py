@@ -3,6 +3,7 @@
 from .denoiser import EPS, FLOW, Conditioning, Denoiser, NoiseSpace, Prediction
 from .diffusers_model import DiffusersDenoiser
 from .guidance import CFG, extrapolate
+from .loading import Pipeline, load
 from .noise import NoiseSource, ReplayNoise, SeededNoise
 from .progress import Callback, Reporter, Step
 from .samplers import SAMPLERS, sample
@@ -20,12 +21,14 @@ __all__ = [
     "DiffusersDenoiser",
     "NoiseSource",
     "NoiseSpace",
+    "Pipeline",
     "Prediction",
     "ReplayNoise",
     "Reporter",
     "SeededNoise",
     "Step",
     "extrapolate",
+    "load",
     "make_sigmas",
     "sample",
 ]
