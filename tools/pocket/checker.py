@@ -1,0 +1,110 @@
+"""A small network that reads a scene's attributes from a picture: the measure of caption accuracy, a test asset only."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .scenes import COLOURS, KINDS, PLACES, SHAPES, Scene
+
+WEIGHTS = pathlib.Path(__file__).with_name("checker.safetensors")
+# Attribute -> number of classes. Pairs are read left to right or top to bottom; `place` is the first object's.
+HEADS: dict[str, int] = {
+    "background": 8,
+    "kind": 4,
+    "count": 2,
+    "colour": 8,
+    "shape": 6,
+    "size": 2,
+    "place": 5,
+    "colour2": 8,
+    "shape2": 6,
+    "size2": 2,
+}
+_UNSAID = -100
+
+
+class Checker(nn.Module):
+    """Pictures (B, 3, H, W) in [-1, 1], reduced to 64x64 -> logits per attribute."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        plan = [(3, 1, 2), (1, 1, 1), (1, 2, 2), (2, 2, 1), (2, 3, 2), (3, 4, 2)]
+        blocks = [self._block(a if i == 0 else a * width, b * width, stride) for i, (a, b, stride) in enumerate(plan)]
+        self.net = nn.Sequential(*blocks)
+        self.fc = nn.Sequential(nn.Flatten(), nn.Linear(4 * width * 16, 128), nn.ReLU())
+        self.heads = nn.ModuleDict({name: nn.Linear(128, classes) for name, classes in HEADS.items()})
+
+    @staticmethod
+    def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """The 128 activations before the heads, for distances between sets of pictures."""
+        if pictures.shape[-2:] != (64, 64):
+            pictures = F.interpolate(pictures, 64, mode="area")
+        return self.fc(self.net(pictures))
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        h = self.features(pictures)
+        return {name: head(h) for name, head in self.heads.items()}
+
+
+def load_checker(path: str | pathlib.Path = WEIGHTS) -> Checker:
+    """The trained checker in float32, ready to measure."""
+    from safetensors.torch import load_file
+
+    checker = Checker()
+    checker.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    return checker.eval().requires_grad_(False)
+
+
+def labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """True class per attribute, (B,) each; -100 where a scene has no second object."""
+    rows = []
+    for scene in scenes:
+        row = [COLOURS.index(scene.background), KINDS.index(scene.kind), len(scene.items) - 1]
+        for i in range(2):
+            item = scene.items[i] if i < len(scene.items) else None
+            seen = (
+                [COLOURS.index(item.colour), SHAPES.index(item.shape), int(item.size == "large")]
+                if item
+                else [-100] * 3
+            )
+            place = [list(PLACES).index(scene.items[0].place)] if i == 0 else []
+            row += seen + place
+        rows.append(row)
+    return dict(zip(HEADS, torch.tensor(rows).T))
+
+
+@torch.no_grad()
+def predict(checker: Checker, pictures: Tensor) -> dict[str, Tensor]:
+    """Most likely class per attribute, (B,) each."""
+    device = next(checker.parameters()).device
+    outs = [checker(part.to(device)) for part in pictures.float().clamp(-1, 1).split(256)]
+    return {name: torch.cat([o[name] for o in outs]).argmax(1).cpu() for name in HEADS}
+
+
+def score(checker: Checker, pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Share of pictures in which each attribute is as the scene says; `all` asks for every attribute at once."""
+    truth, seen = labels(scenes), predict(checker, pictures)
+    right = torch.ones(len(scenes), dtype=torch.bool)
+    result = {}
+    for name in HEADS:
+        asked = truth[name] != _UNSAID
+        hit = seen[name] == truth[name]
+        right &= hit | ~asked
+        if asked.any():
+            result[name] = hit[asked].float().mean().item()
+    return {**result, "all": right.float().mean().item()}
+
+
+@torch.no_grad()
+def features(checker: Checker, pictures: Tensor) -> Tensor:
+    """Checker activations of pictures (B, 3, H, W), (B, 128): standardise with a real set's mean and deviation before use."""
+    device = next(checker.parameters()).device
+    return torch.cat([checker.features(part.to(device)).cpu() for part in pictures.float().clamp(-1, 1).split(256)])
