@@ -1,0 +1,328 @@
+"""The host's MODEL as a core `Denoiser`, and the host's CONDITIONING with core's row operations.
+
+Every network call goes through `comfy.samplers.calc_cond_batch`, so patches, LoRA, ControlNet, hooks, keyed wrappers and the
+host's memory management stay in force. One call may hold rows of several conditionings, each row at its own noise level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.checks import check_shape
+from ...core.denoiser import EPS, FLOW, Counter, NoiseSpace
+from ...core.schedules import DiscreteLevels, FlowLevels, Levels
+
+WRAPPER_KEY = "slipstream"
+# What makes one entry of a CONDITIONING depend on where or when it applies, so that its rows cannot be mixed with others'.
+PLACED = ("area", "mask", "gligen", "default", "timestep_start", "timestep_end")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One CONDITIONING as the host prepared it for this sampling: its list of entries, never changed.
+
+    `kind` is 1 for the negative prompt and 0 for any other, as in the host's `cond_or_uncond`.
+    """
+
+    name: str
+    entries: tuple[dict[str, Any], ...]
+
+    @property
+    def kind(self) -> int:
+        return int(self.name == "negative")
+
+    @property
+    def rows(self) -> int:
+        """Rows held: 1 for a prompt, more for a batch of prompts."""
+        parts = [c.cond for e in self.entries for c in e["model_conds"].values() if isinstance(c.cond, Tensor)]
+        return max((len(part) for part in parts), default=1)
+
+    @property
+    def simple(self) -> bool:
+        """One entry that holds for the whole picture at every level: its rows may share a network call with others."""
+        return len(self.entries) == 1 and not any(k in self.entries[0] for k in PLACED) and not self.level_sensitive
+
+    @property
+    def level_sensitive(self) -> bool:
+        """Whether the host looks at the level of the first row only (time ranges, hooks), so that levels must not mix."""
+        return any(
+            "timestep_start" in e or "timestep_end" in e or e.get("hooks") is not None or _ranged(e.get("control"))
+            for e in self.entries
+        )
+
+
+def _ranged(control: Any) -> bool:
+    """Whether a ControlNet, or one chained before it, acts in a part of the sampling only."""
+    while control is not None:
+        if tuple(control.timestep_percent_range) != (0.0, 1.0):
+            return True
+        control = control.previous_controlnet
+    return False
+
+
+class HostConditioning:
+    """Rows of host conditioning, with the row API of `slipstream.core.Conditioning`: rows, take, expand, join, to.
+
+    Each row is (source, index into the source's batch). Area, mask, ControlNet, hooks and time ranges are kept; rows whose
+    conditioning cannot share a network call (regional prompts, different ControlNets, time ranges at different levels)
+    cost one call for each group, which `HostDenoiser.calls` shows.
+    """
+
+    def __init__(self, items: Sequence[tuple[Source, int]]) -> None:
+        self.items = tuple(items)
+
+    @classmethod
+    def of(cls, source: Source) -> HostConditioning:
+        return cls([(source, i) for i in range(source.rows)])
+
+    @property
+    def rows(self) -> int:
+        return len(self.items)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> HostConditioning:
+        """Return itself: the host moves and casts conditioning at the network call."""
+        return self
+
+    def take(self, rows: Sequence[int] | Tensor) -> HostConditioning:
+        """Return the given rows, in that order; rows may repeat."""
+        return HostConditioning([self.items[int(i)] for i in rows])
+
+    def expand(self, rows: int) -> HostConditioning:
+        """Return `rows` rows; a batch of another size is repeated in order or cut, as the host does it."""
+        return HostConditioning([self.items[i % self.rows] for i in range(rows)])
+
+    def join(self, *others: HostConditioning) -> HostConditioning:
+        """Return all rows as one batch."""
+        return HostConditioning([item for c in (self, *others) for item in c.items])
+
+
+def noise_space(model_sampling: Any) -> NoiseSpace:
+    """Return the noise space of a host `model_sampling`; raises ValueError for the kinds we do not know."""
+    import comfy.model_sampling as kinds
+
+    if isinstance(model_sampling, kinds.CONST):
+        return FLOW
+    image_to_image = getattr(kinds, "IMG_TO_IMG", ())
+    if isinstance(model_sampling, kinds.EPS) and not isinstance(model_sampling, image_to_image):
+        return EPS
+    names = [base.__name__ for base in type(model_sampling).__mro__[1:3]]
+    raise ValueError(
+        f"Expected `model` with epsilon, v, x0 or flow prediction, but got {' + '.join(names)}. "
+        "Slipstream cannot sample this kind of model: use a stock sampler."
+    )
+
+
+class HostLevels:
+    """Noise levels of a host `model_sampling` that is neither a table nor a shifted flow (EDM, stable cascade)."""
+
+    def __init__(self, model_sampling: Any) -> None:
+        self.model_sampling = model_sampling
+        self.sigma_min = float(model_sampling.sigma_min)
+        self.sigma_max = float(model_sampling.sigma_max)
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        return self.model_sampling.sigma(torch.as_tensor(timestep)).float()
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return self.model_sampling.timestep(torch.as_tensor(sigma)).float()
+
+
+def levels_of(model_sampling: Any) -> Levels:
+    """Return core `Levels` for a host `model_sampling`: its sigma table, its flow shift, or the host's own functions."""
+    import comfy.model_sampling as kinds
+
+    discrete = isinstance(model_sampling, kinds.ModelSamplingDiscrete)
+    if discrete and not isinstance(model_sampling, kinds.ModelSamplingDiscreteEDM):
+        sigmas = model_sampling.sigmas.detach().to("cpu", torch.float64)
+        return DiscreteLevels(1 / (sigmas**2 + 1))
+    if isinstance(model_sampling, kinds.ModelSamplingDiscreteFlow):
+        return FlowLevels(float(model_sampling.shift))
+    if isinstance(model_sampling, kinds.ModelSamplingFlux):
+        return FlowLevels(float(torch.tensor(model_sampling.shift).exp()))
+    return HostLevels(model_sampling)
+
+
+class HostDenoiser:
+    """core's `Denoiser` over a loaded host model; made by `run_on_model`, `make_sampler` and `make_guider`.
+
+    Attributes: space, levels, sigma_min, sigma_max, latent_channels, device; `calls` and `rows` count true network calls.
+    Before each network call the host's interrupt is checked (`InterruptProcessingException` passes through).
+    Gradients flow through it inside `nodes.host.gradients.grad_ready`.
+
+    Args:
+        model: the host's `BaseModel` (`ModelPatcher.model`), loaded and prepared.
+        model_options: the options of this sampling; copied, never changed.
+    """
+
+    def __init__(self, model: Any, model_options: dict[str, Any], counter: Counter | None = None) -> None:
+        import comfy.model_patcher
+        import comfy.patcher_extension as extension
+
+        self.model = model
+        self.model_options = model_options
+        self.counter = counter or Counter()
+        self.options = comfy.model_patcher.create_model_options_clone(model_options)
+        extension.add_wrapper_with_key(
+            extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._network_call, self.options, is_model_options=True
+        )
+        self.space = noise_space(model.model_sampling)
+        self.levels = levels_of(model.model_sampling)
+        self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
+        self.latent_channels = int(model.latent_format.latent_channels)
+        self._labels: list[tuple[int, Any]] = []
+
+    @property
+    def calls(self) -> int:
+        return self.counter.calls
+
+    @property
+    def rows(self) -> int:
+        return self.counter.rows
+
+    def patched(self, change: Callable[[dict[str, Any]], None]) -> HostDenoiser:
+        """Return a denoiser of the same model and counters whose `transformer_options` went through `change(options)`.
+
+        For patches of our own at chosen calls (attn1 replacement, output block capture): `change` edits a private copy in
+        place, with the host's layout (`patches`, `patches_replace`, ...), and the user's own patches are in it already.
+        """
+        import comfy.model_patcher
+
+        options = comfy.model_patcher.create_model_options_clone(self.model_options)
+        change(options.setdefault("transformer_options", {}))
+        return HostDenoiser(self.model, options, self.counter)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.diffusion_model.parameters()).device
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: HostConditioning) -> Tensor:
+        """Denoise `x` (B, C, H, W) at one level per row `sigma` (B,), given 1 or B rows of `session.conds[...]`."""
+        check_shape(
+            "x", x, (None, self.latent_channels, *[None] * (x.ndim - 2)), "Use the VAE that belongs to this model."
+        )
+        check_shape("sigma", sigma, (len(x),), "Give one noise level per row.")
+        if not isinstance(cond, HostConditioning):
+            raise ValueError(f"Expected `cond` from `session.conds`, but got {type(cond).__name__}.")
+        items = cond.expand(len(x)).items
+        groups = group_rows(items, sigma)
+        if len(groups) == 1:
+            return self._call(x, sigma, items)
+        out = torch.empty_like(x)
+        parts = []
+        for rows in groups:
+            index = torch.tensor(rows, device=x.device)
+            parts.append((index, self._call(x[index], sigma[index], [items[i] for i in rows])))
+        for index, part in parts:
+            out = out.index_copy(0, index, part)
+        return out
+
+    def _call(self, x: Tensor, sigma: Tensor, items: Sequence[tuple[Source, int]]) -> Tensor:
+        import comfy.samplers
+
+        entries = merge_rows(items)
+        self._labels = labels(items) if len(entries) == 1 else []
+        return comfy.samplers.calc_cond_batch(self.model, [entries], x, sigma, self.options)[0]
+
+    def _network_call(self, execute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Wrap one network call of the host: check for interrupt, count, and say which rows are cond and which uncond."""
+        import comfy.model_management
+
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.counter.add(len(x))
+        for options in (*args, *kwargs.values()):
+            if self._labels and isinstance(options, dict) and "cond_or_uncond" in options:
+                options["cond_or_uncond"] = [kind for kind, _ in self._labels]
+                options["uuids"] = [uuid for _, uuid in self._labels]
+        return execute(x, *args, **kwargs)
+
+
+def group_rows(items: Sequence[tuple[Source, int]], sigma: Tensor) -> list[list[int]]:
+    """Return lists of row numbers that may share a network call, in order of first appearance."""
+    levels = sigma.tolist() if any(source.level_sensitive for source, _ in items) else [0.0] * len(items)
+    groups: dict[Any, list[int]] = {}
+    for row, (source, _) in enumerate(items):
+        if source.simple:
+            key: tuple[Any, ...] = ("simple", *signature(source.entries[0]))
+        else:
+            key = ("placed", id(source), levels[row] if source.level_sensitive else 0.0)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def signature(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what must be equal for entries to share a network call: ControlNet, parts and their shapes but for rows."""
+    parts = []
+    for name, cond in sorted(entry["model_conds"].items()):
+        value = cond.cond
+        if not isinstance(value, Tensor):
+            parts.append((name, repr(value) if isinstance(value, (int, float, str, bool)) else id(value)))
+        elif type(cond).__name__ == "CONDCrossAttn":  # prompts of unequal length are padded by repetition
+            parts.append((name, value.shape[2:]))
+        else:
+            parts.append((name, value.shape[1:]))
+    return (id(entry.get("control")), *parts)
+
+
+def merge_rows(items: Sequence[tuple[Source, int]]) -> list[dict[str, Any]]:
+    """Return host conditioning entries whose tensors hold one row per item."""
+    first = items[0][0]
+    if all(source is first for source, _ in items):
+        rows = [index for _, index in items]
+        return [take_rows(entry, rows) for entry in first.entries]
+    merged = dict(first.entries[0])
+    parts = [take_rows(source.entries[0], [index])["model_conds"] for source, index in items]
+    merged["model_conds"] = {
+        name: cond._copy_with(cond.concat([part[name] for part in parts[1:]])) for name, cond in parts[0].items()
+    }
+    return [merged]
+
+
+def take_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Return a copy of a conditioning entry with the given batch rows of every tensor; short batches repeat in order."""
+    taken = dict(entry)
+    taken["model_conds"] = {name: _take(cond, rows) for name, cond in entry["model_conds"].items()}
+    mask, control = entry.get("mask"), entry.get("control")
+    if mask is not None and len(mask) > 1:
+        taken["mask"] = mask[[i % len(mask) for i in rows]]
+    _check_hint(control, rows)
+    return taken
+
+
+def _take(cond: Any, rows: Sequence[int]) -> Any:
+    if isinstance(cond.cond, Tensor):
+        return cond._copy_with(cond.cond[[i % len(cond.cond) for i in rows]])
+    if isinstance(cond.cond, (list, tuple)) and all(isinstance(c, Tensor) for c in cond.cond):
+        return cond._copy_with([c[[i % len(c) for i in rows]] for c in cond.cond])
+    return cond
+
+
+def _check_hint(control: Any, rows: Sequence[int]) -> None:
+    """Refuse what the host cannot express: a batch of ControlNet pictures for rows in another order."""
+    while control is not None:
+        hint = getattr(control, "cond_hint_original", None)
+        if (
+            isinstance(hint, Tensor)
+            and len(hint) > 1
+            and any(i % len(hint) != n % len(hint) for n, i in enumerate(rows))
+        ):
+            raise ValueError(
+                f"Expected a ControlNet picture that holds for all rows, but got {len(hint)} pictures. "
+                "Give ControlNet one image here."
+            )
+        control = getattr(control, "previous_controlnet", None)
+
+
+def labels(items: Sequence[tuple[Source, int]]) -> list[tuple[int, Any]]:
+    """Return (cond or uncond, uuid) of each chunk of a merged call: as few equal chunks as tell the rows apart."""
+    sources = [source for source, _ in items]
+    n = len(sources)
+    for size in (s for s in range(n, 0, -1) if n % s == 0):
+        chunks = [sources[i : i + size] for i in range(0, n, size)]
+        if all(source is chunk[0] for chunk in chunks for source in chunk):
+            return [(chunk[0].kind, chunk[0].entries[0].get("uuid")) for chunk in chunks]
+    raise AssertionError("chunks of one row always hold one source")

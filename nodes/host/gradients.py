@@ -1,0 +1,66 @@
+"""Gradients through the host's MODEL, although the host runs every node in inference mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def grad_ready(model: Any) -> Iterator[None]:
+    """Leave inference mode with gradients on, and make a loaded MODEL's weights usable in a backward pass.
+
+    Weights that a stock loader made in inference mode cannot be saved for backward: each such parameter and buffer is
+    wrapped anew once (a transient copy of one tensor), and stays, because normal tensors are valid in inference mode too.
+    Enter it inside `run_on_model`'s `work` (the model must be loaded). Inside: `.clone()` every tensor that came from
+    outside (x, sigma, masks), take gradients with `torch.autograd.grad` on inputs only, and leave before returning.
+
+    Args:
+        model: MODEL (`ModelPatcher`).
+
+    Raises:
+        ValueError: quantised weights (fp8, GGUF, nf4): they have no gradient; or weights only partly on the device.
+    """
+    network = model.model.diffusion_model
+    _check_weights(network)
+    with torch.inference_mode(False), torch.enable_grad():
+        for module in model.model.modules():
+            renew_tensors(module)
+        yield
+
+
+def renew_tensors(module: nn.Module) -> int:
+    """Replace the inference tensors among one module's own parameters and buffers; return how many there were."""
+    renewed = 0
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.is_inference():
+            module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
+            renewed += 1
+        elif parameter is not None:
+            parameter.requires_grad_(False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.is_inference():
+            module._buffers[name] = buffer.clone()
+            renewed += 1
+    return renewed
+
+
+def _check_weights(network: nn.Module) -> None:
+    devices = set()
+    for name, parameter in network.named_parameters():
+        devices.add(parameter.device.type)
+        quantised = not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2
+        if quantised or type(parameter) is not nn.Parameter:
+            raise ValueError(
+                f"Expected `model` with float32, float16 or bfloat16 weights, but got {parameter.dtype} in {name}. "
+                "Editing needs gradients, which quantised weights do not have: load the model with weight_dtype default."
+            )
+    if len(devices) > 1:
+        raise ValueError(
+            f"Expected `model` wholly on one device, but got weights on {', '.join(sorted(devices))}. "
+            "Free memory (close other models, smaller picture), or start the host with --highvram."
+        )

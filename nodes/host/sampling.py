@@ -1,0 +1,99 @@
+"""Our functions as the host's SAMPLER and GUIDER objects, for SamplerCustomAdvanced and every node that takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.guidance import Denoise
+from .session import Session, bound_denoise, session_of
+from .warnings import warn
+
+
+def make_sampler(function: Callable[[Session], Tensor], name: str, replaces: bool = False) -> Any:
+    """Return a SAMPLER (`comfy.samplers.KSAMPLER`) that runs `function(session)` -> latents in model space.
+
+    The session has the user's guider bound as `session.denoise` (with its cfg), and the raw `session.denoiser` and
+    `session.conds` for calls at another cfg. `session.latents` is the clean latent, `session.noise` the unit noise,
+    `session.sigmas` the levels, `session.seed` the seed of the NOISE node. "denoised_output" equals "output".
+
+    Args:
+        function: the technique.
+        name: the node's display name, for warnings.
+        replaces: True when the technique puts its own known pixels back; then a `noise_mask` on the latent is ignored
+            with a warning, because two replacements would fight.
+    """
+    import comfy.samplers
+
+    def sample(  # type: ignore[no-untyped-def]
+        model, x, sigmas, extra_args=None, callback=None, disable=None, **options
+    ):
+        extra = dict(extra_args or {})
+        if replaces and extra.get("denoise_mask") is not None:
+            warn(
+                name,
+                "the latent's noise mask is ignored: this sampler keeps the subject by itself. Remove the mask node.",
+            )
+            extra["denoise_mask"] = None
+        session = session_of(
+            model.inner_model, bound_denoise(model, extra), extra, _clean(model, x), model.noise, sigmas
+        )
+        latents = function(session)
+        if callback is not None:
+            last = len(sigmas) - 2
+            callback({"i": last, "denoised": latents, "x": latents, "sigma": sigmas[-1], "sigma_hat": sigmas[-1]})
+        return latents
+
+    return comfy.samplers.KSAMPLER(sample)
+
+
+def _clean(model: Any, x: Tensor) -> Tensor:
+    return torch.zeros_like(x) if model.latent_image is None else model.latent_image
+
+
+def make_guider(
+    model: Any,
+    start: Callable[[Session], Denoise],
+    cfg_scale: float = 1.0,
+    **conds: list[Any],
+) -> Any:
+    """Return a GUIDER whose prediction is ours: `start(session)` -> (x, sigma (B,)) -> denoised.
+
+    `start` is called once at the beginning of each sampling, so state (a stored residual, the first noise) lives in its
+    closure and never leaks into the next run. `session.denoiser`, `session.conds`, `session.noise`, `session.latents`,
+    `session.sigmas` and `session.combine` (cfg with the user's cfg patches) are ready; do not call `session.denoise`, it
+    would call this guider again.
+
+    Args:
+        model: MODEL.
+        start: makes the prediction of one run.
+        cfg_scale: shown as `session.cfg_scale`.
+        **conds: CONDITIONING by name; at least `positive`.
+    """
+    import comfy.samplers
+
+    class Guider(comfy.samplers.CFGGuider):
+        prediction: Denoise | None = None
+
+        def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):  # type: ignore[no-untyped-def]
+            self.prediction, self.inputs = None, (latent_image, noise, sigmas)
+            try:
+                return super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
+            finally:
+                self.prediction, self.inputs = None, None
+
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # type: ignore[no-untyped-def] # noqa: B006
+            if self.prediction is None:
+                samples, noise, sigmas = self.inputs
+                extra = {"model_options": model_options, "seed": seed}
+                latents = samples if not torch.count_nonzero(samples) else self.inner_model.process_latent_in(samples)
+                self.prediction = start(session_of(self, bound_denoise(self, extra), extra, latents, noise, sigmas))
+            return self.prediction(x, timestep)
+
+    guider = Guider(model)
+    guider.inner_set_conds(conds)
+    guider.set_cfg(cfg_scale)
+    return guider

@@ -1,0 +1,177 @@
+"""A prepared sampling in the host: run our functions on a MODEL with everything the host does around its own sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...core.guidance import Denoise
+from ...core.progress import Callback
+from .denoiser import HostConditioning, HostDenoiser, Source
+from .progress import host_callback
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Session:
+    """What one of our functions gets while the host has the model loaded and the conditioning prepared.
+
+    Attributes:
+        denoiser: core `Denoiser` over the MODEL, with its patches. Raw: no cfg.
+        conds: `HostConditioning` by name ("positive", "negative", and any others that were given).
+        denoise: (x, sigma) -> denoised of the whole guider, with the user's cfg and cfg patches (see `make_sampler`).
+        latents: the LATENT in model space on the device (B, C, H, W), not yet noised.
+        noise: the NOISE the user wired (same shape), or zeros in `run_on_model`.
+        sigmas: the SIGMAS the user wired (S+1,), or the model's [sigma_max, 0] in `run_on_model`.
+        seed: the seed of NOISE, for `SeededNoise(session.seed)`.
+        cfg_scale: the guider's cfg.
+        noise_mask: the LATENT's noise mask (B, C, H, W), 1 = repaint, or None.
+        callback: `callback(total)` -> core `Callback` that drives progress bar, preview and interrupt.
+    """
+
+    denoiser: HostDenoiser
+    conds: dict[str, HostConditioning]
+    denoise: Denoise
+    latents: Tensor
+    noise: Tensor
+    sigmas: Tensor
+    seed: int
+    cfg_scale: float
+    noise_mask: Tensor | None
+    callback: Callable[[int], Callback]
+    guider: Any
+
+    def process_in(self, samples: Tensor) -> Tensor:
+        """Return LATENT samples (unscaled, any device) in model space on the model's device."""
+        return self.guider.inner_model.process_latent_in(samples.to(self.latents.device, torch.float32))
+
+    def process_out(self, latents: Tensor) -> Tensor:
+        """Return model-space latents as LATENT samples on the host's intermediate device (CPU)."""
+        import comfy.model_management
+
+        samples = self.guider.inner_model.process_latent_out(latents.to(torch.float32))
+        return samples.to(comfy.model_management.intermediate_device())
+
+    def condition(self, name: str, conditioning: list[Any]) -> HostConditioning:
+        """Prepare one more CONDITIONING while sampling runs (a live prompt); ControlNet, GLIGEN and hooks are refused."""
+        import comfy.sampler_helpers
+        import comfy.samplers
+
+        for part in ("control", "gligen", "hooks", "additional_models"):
+            if any(part in entry[1] for entry in conditioning):
+                raise ValueError(
+                    f"Expected a plain prompt during sampling, but got one with {part}. Give it at the start."
+                )
+        conds = {name: comfy.sampler_helpers.convert_cond(conditioning)}
+        conds = comfy.samplers.process_conds(
+            self.guider.inner_model, self.noise, conds, self.latents.device, self.latents, self.noise_mask, self.seed
+        )
+        return HostConditioning.of(Source(name, tuple(conds[name])))
+
+    def combine(self, cond: Tensor, uncond: Tensor, cfg_scale: float, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the guided estimate as the host makes it: cfg in x0 form, then the user's cfg patches (RescaleCFG ...)."""
+        import comfy.samplers
+
+        lists = {name: list(c.items[0][0].entries) for name, c in self.conds.items()}
+        return comfy.samplers.cfg_function(
+            self.guider.inner_model, cond, uncond, cfg_scale, x, sigma, self.denoiser.options,
+            cond=lists.get("positive"), uncond=lists.get("negative"),
+        )  # fmt: skip
+
+
+def session_of(
+    guider: Any, denoise: Denoise, extra_args: dict[str, Any], latents: Tensor, noise: Tensor, sigmas: Tensor
+) -> Session:
+    """Return the session of a sampling that the host has prepared (`guider.inner_model` and `guider.conds` are set)."""
+    model = guider.model_patcher
+    conds = {
+        name: HostConditioning.of(Source(name, tuple(entries))) for name, entries in guider.conds.items() if entries
+    }
+    return Session(
+        denoiser=HostDenoiser(guider.inner_model, extra_args.get("model_options", {})),
+        conds=conds,
+        denoise=denoise,
+        latents=latents,
+        noise=noise,
+        sigmas=sigmas,
+        seed=int(extra_args.get("seed") or 0),
+        cfg_scale=float(getattr(guider, "cfg", 1.0)),
+        noise_mask=extra_args.get("denoise_mask"),
+        callback=lambda total: host_callback(model, total),
+        guider=guider,
+    )
+
+
+def bound_denoise(model: Any, extra_args: dict[str, Any]) -> Denoise:
+    """Return (x, sigma) -> denoised over a k-diffusion style model callable; a single level is given to every row."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return model(x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)), **extra_args)
+
+    return denoise
+
+
+def run_on_model(
+    model: Any,
+    latent: dict[str, Any],
+    work: Callable[[Session], Result],
+    *,
+    rows: int | None = None,
+    seed: int = 0,
+    cfg_scale: float = 1.0,
+    **conds: list[Any],
+) -> Result:
+    """Run `work(session)` on a MODEL and return what it returns; for nodes that sample by themselves.
+
+    The host's own guider prepares and cleans up: memory for the model and for ControlNets, hooks, areas and masks,
+    conditioning parts of the model family, keyed wrappers. Nothing given is changed.
+
+        result = run_on_model(model, latent, lambda s: invert(s.denoiser, s.latents, s.conds["positive"]), positive=positive)
+        return ({"samples": result},)       # work returns s.process_out(latents)
+
+    Args:
+        model: MODEL (`ModelPatcher`).
+        latent: LATENT dict; its size is the size of the sampling, `session.latents` its content.
+        work: gets the `Session`; any exception passes through after the host has cleaned up.
+        rows: most rows in one network call when more than 2 * batch: the host reserves memory for it.
+        seed: `session.seed`.
+        cfg_scale: guidance of `session.denoise` (needs `positive` and `negative`).
+        **conds: CONDITIONING by name; at least `positive`.
+    """
+    import comfy.sample
+    import comfy.samplers
+
+    results: list[Result] = []
+
+    class Work(comfy.samplers.Sampler):
+        def sample(  # type: ignore[no-untyped-def]
+            self,
+            model_wrap,
+            sigmas,
+            extra_args,
+            callback,
+            noise,
+            latent_image=None,
+            denoise_mask=None,
+            disable_pbar=False,
+        ):
+            extra = {**extra_args, "denoise_mask": denoise_mask}
+            session = session_of(model_wrap, bound_denoise(model_wrap, extra_args), extra, latent_image, noise, sigmas)
+            results.append(work(session))
+            return latent_image
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds(conds)
+    guider.set_cfg(cfg_scale)
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    reserve = max(len(samples), -(-rows // 2) if rows else 0)  # the host itself doubles the batch in its estimate
+    noise = samples.new_zeros((reserve, *samples.shape[1:]))
+    levels = model.get_model_object("model_sampling")
+    sigmas = torch.tensor([float(levels.sigma_max), 0.0])
+    guider.sample(noise, samples, Work(), sigmas, latent.get("noise_mask"), disable_pbar=True, seed=seed)
+    return results[0]
