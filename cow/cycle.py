@@ -1,0 +1,91 @@
+"""The cycle: disturb the canvas to a higher level, then reconstruct it step by step with the subject put back at each level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.denoiser import Conditioning, Denoiser, NoiseSpace
+from ..core.guidance import Denoise, denoise_many, extrapolate
+from ..core.noise import NoiseSource
+from ..core.progress import Reporter
+from .config import CowConfig, Plan
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is kept: the canvas's latents at every level of the plan, and how firmly each cell is held (B, 1, H, W)."""
+
+    latents: list[Tensor]
+    keep: Tensor
+    plan: Plan
+
+    def put_back(self, x: Tensor, step: int) -> Tensor:
+        """Return `x` (B, C, H, W), which is at level `step`, with the subject's latents of that very level in place."""
+        return torch.where(self.keep >= self.plan.threshold(step), self.latents[step], x)
+
+
+@dataclass(frozen=True)
+class Repel:
+    """Guidance that pushes the background away from `suppress` and towards `enhance`, one call of up to 4B rows.
+
+    The published base of the extrapolation is uncond + weight * (suppress - enhance) outside the subject; it is affine in
+    the denoised estimate, so it holds for every kind of model. Whichever of the two is None counts as `uncond`.
+    """
+
+    model: Denoiser
+    cond: Conditioning
+    uncond: Conditioning
+    cfg_scale: float
+    keep: Tensor
+    weight: float = 1.0
+    suppress: Conditioning | None = None
+    enhance: Conditioning | None = None
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        extra = [cond for cond in (self.suppress, self.enhance) if cond is not None]
+        negative, positive, *others = denoise_many(self.model, x, sigma, [self.uncond, self.cond, *extra])
+        suppressed = others.pop(0) if self.suppress is not None else negative
+        enhanced = others.pop(0) if self.enhance is not None else negative
+        base = negative + self.weight * (1 - self.keep) * (suppressed - enhanced)
+        return extrapolate(base, positive, self.cfg_scale)
+
+
+def make_repel(
+    model: Denoiser, cond: Conditioning, uncond: Conditioning | None, config: CowConfig, keep: Tensor,
+    suppress: Conditioning | None, enhance: Conditioning | None,
+) -> Repel:  # fmt: skip
+    """Return the guidance of the cycles with `suppress` and `enhance`; raises ValueError without `uncond`."""
+    if uncond is None:
+        raise ValueError("Expected `uncond` beside `suppress` or `enhance`, but got None. Encode an empty prompt.")
+    return Repel(model, cond, uncond, config.cfg_scale, keep, config.repel, suppress, enhance)
+
+
+def cycle(
+    denoise: Denoise, x: Tensor, subject: Subject, levels: Tensor, space: NoiseSpace, eta: float, noise: NoiseSource,
+    report: Reporter, phase: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return `x` at level `low` after one disturbance and reconstruction, and the last denoised estimate.
+
+    (high - low) network calls. arXiv 2306.08247 section 4.2, with all levels aligned: the disturbance ends at the level
+    that the first step assumes.
+    """
+    plan = subject.plan
+    x = space.renoise(x, levels[plan.low], levels[plan.high], noise(x))
+    x = subject.put_back(x, plan.high)
+    for step in range(plan.high, plan.low, -1):
+        x, denoised = descend(denoise, x, levels, step, space, eta, noise)
+        x = subject.put_back(x, step - 1)
+        report(phase, levels[step - 1], denoised)
+    return x, denoised
+
+
+def descend(
+    denoise: Denoise, x: Tensor, levels: Tensor, step: int, space: NoiseSpace, eta: float, noise: NoiseSource
+) -> tuple[Tensor, Tensor]:
+    """Return `x` one level below `step` and the denoised estimate: a DDIM step with variance `eta`."""
+    denoised = denoise(x, levels[step])
+    fresh = noise(x) if eta and step > 1 else None
+    return space.step(x, denoised, levels[step], levels[step - 1], eta, fresh), denoised

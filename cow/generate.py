@@ -1,0 +1,95 @@
+"""Cyclic One-Way Diffusion from canvas to result: invert, cycle, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_finite, check_shape
+from ..core.denoiser import Conditioning, Denoiser
+from ..core.guidance import CFG, Denoise
+from ..core.masks import as_mask
+from ..core.noise import NoiseSource
+from ..core.progress import Callback, Reporter
+from ..core.schedules import make_sigmas
+from .config import CowConfig, Plan, as_levels, make_plan
+from .cycle import Subject, cycle, descend, make_repel
+from .invert import invert
+
+
+@dataclass(frozen=True)
+class CowResult:
+    """The finished `latents` (B, C, H, W), and the clean estimate at the end of each cycle (none when all is kept)."""
+
+    latents: Tensor
+    cycles: list[Tensor] = field(default_factory=list)
+
+
+@torch.no_grad()
+def generate(
+    model: Denoiser, canvas_latents: Tensor, keep_mask: Tensor, cond: Conditioning, uncond: Conditioning | None,
+    config: CowConfig, noise: NoiseSource, callback: Callback | None = None, *, sigmas: Tensor | None = None,
+    suppress: Conditioning | None = None, enhance: Conditioning | None = None, denoise: Denoise | None = None,
+) -> CowResult:  # fmt: skip
+    """Keep the subject of a canvas and grow a scene around it (Cyclic One-Way Diffusion, arXiv 2306.08247).
+
+    Args:
+        canvas_latents: clean latents (B, C, H, W) of the subject on its background.
+        keep_mask: (B or 1, H', W') in [0, 1] of any size, 1 = keep; soft values hold a cell for that share of the levels.
+        cond, uncond: prompt and negative prompt, 1 or B rows; `uncond` None samples without guidance.
+        noise: every random number of the run.
+        sigmas: descending levels (S+1,) ending in 0, in place of `config.steps` and `config.schedule`.
+        suppress, enhance: the background is pushed away from the one and towards the other.
+        denoise: a guided estimate of your own in place of classifier-free guidance at `config.cfg_scale`.
+
+    Raises ValueError for latents or a mask that are not finite, an empty mask, a batch that does not match, and sigmas
+    that do not descend or leave no step between `low` and `high`.
+    """
+    check_shape("canvas_latents", canvas_latents, (None, None, None, None), "Encode the canvas with the model's VAE.")
+    check_finite("canvas_latents", canvas_latents)
+    if sigmas is None:
+        sigmas = make_sigmas(config.schedule, model.levels, config.steps)
+    plan = make_plan(config, model.levels, sigmas.detach().cpu())
+    keep = latent_mask(keep_mask, canvas_latents, plan)
+    levels, space = as_levels(plan.levels, canvas_latents), model.space
+    whole = bool((keep >= plan.threshold(plan.stop)).all())
+    # All kept: whatever is sampled above the last replacement would be overwritten there, so start at that level.
+    top, start = (plan.stop, plan.stop) if whole else (plan.high, plan.low)
+    report = Reporter(2 * plan.stop if whole else plan.total, callback)
+
+    inversion = CFG(model, cond, uncond, config.inversion_cfg)
+    subject = Subject(invert(inversion, canvas_latents, levels[: top + 1], space, report), keep, plan)
+
+    free = denoise or CFG(model, cond, uncond, config.cfg_scale)
+    repelled = config.repel > 0 and (suppress is not None or enhance is not None)
+    guided = make_repel(model, cond, uncond, config, keep, suppress, enhance) if repelled else free
+    x, estimates = subject.latents[start], []
+    for index in [] if whole else range(config.cycles):
+        fresh = noise.fork(f"cow cycle {index}")
+        x, denoised = cycle(guided, x, subject, levels, space, config.eta, fresh, report, f"cycle {index + 1}")
+        estimates.append(denoised)
+
+    for step in range(start, 0, -1):
+        x, denoised = descend(free, x, levels, step, space, config.final_eta, noise.fork(f"cow final {step}"))
+        x = subject.put_back(x, step - 1) if step > plan.stop else x
+        report("sample", levels[step - 1], denoised)
+    return CowResult(x, estimates)
+
+
+def latent_mask(keep_mask: Tensor, latents: Tensor, plan: Plan) -> Tensor:
+    """Return the keep mask on the grid of `latents` (B, C, H, W) as (B, 1, H, W); raises ValueError if one is empty."""
+    keep = as_mask(keep_mask, len(latents), *latents.shape[-2:], name="keep_mask").to(latents)[:, None]
+    empty = _rows((keep < plan.threshold(plan.high)).flatten(1).all(1))
+    if empty:
+        raise ValueError(
+            f"Expected `keep_mask` with at least one kept cell, but got an empty mask in row {', '.join(empty)}. "
+            "Paint the subject (1 = keep)."
+        )
+    return keep
+
+
+def _rows(flags: Tensor) -> Iterable[str]:
+    return [str(int(i)) for i in torch.nonzero(flags).flatten()]
