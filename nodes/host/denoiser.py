@@ -256,7 +256,7 @@ def group_rows(items: Sequence[tuple[Source, int]], sigma: Tensor) -> list[list[
 
 def signature(entry: dict[str, Any]) -> tuple[Any, ...]:
     """Return what must be equal for entries to share a network call: ControlNet, parts and their shapes but for rows."""
-    parts = []
+    parts: list[tuple[str, Any]] = []
     for name, cond in sorted(entry["model_conds"].items()):
         value = cond.cond
         if not isinstance(value, Tensor):

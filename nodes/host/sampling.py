@@ -77,13 +77,14 @@ def make_guider(
 
     class Guider(comfy.samplers.CFGGuider):
         prediction: Denoise | None = None
+        inputs: tuple[Any, ...] = ()
 
         def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):  # type: ignore[no-untyped-def]
             self.prediction, self.inputs = None, (latent_image, noise, sigmas)
             try:
                 return super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
             finally:
-                self.prediction, self.inputs = None, None
+                self.prediction, self.inputs = None, ()
 
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # type: ignore[no-untyped-def] # noqa: B006
             if self.prediction is None:

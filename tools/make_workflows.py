@@ -1,0 +1,309 @@
+"""Write example_workflows/NAME.json (UI format, laid out) and NAME.jpg from short Python descriptions.
+
+Usage, with a real host (COMFYUI_PATH, COMFYUI_PYTHON; default ~/ComfyUI and its .venv):
+
+    python tools/make_workflows.py                   # every description in tools/workflows/
+    python tools/make_workflows.py host cow          # those of tools/workflows/host.py and cow.py
+    python tools/make_workflows.py cow --run         # also run each one and save its last picture as the thumbnail
+
+A description is a function in tools/workflows/<technique>.py that takes a `Graph`; the file's `WORKFLOWS` maps the names of
+the example files to them:
+
+    def text_to_image(g):
+        model = g.add("SlipstreamLoadModel", model="pocket")
+        prompt = g.add("CLIPTextEncode", clip=model, text="a large red circle on a blue background", title="Prompt")
+        blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
+        latent = g.add("EmptyLatentImage", width=128, height=128)
+        samples = g.add("KSampler", model=model, positive=prompt, negative=blank, latent_image=latent, seed=7, cfg=3.0)
+        image = g.add("VAEDecode", samples=samples, vae=model)
+        g.add("SaveImage", images=image, filename_prefix="slipstream")
+        g.note("Made by the bundled model. Press **Run**.")
+
+    WORKFLOWS = {"text_to_image": text_to_image}
+
+- A socket takes a node (its first output of the socket's type is used) or `node["NAME"]` / `node[1]` (output by name or index).
+- A widget that is not given gets the node's default; unknown names and missing sockets raise ValueError.
+- `column=N` moves a node to another column (default: as far right as its consumers allow, loaders far left);
+  `title=`, `color="#232"` and `mode=4` (bypassed) go to the node as they are.
+- `g.upload("assets/photo.jpg")` returns the name for LoadImage and puts the file there before a `--run`.
+- `g.note(text, column=0)` adds a Markdown note, `g.group("Title", a, b, c)` a frame around nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COLUMN, GAP, WIDTH = 90, 50, 300
+EXTRA_HEIGHT = {"SaveImage": 280, "PreviewImage": 280, "LoadImage": 300, "LoadImageMask": 300}
+
+
+def load_module(path: pathlib.Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+host_graph = load_module(ROOT / "tests" / "host" / "graph.py")
+
+
+@dataclass(eq=False)
+class Output:
+    """One output socket of a node."""
+
+    node: Node
+    slot: int
+    type: str
+
+
+@dataclass(eq=False)
+class Node:
+    """One node of a `Graph`; `node[i]` and `node["NAME"]` are its outputs."""
+
+    id: int
+    type: str
+    info: dict[str, Any]
+    widgets: dict[str, Any]
+    sockets: dict[str, Output]
+    look: dict[str, Any] = field(default_factory=dict)
+    column: int | None = None
+
+    def outputs(self) -> list[Output]:
+        return [Output(self, i, str(kind)) for i, kind in enumerate(self.info["output"])]
+
+    def __getitem__(self, key: int | str) -> Output:
+        names = self.info["output_name"]
+        if isinstance(key, str) and key not in names:
+            raise ValueError(f"Expected an output of {self.type} among {names}, but got {key!r}.")
+        return self.outputs()[names.index(key) if isinstance(key, str) else key]
+
+    def of_type(self, kind: str) -> Output:
+        for output in self.outputs():
+            if output.type == kind or "*" in (kind, output.type) or output.type in kind.split(","):
+                return output
+        raise ValueError(f"Expected an output of type {kind} from {self.type}, but got {self.info['output']}.")
+
+    @property
+    def size(self) -> list[int]:
+        rows = max(len(self.sockets), len(self.info["output"]))
+        height = 34 + 21 * rows + EXTRA_HEIGHT.get(self.type, 0)
+        inputs = host_graph.all_inputs(self.info)
+        for name in host_graph.widget_names(self.info):
+            options = (inputs[name] + [{}])[1] if name else {}
+            height += 90 if options.get("multiline") else 25
+        return [WIDTH, self.look.get("height", height)]
+
+
+class Graph:
+    """A workflow that is being described."""
+
+    def __init__(self, object_info: dict[str, Any]) -> None:
+        self.object_info = object_info
+        self.nodes: list[Node] = []
+        self.notes: list[tuple[str, int, int]] = []
+        self.groups: list[tuple[str, tuple[Node, ...]]] = []
+        self.uploads: list[pathlib.Path] = []
+
+    def add(self, type: str, *, column: int | None = None, title: str = "", **values: Any) -> Node:
+        """Add a node; sockets take nodes or outputs, widgets take values."""
+        if type not in self.object_info:
+            raise ValueError(f"Expected a node type that the host knows, but got {type!r}.")
+        info = self.object_info[type]
+        look = {k: values.pop(k) for k in ("color", "bgcolor", "mode", "height") if k in values}
+        inputs = host_graph.all_inputs(info)
+        unknown = set(values) - set(inputs)
+        if unknown:
+            raise ValueError(f"Expected inputs of {type} among {sorted(inputs)}, but got {sorted(unknown)}.")
+        widgets, sockets = {}, {}
+        for name, spec in inputs.items():
+            given = values.get(name)
+            if isinstance(given, (Node, Output)):
+                kind = "COMBO" if isinstance(spec[0], list) else str(spec[0])
+                sockets[name] = given.of_type(kind) if isinstance(given, Node) else given
+            if host_graph.is_widget(spec):
+                widgets[name] = default_of(spec) if given is None or name in sockets else given
+            elif name not in sockets and name in info["input"].get("required", {}):
+                raise ValueError(f"Expected a value for the socket `{name}` of {type}, but got none.")
+        node = Node(len(self.nodes) + 1, type, info, widgets, sockets, {**look, "title": title or None}, column)
+        self.nodes.append(node)
+        return node
+
+    def note(self, text: str, column: int = 0, height: int = 160) -> None:
+        self.notes.append((text, column, height))
+
+    def group(self, title: str, *nodes: Node) -> None:
+        self.groups.append((title, nodes))
+
+    def upload(self, path: str) -> str:
+        self.uploads.append(ROOT / path)
+        return pathlib.Path(path).name
+
+    def columns(self) -> dict[Node, int]:
+        """Return each node's column: consumers right of producers, nodes without inputs next to their first consumer."""
+        depth: dict[Node, int] = {}
+        for node in self.nodes:
+            depth[node] = max((depth[s.node] + 1 for s in node.sockets.values()), default=0)
+        for node in reversed(self.nodes):
+            users = [n for n in self.nodes if any(s.node is node for s in n.sockets.values())]
+            if users and not node.info["name"].endswith(("LoadModel", "CheckpointLoaderSimple")):
+                depth[node] = max(depth[node], min(depth[u] for u in users) - 1)
+            depth[node] = depth[node] if node.column is None else node.column
+        return depth
+
+    def build(self) -> dict[str, Any]:
+        """Return the UI-format workflow."""
+        columns, links, outgoing = self.columns(), [], {}
+        for node in self.nodes:
+            for name, source in node.sockets.items():
+                links.append([len(links) + 1, source.node.id, source.slot, node.id, name, source.type])
+                outgoing.setdefault((source.node.id, source.slot), []).append(len(links))
+        bottom: dict[int, int] = {}
+        boxes: dict[Node, list[int]] = {}
+        for node in self.nodes:
+            column = columns[node]
+            boxes[node] = [60 + column * (WIDTH + COLUMN), bottom.get(column, 80), *node.size]
+            bottom[column] = boxes[node][1] + node.size[1] + GAP
+        drawn = [self._node(node, boxes[node], links, outgoing, order) for order, node in enumerate(self.nodes)]
+        for text, column, height in self.notes:
+            box = [60 + column * (WIDTH + COLUMN), bottom.get(column, 80), WIDTH, height]
+            bottom[column] = box[1] + height + GAP
+            drawn.append(note_node(len(drawn) + 1, text, box))
+        slots = {(n["id"], s["name"]): i for n in drawn for i, s in enumerate(n["inputs"])}
+        for link in links:
+            link[4] = slots[(link[3], link[4])]
+        return {
+            "last_node_id": len(drawn), "last_link_id": len(links), "nodes": drawn, "links": links,
+            "groups": [group_frame(title, [boxes[n] for n in nodes], i) for i, (title, nodes) in enumerate(self.groups)],
+            "config": {}, "extra": {}, "version": 0.4,
+        }  # fmt: skip
+
+    def _node(
+        self, node: Node, box: list[int], links: list[list[Any]], outgoing: dict[Any, Any], order: int
+    ) -> dict[str, Any]:
+        names, incoming = host_graph.widget_names(node.info), {k[4]: k[0] for k in links if k[3] == node.id}
+        specs = host_graph.all_inputs(node.info)
+        values: list[Any] = []
+        for i, name in enumerate(names):
+            if name is not None:
+                values.append(node.widgets[name])
+            else:  # the frontend's own: an upload button after a picture, else "control after generate" after a seed
+                values.append("image" if "image_upload" in specs[names[i - 1]][-1] else "fixed")
+        inputs = []
+        for name, spec in specs.items():
+            kind = "COMBO" if isinstance(spec[0], list) else spec[0]
+            entry = {"name": name, "type": kind, "link": incoming.get(name)}
+            if host_graph.is_widget(spec):
+                entry["widget"] = {"name": name}
+            elif name not in node.info["input"].get("required", {}):
+                entry["shape"] = 7
+            inputs.append(entry)
+        # Sockets first: the frontend draws them above the widgets and numbers link slots by this list.
+        inputs.sort(key=lambda entry: "widget" in entry)
+        outputs = [
+            {"name": name, "type": kind, "links": outgoing.get((node.id, i)) or None, "slot_index": i}
+            for i, (name, kind) in enumerate(zip(node.info["output_name"], node.info["output"]))
+        ]
+        look = {k: v for k, v in node.look.items() if v is not None and k != "height"}
+        return {
+            "id": node.id, "type": node.type, "pos": box[:2], "size": box[2:], "flags": {}, "order": order,
+            "mode": 0, "inputs": inputs, "outputs": outputs, "properties": {"Node name for S&R": node.type},
+            "widgets_values": values, **look,
+        }  # fmt: skip
+
+
+def default_of(spec: list[Any]) -> Any:
+    options = spec[1] if len(spec) > 1 else {}
+    choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
+    empty = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
+    return options.get("default", choices[0] if choices else empty.get(str(spec[0]), ""))
+
+
+def note_node(id: int, text: str, box: list[int]) -> dict[str, Any]:
+    return {
+        "id": id, "type": "MarkdownNote", "pos": box[:2], "size": box[2:], "flags": {}, "order": id, "mode": 0,
+        "inputs": [], "outputs": [], "properties": {}, "widgets_values": [text], "color": "#432", "bgcolor": "#653",
+    }  # fmt: skip
+
+
+def group_frame(title: str, boxes: list[list[int]], id: int) -> dict[str, Any]:
+    left, top = min(b[0] for b in boxes) - 20, min(b[1] for b in boxes) - 80
+    right, bottom = max(b[0] + b[2] for b in boxes) + 20, max(b[1] + b[3] for b in boxes) + 20
+    return {
+        "id": id + 1, "title": title, "bounding": [left, top, right - left, bottom - top],
+        "color": "#3f789e", "font_size": 24, "flags": {},
+    }  # fmt: skip
+
+
+def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
+    """Save the last picture of a run as a JPEG of at least `size` / 2 pixels, so that tiny pictures stay visible."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(files[-1].read())).convert("RGB")
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    factor = max(1, size // 2 // max(image.size))
+    if factor > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    image.save(path, quality=88)
+
+
+def collect(names: list[str]) -> dict[str, Callable[[Graph], None]]:
+    """Return the descriptions of the named techniques, or of all."""
+    paths = sorted((ROOT / "tools" / "workflows").glob("*.py"))
+    unknown = set(names) - {p.stem for p in paths}
+    if unknown:
+        raise SystemExit(f"no description tools/workflows/{sorted(unknown)[0]}.py")
+    found: dict[str, Callable[[Graph], None]] = {}
+    for path in paths:
+        if not names or path.stem in names:
+            found.update(load_module(path).WORKFLOWS)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("techniques", nargs="*", help="files of tools/workflows/ without .py (default: all)")
+    parser.add_argument("--run", action="store_true", help="run each workflow and save its last picture as thumbnail")
+    args = parser.parse_args(argv)
+    home = pathlib.Path("~/ComfyUI").expanduser()
+    os.environ.setdefault("COMFYUI_PATH", str(home))
+    os.environ.setdefault("COMFYUI_PYTHON", str(pathlib.Path(os.environ["COMFYUI_PATH"]) / ".venv" / "bin" / "python"))
+    comfy_host = load_module(ROOT / "tests" / "host" / "comfy_host.py")
+    failed = 0
+    with comfy_host.ComfyHost([("slipstream", ROOT)]) as host:
+        info = host.object_info()
+        for name, describe in collect(args.techniques).items():
+            graph = Graph(info)
+            describe(graph)
+            workflow = graph.build()
+            path = ROOT / "example_workflows" / f"{name}.json"
+            path.write_text(json.dumps(workflow, indent=1) + "\n")
+            print(f"{path.relative_to(ROOT)}: {len(graph.nodes)} nodes")
+            for upload in graph.uploads:
+                host.upload_image(upload)
+            if args.run:
+                result = host.run(host_graph.to_api(workflow, info))
+                print(f"  {result.status} in {result.seconds:.1f} s, {len(result.files)} files")
+                if not result.ok:
+                    failed += 1
+                    print(result.explain())
+                elif result.files:
+                    thumbnail(result.files, path.with_suffix(".jpg"))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

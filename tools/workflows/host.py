@@ -1,0 +1,25 @@
+"""The bundled model on the host's own nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def text_to_image(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    prompt = g.add("CLIPTextEncode", clip=model, text="a large red circle on a blue background", title="Prompt")
+    blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
+    latent = g.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+    samples = g.add(
+        "KSampler", model=model, positive=prompt, negative=blank, latent_image=latent,
+        seed=7, steps=20, cfg=3.0, sampler_name="euler", scheduler="normal",
+    )  # fmt: skip
+    image = g.add("VAEDecode", samples=samples, vae=model)
+    g.add("SaveImage", images=image, filename_prefix="slipstream/text_to_image")
+    g.note(
+        "The bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows 128 x 128 "
+        "pictures of coloured shapes, for example *two small yellow squares on a green background*."
+    )
+
+
+WORKFLOWS = {"text_to_image": text_to_image}
