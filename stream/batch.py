@@ -1,0 +1,290 @@
+"""Stream Batch: every pass denoises all frames in flight, each at its own step, in one network call.
+
+StreamDiffusion, arXiv 2312.12491 section 3.1. The result of each frame is exactly what denoising it alone would give; only
+the order of the work differs. M frames take M + N - 1 passes of at most N rows: nothing runs on empty buffers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_finite
+from ..core.denoiser import Denoiser
+from ..core.noise import NoiseSource, SeededNoise
+from .config import StreamConfig, stage_sigmas
+from .guidance import GUIDES
+from .plan import MIN_SIGNAL, Group, Plan, Track, make_plan
+from .stability import Motion
+
+PLANS_KEPT = 64
+
+
+@dataclass(frozen=True)
+class StreamFrame:
+    """One finished frame: `latents` (1, C, H, W), its `id` in order of arrival, and the caller's `meta`.
+
+    `age` is the number of passes that ran after the one the frame entered with, until it left: N - 1 in a steady stream.
+    `latency` is the time from `arrived` (time.perf_counter) in seconds; a GPU may still be at work on the frame then.
+    """
+
+    id: int
+    latents: Tensor
+    meta: Any
+    age: int
+    arrived: float
+    latency: float
+
+
+class StreamBatch:
+    """Frames in, the same frames denoised out, in order, N - 1 passes later (N = `config.stages`).
+
+    Args:
+        model: the `Denoiser`; several streams may share one.
+        cond: one row of conditioning, the prompt.
+        uncond: the negative prompt, needed by "full" and "onetime" guidance.
+        config: see `StreamConfig`.
+        noise: where noise comes from; default `SeededNoise(config.seed)`, whose first draw is one noise for each step.
+
+    Safe to `update` from another thread: changes take effect between passes.
+    """
+
+    def __init__(
+        self, model: Denoiser, cond: Any, uncond: Any = None, config: StreamConfig | None = None,
+        noise: NoiseSource | None = None,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.config = config or StreamConfig()
+        self.cond, self.uncond = _one_row("cond", cond), None if uncond is None else _one_row("uncond", uncond)
+        self._check(self.config, self.uncond)
+        self.noise = noise or SeededNoise(self.config.seed)
+        self.passes = 0
+        self._lock = threading.RLock()
+        self._arrived = 0
+        self._waiting: list[tuple[Tensor, int, Any, float, Any]] = []
+        self._groups: deque[Group] = deque()  # newest first, as the rows of `_x` are
+        self._x: Tensor | None = None
+        self._reference: Tensor | None = None
+        self._previous: Tensor | None = None  # the newest finished frame, for feedback
+        self._bank: Tensor | None = None  # (steps, C, H, W): the fixed noise of each step
+        self._motion = Motion()
+        self._tracks: dict[float, Track] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Frames that were pushed and have not come out yet."""
+        return len(self._waiting) + sum(group.size for group in self._groups)
+
+    @torch.no_grad()
+    def push(self, latents: Tensor, meta: Any = None, cond: Any = None) -> list[StreamFrame]:
+        """Add frames (B, C, H, W), scaled as the model takes them, and return those that finished.
+
+        Each full group costs one pass. `meta` comes back with the frame (a list gives one per frame). `cond` overrides the
+        prompt for these frames: a row each, or one row. Raises ValueError for a wrong shape, another size than the frames in
+        flight, NaN (checked on the CPU only: looking would stall a GPU), and leaves the stream as it was.
+        """
+        with self._lock:
+            self._accept(latents, meta, cond)
+            finished: list[StreamFrame] = []
+            while len(self._waiting) >= self.config.frame_group:
+                finished += self._enter(self.config.frame_group)
+            return finished
+
+    @torch.no_grad()
+    def advance(self) -> list[StreamFrame]:
+        """Run one pass without a new frame and return what finished; does nothing when no frame is in flight."""
+        with self._lock:
+            if self._waiting:
+                return self._enter(len(self._waiting))
+            return self._pass() if self._groups else []
+
+    def drain(self) -> list[StreamFrame]:
+        """Finish all frames in flight and return them; the stream can be pushed to again."""
+        finished: list[StreamFrame] = []
+        while self.in_flight:
+            finished += self.advance()
+        return finished
+
+    def clear(self) -> None:
+        """Drop all frames in flight and the memory of earlier ones."""
+        with self._lock:
+            self._waiting.clear()
+            self._groups.clear()
+            self._plans.clear()
+            self._x = self._reference = self._previous = None
+            self._motion = Motion()
+
+    def update(self, cond: Any = None, uncond: Any = None, **settings: Any) -> None:
+        """Change the prompt, the negative prompt or any field of the config while frames are in flight.
+
+        Prompts and guidance hold for all frames from the next pass on; steps, strength and seed for frames that enter later,
+        so no frame in flight is lost. Raises ValueError for a bad setting and changes nothing then.
+        """
+        with self._lock:
+            config = self.config.changed(**settings)
+            cond = self.cond if cond is None else _one_row("cond", cond)
+            uncond = self.uncond if uncond is None else _one_row("uncond", uncond)
+            self._check(config, uncond)
+            if config.seed != self.config.seed:
+                self.noise, self._bank = SeededNoise(config.seed), None
+            self.config, self.cond, self.uncond = config, cond, uncond
+            self._tracks.clear()
+            self._plans.clear()
+
+    def _check(self, config: StreamConfig, uncond: Any) -> None:
+        if config.guided and config.guidance in ("full", "onetime") and uncond is None:
+            raise ValueError(
+                f"Expected `uncond` for guidance {config.guidance!r}, but got None. Give a negative prompt (it may be "
+                "empty), or use guidance 'self'."
+            )
+        if config.consistency and self.model.space.name == "flow":
+            raise ValueError(
+                "Expected `consistency` off for a flow model, but got on. Flow models have no such scalings."
+            )
+
+    # -- frames entering
+
+    def _accept(self, latents: Tensor, meta: Any, cond: Any) -> None:
+        if not isinstance(latents, Tensor) or latents.ndim != 4 or not len(latents):
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(
+                f"Expected `latents` of shape (frames, channels, height, width) with at least one frame, but got {got}."
+            )
+        current = self._waiting[0][0].shape if self._waiting else None if self._x is None else self._x.shape
+        if current is not None and current[1:] != latents.shape[1:]:
+            raise ValueError(
+                f"Expected `latents` of size {tuple(current[1:])} like the frames in flight, but got "
+                f"{tuple(latents.shape[1:])}. Resize the frames, or call drain() before changing size."
+            )
+        if latents.device.type == "cpu":
+            check_finite("latents", latents)
+        metas = meta if isinstance(meta, list) else [meta] * len(latents)
+        if len(metas) != len(latents):
+            raise ValueError(f"Expected {len(latents)} entries in `meta`, one per frame, but got {len(metas)}.")
+        conds = [None] * len(latents) if cond is None else [cond.take([i % cond.rows]) for i in range(len(latents))]
+        now = time.perf_counter()
+        for row, m, c in zip(latents.split(1), metas, conds):
+            self._waiting.append((row, self._arrived, m, now, c))
+            self._arrived += 1
+
+    def _enter(self, count: int) -> list[StreamFrame]:
+        """Noise `count` waiting frames to their first level and run a pass with them."""
+        entering = self._waiting[:count]
+        x0 = entering[0][0] if count == 1 else torch.cat([row for row, *_ in entering])
+        x, reference, track = self._noised(x0)
+        del self._waiting[:count]
+        _, ids, metas, arrived, conds = (list(column) for column in zip(*entering))
+        own = conds if any(c is not None for c in conds) else None
+        self._groups.appendleft(Group(ids, metas, arrived, track, self.passes, own))
+        self._x = x if self._x is None else torch.cat((x, self._x))
+        self._reference = reference if self._reference is None else torch.cat((reference, self._reference))
+        return self._pass()
+
+    def _noised(self, x0: Tensor) -> tuple[Tensor, Tensor, Track]:
+        """Return the latents at their first level, the frame that stands behind them, and the steps they take."""
+        config, space = self.config, self.model.space
+        track = self._track(x0, self._motion.factor(x0, config.motion) if config.motion else 1.0)
+        noise, sigma = track.noise[:1], float(track.sigmas[0])
+        if not config.from_noise:
+            if config.feedback and self._previous is not None and self._previous.shape[1:] == x0.shape[1:]:
+                x0 = torch.lerp(x0, self._previous, config.feedback)
+            return space.add_noise(x0, noise, sigma), x0, track
+        scale = float(space.scale(track.sigmas[0]))
+        x = x0 * (scale**2 + sigma**2) ** 0.5
+        if scale >= MIN_SIGNAL:
+            return x, (x - sigma * noise) / scale, track
+        if config.guided and config.guidance == "self":
+            raise ValueError(
+                "Expected guidance 'onetime', 'full' or 'none' for frames of pure noise, but got 'self', which needs a "
+                "picture to start from."
+            )
+        return x, torch.zeros_like(x), track
+
+    def _track(self, x0: Tensor, strength: float) -> Track:
+        """Return the steps of a new frame; `strength` below 1 lowers all its levels."""
+        track = self._tracks.get(strength)
+        if track is None or track.noise.shape[1:] != x0.shape[1:] or track.noise.device != x0.device:
+            levels = self.model.levels
+            sigmas = stage_sigmas(self.config, levels)
+            if strength != 1:
+                sigmas = levels.sigma(levels.timestep(sigmas) * strength).float()
+            self._tracks[strength] = track = Track(sigmas, self._step_noise(len(sigmas), x0))
+        return track
+
+    def _step_noise(self, steps: int, x0: Tensor) -> Tensor:
+        """Return the noise of each step (N, C, H, W); steps keep their noise when their number or strength changes."""
+        bank = self._bank
+        if bank is None or bank.shape[1:] != x0.shape[1:] or bank.device != x0.device:
+            bank = self.noise(x0.new_empty((steps, *x0.shape[1:])))
+        elif steps > len(bank):
+            bank = torch.cat((bank, self.noise(x0.new_empty((steps - len(bank), *x0.shape[1:])))))
+        self._bank = bank
+        return bank[:steps]
+
+    # -- a pass
+
+    def _pass(self) -> list[StreamFrame]:
+        """Denoise all frames in flight by one step each, in one network call."""
+        config, x, reference = self.config, self._x, self._reference
+        assert x is not None
+        assert reference is not None
+        active = [group for group in self._groups if group.result is None]
+        plan = self._plan(active, x)
+        guide = GUIDES[config.guidance if config.guided else "none"]
+        denoised, reference = guide(plan, x, reference, config.guidance_scale)
+        if plan.skip_out is not None:
+            denoised = torch.addcmul(plan.skip_out[0] * x, plan.skip_out[1], denoised)
+        self.passes += 1
+        row = 0
+        for group in active:
+            if group.ending:
+                group.result = denoised[row : row + group.size]
+            group.stage += 1
+            row += group.size
+        self._x = self._reference = None
+        if plan.move is not None:
+            self._x = plan.move(denoised[plan.kept], x[plan.kept])
+            kept = reference[plan.kept]
+            self._reference = kept if plan.reference_shift is None else kept - plan.reference_shift
+        return self._emit()
+
+    def _emit(self) -> list[StreamFrame]:
+        """Take finished frames off the old end; a frame with fewer steps waits for those that came before it."""
+        finished: list[StreamFrame] = []
+        now = time.perf_counter()
+        while self._groups and self._groups[-1].result is not None:
+            group = self._groups.pop()
+            assert group.result is not None
+            age = self.passes - 1 - group.born
+            for row, id, meta, arrived in zip(group.result.split(1), group.ids, group.metas, group.arrived):
+                finished.append(StreamFrame(id, row, meta, age, arrived, now - arrived))
+        if finished:
+            self._previous = finished[-1].latents
+        return finished
+
+    def _plan(self, active: list[Group], x: Tensor) -> Plan:
+        parts = (self.model, self.config, self.cond, self.uncond, active, x, self.noise)
+        if any(group.conds is not None for group in active):
+            return make_plan(*parts)
+        key = (x.shape[1:], x.device, *((group.track, group.stage, group.size) for group in active))
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= PLANS_KEPT:
+                self._plans.clear()
+            self._plans[key] = plan = make_plan(*parts)
+        return plan
+
+
+def _one_row(name: str, cond: Any) -> Any:
+    if not hasattr(cond, "expand") or not hasattr(cond, "join"):
+        raise ValueError(f"Expected `{name}` to be conditioning, but got {type(cond).__name__}. Use pipe.encode_text.")
+    if cond.rows != 1:
+        raise ValueError(f"Expected `{name}` with 1 row, but got {cond.rows}. Give one prompt; `blend` mixes several.")
+    return cond

@@ -1,0 +1,166 @@
+"""What a stream is asked to do: steps, noise, guidance. One frozen dataclass, every field checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_choice, check_integer, check_range, check_sigmas
+from ..core.schedules import TRAIN_STEPS, Levels
+
+GUIDANCE = ("none", "full", "self", "onetime")
+RENOISE = ("fixed", "fresh", "none", "ddim")
+# The three ways to say at which noise levels a frame is denoised; at most one is set.
+_STEP_FIELDS = ("t_index_list", "strength", "sigmas")
+LCM_GRID = 50
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Settings of a `StreamBatch` (StreamDiffusion, arXiv 2312.12491).
+
+    Args:
+        t_index_list: ascending indices into the LCM grid of `num_inference_steps` time steps, one per denoising step; a
+            larger index is less noise. Default (32, 45), the published image-to-image setting.
+        strength: instead: how much of the frame is repainted, above 0 up to 1, in `steps` even steps.
+        sigmas: instead: descending noise levels (a terminal 0 is dropped), for example from a scheduler node.
+        steps: number of denoising steps when `strength` is given.
+        num_inference_steps: size of the grid that `t_index_list` points into, at most 50.
+        guidance: "none", "full" (classifier-free), "self" or "onetime" (residual CFG, section 3.2; "initialize" is the
+            published name of "onetime").
+        guidance_scale: 1 (off) or more.
+        delta: between 0 and 1; how far the residual negative is trusted. Below 1 it curbs the contrast of "self".
+        renoise: how a frame gets to its next level: "fixed" (one noise per step, the published way and the steadiest),
+            "fresh", "ddim" (deterministic), or "none" (the published `do_add_noise=False`, kept as recorded).
+        seed: of the noise.
+        frame_group: frames that enter and leave together (the published frame_buffer_size).
+        from_noise: frames are pure noise (text to image) instead of images.
+        consistency: apply the boundary scalings of consistency models (LCM); leave off for turbo and flow models.
+        static_rows: pad every network call to its full number of rows, for compiled or captured models.
+        feedback: share of the previous output in a new frame, 0 to 0.95, against flicker.
+        motion: 0 to 1; how much less a fast moving frame is repainted (StreamDiffusionV2, arXiv 2511.07399).
+        cross_frame: let every row attend to the keys and values of all frames in flight (arXiv 2312.12491 v2).
+
+    Raises:
+        ValueError: a field is out of range, or the steps are said in two ways.
+    """
+
+    t_index_list: Sequence[int] | None = None
+    strength: float | None = None
+    sigmas: Sequence[float] | Tensor | None = None
+    steps: int = 2
+    num_inference_steps: int = LCM_GRID
+    guidance: str = "self"
+    guidance_scale: float = 1.2
+    delta: float = 1.0
+    renoise: str = "fixed"
+    seed: int = 2
+    frame_group: int = 1
+    from_noise: bool = False
+    consistency: bool = False
+    static_rows: bool = False
+    feedback: float = 0.0
+    motion: float = 0.0
+    cross_frame: bool = False
+
+    def __post_init__(self) -> None:
+        if self.guidance == "initialize":
+            object.__setattr__(self, "guidance", "onetime")
+        check_choice("guidance", self.guidance, GUIDANCE)
+        check_range("guidance_scale", self.guidance_scale, 1, 100, "1 switches guidance off.")
+        check_range("delta", self.delta, 0, 1)
+        check_choice("renoise", self.renoise, RENOISE)
+        check_integer("seed", self.seed, 0, 2**64 - 1)
+        check_integer("frame_group", self.frame_group, 1, 256)
+        check_range("feedback", self.feedback, 0, 0.95)
+        check_range("motion", self.motion, 0, 1)
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        given = [name for name in _STEP_FIELDS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"Expected one of `t_index_list`, `strength` and `sigmas`, but got {' and '.join(given)}. Set one."
+            )
+        check_integer("steps", self.steps, 1, LCM_GRID)
+        check_integer("num_inference_steps", self.num_inference_steps, 1, LCM_GRID)
+        if self.strength is not None:
+            check_range("strength", self.strength, 0.001, 1)
+        elif self.sigmas is not None:
+            levels = torch.as_tensor(self.sigmas, dtype=torch.float32).detach().cpu()
+            check_sigmas("sigmas", levels, minimum=1)
+            kept = tuple(levels[levels > 0].tolist())
+            if not kept:
+                raise ValueError(
+                    "Expected `sigmas` with a level above 0, but got only 0. Take SIGMAS of one step or more."
+                )
+            object.__setattr__(self, "sigmas", kept)
+        else:
+            indices = (32, 45) if self.t_index_list is None else self.t_index_list
+            object.__setattr__(self, "t_index_list", check_indices(indices, self.num_inference_steps))
+
+    @property
+    def stages(self) -> int:
+        """Number of denoising steps of a frame: N in the paper."""
+        if self.sigmas is not None:
+            return len(self.sigmas)
+        return self.steps if self.t_index_list is None else len(self.t_index_list)
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance changes anything."""
+        return self.guidance != "none" and self.guidance_scale > 1
+
+    def changed(self, **updates: Any) -> StreamConfig:
+        """Return a copy with some fields changed; a new way to say the steps replaces the old one."""
+        unknown = set(updates) - {f.name for f in fields(self)}
+        if unknown:
+            raise ValueError(f"Expected a setting of StreamConfig, but got `{sorted(unknown)[0]}`.")
+        if any(updates.get(name) is not None for name in _STEP_FIELDS):
+            updates = {**dict.fromkeys(_STEP_FIELDS), **updates}
+        elif "steps" in updates and self.strength is None:
+            raise ValueError("Expected `strength` together with `steps`, but got `steps` alone. Set both.")
+        return replace(self, **updates)
+
+
+def check_indices(indices: Sequence[int], grid: int) -> tuple[int, ...]:
+    """Return `indices` as a tuple; raises ValueError unless they ascend strictly within 0 .. grid - 1."""
+    if isinstance(indices, (str, bytes)) or not isinstance(indices, Sequence) or not len(indices):
+        raise ValueError(f"Expected `t_index_list` to be a list of at least one index, but got {indices!r}.")
+    for index in indices:
+        check_integer("t_index_list", index, 0, grid - 1, "0 is the most noise.")
+    if any(b <= a for a, b in zip(indices, indices[1:])):
+        raise ValueError(
+            f"Expected `t_index_list` to ascend strictly, but got {list(indices)}. Sort it: noise only falls."
+        )
+    return tuple(indices)
+
+
+def lcm_timesteps(num_inference_steps: int = LCM_GRID) -> list[int]:
+    """Return the descending training time steps of an LCM scheduler: entries floor(50 i / n) of 999, 979, ..., 19."""
+    return [TRAIN_STEPS - 1 - 20 * (i * LCM_GRID // num_inference_steps) for i in range(num_inference_steps)]
+
+
+def stage_sigmas(config: StreamConfig, levels: Levels) -> Tensor:
+    """Return the noise level of each denoising step (N,), descending, float32 on the CPU."""
+    if config.sigmas is not None:
+        return torch.tensor(config.sigmas, dtype=torch.float32)
+    if config.strength is not None:
+        first = config.strength * TRAIN_STEPS - 1
+        timesteps = [max(round(first * (1 - i / config.steps)), 1) for i in range(config.steps)]
+    else:
+        assert config.t_index_list is not None
+        grid = lcm_timesteps(config.num_inference_steps)
+        timesteps = [grid[i] for i in config.t_index_list]
+    return levels.sigma(torch.tensor(timesteps, dtype=torch.float64)).float()
+
+
+def boundary_scalings(timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (c_skip, c_out) of a consistency model at training time steps (arXiv 2310.04378, with sigma_data 0.5, scaling 10)."""
+    scaled = 10 * timesteps.double()
+    root = (scaled**2 + 0.25).sqrt()
+    return (0.25 / root**2).float(), (scaled / root).float()

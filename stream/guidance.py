@@ -1,0 +1,98 @@
+"""Guidance of a stream in x0 space, one rule for every step and kind of model, and blends of prompts.
+
+Residual CFG (StreamDiffusion, arXiv 2312.12491 section 3.2) predicts the negative estimate instead of computing it. Carried
+over to denoised estimates its virtual noise drops out: the negative is an anchor, the frame itself ("self") or the negative
+prompt's estimate at the first step ("onetime"), so guidance is `anchor + scale * (denoised - anchor)`, here torch.lerp with
+a weight above 1. The published feedback of virtual noise from frame to frame, which diverges with one step, is gone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_choice
+from ..core.denoiser import Conditioning
+from .plan import Plan
+
+# (plan, x (R, C, H, W), reference (R, C, H, W), guidance scale) -> denoised, reference
+Guide = Callable[[Plan, Tensor, Tensor, float], "tuple[Tensor, Tensor]"]
+
+
+def anchor(plan: Plan, x: Tensor, reference: Tensor) -> Tensor:
+    """Return reference + (1 - delta) (x / a - reference), the residual negative estimate; no delta means 1."""
+    if plan.delta is None:
+        return reference
+    return torch.lerp(x if plan.inverse_scale is None else x * plan.inverse_scale, reference, plan.delta)
+
+
+def unguided(plan: Plan, x: Tensor, reference: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """R rows: the positive prompt only."""
+    return plan.network(x), reference
+
+
+def full(plan: Plan, x: Tensor, reference: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """2R rows: classifier-free guidance, negative rows first."""
+    negative, positive = plan.network(torch.cat((x, x))).chunk(2)
+    return torch.lerp(negative, positive, scale), reference
+
+
+def self_negative(plan: Plan, x: Tensor, reference: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """R rows: the frame itself is the negative."""
+    return torch.lerp(anchor(plan, x, reference), plan.network(x), scale), reference
+
+
+def onetime_negative(plan: Plan, x: Tensor, reference: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """R + entering rows: the negative prompt is asked at a frame's first step, and its answer kept as the anchor."""
+    if not plan.entering:
+        return self_negative(plan, x, reference, scale)
+    output = plan.network(torch.cat((x[: plan.entering], x)))
+    reference = torch.cat((output[: plan.entering], reference[plan.entering :]))
+    return torch.lerp(anchor(plan, x, reference), output[plan.entering :], scale), reference
+
+
+GUIDES: dict[str, Guide] = {
+    "none": unguided,
+    "full": full,
+    "self": self_negative,
+    "onetime": onetime_negative,
+}
+
+
+def blend(conds: Sequence[Conditioning], weights: Sequence[float], mode: str = "linear") -> Conditioning:
+    """Return one prompt between several: weights are normalised to sum 1; "slerp" keeps the embeddings' length (two prompts).
+
+    Raises ValueError for unequal lengths, negative or all-zero weights, and slerp between other than two prompts.
+    """
+    check_choice("mode", mode, ("linear", "slerp"))
+    if not conds or len(conds) != len(weights):
+        raise ValueError(f"Expected one weight per prompt, but got {len(conds)} prompts and {len(weights)} weights.")
+    total = sum(weights)
+    if min(weights) < 0 or not math.isfinite(total) or total <= 0:
+        raise ValueError(f"Expected `weights` of at least 0 with a sum above 0, but got {list(weights)}.")
+    shares = [w / total for w in weights]
+    if mode == "linear":
+        return _combine(conds, lambda parts: sum(w * p for w, p in zip(shares, parts)))
+    if len(conds) != 2:
+        raise ValueError(f"Expected 2 prompts for slerp, but got {len(conds)}. Use mode='linear'.")
+    return _combine(conds, lambda parts: slerp(parts[0], parts[1], shares[1]))
+
+
+def _combine(conds: Sequence[Conditioning], fn: Callable[[Sequence[Tensor]], Any]) -> Conditioning:
+    joined = conds[0].join(*conds[1:])  # brings contexts to one length and refuses unequal parts
+    return joined.map(lambda t: fn(t.chunk(len(conds))) if t.is_floating_point() else t.chunk(len(conds))[0])
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """Interpolate spherically along the last dimension; nearly parallel vectors are mixed linearly."""
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1, 1).unsqueeze(-1)
+    angle = cosine.acos()
+    sine = angle.sin()
+    parallel = sine < 1e-4
+    safe = torch.where(parallel, torch.ones_like(sine), sine)
+    curved = (((1 - weight) * angle).sin() * a + (weight * angle).sin() * b) / safe
+    return torch.where(parallel, torch.lerp(a, b, weight), curved)

@@ -1,0 +1,219 @@
+"""What one pass needs besides latents, computed once for each arrangement of frames in flight.
+
+In a steady stream the arrangement never changes, so a pass is one network call and three small tensor operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.denoiser import Denoiser, NoiseSpace
+from ..core.noise import NoiseSource
+from ..core.schedules import Levels
+from .config import StreamConfig, boundary_scalings
+
+# Below this share of signal in a noised latent, "the latent divided by its signal" is noise only: delta is taken as 1 there.
+MIN_SIGNAL = 1e-3
+
+Network = Callable[[Tensor], Tensor]
+Move = Callable[[Tensor, Tensor], Tensor]  # (denoised, x) of the rows that go on -> x at their next level
+
+
+@dataclass(eq=False)
+class Track:
+    """The steps that a frame takes: levels (N,) on the CPU and the noise of each step (N, C, H, W) on the device."""
+
+    sigmas: Tensor
+    noise: Tensor
+
+    @property
+    def last(self) -> int:
+        return len(self.sigmas) - 1
+
+
+@dataclass(eq=False)
+class Group:
+    """Frames that travel together: `stage` is the step they take next, `result` (rows, C, H, W) is set when done."""
+
+    ids: list[int]
+    metas: list[Any]
+    arrived: list[float]
+    track: Track
+    born: int
+    conds: list[Any] | None = None
+    stage: int = 0
+    result: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.ids)
+
+    @property
+    def ending(self) -> bool:
+        """Whether the next step is the last."""
+        return self.stage == self.track.last
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One arrangement of frames in flight, bound to its levels and prompts.
+
+    `network` maps x (R, C, H, W) to denoised; `entering` rows take their first step; `delta` and `inverse_scale` (R, 1, 1, 1)
+    feed the guidance; `skip_out` are consistency scalings; `kept` are the rows with a step left and `move` takes them there.
+    """
+
+    network: Network
+    entering: int
+    delta: Tensor | None
+    inverse_scale: Tensor | None
+    skip_out: tuple[Tensor, Tensor] | None
+    kept: slice | Tensor
+    move: Move | None
+    reference_shift: Tensor | None
+
+
+def make_plan(
+    model: Denoiser, config: StreamConfig, cond: Any, uncond: Any, active: Sequence[Group], like: Tensor, source: NoiseSource
+) -> Plan:  # fmt: skip
+    """Plan a pass of `active` groups, newest first, whose rows have the shape, device and dtype of `like`."""
+    space = model.space
+    sigma = _per_row([(g.track.sigmas[g.stage], g.size) for g in active])
+    onward = [g for g in active if not g.ending]
+    kept = _kept_rows(active)
+    entering = active[0].size if active[0].stage == 0 else 0
+    delta, inverse = _delta(config, space, sigma)
+    move = shift = None
+    if onward:
+        low = _rows(_per_row([(g.track.sigmas[g.stage + 1], g.size) for g in onward])).to(like)
+        high = _rows(sigma[kept]).to(like)
+        noise = torch.cat([g.track.noise[g.stage + 1].expand(g.size, *like.shape[1:]) for g in onward])
+        move = RENOISERS[config.renoise](space, high, low, noise, source)
+        if config.renoise == "none":
+            # As recorded: the published residual counts the noise that the latents were not given.
+            shift = low * noise / space.scale(low)
+    return Plan(
+        network=bind_network(model, config, cond, uncond, active, sigma.to(like), entering),
+        entering=entering,
+        delta=None if delta is None else delta.to(like),
+        inverse_scale=None if inverse is None else inverse.to(like),
+        skip_out=_boundary(model.levels, sigma, like) if config.consistency else None,
+        kept=kept if isinstance(kept, slice) else kept.to(like.device),
+        move=move,
+        reference_shift=shift,
+    )
+
+
+# -- how a frame gets from level `high` to its next level `low`: each returns a function of (denoised, x)
+
+
+def _fixed(space: NoiseSpace, high: Tensor, low: Tensor, noise: Tensor, source: NoiseSource) -> Move:
+    """The same noise for every frame at the same step (arXiv 2312.12491 section 3.6)."""
+    scale, added = space.scale(low), low * noise
+    if space.name == "eps":
+        return lambda denoised, x: denoised + added
+    return lambda denoised, x: torch.addcmul(added, denoised, scale)
+
+
+def _fresh(space: NoiseSpace, high: Tensor, low: Tensor, noise: Tensor, source: NoiseSource) -> Move:
+    scale = space.scale(low)
+    return lambda denoised, x: torch.addcmul(denoised * scale, source(denoised), low)
+
+
+def _dropped(space: NoiseSpace, high: Tensor, low: Tensor, noise: Tensor, source: NoiseSource) -> Move:
+    scale = space.scale(low)
+    return lambda denoised, x: denoised * scale
+
+
+def _ddim(space: NoiseSpace, high: Tensor, low: Tensor, noise: Tensor, source: NoiseSource) -> Move:
+    """The noise that the latents already hold (arXiv 2010.02502 eq. 12, variance 0)."""
+    from_x = low / high
+    from_denoised = space.scale(low) - from_x * space.scale(high)
+    return lambda denoised, x: torch.addcmul(denoised * from_denoised, x, from_x)
+
+
+RENOISERS: dict[str, Callable[[NoiseSpace, Tensor, Tensor, Tensor, NoiseSource], Move]] = {
+    "fixed": _fixed,
+    "fresh": _fresh,
+    "none": _dropped,
+    "ddim": _ddim,
+}
+
+
+# -- coefficients
+
+
+def _delta(config: StreamConfig, space: NoiseSpace, sigma: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return (delta, 1 / scale) per row, or None where they change nothing."""
+    if config.delta == 1 or config.guidance not in ("self", "onetime"):
+        return None, None
+    scale = space.scale(sigma)
+    signal = scale if space.name == "flow" else (sigma**2 + 1).rsqrt()
+    delta = torch.where(signal < MIN_SIGNAL, 1.0, config.delta)
+    return _rows(delta), None if space.name == "eps" else _rows(1 / scale.clamp(min=MIN_SIGNAL))
+
+
+def _boundary(levels: Levels, sigma: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return consistency scalings for latents as they are here; the published c_skip is for x / sqrt(sigma^2 + 1)."""
+    skip, out = boundary_scalings(levels.timestep(sigma))
+    return _rows(skip * (sigma**2 + 1).rsqrt()).to(like), _rows(out).to(like)
+
+
+def _per_row(values: Sequence[tuple[Tensor, int]]) -> Tensor:
+    return torch.cat([value.expand(rows) for value, rows in values])
+
+
+def _rows(values: Tensor) -> Tensor:
+    return values.reshape(-1, 1, 1, 1)
+
+
+def _kept_rows(active: Sequence[Group]) -> slice | Tensor:
+    """Return the rows of frames that have a step left: a slice when they are the first ones, as in a steady stream."""
+    flags = [not g.ending for g in active for _ in range(g.size)]
+    count = sum(flags)
+    return slice(0, count) if all(flags[:count]) else torch.tensor(flags).nonzero().flatten()
+
+
+# -- the network call
+
+
+def bind_network(
+    model: Denoiser, config: StreamConfig, cond: Any, uncond: Any, active: Sequence[Group], sigma: Tensor, entering: int
+) -> Network:  # fmt: skip
+    """Return x -> denoised for one arrangement of rows, with levels, prompts and padding bound.
+
+    Negative rows come first, as many as the guidance asks for: none, the entering ones, or all.
+    """
+    rows, slots = len(sigma), config.frame_group * config.stages
+    negatives, width = 0, slots
+    if config.guided and config.guidance == "full":
+        negatives, width = rows, 2 * slots
+    elif config.guided and config.guidance == "onetime":
+        negatives, width = entering, slots + config.frame_group
+    cond = _positive(cond, active)
+    if negatives:
+        sigma = torch.cat((sigma[:negatives], sigma))
+        cond = uncond.expand(negatives).join(cond)
+    padding = max(width - rows - negatives, 0) if config.static_rows else 0
+    if padding:
+        sigma = torch.cat((sigma, sigma[-1:].expand(padding)))
+        cond = cond.join(cond.take([cond.rows - 1] * padding))
+    call = _bind(model, sigma, cond)
+    return call if not padding else lambda x: call(torch.cat((x, x[-1:].expand(padding, -1, -1, -1))))[:-padding]
+
+
+def _positive(cond: Any, active: Sequence[Group]) -> Any:
+    if all(g.conds is None for g in active):
+        return cond.expand(sum(g.size for g in active))
+    own = [cond if c is None else c for g in active for c in (g.conds or [None] * g.size)]
+    return own[0].join(*own[1:]) if len(own) > 1 else own[0]
+
+
+def _bind(model: Denoiser, sigma: Tensor, cond: Any) -> Network:
+    """Return x -> denoised; a model that can prepare levels and conditioning once (`bind`) does so."""
+    bind = getattr(model, "bind", None)
+    return bind(sigma, cond) if bind is not None else lambda x: model(x, sigma, cond)
