@@ -3,8 +3,9 @@
 from .denoiser import EPS, FLOW, Conditioning, Denoiser, NoiseSpace, Prediction
 from .diffusers_model import DiffusersDenoiser
 from .guidance import CFG, extrapolate
-from .loading import Pipeline, load
+from .loading import load
 from .noise import NoiseSource, ReplayNoise, SeededNoise
+from .pipeline import Pipeline
 from .progress import Callback, Reporter, Step
 from .samplers import SAMPLERS, sample
 from .schedules import SCHEDULES, make_sigmas

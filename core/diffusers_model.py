@@ -42,6 +42,11 @@ class DiffusersDenoiser:
         return int(self.unet.config.in_channels)
 
     @property
+    def takes_time_ids(self) -> bool:
+        """Whether the network wants pooled text and picture sizes (SDXL)."""
+        return bool(self.unet.config.addition_embed_type == "text_time")
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.unet.dtype
 
@@ -78,7 +83,7 @@ class DiffusersDenoiser:
         """Return the UNet's keyword arguments for `cond`; SDXL takes pooled text and time ids by row."""
         cond = cond.to(self.device)
         arguments: dict[str, Any] = {"encoder_hidden_states": cond.context.to(self.dtype)}
-        if cond.pooled is not None and self.unet.config.addition_embed_type == "text_time":
+        if cond.pooled is not None and self.takes_time_ids:
             time_ids = (cond.extra or {}).get("time_ids")
             if time_ids is None:
                 raise ValueError(

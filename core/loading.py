@@ -1,149 +1,349 @@
-"""load(): the bundled pocket model or a diffusers folder as a `Pipeline`, without network access."""
+"""load(): the bundled pocket model, a diffusers folder or a single-file checkpoint as a `Pipeline`, from local files only."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .denoiser import Conditioning
-from .device import pick_device, pick_dtype
+from . import checkpoint
+from .cache import MODELS, fingerprint
+from .checkpoint import Source, Weights
+from .checks import check_choice
+from .denoiser import PREDICTIONS
+from .device import pick_device, pick_dtype, with_memory
 from .diffusers_model import DiffusersDenoiser
-from .tensors import image_to_pixels, pixels_to_image
+from .pipeline import Pipeline, TextEncoder
+from .schedules import alphas_cumprod_of, scaled_linear_alphas_cumprod, zero_terminal_snr
 
 BUNDLED = pathlib.Path(__file__).resolve().parent.parent / "pocket"
+# name: (UNet folder, scheduler folder) in the bundled model
+POCKETS = {"pocket": ("unet", "scheduler"), "pocket-lcm": ("unet_lcm", "scheduler_lcm")}
+ARCHITECTURES = {
+    "UNet2DConditionModel": "diffusers",
+    "AutoencoderKL": "diffusers",
+    "AutoencoderTiny": "diffusers",
+    "CLIPTextModel": "transformers",
+    "CLIPTextModelWithProjection": "transformers",
+}
+SD_SCALING, SDXL_SCALING = 0.18215, 0.13025
+PathLike = str | pathlib.Path
 
 
-@dataclass
-class Pipeline:
-    """A model with its text encoders and VAE: everything from a prompt to pixels.
+@dataclass(frozen=True)
+class Part:
+    """One network before it is loaded: how to make its skeleton, and which weight is where in which files."""
 
-    `text` holds (tokenizer, encoder) pairs, two for SDXL. `downscale` is the VAE's pixels per latent cell.
-    """
+    config: dict[str, Any]
+    architecture: str
+    files: tuple[pathlib.Path, ...]
+    source: Callable[[str], Source] | None = None
+    prefixes: tuple[str, ...] = ()  # what to put before the names of each file, where the files' names collide
 
-    model: DiffusersDenoiser
-    text: list[tuple[Any, Any]]
-    vae: Any
-    device: torch.device
-    dtype: torch.dtype
+    def key(self, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+        content = json.dumps(self.config, sort_keys=True, default=str)
+        return self.architecture, fingerprint(*self.files), content, str(device), str(dtype)
 
-    @property
-    def latent_channels(self) -> int:
-        return self.model.latent_channels
+    def skeleton(self) -> nn.Module:
+        """Return the network without weights (on the meta device)."""
+        import importlib
 
-    @property
-    def downscale(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        cls = getattr(importlib.import_module(ARCHITECTURES[self.architecture]), self.architecture)
+        config = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        with torch.device("meta"):
+            return (
+                cls(cls.config_class(**config))
+                if ARCHITECTURES[self.architecture] == "transformers"
+                else cls.from_config(config)
+            )
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str], size: tuple[int, int] = (1024, 1024)) -> Conditioning:
-        """Return one row of conditioning per prompt; `size` (height, width) is what SDXL is told about the picture."""
-        hidden, pooled = [], None
-        for tokenizer, encoder in self.text:
-            ids = tokenizer(
-                list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
-                return_tensors="pt",
-            ).input_ids  # fmt: skip
-            output = encoder(ids.to(self.device), output_hidden_states=True)
-            # SDXL takes the layer before the last of both encoders and the projection of the second.
-            hidden.append(output.hidden_states[-2] if self.is_sdxl else output.last_hidden_state)
-            pooled = getattr(output, "text_embeds", None)
-        if not self.is_sdxl:
-            return Conditioning(hidden[0].float())
-        time_ids = torch.tensor([[*size, 0, 0, *size]], device=self.device).expand(len(prompts), 6)
-        assert pooled is not None
-        return Conditioning(torch.cat(hidden, -1).float(), pooled.float(), {"time_ids": time_ids})
+    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """Return the network in eval mode with each weight read from the mapped file straight to its place."""
+        module = self.skeleton()
+        files = zip(self.prefixes or [""] * len(self.files), map(Weights, self.files))
+        holders = {prefix + name: (weights, name) for prefix, weights in files for name in weights.names}
+        source = self.source or (lambda key: Source(_alias(key, holders.keys())))
+        state = {}
+        for key, empty in module.state_dict().items():
+            at = source(key)
+            if at.name not in holders:
+                raise ValueError(
+                    f"Expected the weight {at.name} in {self.files[0]}, but it is not there. The file is of another model "
+                    "or incomplete: download it again, config and weights together."
+                )
+            weights, name = holders[at.name]
+            tensor = weights.read(at._replace(name=name))
+            state[key] = _placed(tensor, empty, device, dtype, f"{name} in {weights.path}")
+        module.load_state_dict(state, assign=True)
+        for name, buffer in list(module.named_buffers()):
+            if buffer.is_meta:  # CLIP's position numbers, which files do not hold
+                owner, _, leaf = name.rpartition(".")
+                numbers = torch.arange(buffer.shape[-1], device=device)[None]
+                module.get_submodule(owner).register_buffer(leaf, numbers, persistent=False)
+        return module.eval().requires_grad_(False)
 
-    @property
-    def is_sdxl(self) -> bool:
-        return self.model.unet.config.addition_embed_type == "text_time"
 
-    @torch.no_grad()
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Return float32 latents (B, C, H / downscale, W / downscale) of IMAGE (B, H, W, 3) in [0, 1]: the posterior's mode."""
-        pixels = image_to_pixels(images).to(self.vae.device, self.vae.dtype)
-        return self.vae.encode(pixels).latent_dist.mode().float() * self.vae.config.scaling_factor
+def _placed(tensor: Tensor, empty: Tensor, device: torch.device, dtype: torch.dtype, what: str) -> Tensor:
+    """Return a copy of `tensor` on `device` in the shape of `empty`, channels last for convolutions."""
+    if tensor.shape != empty.shape:
+        # The original layout stores some linear layers as 1x1 convolutions.
+        if tensor.shape != (*empty.shape, *[1] * (tensor.ndim - empty.ndim)):
+            raise ValueError(
+                f"Expected {what} of shape {tuple(empty.shape)}, but got {tuple(tensor.shape)}. The config and the weights "
+                "are of different models: download both again."
+            )
+        tensor = tensor.reshape(empty.shape)
+    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    # A copy even where nothing changes: a weight that stays mapped would crash the process when the file is overwritten.
+    return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True, memory_format=layout)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return IMAGE (B, H, W, 3) in [0, 1] on the CPU from latents (B, C, h, w)."""
-        latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-        return pixels_to_image(self.vae.decode(latents).sample)
+
+def _alias(key: str, names: Any) -> str:
+    """Return the name under which a diffusers folder holds a weight: transformers and diffusers have renamed some over time."""
+    old = key
+    for new, former in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        old = old.replace(f"attentions.0.{new}.", f"attentions.0.{former}.")
+    for name in (key, f"text_model.{key}", key.removeprefix("text_model."), old):
+        if name in names:
+            return name
+    return key
 
 
 def load(
-    source: str | pathlib.Path = "pocket", device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
+    source: PathLike = "pocket", device: torch.device | str | None = None, dtype: torch.dtype | str | None = None, *,
+    vae: PathLike | None = None, tokenizer: Any = None, prediction_type: str | None = None,
 ) -> Pipeline:  # fmt: skip
-    """Load "pocket" or a diffusers folder, from local files only."""
+    """Load a model as a `Pipeline`, without network access; the networks are cached by the content of their files.
+
+    Args:
+        source: "pocket", "pocket-lcm" (few steps, cfg_scale 1), a diffusers folder, or a .safetensors checkpoint of SD1.5, SD2.x
+            or SDXL.
+        device: CUDA when there is one, else the CPU.
+        dtype: float16 on CUDA, else float32.
+        vae: another VAE, as a folder or a .safetensors file: an AutoencoderKL or a tiny autoencoder (TAESD).
+        tokenizer: CLIP's tokenizer for a single file, as a folder or an object. Without it one is looked for beside the file
+            and in the local Hugging Face cache.
+        prediction_type: overrides what the config says or what is found out about a single file.
+
+    Raises:
+        FileNotFoundError, ValueError: one sentence that says what to do, for a missing, damaged, pickled, unknown or unfitting file.
+        MemoryError: the device or the host is full.
+    """
     device = pick_device(device)
     dtype = pick_dtype(device, dtype)
-    folder = BUNDLED if str(source) == "pocket" else pathlib.Path(source).expanduser()
-    return _load_folder(folder, device, dtype)
+    if prediction_type is not None:
+        check_choice("prediction_type", prediction_type, PREDICTIONS)
+    parts = _file_parts(pathlib.Path(source).expanduser(), vae) if _is_file(source) else _folder_parts(source, vae)
+    if tokenizer is not None:
+        parts.tokenizers = [tokenizer] * len(parts.text)
+    remedy = "Close what else uses the device, or choose another `device` or `dtype`."
+    return with_memory(lambda: parts.pipeline(device, dtype, prediction_type), f"load {source}", remedy)
 
 
-def _load_folder(folder: pathlib.Path, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    import diffusers
-    import transformers
+def _is_file(source: PathLike) -> bool:
+    path = pathlib.Path(source).expanduser()
+    return path.is_file() or path.suffix.lower() in (".safetensors", *checkpoint.PICKLES)
 
-    index = _read_json(folder / "model_index.json")
-    unet = _component(diffusers.UNet2DConditionModel, folder / "unet", device, dtype)
-    vae = _component(getattr(diffusers, index["vae"][1]), folder / "vae", device, dtype)
-    text = []
-    for suffix in ("", "_2"):
-        if f"text_encoder{suffix}" in index:
-            encoder_class = getattr(transformers, index[f"text_encoder{suffix}"][1])
-            tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True)
-            text.append((tokenizer, _component(encoder_class, folder / f"text_encoder{suffix}", device, dtype)))
-    scheduler = diffusers.DDIMScheduler.from_config(_read_json(folder / "scheduler" / "scheduler_config.json"))
-    model = DiffusersDenoiser(unet, scheduler.alphas_cumprod, scheduler.config.prediction_type)
-    return Pipeline(model, text, vae, device, dtype)
+
+@dataclass
+class Parts:
+    """What a folder or a file holds: networks that are not loaded yet, tokenizers, and how to read the network's output."""
+
+    unet: Part
+    vae: Part
+    text: list[Part]
+    tokenizers: list[Any]
+    pad_ids: list[int | None]
+    alphas_cumprod: Tensor
+    prediction_type: str | None
+
+    def pipeline(self, device: torch.device, dtype: torch.dtype, prediction_type: str | None) -> Pipeline:
+        latents = self.unet.config.get("in_channels", 4)
+        if self.vae.config.get("latent_channels", 4) != latents:
+            raise ValueError(
+                f"Expected a VAE with {latents} latent channels for this model, but got {self.vae.config['latent_channels']}. "
+                "Choose the VAE that belongs to the model."
+            )
+        is_xl = self.unet.config.get("addition_embed_type") == "text_time"
+        # SDXL's VAE overflows in float16 and says so; SD1.5's says so too by default, but does not.
+        upcast = is_xl and dtype == torch.float16 and self.vae.config.get("force_upcast", True)
+        vae_dtype = torch.float32 if upcast and self.vae.architecture == "AutoencoderKL" else dtype
+        unet = _shared(self.unet, device, dtype)
+        kind = prediction_type or self.prediction_type or checkpoint.probed_prediction(unet)
+        model = DiffusersDenoiser(unet, self.alphas_cumprod, kind)
+        text = [
+            TextEncoder(_shared(part, device, dtype), _tokenizer(tokenizer), is_xl, pad_id)
+            for part, tokenizer, pad_id in zip(self.text, self.tokenizers, self.pad_ids)
+        ]
+        pipe = Pipeline(model, text, _shared(self.vae, device, vae_dtype), device, dtype, self._text_key(device, dtype))
+        MODELS.hold(self.unet.key(device, dtype), model)
+        for part, kept in ((self.vae, vae_dtype), *((part, dtype) for part in self.text)):
+            MODELS.hold(part.key(device, kept), pipe)
+        return pipe
+
+    def _text_key(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if not all(isinstance(tokenizer, (str, pathlib.Path)) for tokenizer in self.tokenizers):
+            return None
+        return str([part.key(device, dtype) for part in self.text] + [str(t) for t in self.tokenizers])
+
+
+def _shared(part: Part, device: torch.device, dtype: torch.dtype) -> Any:
+    return MODELS.get(part.key(device, dtype), lambda: part.load(device, dtype))
+
+
+def _tokenizer(source: Any) -> Any:
+    """Return a tokenizer from a folder; None and tokenizers stay as they are."""
+    if not isinstance(source, (str, pathlib.Path)):
+        return source
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(str(source), local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"Expected a CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json) in {source}, but it could not be read. "
+            "Copy the tokenizer folder of any Stable Diffusion model there."
+        ) from error
+
+
+def _folder_parts(source: PathLike, vae: PathLike | None) -> Parts:
+    """Describe a diffusers folder or one of the bundled models."""
+    unet_folder, scheduler_folder = POCKETS.get(str(source), ("unet", "scheduler"))
+    folder = BUNDLED if str(source) in POCKETS else pathlib.Path(source).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Expected a model at {folder}, but found nothing. Check the path, or use 'pocket'.")
+    if not (folder / unet_folder / "config.json").is_file():
+        raise ValueError(
+            f"Expected a diffusers folder with {unet_folder}/config.json, but {folder} has none. "
+            "Give the folder that holds model_index.json."
+        )
+    names = [s for s in ("", "_2") if (folder / f"text_encoder{s}" / "config.json").is_file()]
+    schedule = _read_json(folder / scheduler_folder / "scheduler_config.json")
+    return Parts(
+        unet=_folder_part(folder / unet_folder, ("UNet2DConditionModel",)),
+        vae=_vae_part(pathlib.Path(vae).expanduser() if vae else folder / "vae", SD_SCALING),
+        text=[
+            _folder_part(folder / f"text_encoder{s}", ("CLIPTextModel", "CLIPTextModelWithProjection")) for s in names
+        ],
+        tokenizers=[str(folder / f"tokenizer{s}") for s in names],
+        pad_ids=[None for _ in names],
+        alphas_cumprod=alphas_cumprod_of(schedule),
+        prediction_type=schedule.get("prediction_type", "epsilon"),
+    )
+
+
+def _folder_part(folder: pathlib.Path, architectures: Sequence[str]) -> Part:
+    """Describe one network of a diffusers folder."""
+    config = _read_json(folder / "config.json")
+    name = config.get("_class_name") or (config.get("architectures") or ["nothing"])[0]
+    if name not in architectures:
+        raise ValueError(
+            f"Expected {' or '.join(architectures)} in {folder}, but got {name}. Load an SD1.5, SD2.x or SDXL model."
+        )
+    return Part(config, name, _weight_files(folder))
+
+
+def _weight_files(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Return the safetensors files of a network: one, or the shards that an index lists; full precision before "fp16"."""
+    for stem in ("diffusion_pytorch_model", "model"):
+        for variant in ("", ".fp16"):
+            single = folder / f"{stem}{variant}.safetensors"
+            index = folder / f"{stem}.safetensors.index{variant}.json"
+            if single.is_file():
+                return (single,)
+            if index.is_file():
+                return tuple(folder / name for name in sorted(set(_read_json(index)["weight_map"].values())))
+    for path in sorted(folder.glob("*")):
+        checkpoint.refuse_pickle(path)
+    raise FileNotFoundError(f"Expected a .safetensors file in {folder}, but found none. Download the model again.")
+
+
+def _vae_part(path: pathlib.Path, scaling_factor: float) -> Part:
+    """Describe a VAE in a folder, a diffusers or original file, or TAESD's pair of files; a file does not hold its scale."""
+    if path.is_dir() or not _is_file(path):
+        inner = path / "vae" if (path / "vae").is_dir() else path
+        if not (inner / "config.json").is_file():
+            raise FileNotFoundError(f"Expected a VAE in {inner}, but found none. Give `vae=` a VAE folder or file.")
+        return _folder_part(inner, ("AutoencoderKL", "AutoencoderTiny"))
+    weights = Weights(path)
+    if match := re.match(r"(.*)(encoder|decoder)(.*\.safetensors)$", path.name):
+        if "0.weight" in weights.names or "1.weight" in weights.names:
+            return _taesd_part([path.with_name(f"{match[1]}{side}{match[3]}") for side in ("encoder", "decoder")])
+    if weights.has("encoder.layers.") and weights.has("decoder.layers."):
+        return Part({"latent_channels": weights.shape("decoder.layers.0.weight")[1]}, "AutoencoderTiny", (path,))
+    for prefix in (checkpoint.VAE, ""):
+        if weights.has(f"{prefix}decoder.mid."):
+            config = checkpoint.vae_config(weights, prefix, scaling_factor)
+            return Part(config, "AutoencoderKL", (path,), checkpoint.vae_source(config, prefix))
+    raise ValueError(
+        f"Expected a VAE in {path.name}, but it holds something else. Give `vae=` an AutoencoderKL or TAESD file, or a VAE folder."
+    )
+
+
+def _taesd_part(files: Sequence[pathlib.Path]) -> Part:
+    """Describe TAESD's original pair of files, whose decoder starts with a clamp that has no weights."""
+
+    def source(key: str) -> Source:
+        side, _, number, rest = key.split(".", 3)
+        return Source(f"{side}.{int(number) + (side == 'decoder')}.{rest}")
+
+    latents = Weights(files[1]).shape("1.weight")[1]
+    return Part({"latent_channels": latents}, "AutoencoderTiny", tuple(files), source, ("encoder.", "decoder."))
+
+
+def _file_parts(path: pathlib.Path, vae: PathLike | None) -> Parts:
+    """Describe a single-file checkpoint."""
+    weights = Weights(path)
+    problem = checkpoint.describe_layout(weights)
+    if problem:
+        raise ValueError(f"Expected a model checkpoint, but {path.name} is {problem}.")
+    config = checkpoint.unet_config(weights)
+    is_xl = "addition_embed_type" in config
+    prefixes = [p for p in checkpoint.TEXT_PREFIXES if weights.has(p)]
+    if vae is None and not weights.has(checkpoint.VAE):
+        raise ValueError(f"Expected a checkpoint with a VAE, but {path.name} has none. Give one with `vae=`.")
+    alphas = scaled_linear_alphas_cumprod()
+    return Parts(
+        unet=Part(config, "UNet2DConditionModel", (path,), checkpoint.unet_source(config)),
+        vae=_vae_part(pathlib.Path(vae).expanduser() if vae else path, SDXL_SCALING if is_xl else SD_SCALING),
+        text=[_text_part(weights, prefix) for prefix in prefixes],
+        tokenizers=[_nearby_tokenizer(path)] * len(prefixes),
+        # OpenCLIP was trained with padding 0, whatever the tokenizer says.
+        pad_ids=[0 if p in checkpoint.OPEN_CLIP else None for p in prefixes],
+        alphas_cumprod=zero_terminal_snr(alphas) if "ztsnr" in weights.names else alphas,
+        prediction_type=checkpoint.stated_prediction(weights),
+    )
+
+
+def _text_part(weights: Weights, prefix: str) -> Part:
+    name = "CLIPTextModelWithProjection" if prefix == checkpoint.SDXL_TEXT_2 else "CLIPTextModel"
+    return Part(checkpoint.text_config(weights, prefix), name, (weights.path,), checkpoint.text_source(prefix))
+
+
+def _nearby_tokenizer(path: pathlib.Path) -> Any:
+    """Return the tokenizer folder beside a checkpoint, or CLIP's from the local Hugging Face cache, or None."""
+    if (path.parent / "tokenizer").is_dir():
+        return str(path.parent / "tokenizer")
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained("openai/clip-vit-large-patch14", local_files_only=True)
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _component(cls: Any, folder: pathlib.Path, device: torch.device, dtype: torch.dtype) -> Any:
-    config = _read_json(folder / "config.json")
-    files = sorted(folder.glob("*.safetensors"))
-    with torch.device("meta"):
-        module = cls(cls.config_class(**config)) if hasattr(cls, "config_class") and cls.config_class else cls.from_config(config)  # fmt: skip
-    return _assign(module, dict(_tensors(files[0], device, dtype)), device)
-
-
-def _tensors(path: pathlib.Path, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            tensor = file.get_tensor(key)
-            yield key, tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
-
-
-def _assign(module: Any, state: dict[str, Tensor], device: torch.device) -> Any:
-    """Give a module built on the meta device its weights, without a second copy."""
-    expected = set(module.state_dict())
-    # transformers 4 and 5 disagree on this prefix.
-    state = {_match(key, expected): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if key in expected}
-    module.load_state_dict(state, strict=True, assign=True)
-    for name, buffer in list(module.named_buffers()):
-        if buffer.is_meta and name.endswith("position_ids"):
-            owner, _, leaf = name.rpartition(".")
-            ids = torch.arange(buffer.shape[-1], device=device)[None]
-            module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
-    return module.eval().requires_grad_(False)
-
-
-def _match(key: str, expected: set[str]) -> str:
-    for candidate in (key, f"text_model.{key}", re.sub(r"^text_model\.", "", key)):
-        if candidate in expected:
-            return candidate
-    return key
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected {path}, but found none. Download the model again.")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Expected JSON in {path}, but could not read it ({error}). Download the file again."
+        ) from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -90,6 +90,27 @@ def scaled_linear_alphas_cumprod(
     return torch.cumprod(1 - betas, 0)
 
 
+def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Return the table (T,) shifted and scaled so that its last level is pure noise (arXiv 2305.08891 alg. 1)."""
+    roots = alphas_cumprod.sqrt()
+    return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+
+
+def alphas_cumprod_of(config: Mapping[str, Any]) -> Tensor:
+    """Return alphas_cumprod (T,) of a diffusers scheduler config; raises ValueError for a schedule that is not known."""
+    kind = config.get("beta_schedule", "linear")
+    check_choice("beta_schedule", kind, ("scaled_linear", "linear"), "Only Stable Diffusion's schedules are known.")
+    ends = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    steps = config.get("num_train_timesteps", TRAIN_STEPS)
+    if config.get("trained_betas") is not None:
+        alphas = torch.cumprod(1 - torch.tensor(config["trained_betas"], dtype=torch.float32), 0)
+    elif kind == "linear":
+        alphas = torch.cumprod(1 - torch.linspace(*ends, steps, dtype=torch.float32), 0)
+    else:
+        alphas = scaled_linear_alphas_cumprod(*ends, steps)
+    return zero_terminal_snr(alphas) if config.get("rescale_betas_zero_snr") else alphas
+
+
 def percent_to_sigma(levels: Levels, fraction: float) -> float:
     """Return the level at `fraction` of training time, 0 = clean, 1 = pure noise."""
     check_range("fraction", fraction, 0, 1)
@@ -152,6 +173,42 @@ def exponential(levels: Levels, steps: int) -> Tensor:
     return with_zero(torch.linspace(*ends, steps, dtype=torch.float64).exp().float())
 
 
+def kl_optimal(levels: Levels, steps: int) -> Tensor:
+    """Levels evenly spaced in arctan(sigma): the optimum for isotropic Gaussian data (arXiv 2404.14507 theorem 3.1)."""
+    if steps == 1:
+        return with_zero(torch.tensor([levels.sigma_max]))
+    ends = math.atan(levels.sigma_max), math.atan(levels.sigma_min)
+    return with_zero(torch.linspace(*ends, steps, dtype=torch.float64).tan().float())
+
+
+# Ten steps for Stable Diffusion 1.5 and XL as training timesteps, the published lists of Align Your Steps
+# (arXiv 2404.14507, https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html). The last level is the one the
+# lists end at before clean.
+ALIGN_YOUR_STEPS: dict[str, tuple[int, ...]] = {
+    "ays_sd15": (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0),
+    "ays_sdxl": (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0),
+}
+
+
+def align_your_steps(levels: Levels, steps: int, table: str = "ays_sd15") -> Tensor:
+    """The published list for `table`, interpolated log-linearly to `steps` as its authors do (arXiv 2404.14507)."""
+    check_choice("table", table, ALIGN_YOUR_STEPS)
+    listed = levels.sigma(torch.tensor(ALIGN_YOUR_STEPS[table], dtype=torch.float64)).double().log()
+    position = torch.linspace(0, len(listed) - 1, steps + 1, dtype=torch.float64)
+    low = position.floor().long().clamp(max=len(listed) - 2)
+    sigmas = torch.lerp(listed[low], listed[low + 1], position - low).exp()
+    return with_zero(sigmas[:-1].float())
+
+
+def table_of(levels: Levels) -> Tensor:
+    """Return all levels the model can tell apart, ascending float64: its training table, or 1000 fractions of a flow."""
+    if isinstance(levels, DiscreteLevels):
+        return levels.sigmas
+    last = getattr(levels, "train_steps", TRAIN_STEPS)
+    sigmas = levels.sigma(torch.arange(1, last + 1, dtype=torch.float64)).double()
+    return sigmas[torch.isfinite(sigmas)]
+
+
 def beta(levels: Levels, steps: int, alpha: float = 0.6, beta: float = 0.6) -> Tensor:
     """Timesteps at the quantiles of a beta distribution, denser at both ends (arXiv 2407.12173)."""
     from scipy.stats import beta as distribution
@@ -169,6 +226,7 @@ SCHEDULES: dict[str, Callable[[Levels, int], Tensor]] = {
     "karras": karras,
     "exponential": exponential,
     "beta": beta,
+    "kl_optimal": kl_optimal,
 }
 
 

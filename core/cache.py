@@ -1,0 +1,205 @@
+"""One byte-bounded cache for models, prompt embeddings, inversions and teacher runs: device, then host memory, then out."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import pathlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+from weakref import WeakSet, WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+GIB = 1 << 30
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in a tensor, module, dataclass, dict, list or tuple, nested as it may be, in a fixed order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+        yield from value.buffers()
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value):
+        yield from tensors_in([getattr(value, f.name) for f in fields(value)])
+
+
+def footprint(value: Any) -> tuple[int, int]:
+    """Return the bytes that the tensors of `value` take on devices and in host memory; a shared tensor counts once."""
+    unique = {id(t): t for t in tensors_in(value)}.values()
+    on_host = sum(t.nbytes for t in unique if t.device.type == "cpu")
+    return sum(t.nbytes for t in unique) - on_host, on_host
+
+
+def devices_of(value: Any) -> list[torch.device]:
+    return [t.device for t in tensors_in(value)]
+
+
+def moved(value: T, devices: Sequence[torch.device]) -> T:
+    """Return a copy of `value` with its tensors on `devices`, given in the order of `tensors_in`; tensors already there are shared.
+
+    `value` itself stays as it is: whoever still computes with it must not find its weights on another device.
+    """
+    memo: dict[int, Any] = {}
+    for tensor, device in zip(tensors_in(value), devices):
+        if id(tensor) not in memo:
+            there = tensor if tensor.device == device else tensor.detach().to(device)
+            is_new_parameter = isinstance(tensor, nn.Parameter) and there is not tensor
+            memo[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if is_new_parameter else there
+    return copy.deepcopy(value, memo)
+
+
+@dataclass
+class _Entry:
+    value: Any
+    device_bytes: int
+    host_bytes: int
+    # Where the tensors belong while the entry is parked in host memory, else None.
+    homes: list[torch.device] | None = None
+    users: WeakSet[Any] = field(default_factory=WeakSet)
+
+
+class Cache:
+    """A thread-safe least-recently-used cache with one bound for device bytes and one for host bytes.
+
+    What exceeds `device_bytes` is copied to host memory, what exceeds `host_bytes` is forgotten. A value that somebody still
+    holds is never built again, even when the cache has forgotten it.
+    """
+
+    def __init__(self, name: str, device_bytes: int, host_bytes: int) -> None:
+        self.name, self.device_bytes, self.host_bytes = name, device_bytes, host_bytes
+        self._lock = threading.RLock()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()  # oldest first
+        self._alive: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+        self._building: WeakValueDictionary[Hashable, _KeyLock] = WeakValueDictionary()
+        CACHES.add(self)
+
+    def get(self, key: Hashable, build: Callable[[], T]) -> T:
+        """Return the value of `key`, built once however many threads ask; a failed build is tried again by the next caller."""
+        with self._lock:
+            building = self._building.setdefault(key, _KeyLock())
+        with building.lock:
+            value = self._find(key)
+            if value is None:
+                value = build()
+                self._put(key, value)
+            return value
+
+    def hold(self, key: Hashable, user: Any) -> None:
+        """Mark the value of `key` as in use while `user` lives: moving it would free nothing, so it is only forgotten."""
+        with self._lock:
+            if key in self._entries:
+                self._entries[key].users.add(user)
+
+    def used(self) -> tuple[int, int]:
+        """Return the bytes kept on devices and in host memory."""
+        with self._lock:
+            entries = self._entries.values()
+            return sum(e.device_bytes for e in entries), sum(e.host_bytes for e in entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._entries
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+
+    def leave_device(self) -> int:
+        """Move everything off the device and return the bytes given up there."""
+        with self._lock:
+            before, _ = self.used()
+            self._shrink(0, self.host_bytes)
+            return before - self.used()[0]
+
+    def _find(self, key: Hashable) -> Any:
+        with self._lock:
+            entry = self._entries.get(key)
+            alive = self._alive.get(key)
+            if entry is None:
+                if alive is not None:
+                    self._put(key, alive)
+                return alive
+            self._entries.move_to_end(key)
+            if entry.homes is not None:
+                value = moved(entry.value, entry.homes) if alive is None else alive
+                self._put(key, value)
+                return value
+            return entry.value
+
+    def _put(self, key: Hashable, value: Any) -> None:
+        with self._lock:
+            self._entries[key] = _Entry(value, *footprint(value))
+            self._entries.move_to_end(key)
+            try:
+                self._alive[key] = value
+            except TypeError:  # tuples, lists and dicts cannot be referenced weakly
+                pass
+            self._shrink(self.device_bytes, self.host_bytes)
+
+    def _shrink(self, device_bytes: int, host_bytes: int) -> None:
+        for key in list(self._entries):
+            if self.used()[0] <= device_bytes:
+                break
+            if self._entries[key].device_bytes:
+                self._park(key)
+        for key in list(self._entries):
+            if self.used()[1] <= host_bytes:
+                break
+            if self._entries[key].host_bytes:
+                del self._entries[key]
+
+    def _park(self, key: Hashable) -> None:
+        """Move one entry to host memory, or forget it where that frees nothing or does not fit."""
+        entry = self._entries.pop(key)
+        if entry.users or entry.device_bytes + entry.host_bytes > self.host_bytes:
+            return
+        homes = devices_of(entry.value)
+        value = moved(entry.value, [torch.device("cpu")] * len(homes))
+        self._entries[key] = _Entry(value, *footprint(value), homes)
+        self._entries.move_to_end(key, last=False)
+
+
+class _KeyLock:
+    """A lock that a WeakValueDictionary can hold: it goes when no thread wants its key."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+
+CACHES: WeakSet[Cache] = WeakSet()
+
+MODELS = Cache("models", 16 * GIB, 16 * GIB)
+PROMPTS = Cache("prompt embeddings", GIB // 4, GIB // 4)
+INVERSIONS = Cache("inversions", GIB, 4 * GIB)
+TEACHER_RUNS = Cache("teacher runs", GIB, 4 * GIB)
+
+
+def fingerprint(*paths: pathlib.Path) -> str:
+    """Return a digest of files that changes when one is replaced: path, size, time and the bytes at both ends.
+
+    The first 64 kB of a safetensors file are its table of contents, the last are weights; reading all of it would cost seconds.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 16))
+            file.seek(max(0, stat.st_size - (1 << 16)))
+            digest.update(file.read())
+    return digest.hexdigest()

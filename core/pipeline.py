@@ -1,0 +1,148 @@
+"""Pipeline: a model with its text encoders and VAE, everything from a prompt to pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cache import PROMPTS
+from .checks import check_finite, check_shape
+from .denoiser import Conditioning
+from .device import with_memory
+from .diffusers_model import DiffusersDenoiser
+from .tensors import image_to_pixels, pixels_to_image
+
+# Pixels that the VAE takes at once: its activations are the largest of all, and a long clip must not need them for every frame.
+VAE_PIXELS = 8 * 512 * 512
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class TextEncoder:
+    """A CLIP text encoder and its tokenizer, which single files lack.
+
+    `pad_id` replaces the tokenizer's padding where the encoder was trained with another; `penultimate` takes the layer before the
+    last (SDXL).
+    """
+
+    encoder: Any
+    tokenizer: Any = None
+    penultimate: bool = False
+    pad_id: int | None = None
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Return token ids (B, T), padded; raises ValueError without a fitting tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "Expected a CLIP tokenizer to read prompts, but got none: a single file does not hold it. Give `load` "
+                "`tokenizer=`, the tokenizer folder of any Stable Diffusion model, or put such a folder beside the file."
+            )
+        length = min(self.tokenizer.model_max_length, self.encoder.config.max_position_embeddings)
+        ids = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        if int(ids.max()) >= self.encoder.config.vocab_size:
+            raise ValueError(
+                f"Expected a tokenizer of at most {self.encoder.config.vocab_size} tokens, but got token {int(ids.max())}. "
+                "Give the tokenizer that belongs to this model."
+            )
+        ends = (ids == self.tokenizer.eos_token_id).cumsum(1)
+        if bool((ends[:, -2:].sum(1) == 1).any()):
+            log.warning("A prompt fills all %d tokens: what goes beyond is ignored.", length)
+        # The sum of the sums is 1 at the first end token only, and more from there on.
+        return ids if self.pad_id is None else ids.masked_fill(ends.cumsum(1) > 1, self.pad_id)
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Return token embeddings (B, T, D) and the pooled projection (B, P), or None from an encoder without one."""
+        output = self.encoder(self.tokens(prompts).to(self.encoder.device), output_hidden_states=self.penultimate)
+        hidden = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
+        return hidden.float(), getattr(output, "text_embeds", None)
+
+
+@dataclass(eq=False)
+class Pipeline:
+    """A model with its text encoders and VAE: everything from a prompt to pixels.
+
+    The networks are shared with every other pipeline that was loaded from the same files; the call counters are its own. `key`
+    names the text encoders in the cache of prompt embeddings, None leaves it alone.
+    """
+
+    model: DiffusersDenoiser
+    text: list[TextEncoder]
+    vae: Any
+    device: torch.device
+    dtype: torch.dtype
+    key: str | None = None
+
+    @property
+    def latent_channels(self) -> int:
+        return self.model.latent_channels
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str], size: tuple[int, int] = (1024, 1024)) -> Conditioning:
+        """Return one row of conditioning per prompt; `size` (height, width) is what SDXL is told about the picture."""
+        if isinstance(prompts, str) or not len(prompts):
+            raise ValueError(f"Expected `prompts` to be a list of at least one prompt, but got {prompts!r}.")
+        unique = list(dict.fromkeys(prompts))
+        build = lambda: with_memory(lambda: self._encode(unique, size), f"encode {len(unique)} prompts")  # noqa: E731
+        cond = build() if self.key is None else PROMPTS.get((self.key, tuple(unique), size), build)
+        return cond.take([unique.index(prompt) for prompt in prompts])
+
+    def _encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+        if not self.text:
+            raise ValueError("Expected a model with a text encoder, but this one has none. Load a complete model.")
+        contexts, pooled = zip(*(encode(prompts) for encode in self.text))
+        context = torch.cat(contexts, -1)
+        if not self.model.takes_time_ids:
+            return Conditioning(context)
+        time_ids = torch.tensor([[*size, 0, 0, *size]], device=context.device, dtype=torch.float32)
+        return Conditioning(context, pooled[-1].float(), {"time_ids": time_ids.expand(len(prompts), 6)})
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Return float32 latents (B, C, H / downscale, W / downscale) of IMAGE (B, H, W, C) in [0, 1]: the posterior's mode.
+
+        Raises ValueError when a side is not a multiple of `downscale`.
+        """
+        pixels = image_to_pixels(images)
+        height, width = pixels.shape[-2:]
+        if height % self.downscale or width % self.downscale:
+            raise ValueError(
+                f"Expected `images` with sides divisible by {self.downscale}, but got {height} x {width}. Crop or resize them."
+            )
+        return self._in_parts(self._encode_pixels, pixels, height * width, "encode")
+
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+        code = self.vae.encode(pixels)
+        latents = code.latents if hasattr(code, "latents") else code.latent_dist.mode()
+        return latents.float() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return IMAGE (B, H, W, 3) in [0, 1] on the CPU from latents (B, C, h, w)."""
+        check_shape("latents", latents, (None, self.latent_channels, None, None), "Use latents of this model.")
+        check_finite("latents", latents)
+        pixels = latents.shape[-2] * latents.shape[-1] * self.downscale**2
+        return self._in_parts(self._decode_latents, latents, pixels, "decode")
+
+    def _decode_latents(self, latents: Tensor) -> Tensor:
+        return pixels_to_image(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
+
+    def _in_parts(self, run: Callable[[Tensor], Tensor], batch: Tensor, pixels: int, verb: str) -> Tensor:
+        parts = batch.split(max(1, VAE_PIXELS // pixels))
+        what = f"{verb} pictures of {pixels / 1e6:.2g} million pixels"
+        return torch.cat([with_memory(lambda p=part: run(self._to_vae(p)), what) for part in parts])  # type: ignore[misc]
+
+    def _to_vae(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.vae.device, self.vae.dtype)
