@@ -1,0 +1,141 @@
+"""Where a displacement field tears or folds, and the fields to look at: a drag's, and the optical flow between two frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.checks import check_finite, check_integer, check_range, check_shape
+
+
+@dataclass(frozen=True)
+class StretchMap:
+    """`stretch` (B, H, W): log of the largest stretching; `fold` (B, H, W), bool: where the map turns over or collapses."""
+
+    stretch: Tensor
+    fold: Tensor
+
+
+def gradient(field: Tensor) -> Tensor:
+    """Return d field_i / d x_j as (B, 2, 2, H, W) of a field (B, 2, H, W), central differences, one-sided at the border."""
+    dy, dx = torch.gradient(field, dim=(-2, -1))
+    return torch.stack([dx, dy], 2)
+
+
+def stretch_map(displacement: Tensor, frames: int = 1) -> StretchMap:
+    """Return the stretch of the map x -> x + `displacement` (B, 2, H, W), x before y, in cells.
+
+    ln(sigma_max(I + grad u)) / frames: the finite-time Lyapunov exponent of one known map (Haller 2015, Annu. Rev. Fluid Mech.
+    47), with no trajectory behind it. `frames` is how many frames the map spans. It folds where det(I + grad u) <= 0.
+    Raises ValueError for other shapes, fields below 2 x 2 cells, or NaN.
+    """
+    check_shape("displacement", displacement, (None, 2, None, None), "Give (batch, 2, height, width), x before y.")
+    check_integer("frames", frames, 1)
+    if min(displacement.shape[-2:]) < 2:
+        raise ValueError(f"Expected `displacement` of at least 2 x 2 cells, but got {tuple(displacement.shape[-2:])}.")
+    check_finite("displacement", displacement)
+    deformation = gradient(displacement.double()) + torch.eye(2, dtype=torch.float64)[None, :, :, None, None].to(
+        displacement.device
+    )
+    a, b, c, d = (deformation[:, i, j] for i in range(2) for j in range(2))
+    determinant = a * d - b * c
+    # sigma_max of a 2 x 2 matrix: ((a + d)^2 + (c - b)^2)^.5 / 2 + ((a - d)^2 + (b + c)^2)^.5 / 2.
+    largest = (torch.hypot(a + d, c - b) + torch.hypot(a - d, b + c)) / 2
+    return StretchMap((largest.clamp(min=1e-12).log() / frames).float(), determinant <= 0)
+
+
+def drag_field(handles: Tensor, targets: Tensor, height: int, width: int, radius: float) -> Tensor:
+    """Return the displacement (1, 2, height, width) that moves `handles` (N, 2) to `targets` (N, 2), x before y, in cells.
+
+    A Gaussian of standard deviation `radius` around each handle, weighted so that every handle moves exactly to its target and
+    far cells stay. One drag of length L folds when L > radius * sqrt(e). Raises ValueError for bad shapes.
+    """
+    check_shape("handles", handles, (None, 2))
+    check_shape("targets", targets, (len(handles), 2), "Give one target for each handle.")
+    check_range("radius", radius, 0.25)
+    if len(handles) == 0:
+        return torch.zeros(1, 2, height, width)
+    handles, moves = handles.double(), (targets - handles).double()
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    cells = torch.stack([x.flatten(), y.flatten()], 1).double()
+
+    def kernel(points: Tensor) -> Tensor:
+        return torch.exp(-torch.cdist(points, handles).square() / (2 * radius**2))
+
+    # Least squares, so that two drags from one handle give their mean instead of a singular matrix.
+    weights = torch.linalg.pinv(kernel(handles), rtol=1e-8) @ moves
+    return (kernel(cells) @ weights).T.reshape(1, 2, height, width).float()
+
+
+def warp(image: Tensor, displacement: Tensor, border: str = "border") -> Tensor:
+    """Return `image` (B, C, H, W) sampled at x + `displacement` (B, 2, H, W), bilinear; beyond it the border or "zeros"."""
+    height, width = image.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = torch.stack([x, y]).to(displacement) + displacement
+    size = torch.tensor([width, height]).to(displacement).reshape(2, 1, 1)
+    grid = ((2 * place + 1) / size - 1).movedim(1, -1)
+    return F.grid_sample(image, grid, padding_mode=border, align_corners=False)
+
+
+def compose(flows: Sequence[Tensor]) -> Tensor:
+    """Return the displacement (B, 2, H, W) of following `flows` one after the other, each (B, 2, H, W)."""
+    total = flows[0]
+    for flow in flows[1:]:
+        total = total + warp(flow, total)
+    return total
+
+
+def optical_flow(before: Tensor, after: Tensor, window: float = 3.0, rounds: int = 5) -> Tensor:
+    """Return the displacement (B, 2, H, W) from `before` to `after`, both (B, C, H, W): before(x) ~ after(x + flow(x)).
+
+    Pyramidal Lucas-Kanade (Lucas & Kanade 1981; Bouguet 2001), dense: each cell solves least squares over a Gaussian window of
+    standard deviation `window` cells, coarse to fine. Flat areas keep what their surroundings give, or zero.
+    """
+    check_shape("before", before, (None, None, None, None))
+    check_shape("after", after, tuple(before.shape), "Both frames need one size.")
+    check_finite("before", before)
+    check_finite("after", after)
+    check_range("window", window, 0.5, 100)
+    pyramid = [(before.float(), after.float())]
+    while min(pyramid[-1][0].shape[-2:]) >= 24:
+        pyramid.append(tuple(F.avg_pool2d(_blur(i, 1.0), 2) for i in pyramid[-1]))  # type: ignore[arg-type]
+    flow = before.new_zeros(len(before), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)
+    for first, second in reversed(pyramid):
+        ratio = torch.tensor([n / o for n, o in zip(first.shape[:1:-1], flow.shape[:1:-1])]).reshape(2, 1, 1).to(flow)
+        flow = F.interpolate(flow, first.shape[-2:], mode="bilinear", align_corners=False) * ratio
+        for _ in range(rounds):
+            flow = _refine(first, second, flow, window)
+    return flow
+
+
+def _refine(first: Tensor, second: Tensor, flow: Tensor, window: float) -> Tensor:
+    """Return `flow` after one Gauss-Newton step of every cell's window."""
+    dy, dx = torch.gradient(first, dim=(-2, -1))
+    # A cell whose target lies outside the picture has no say.
+    seen = (warp(torch.ones_like(first[:, :1]), flow, "zeros") > 0.99).float()
+    error = (first - warp(second, flow)) * seen
+    dx, dy = dx * seen, dy * seen
+    terms = torch.stack([(p * q).sum(1) for p, q in ((dx, dx), (dx, dy), (dy, dy), (dx, error), (dy, error))], 1)
+    xx, xy, yy, xe, ye = _blur(terms, window).unbind(1)
+    # The small ridge keeps flat windows where they are.
+    ridge = 1e-4 * (xx + yy).mean((-2, -1), keepdim=True) + 1e-9
+    xx, yy = xx + ridge, yy + ridge
+    step = torch.stack([yy * xe - xy * ye, xx * ye - xy * xe], 1) / (xx * yy - xy * xy)[:, None]
+    # Smoothing the sum lets windows without texture follow their neighbours; a linear flow stays what it is.
+    return _blur(flow + step.clamp(-2, 2), window / 2)
+
+
+def _blur(image: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur of (B, C, H, W), the border repeated."""
+    radius = math.ceil(3 * deviation)
+    offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
+    kernel = torch.exp(-0.5 * (offsets / deviation) ** 2)
+    kernel = (kernel / kernel.sum()).expand(image.shape[1], 1, -1)
+    padded = F.pad(image, (radius,) * 4, mode="replicate")
+    across = F.conv2d(padded, kernel[:, :, None], groups=image.shape[1])
+    return F.conv2d(across, kernel[..., None], groups=image.shape[1])

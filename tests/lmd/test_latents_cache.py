@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from slipstream.lmd.latents_cache import encode_files, encode_images, fit_image, image_files
+
+
+class Encoder:
+    """A stand-in VAE: 8 x 8 means. Counts the pictures of the caller's size that it sees."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        self.gain, self.seen = gain, 0
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        self.seen += len(image) if image.shape[1:3] != (64, 64) else 0
+        return self.gain * F.avg_pool2d(image.movedim(-1, 1), 8)
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    root = tmp_path / "images"
+    (root / "deeper").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "deeper/c.PNG"):
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / name)
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def test_files_are_found_in_order_and_a_missing_or_empty_folder_is_refused(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    assert [p.name for p in image_files(folder)] == ["a.png", "b.jpg", "c.PNG"]
+    with pytest.raises(ValueError, match="`folder` to be a folder of images"):
+        image_files(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="but got none in"):
+        image_files(tmp_path / "empty")
+
+
+def test_latents_are_cached_by_content_not_by_name(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    encode, cache = Encoder(), tmp_path / "cache"
+    first = encode_files(image_files(folder), encode, 16, 24, cache)
+    assert first.shape == (6, 3, 2, 3)
+    assert torch.allclose(first[1], first[0].flip(-1), atol=1e-6)  # the mirrored picture
+    assert encode.seen == 6
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    (moved / "a.png").rename(moved / "z.png")
+    second = encode_files(image_files(moved), encode, 16, 24, cache)
+    assert encode.seen == 6
+    assert torch.equal(second.sort(0).values, first.sort(0).values)
+
+
+def test_another_size_picture_or_encoder_is_encoded_again(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    cache, files = tmp_path / "cache", image_files(folder)
+    encode_files(files, Encoder(), 16, 24, cache)
+    other_size, other_vae, changed = Encoder(), Encoder(0.5), Encoder()
+    encode_files(files, other_size, 24, 24, cache)
+    encode_files(files, other_vae, 16, 24, cache)
+    Image.new("RGB", (40, 40), "red").save(folder / "a.png")
+    encode_files(files, changed, 16, 24, cache)
+    assert (other_size.seen, other_vae.seen, changed.seen) == (6, 6, 2)
+
+
+def test_a_damaged_entry_is_encoded_again(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    cache, files, encode = tmp_path / "cache", image_files(folder), Encoder()
+    first = encode_files(files, encode, 16, 24, cache)
+    next(iter(sorted(cache.iterdir()))).write_bytes(b"rubbish")
+    assert torch.equal(encode_files(files, encode, 16, 24, cache), first)
+    assert encode.seen == 8
+
+
+def test_unreadable_images_are_left_out_and_none_left_is_refused(folder: pathlib.Path) -> None:
+    (folder / "b.jpg").write_bytes(b"not a picture")
+    assert len(encode_files(image_files(folder), Encoder(), 16, 24, mirror=False)) == 2
+    with pytest.raises(ValueError, match="1 that cannot be read"):
+        encode_files([folder / "b.jpg"], Encoder(), 16, 24)
+
+
+def test_a_stop_keeps_what_was_encoded(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    encode, cache = Encoder(), tmp_path / "cache"
+
+    def stop(done: int, total: int) -> None:
+        assert total == 3
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_files(image_files(folder), encode, 16, 24, cache, callback=stop)
+    encode_files(image_files(folder), encode, 16, 24, cache)
+    assert encode.seen == 6
+
+
+@pytest.mark.parametrize("size", [(16, 24), (40, 50), (64, 8), (80, 100)])
+def test_images_are_scaled_to_cover_and_cropped_in_the_middle(size: tuple[int, int]) -> None:
+    image = torch.zeros(1, 40, 50, 3)
+    image[:, :, 25:] = 1
+    fitted = fit_image(image, *size)
+    assert fitted.shape == (1, *size, 3)
+    assert fitted.mean() == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(fit_image(image, 40, 50), image)
+
+
+def test_a_batch_in_memory_is_encoded_like_files() -> None:
+    images = torch.rand(2, 40, 50, 3, generator=torch.Generator().manual_seed(0))
+    assert encode_images(images, Encoder(), 16, 24).shape == (4, 3, 2, 3)
+    assert encode_images(images, Encoder(), 16, 24, mirror=False).shape == (2, 3, 2, 3)
