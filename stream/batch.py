@@ -20,7 +20,7 @@ from ..core.denoiser import Denoiser
 from ..core.noise import NoiseSource, SeededNoise
 from .config import StreamConfig, stage_sigmas
 from .guidance import GUIDES
-from .plan import MIN_SIGNAL, Group, Plan, Track, make_plan
+from .plan import MIN_SIGNAL, Group, Plan, Skipped, Track, make_plan
 from .stability import Motion
 
 PLANS_KEPT = 64
@@ -32,6 +32,7 @@ class StreamFrame:
 
     `age` is the number of passes that ran after the one the frame entered with, until it left: N - 1 in a steady stream.
     `latency` is the time from `arrived` (time.perf_counter) in seconds; a GPU may still be at work on the frame then.
+    `repeated` marks a skipped frame, which shows the one before it.
     """
 
     id: int
@@ -40,6 +41,7 @@ class StreamFrame:
     age: int
     arrived: float
     latency: float
+    repeated: bool = False
 
 
 class StreamBatch:
@@ -71,7 +73,7 @@ class StreamBatch:
         self._groups: deque[Group] = deque()  # newest first, as the rows of `_x` are
         self._x: Tensor | None = None
         self._reference: Tensor | None = None
-        self._previous: Tensor | None = None  # the newest finished frame, for feedback
+        self._newest: StreamFrame | None = None  # the newest finished frame, for feedback and repeats
         self._bank: Tensor | None = None  # (steps, C, H, W): the fixed noise of each step
         self._motion = Motion()
         self._tracks: dict[float, Track] = {}
@@ -79,8 +81,8 @@ class StreamBatch:
 
     @property
     def in_flight(self) -> int:
-        """Frames that were pushed and have not come out yet."""
-        return len(self._waiting) + sum(group.size for group in self._groups)
+        """Frames that were pushed or skipped and have not come out yet."""
+        return len(self._waiting) + sum(group.size + len(group.skipped) for group in self._groups)
 
     @torch.no_grad()
     def push(self, latents: Tensor, meta: Any = None, cond: Any = None) -> list[StreamFrame]:
@@ -105,6 +107,24 @@ class StreamBatch:
                 return self._enter(len(self._waiting))
             return self._pass() if self._groups else []
 
+    def skip(self, meta: Any = None) -> list[StreamFrame]:
+        """Take note of a frame that is not worth processing: it comes out in its turn as a repeat of the frame before it.
+
+        Costs one pass while frames are in flight, so that a scene that comes to rest shows its newest frame; nothing after
+        that. Raises ValueError when no frame came before.
+        """
+        with self._lock:
+            finished = self.advance()
+            skipped = Skipped(self._arrived, meta, time.perf_counter(), self.passes)
+            if self._groups:
+                self._groups[0].skipped.append(skipped)
+            elif self._newest is not None:
+                finished.append(_repeat(self._newest, skipped, self.passes))
+            else:
+                raise ValueError("Expected a frame before the first skip, but got none. Push the first frame.")
+            self._arrived += 1
+            return finished
+
     def drain(self) -> list[StreamFrame]:
         """Finish all frames in flight and return them; the stream can be pushed to again."""
         finished: list[StreamFrame] = []
@@ -118,7 +138,7 @@ class StreamBatch:
             self._waiting.clear()
             self._groups.clear()
             self._plans.clear()
-            self._x = self._reference = self._previous = None
+            self._x = self._reference = self._newest = None
             self._motion = Motion()
 
     def update(self, cond: Any = None, uncond: Any = None, **settings: Any) -> None:
@@ -193,8 +213,9 @@ class StreamBatch:
         track = self._track(x0, self._motion.factor(x0, config.motion) if config.motion else 1.0)
         noise, sigma = track.noise[:1], float(track.sigmas[0])
         if not config.from_noise:
-            if config.feedback and self._previous is not None and self._previous.shape[1:] == x0.shape[1:]:
-                x0 = torch.lerp(x0, self._previous, config.feedback)
+            before = self._newest
+            if config.feedback and before is not None and before.latents.shape[1:] == x0.shape[1:]:
+                x0 = torch.lerp(x0, before.latents.to(x0), config.feedback)
             return space.add_noise(x0, noise, sigma), x0, track
         scale = float(space.scale(track.sigmas[0]))
         x = x0 * (scale**2 + sigma**2) ** 0.5
@@ -264,9 +285,9 @@ class StreamBatch:
             assert group.result is not None
             age = self.passes - 1 - group.born
             for row, id, meta, arrived in zip(group.result.split(1), group.ids, group.metas, group.arrived):
-                finished.append(StreamFrame(id, row, meta, age, arrived, now - arrived))
-        if finished:
-            self._previous = finished[-1].latents
+                self._newest = StreamFrame(id, row, meta, age, arrived, now - arrived)
+                finished.append(self._newest)
+            finished += [_repeat(finished[-1], skipped, self.passes) for skipped in group.skipped]
         return finished
 
     def _plan(self, active: list[Group], x: Tensor) -> Plan:
@@ -280,6 +301,13 @@ class StreamBatch:
                 self._plans.clear()
             self._plans[key] = plan = make_plan(*parts)
         return plan
+
+
+def _repeat(frame: StreamFrame, skipped: Skipped, passes: int) -> StreamFrame:
+    return StreamFrame(
+        skipped.id, frame.latents, skipped.meta, max(passes - 1 - skipped.born, 0), skipped.arrived,
+        time.perf_counter() - skipped.arrived, repeated=True,
+    )  # fmt: skip
 
 
 def _one_row(name: str, cond: Any) -> Any:

@@ -6,7 +6,7 @@ In a steady stream the arrangement never changes, so a pass is one network call 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,16 @@ class Track:
         return len(self.sigmas) - 1
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A frame that was not processed; it shows the result of the group before it."""
+
+    id: int
+    meta: Any
+    arrived: float
+    born: int
+
+
 @dataclass(eq=False)
 class Group:
     """Frames that travel together: `stage` is the step they take next, `result` (rows, C, H, W) is set when done."""
@@ -48,6 +58,7 @@ class Group:
     conds: list[Any] | None = None
     stage: int = 0
     result: Tensor | None = None
+    skipped: list[Skipped] = field(default_factory=list)
 
     @property
     def size(self) -> int:
