@@ -1,1 +1,23 @@
-"""AutoDiffusion: the best few-step schedule for a model, searched, kept and shared."""
+"""AutoDiffusion: the best few-step schedule for a model, searched, kept and shared (arXiv 2309.10438)."""
+
+from .config import SearchConfig
+from .engine import SearchResult, SearchStep, search
+from .objectives import Objective, Paired, ReferenceImages, SelfDistribution
+from .paths import ModelPath, SamplingPath
+from .schedule import LayerMask, Schedule, ScheduleError
+
+__all__ = [
+    "LayerMask",
+    "ModelPath",
+    "Objective",
+    "Paired",
+    "ReferenceImages",
+    "SamplingPath",
+    "Schedule",
+    "ScheduleError",
+    "SearchConfig",
+    "SearchResult",
+    "SearchStep",
+    "SelfDistribution",
+    "search",
+]

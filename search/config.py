@@ -1,0 +1,92 @@
+"""Everything a search can be told, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.checks import check_choice, check_integer, check_range
+from ..core.schedules import TRAIN_STEPS
+
+STRATEGIES = ("auto", "coordinate", "evolution", "published")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of one search.
+
+    What is searched:
+        steps: K, the sampler steps of the schedule.
+        pin_first: keep the first level at sigma_max. Free first levels look good in distribution scores, but treat pure
+            noise as a partly clean picture, which breaks image to image and shifts brightness.
+        terminal_zero: end at 0. False searches the last level too, and leaves that much noise in the result.
+        min_gap: smallest distance between levels in entries of the model's table; None = table / (20 steps).
+
+    How:
+        strategy: "auto" = coordinate search from the best starts, then evolution with what is left of the budget;
+            "coordinate", "evolution" = either alone; "published" = AutoDiffusion's algorithm (arXiv 2309.10438) with its
+            defects corrected.
+        restarts: how many of the best starts coordinate search descends from.
+        halving: stop a candidate after a quarter or half of the pairs when it is clearly worse.
+        margin: how much worse than the incumbent, as a share of its score, is clear at a quarter of the pairs.
+
+    On what:
+        pairs: (noise seed, conditioning) pairs per evaluation, the same for all candidates.
+        holdout_pairs: other pairs on which the best `finalists` are ranked once more (the winner's curse).
+        teacher_steps: steps of the model's own result that paired and self-distribution objectives compare with.
+
+    Budget (any may be None, whichever is reached first ends the search; final ranking comes on top):
+        evaluations: candidates. seconds: time spent in evaluations. calls: network calls spent in evaluations.
+
+    Layers:
+        layers: also search which blocks to skip at each step.
+        max_skip: largest share of a step's blocks that may be skipped.
+        cost: cost of a whole schedule in full network calls, None = `steps`. Skipping pays for extra steps.
+    """
+
+    steps: int = 4
+    pin_first: bool = True
+    terminal_zero: bool = True
+    min_gap: int | None = None
+    strategy: str = "auto"
+    restarts: int = 3
+    halving: bool = True
+    margin: float = 0.3
+    pairs: int = 16
+    holdout_pairs: int = 32
+    finalists: int = 5
+    teacher_steps: int = 50
+    evaluations: int | None = 120
+    seconds: float | None = None
+    calls: int | None = None
+    layers: bool = False
+    max_skip: float = 0.2
+    cost: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("steps", self.steps, 1, TRAIN_STEPS, "A schedule needs at least one step.")
+        check_choice("strategy", self.strategy, STRATEGIES)
+        if self.min_gap is not None:
+            check_integer("min_gap", self.min_gap, 1, TRAIN_STEPS)
+        for name in ("restarts", "pairs", "holdout_pairs", "finalists"):
+            check_integer(name, getattr(self, name), 1, 100_000)
+        check_integer("teacher_steps", self.teacher_steps, 2, TRAIN_STEPS)
+        check_range("margin", self.margin, 0, 10)
+        check_range("max_skip", self.max_skip, 0, 0.9)
+        check_integer("seed", self.seed, 0, 2**64 - 1)
+        remedy = "Leave it empty for no such limit."
+        if self.evaluations is not None:
+            check_integer("evaluations", self.evaluations, 1, 10_000_000, remedy)
+        if self.seconds is not None:
+            check_range("seconds", self.seconds, 1e-3, 1e9, remedy)
+        if self.calls is not None:
+            check_integer("calls", self.calls, 1, 10**12, remedy)
+        if self.evaluations is None and self.seconds is None and self.calls is None:
+            raise ValueError("Expected a budget in `evaluations`, `seconds` or `calls`, but got none of them. Set one.")
+        if self.cost is not None:
+            check_range("cost", self.cost, 0.5, TRAIN_STEPS, "It is measured in full network calls.")
+
+    def identity(self) -> dict[str, object]:
+        """Return what makes two searches different jobs: everything but the budget, which may grow between runs."""
+        budget = ("evaluations", "seconds", "calls", "finalists", "holdout_pairs")
+        return {k: v for k, v in vars(self).items() if k not in budget}

@@ -1,0 +1,421 @@
+"""search(): runs a strategy against a budget, stores every evaluation, ranks the best on held-out pairs, makes the schedule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..core.denoiser import EPS, FLOW
+from ..core.progress import Step
+from .config import SearchConfig
+from .evaluation import HOLDOUT, SEARCH, PairBank, Task, TaskFactory, banks, judged, limits_of, rung_sizes
+from .objectives import Objective, Paired
+from .paths import SamplingPath
+from .schedule import Schedule
+from .space import Candidate, Genome, Space, candidate_of
+from .starts import from_trajectory, starting_genomes
+from .store import Record, Store
+from .strategies import Ask, Evolution, Strategy, auto, coordinate, evolve, published
+from .workers import Executor, evaluate_in_worker, worker_count
+
+logger = logging.getLogger(__name__)
+RETRIES = 2
+
+
+@dataclass(frozen=True)
+class SearchStep(Step):
+    """Progress of a search: `best` and `history` (evaluation number, score of each improvement), stock scores by name."""
+
+    best: float = math.inf
+    score: float = math.inf
+    history: tuple[tuple[int, float], ...] = ()
+    baselines: dict[str, float] = field(default_factory=dict)
+    levels: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The best schedule with what led to it.
+
+    `baselines` and `finalists` are (name or levels) -> score on held-out pairs; `history` as in `SearchStep`;
+    `evaluations`, `calls`, `seconds` are what the search spent, those of earlier runs on the same store included.
+    """
+
+    schedule: Schedule
+    history: tuple[tuple[int, float], ...]
+    baselines: dict[str, float]
+    finalists: tuple[tuple[Candidate, float], ...]
+    evaluations: int
+    calls: int
+    seconds: float
+    evaluated_now: int
+    warnings: tuple[str, ...]
+
+
+class Exhausted(Exception):  # noqa: N818 - the end of a budget is no error
+    """The budget is spent."""
+
+
+def search(
+    path: SamplingPath, config: SearchConfig, objective: Objective | None = None, rerank: Objective | None = None,
+    store: str | pathlib.Path | None = None, executor: Executor | None = None, factory: TaskFactory | None = None,
+    callback: Callable[[Step], None] | None = None,
+) -> SearchResult:  # fmt: skip
+    """Find the best schedule for `path` (AutoDiffusion, arXiv 2309.10438, with better starts, strategy and statistics).
+
+    Args:
+        path: how the user samples: model, sampler, cfg, conditioning, size.
+        config: what to search and for how long.
+        objective: what "better" means; None = paired distance to the model's own many-step result.
+        rerank: the objective for the last ranking on held-out pairs; None = the same.
+        store: SQLite file that keeps every evaluation. The same call again goes on where the last one was ended.
+        executor: `concurrent.futures`-like; needs `factory`, which makes the same `Task` in each worker.
+        callback: gets a `SearchStep` after each evaluation; what it raises ends the search, and the store keeps all.
+
+    Raises ValueError for a store of another job, an objective that is never finite, and a sampler that ignores sigmas.
+    """
+    if executor is not None and factory is None:
+        raise ValueError(
+            "Expected `factory` with `executor`, but got none. Give a function that builds the Task in a worker."
+        )
+    objective = objective or Paired()
+    task = Task(path, objective, config, rerank)
+    with Store(store, job_identity(task)) as opened:
+        return Search(task, opened, executor, factory, callback).run()
+
+
+def job_identity(task: Task) -> dict[str, Any]:
+    """Return what a store belongs to."""
+    assert task.rerank is not None
+    return {**task.path.identity(), "objective": task.objective.id, "config": task.config.identity()}
+
+
+class Search:
+    """One run of one job; see `search`."""
+
+    def __init__(
+        self, task: Task, store: Store, executor: Executor | None = None, factory: TaskFactory | None = None,
+        callback: Callable[[Step], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.task, self.config, self.path, self.store = task, task.config, task.path, store
+        self.executor, self.factory, self.callback = executor, factory, callback
+        self.job = hashlib.sha256(json.dumps(job_identity(task), sort_keys=True).encode()).hexdigest()[:16]
+        self.banks = banks(task.path, task.config, store)
+        costs = {layer.name: layer.cost for layer in self.path.layers()} if self.config.layers else {}
+        self.space = Space(self.path.table(), self.config, costs)
+        self.flying: dict[tuple[str, str], tuple[Future[Record], tuple[float, ...], int]] = {}
+        self.counted: dict[str, Record] = {}
+        self.scores: dict[str, tuple[float, Candidate]] = {}
+        self.history: list[tuple[int, float]] = []
+        self.seconds, self.calls, self.evaluated_now = 0.0, 0, 0
+        self.warnings: list[str] = []
+        self.stock: dict[str, Tensor] = {}
+        self.stock_scores: dict[str, float] = {}
+
+    def run(self) -> SearchResult:
+        """Search, rank on held-out pairs, and return the result."""
+        try:
+            self.stock = {
+                name: sigmas
+                for name, sigmas in self.path.stock(self.config.steps).items()
+                if len(sigmas) == self.config.steps + 1
+            }
+            self._report("teacher", Candidate((1.0, 0.0)), math.inf)
+            starts = self._starts()
+            self._search(self._strategy(list(starts.values())), starts)
+            return self._result(*self._final())
+        finally:
+            self._collect(wait=False)
+
+    def _starts(self) -> dict[str, Genome]:
+        starts = starting_genomes(self.space, self.stock)
+        name = f"start dynamic programming {len(self.banks[SEARCH].pairs)}"
+        known = self.store.tensor(name)
+        if known is None:
+            trajectory, final = self.banks[SEARCH].watched()
+            noise_space = FLOW if self.path.identity()["model"].get("prediction") == "flow" else EPS
+            genome = from_trajectory(self.space, trajectory, final, noise_space)
+            known = Tensor(list(genome or ()))
+            self.store.put_tensor(name, known)
+        if len(known):
+            starts["dynamic programming"] = self.space.repair([int(i) for i in known])
+        return starts or {"uniform": self.space.repair([self.space.top / (i + 1) for i in range(self.space.count)])}
+
+    def _strategy(self, starts: Sequence[Genome]) -> Strategy:
+        import random
+
+        config, space = self.config, self.space
+        if config.strategy == "published":
+            return published(space, config.seed)
+        if config.strategy == "coordinate":
+            return coordinate(space, starts, config.seed, config.restarts)
+        if config.strategy == "evolution":
+            rng = random.Random(f"{config.seed} evolution")
+            newcomers = [(space.random(rng), ()) for _ in range(20)]
+            return evolve(space, [*((g, ()) for g in starts), *newcomers], rng, Evolution(generations=10**6))
+        return auto(space, starts, config.seed, config.restarts)
+
+    def _search(self, strategy: Strategy, starts: dict[str, Genome]) -> None:
+        names = {self.space.candidate(g).key: n for n, g in starts.items()}
+        try:
+            ask = next(strategy)
+            first = True
+            while True:
+                scores = self._resolve(ask, names)
+                if first:
+                    self._check_first(ask, scores)
+                first = False
+                ask = strategy.send(scores)
+        except (Exhausted, StopIteration):
+            return
+
+    def _check_first(self, ask: Ask, scores: Sequence[float]) -> None:
+        if all(not math.isfinite(s) for s in scores):
+            raise ValueError(
+                f"Expected `objective` {self.task.objective.id!r} to give a finite score for at least one of {len(scores)} "
+                "schedules, but got none. The model's samples or the features are NaN: try float32, or another objective."
+            )
+        if len({c.levels for c in ask.candidates}) > 1 and len(set(scores)) == 1:
+            raise ValueError(
+                f"Expected different scores for {len(scores)} different schedules, but got {scores[0]:.6g} for all. "
+                "The sampler ignores its sigmas (some choose their own steps), or the objective is constant: use another one."
+            )
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def _resolve(self, ask: Ask, names: dict[str, str]) -> list[float]:
+        """Return scores of the ask's candidates, in order, up to the first one that beats its incumbent."""
+        bank = self.banks[SEARCH]
+        rungs = len(rung_sizes(len(bank.pairs), self.config.halving))
+        incumbent = self.counted.get(ask.beat.key) if ask.beat is not None else None
+        target = self.scores[ask.beat.key][0] if ask.beat is not None and ask.beat.key in self.scores else -math.inf
+        limits = limits_of(incumbent, self.config.margin, rungs)
+        scores: list[float] = []
+        for i, candidate in enumerate(ask.candidates):
+            if candidate.key not in self.counted:
+                self._check_budget()
+            record = self._obtain(bank, ask.candidates[i:], limits, rungs)
+            score, used, _ = judged(record, limits, rungs)
+            self._count(candidate, score, used, names.get(candidate.key))
+            scores.append(score)
+            if ask.beat is not None and score < target:
+                break
+        return scores
+
+    def _check_budget(self) -> None:
+        config = self.config
+        for spent, allowed in (
+            (len(self.counted), config.evaluations),
+            (self.seconds, config.seconds),
+            (self.calls, config.calls),
+        ):
+            if allowed is not None and spent >= allowed:
+                raise Exhausted
+
+    def _count(self, candidate: Candidate, score: float, used: Record, name: str | None) -> None:
+        known = self.counted.get(candidate.key, ())
+        new = candidate.key not in self.counted
+        for rung in used[len(known) :]:
+            self.seconds += rung.seconds
+            self.calls += rung.calls
+        if len(used) > len(known):
+            self.counted[candidate.key] = used
+        if name and name in self.stock:
+            self.stock_scores[name] = score
+        best = min((s for s, _ in self.scores.values()), default=math.inf)
+        if score < self.scores.get(candidate.key, (math.inf, candidate))[0] or new:
+            self.scores[candidate.key] = (score, candidate)
+        if score < best:
+            self.history.append((len(self.counted), score))
+        if new:
+            self._report("search", candidate, score)
+
+    def _obtain(self, bank: PairBank, candidates: Sequence[Candidate], limits: tuple[float, ...], rungs: int) -> Record:
+        """Return a sufficient record of the first candidate; idle workers and other processes take the next ones."""
+        wanted = candidates[0]
+        while True:
+            record = self.store.get(bank.key, wanted.key)
+            if record is not None and judged(record, limits, rungs)[2]:
+                return record
+            self._collect()
+            if self.executor is not None:
+                self._fly(bank, candidates, limits, rungs)
+                if (bank.key, wanted.key) in self.flying:
+                    self._land(bank.key, wanted)
+                    continue
+            else:
+                free = next((c for c in candidates if self._mine(bank, c, limits, rungs)), None)
+                if free is not None:
+                    self._put(bank, free, self.task.evaluate(bank, free, limits))
+                    continue
+            time.sleep(0.02)  # another process is at it
+            self.store.forget(bank.key, wanted.key)
+            if self.callback is not None:
+                self.callback(self._step("search", wanted, math.inf))
+
+    def _mine(self, bank: PairBank, candidate: Candidate, limits: tuple[float, ...], rungs: int) -> bool:
+        record = self.store.get(bank.key, candidate.key)
+        done = record is not None and judged(record, limits, rungs)[2]
+        return not done and self.store.claim(bank.key, candidate.key)
+
+    def _put(self, bank: PairBank, candidate: Candidate, record: Record) -> None:
+        self.evaluated_now += 1
+        self.store.put(bank.key, candidate.key, record)
+        if self.store.problem and self.store.problem not in self.warnings:
+            self.warnings.append(self.store.problem)
+
+    def _fly(
+        self, bank: PairBank, candidates: Sequence[Candidate], limits: tuple[float, ...], rungs: int, attempt: int = 0
+    ) -> None:
+        assert self.executor is not None
+        score_needs_teacher = (self.task.objective if bank.name == SEARCH else self.task.rerank).needs_teacher  # type: ignore[union-attr]
+        for candidate in candidates:
+            if len(self.flying) >= worker_count(self.executor):
+                return
+            key = (bank.key, candidate.key)
+            if key in self.flying or not self._mine(bank, candidate, limits, rungs):
+                continue
+            teacher = bank.teacher() if score_needs_teacher else None
+            future = self.executor.submit(
+                evaluate_in_worker, self.factory, self.job, bank.name, teacher, candidate, limits
+            )
+            self.flying[key] = (future, limits, attempt)
+
+    def _land(self, bank_key: str, candidate: Candidate) -> None:
+        """Wait for one flying candidate; a failed one is sent again."""
+        future, limits, attempt = self.flying[bank_key, candidate.key]
+        try:
+            record = future.result()
+        except Exception:
+            del self.flying[bank_key, candidate.key]
+            if attempt >= RETRIES:
+                raise
+            logger.warning("An evaluation failed in its worker: it is run again.", exc_info=True)
+            bank = next(b for b in self.banks.values() if b.key == bank_key)
+            self._fly(bank, [candidate], limits, len(limits), attempt + 1)
+            return
+        self.evaluated_now += 1
+        self.store.put(bank_key, candidate.key, record)
+        self.flying.pop((bank_key, candidate.key), None)
+
+    def _collect(self, wait: bool = True) -> None:
+        """Store what idle workers have finished ahead of need; drop what cannot be finished any more."""
+        for (bank_key, key), (future, _, _) in list(self.flying.items()):
+            if future.done() and future.exception() is None:
+                self.store.put(bank_key, key, future.result())
+                self.evaluated_now += 1
+                del self.flying[bank_key, key]
+            elif not wait:
+                future.cancel()
+
+    # ---------------------------------------------------------------------------------------------------- result
+
+    def _final(self) -> tuple[list[tuple[Candidate, float]], dict[str, float]]:
+        """Score the best finalists and the exact stock schedules on held-out pairs."""
+        complete = [(s, c) for s, c in self.scores.values() if math.isfinite(s)]
+        ranked = [c for _, c in sorted(complete, key=lambda pair: (pair[0], pair[1].key))]
+        chosen = ranked[: self.config.finalists]
+        # A masked schedule has to beat the best unmasked one, so at least one of those is always ranked too.
+        chosen += [c for c in ranked if not c.masks and c not in chosen][: 0 if any(not c.masks for c in chosen) else 1]
+        stock = {name: candidate_of(sigmas) for name, sigmas in self.stock.items()}
+        bank = self.banks[HOLDOUT]
+        pool = list(dict.fromkeys([*chosen, *stock.values()]))
+        scores: dict[str, float] = {}
+        for i, candidate in enumerate(pool):
+            record = self._obtain(bank, pool[i:], (math.inf,), 1)
+            scores[candidate.key] = record[-1].score
+            self._report("final", candidate, record[-1].score, i + 1, len(pool))
+        return [(c, scores[c.key]) for c in chosen], {n: scores[c.key] for n, c in stock.items()}
+
+    def _result(self, finalists: list[tuple[Candidate, float]], baselines: dict[str, float]) -> SearchResult:
+        order = sorted(finalists, key=lambda pair: (pair[1], bool(pair[0].masks), pair[0].key))
+        winner, value = order[0]
+        name = ""
+        plain = min((s for c, s in finalists if not c.masks), default=math.inf)
+        if winner.masks and value >= plain:
+            winner, value = next((c, s) for c, s in order if not c.masks)
+        if baselines and min(baselines.values()) < value:
+            name = min(baselines, key=lambda n: baselines[n])
+            winner, value = candidate_of(self.stock[name]), baselines[name]
+            self.warnings.append(
+                f"No searched schedule was better than {name!r} on held-out pairs: that one is returned."
+            )
+        if self.space.count == self.space.pinned:
+            self.warnings.append("One step with the first level pinned leaves nothing to search.")
+        if self.config.layers and not winner.masks:
+            self.warnings.append("No layer mask was better than the full network at this cost: none is returned.")
+        schedule = self._schedule(winner, value, baselines, name)
+        return SearchResult(
+            schedule, tuple(self.history), baselines, tuple(order), len(self.counted), self.calls, self.seconds,
+            self.evaluated_now, tuple(self.warnings),
+        )  # fmt: skip
+
+    def _schedule(self, winner: Candidate, value: float, baselines: dict[str, float], name: str) -> Schedule:
+        identity = self.path.identity()
+        assert self.task.rerank is not None
+        begin = self.path.calls
+        self.path.sample(winner.sigmas, self.banks[SEARCH].pairs[:1], winner.layer_masks())
+        index = [self.space.index_of(s) for s in winner.levels if s > 0]
+        return Schedule(
+            levels=winner.levels,
+            model=identity["model"],
+            sampler=identity["sampler"],
+            cfg_scale=identity["cfg"],
+            nfe=self.path.calls - begin,
+            name=name or f"searched for {identity['model']['name'] or 'this model'}, {winner.steps} steps",
+            timesteps=tuple(float(i) for i in index),
+            masks=winner.layer_masks(),
+            objective={
+                "id": self.task.rerank.id,
+                "value": value,
+                "baselines": {n: s for n, s in baselines.items() if math.isfinite(s)},
+            },
+            search={
+                "method": self.config.strategy,
+                "objective": self.task.objective.id,
+                "evaluations": len(self.counted),
+                "calls": self.calls,
+                "seconds": round(self.seconds, 2),
+                "seed": self.config.seed,
+                "pairs": self.config.pairs,
+                "holdout_pairs": self.config.holdout_pairs,
+                "job": self.job,
+            },
+            warnings=tuple(self.warnings),
+        )
+
+    # -------------------------------------------------------------------------------------------------- progress
+
+    def _report(self, phase: str, candidate: Candidate, score: float, index: int = 0, total: int = 0) -> None:
+        if self.callback is not None:
+            self.callback(self._step(phase, candidate, score, index, total))
+
+    def _step(self, phase: str, candidate: Candidate, score: float, index: int = 0, total: int = 0) -> SearchStep:
+        best = self.history[-1][1] if self.history else math.inf
+        parts = [
+            spent / allowed
+            for spent, allowed in (
+                (len(self.counted), self.config.evaluations),
+                (self.seconds, self.config.seconds),
+                (self.calls, self.config.calls),
+            )
+            if allowed is not None
+        ]
+        count = self.config.evaluations or 1000
+        done = min(count, math.ceil(max(parts) * count))
+        if phase == "final":
+            done, count = index, total
+        return SearchStep(
+            phase, done, count, candidate.levels[0], None, best, score, tuple(self.history),
+            dict(self.stock_scores), candidate.levels,
+        )  # fmt: skip

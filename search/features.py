@@ -1,0 +1,145 @@
+"""What pictures are compared by: one vector (D,) per sample, from latents, pixels, or any network that embeds images."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+Decode = Callable[[Tensor], Tensor]  # latents (B, C, h, w) -> IMAGE (B, H, W, 3) in [0, 1]
+
+
+class Features(Protocol):
+    """One way to turn samples into vectors."""
+
+    id: str
+
+    def of_latents(self, latents: Tensor) -> Tensor:
+        """Return (B, D) for generated latents (B, C, H, W)."""
+        ...
+
+    def of_images(self, images: Sequence[Tensor]) -> Tensor:
+        """Return (N, D) for reference images (H, W, 3) in [0, 1] that may differ in size."""
+        ...
+
+
+def grid_features(x: Tensor, cells: int = 4) -> Tensor:
+    """Return (B, D): the mean of each channel of (B, C, H, W) in cells x cells areas, and the edge energy in half as many.
+
+    The energy sees grain and blur that the means do not.
+    """
+    x = x.float()
+    means = F.adaptive_avg_pool2d(x, cells)
+    dy, dx = x.diff(dim=-2)[..., :, :-1], x.diff(dim=-1)[..., :-1, :]
+    if 0 in dy.shape:
+        return means.flatten(1)
+    energy = F.adaptive_avg_pool2d((dx**2 + dy**2 + 1e-12).sum(1, keepdim=True).sqrt(), max(cells // 2, 1))
+    return torch.cat([means.flatten(1), energy.flatten(1)], 1)
+
+
+class LatentFeatures:
+    """Coarse colour and edge energy of the latents: needs no decoding. Reference images need `encode` (the VAE).
+
+    Args:
+        encode: IMAGE (B, H, W, 3) -> latents (B, C, h, w).
+        size: (height, width) in pixels that reference images are cropped and scaled to before `encode`.
+    """
+
+    id = "latent"
+
+    def __init__(self, encode: Decode | None = None, size: tuple[int, int] | None = None) -> None:
+        self.encode, self.size = encode, size
+
+    def of_latents(self, latents: Tensor) -> Tensor:
+        return grid_features(latents)
+
+    def of_images(self, images: Sequence[Tensor]) -> Tensor:
+        if self.encode is None or self.size is None:
+            raise ValueError(
+                "Expected a VAE to compare latents with reference images, but got none. Connect one, or compare pixels."
+            )
+        return torch.cat([grid_features(self.encode(fit(image, *self.size)[None])) for image in images])
+
+
+class PixelFeatures:
+    """Coarse colour and edge energy of the decoded pictures, at 64 x 64."""
+
+    id = "pixels"
+
+    def __init__(self, decode: Decode, batch: int = 16) -> None:
+        self.decode, self.batch = decode, batch
+
+    def of_latents(self, latents: Tensor) -> Tensor:
+        return torch.cat([self.of_images(list(self.decode(part))) for part in latents.split(self.batch)])
+
+    def of_images(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.cat([grid_features(fit(image, 64, 64)[None].movedim(-1, 1)) for image in images])
+
+
+class NetworkFeatures:
+    """Embeddings of the decoded pictures by a network: the host's CLIP vision model, Inception, a classifier.
+
+    Args:
+        decode: latents -> IMAGE.
+        embed: IMAGE (B, H, W, 3) in [0, 1] -> (B, D).
+        id: goes into the schedule file.
+        size: (height, width) that pictures of mixed sizes are brought to before `embed`.
+    """
+
+    def __init__(
+        self, decode: Decode, embed: Decode, id: str, size: tuple[int, int] = (224, 224), batch: int = 16
+    ) -> None:
+        self.decode, self.embed, self.id, self.size, self.batch = decode, embed, id, size, batch
+
+    def of_latents(self, latents: Tensor) -> Tensor:
+        return torch.cat([self.embed(self.decode(part)).float().cpu().flatten(1) for part in latents.split(self.batch)])
+
+    def of_images(self, images: Sequence[Tensor]) -> Tensor:
+        fitted = [fit(image, *self.size) for image in images]
+        batches = [torch.stack(fitted[i : i + self.batch]) for i in range(0, len(fitted), self.batch)]
+        return torch.cat([self.embed(batch).float().cpu().flatten(1) for batch in batches])
+
+
+def fit(image: Tensor, height: int, width: int) -> Tensor:
+    """Return an image (H, W, 3) scaled with antialiasing to cover (height, width), and cropped at the centre."""
+    image = image[..., :3].float()
+    if image.shape[:2] == (height, width):
+        return image
+    scale = max(height / image.shape[0], width / image.shape[1])
+    size = (max(round(image.shape[0] * scale), height), max(round(image.shape[1] * scale), width))
+    scaled = F.interpolate(image.movedim(-1, 0)[None], size, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return scaled[0].movedim(0, -1)[top : top + height, left : left + width].clamp(0, 1)
+
+
+def load_images(folder: str | pathlib.Path, limit: int = 5000) -> list[Tensor]:
+    """Return the pictures in a folder (not below it) as (H, W, 3) in [0, 1], in order of name, at most `limit`.
+
+    Raises ValueError for a folder without pictures and for a file that is not one.
+    """
+    import numpy as np
+    from PIL import Image
+
+    folder = pathlib.Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"Expected `folder` to be a folder of pictures, but got {str(folder)!r}. Check the path.")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)[:limit]
+    if not paths:
+        raise ValueError(
+            f"Expected `folder` with pictures ({', '.join(IMAGE_SUFFIXES)}), but got none in {str(folder)!r}. Add some."
+        )
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                images.append(torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"Expected pictures in `folder`, but could not read {path.name!r} ({error}). Remove it."
+            ) from error
+    return images

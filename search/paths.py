@@ -1,0 +1,240 @@
+"""The way to the pixels that a search measures: model, sampler, cfg and conditioning, exactly as the user will sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.checks import check_choice, check_integer
+from ..core.denoiser import Conditioning, Denoiser
+from ..core.guidance import CFG
+from ..core.layers import Layer, LayerModel
+from ..core.noise import SeededNoise
+from ..core.samplers import SAMPLERS, sample
+from ..core.schedules import ALIGN_YOUR_STEPS, SCHEDULES, FlowLevels, align_your_steps, make_sigmas, table_of
+from .schedule import LayerMask, skipped_at
+
+
+@dataclass
+class Trajectory:
+    """What a denoiser saw and said during one sampling: `states` (N, B, ...) at `sigmas` (N,) and `denoised` (N, B, ...)."""
+
+    sigmas: list[float]
+    states: list[Tensor]
+    denoised: list[Tensor]
+
+    def record(self, x: Tensor, sigma: float, denoised: Tensor) -> None:
+        """Keep the last call at each level: solvers that look ahead come back to it with the true state."""
+        if self.sigmas and abs(self.sigmas[-1] - sigma) <= 1e-6 * sigma:
+            self.sigmas.pop(), self.states.pop(), self.denoised.pop()
+        self.sigmas.append(sigma)
+        self.states.append(x.detach().float().cpu())
+        self.denoised.append(denoised.detach().float().cpu())
+
+
+class SamplingPath(Protocol):
+    """One way to sample; a pair is a number that stands for its noise seed and its conditioning."""
+
+    calls: int
+
+    def sample(
+        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None
+    ) -> Tensor:
+        """Return final latents (len(pairs), C, H, W) on the CPU; the same pair always starts from the same noise."""
+        ...
+
+    def table(self) -> Tensor:
+        """Return the model's levels, ascending (T,)."""
+        ...
+
+    def stock(self, steps: int) -> dict[str, Tensor]:
+        """Return the schedules that a user would take otherwise, by name."""
+        ...
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Return the blocks that can be skipped; raises ValueError when the model has none."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the result depends on, as JSON: model {name, hash, ...}, sampler, cfg, size, conditioning, seed."""
+        ...
+
+
+class RowNoise:
+    """One noise source per row, so that a sample does not depend on which batch it was made in."""
+
+    def __init__(self, sources: Sequence[SeededNoise]) -> None:
+        self.sources = list(sources)
+
+    def __call__(self, like: Tensor) -> Tensor:
+        return torch.cat([source(row[None]) for source, row in zip(self.sources, like, strict=True)])
+
+    def fork(self, name: str) -> RowNoise:
+        return RowNoise([source.fork(name) for source in self.sources])
+
+
+class ModelPath:
+    """A library model with a core sampler.
+
+    Args:
+        model: the `Denoiser`.
+        cond, uncond: conditioning; pair i takes row i modulo the rows. `uncond` may be one row.
+        size: latents' (channels, height, width).
+        sampler: a name in `core.SAMPLERS`.
+        cfg_scale: guidance.
+        seed: where the noise of all pairs comes from.
+        batch: most pairs in one network call; halved when the device runs out of memory.
+        name: the model's name for the schedule file.
+    """
+
+    def __init__(
+        self, model: Denoiser, cond: Conditioning, uncond: Conditioning | None = None,
+        size: tuple[int, int, int] = (4, 16, 16), sampler: str = "euler", cfg_scale: float = 1.0, seed: int = 0,
+        batch: int = 16, name: str = "",
+    ) -> None:  # fmt: skip
+        check_choice("sampler", sampler, SAMPLERS)
+        check_integer("batch", batch, 1)
+        self.model, self.cond, self.uncond, self.size = model, cond, uncond, tuple(size)
+        self.sampler, self.cfg_scale, self.seed, self.batch, self.name = sampler, float(cfg_scale), seed, batch, name
+        self.device = getattr(model, "device", torch.device("cpu"))
+
+    @property
+    def calls(self) -> int:
+        return self.model.calls
+
+    @torch.no_grad()
+    def sample(
+        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None
+    ) -> Tensor:
+        """See `SamplingPath.sample`."""
+        parts = []
+        pairs = list(pairs)
+        while pairs:
+            rows, rest = pairs[: self.batch], pairs[self.batch :]
+            try:
+                parts.append(self._batch(sigmas, rows, masks, watch).float().cpu())
+                pairs = rest
+            except torch.OutOfMemoryError:
+                if self.batch == 1:
+                    raise
+                self.batch = max(self.batch // 2, 1)
+        return torch.cat(parts) if parts else torch.zeros(0, *self.size)
+
+    def _batch(
+        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask], watch: Trajectory | None
+    ) -> Tensor:
+        noise = RowNoise([SeededNoise(self.seed).fork(f"pair {i}") for i in pairs])
+        first = float(sigmas[0])
+        unit = noise(torch.empty(len(pairs), *self.size, device=self.device))
+        x = unit * start_scale(first, self.model)
+        guided = CFG(self.model, self._rows(self.cond, pairs), self._uncond_rows(pairs), self.cfg_scale)
+        denoise = self._watched(guided, masks, watch)
+        return sample(self.sampler, denoise, x, sigmas, self.model.space, noise.fork("sampler"))
+
+    def _watched(
+        self, guided: CFG, masks: Sequence[LayerMask], watch: Trajectory | None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            level = float(torch.as_tensor(sigma).flatten()[0])
+            names = skipped_at(masks, level)
+            with skipping_of(self.model)(names) if names else nullcontext():
+                denoised = guided(x, sigma)
+            if watch is not None:
+                watch.record(x, level, denoised)
+            return denoised
+
+        return denoise
+
+    def _rows(self, cond: Conditioning, pairs: Sequence[int]) -> Conditioning:
+        return cond.take([i % cond.rows for i in pairs])
+
+    def _uncond_rows(self, pairs: Sequence[int]) -> Conditioning | None:
+        return None if self.uncond is None else self._rows(self.uncond, pairs)
+
+    def table(self) -> Tensor:
+        return table_of(self.model.levels)
+
+    def stock(self, steps: int) -> dict[str, Tensor]:
+        """The library's schedules and Align Your Steps at this length; those that need scipy are left out without it."""
+        found = {}
+        for name in SCHEDULES:
+            try:
+                found[name] = make_sigmas(name, self.model.levels, steps)
+            except ImportError:
+                continue
+        if self.model.levels.sigma_max > 1 and not isinstance(self.model.levels, FlowLevels):
+            found |= {name: align_your_steps(self.model.levels, steps, name) for name in ALIGN_YOUR_STEPS}
+        return found
+
+    def layers(self) -> tuple[Layer, ...]:
+        skipping_of(self.model)
+        x = torch.zeros(1, *self.size, device=self.device)
+        return self.model.layers(x, torch.full((1,), self.model.sigma_max, device=self.device), self.cond.take([0]))  # type: ignore[attr-defined]
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "model": model_identity(self.model, self.name),
+            "sampler": self.sampler,
+            "cfg": self.cfg_scale,
+            "size": list(self.size),
+            "conditioning": digest(*(t for c in (self.cond, self.uncond) if c for t in (c.context, c.pooled))),
+            "seed": self.seed,
+        }
+
+
+def start_scale(sigma: float, model: Denoiser) -> float:
+    """Return the standard deviation of the first latents: that of a fully noised picture at sigma_max, else sigma.
+
+    A variance-preserving model was trained on noised pictures whose variance at sigma_max is 1 + sigma_max^2.
+    """
+    if model.space.name == "flow" or sigma < model.sigma_max * (1 - 1e-5):
+        return sigma
+    return (1 + sigma**2) ** 0.5
+
+
+def skipping_of(model: Any) -> Callable[..., Any]:
+    """Return the model's ability to skip blocks; raises ValueError when it has none."""
+    if not isinstance(model, LayerModel):
+        raise ValueError(
+            f"Expected a model whose blocks can be skipped, but got {type(model).__name__}. Search without layers."
+        )
+    return model.skipping
+
+
+def model_identity(model: Denoiser, name: str = "") -> dict[str, Any]:
+    """Return name, hash, class, prediction, sigma_min, sigma_max and shift of a model."""
+    network = getattr(model, "unet", None)
+    return {
+        "name": name,
+        "hash": digest(*weights(network)) if isinstance(network, nn.Module) else digest(table_of(model.levels)),
+        "class": type(network or model).__name__,
+        "prediction": getattr(getattr(model, "prediction", None), "kind", model.space.name),
+        "sigma_min": float(model.sigma_min),
+        "sigma_max": float(model.sigma_max),
+        "shift": getattr(model.levels, "shift", None),
+    }
+
+
+def weights(network: nn.Module, per_tensor: int = 64) -> list[Tensor]:
+    """Return evenly spaced values of each parameter: enough to tell two checkpoints apart, in milliseconds."""
+    picked = []
+    for parameter in network.parameters():
+        flat = parameter.detach().flatten()
+        picked.append(flat[:: max(1, len(flat) // per_tensor)][:per_tensor].to("cpu", torch.float16))
+    return picked
+
+
+def digest(*tensors: Tensor | None) -> str:
+    """Return a short hash of tensors in half precision, so that a model has one hash in every number format."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            found.update(str(tuple(tensor.shape)).encode())
+            found.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,375 @@
+"""A schedule as a file: levels, layer masks, and what they were searched for. Loading is strict, every error names its field."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_integer
+
+FORMAT = "slipstream-schedule"
+VERSION = 1
+METADATA_KEY = "slipstream_schedule"
+MAX_LEVELS = 1001
+MAX_BYTES = 1 << 20
+MAX_SIGMA = 1e5
+REQUIRED = ("format", "version", "sigmas", "model", "sampler", "cfg", "steps", "nfe")
+MODEL_FIELDS = ("name", "hash", "class", "prediction", "sigma_min", "sigma_max", "shift")
+OPTIONAL = ("name", "timesteps", "logsnr", "masks", "objective", "search", "source", "warnings")
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot be used; the message starts with the name of the field that is wrong."""
+
+
+@dataclass(frozen=True)
+class LayerMask:
+    """Blocks to skip while sigma_low < sigma <= sigma_high, so that samplers with several calls per step keep their mask."""
+
+    sigma_high: float
+    sigma_low: float
+    skip: tuple[str, ...]
+
+    def holds(self, sigma: float) -> bool:
+        """Whether a network call at `sigma` is inside; both ends allow for float32 rounding."""
+        return self.sigma_low * (1 + 1e-5) < sigma <= self.sigma_high * (1 + 1e-5)
+
+
+def skipped_at(masks: Sequence[LayerMask], sigma: float) -> frozenset[str]:
+    """Return the blocks to skip in a network call at `sigma`."""
+    return frozenset(name for mask in masks if mask.holds(sigma) for name in mask.skip)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise levels of one sampling with their provenance.
+
+    Attributes:
+        levels: descending sigmas, the terminal level included: K + 1 for K steps.
+        model: name, hash, class, prediction, sigma_min, sigma_max, shift of the model it belongs to.
+        sampler, cfg_scale: what it was searched with; None = not tied to one.
+        nfe: denoiser calls per sample (a call with cfg counts once).
+        timesteps: training timesteps of the positive levels, None for a model without.
+        masks: blocks to skip, by interval of sigma.
+        objective: {"id", "value", "baselines": {name: value}} on held-out pairs; None for a preset.
+        search: method, evaluations, calls, seconds, seed, pairs; None for a preset.
+        source: where a preset was published.
+    """
+
+    levels: tuple[float, ...]
+    model: dict[str, Any]
+    sampler: str | None = None
+    cfg_scale: float | None = None
+    nfe: int = 0
+    name: str = ""
+    timesteps: tuple[float, ...] | None = None
+    masks: tuple[LayerMask, ...] = ()
+    objective: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
+    source: str = ""
+    warnings: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        _check_levels(self.levels)
+        if self.timesteps is not None and len(self.timesteps) != sum(s > 0 for s in self.levels):
+            raise ScheduleError(
+                f"timesteps: expected one for each of the {sum(s > 0 for s in self.levels)} levels above 0, "
+                f"but got {len(self.timesteps)}."
+            )
+
+    @property
+    def steps(self) -> int:
+        return len(self.levels) - 1
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The levels as a float32 tensor (steps + 1,): what samplers take."""
+        return torch.tensor(self.levels, dtype=torch.float32)
+
+    @property
+    def logsnr(self) -> tuple[float | None, ...]:
+        """Log signal-to-noise ratio of each level, None for infinite ones: what stays equal across noise conventions."""
+        values = (_logsnr(s, self.is_flow) for s in self.levels)
+        return tuple(v if math.isfinite(v) else None for v in values)
+
+    @property
+    def is_flow(self) -> bool:
+        return self.model.get("prediction") == "flow"
+
+    def resample(self, steps: int) -> Schedule:
+        """Return a schedule of another length: linear in log-SNR over the position, first, last positive and terminal level exact."""
+        check_integer("steps", steps, 1, MAX_LEVELS - 1)
+        ends_at_zero = self.levels[-1] == 0
+        known = self.levels[:-1] if ends_at_zero else self.levels
+        count = steps if ends_at_zero else steps + 1
+        if count > 1 and len(known) < 2:
+            raise ValueError(
+                f"Expected a schedule of at least 2 steps to resample to {steps}, but got {self.steps}. Search more steps."
+            )
+        levels = _interpolate(known, count, self.is_flow) + ((0.0,) if ends_at_zero else ())
+        timesteps = None
+        note = f"Resampled from {self.steps} to {steps} steps: measured scores do not hold for it."
+        warnings = self.warnings if steps == self.steps else (*self.warnings, note)
+        if steps == self.steps:
+            timesteps = self.timesteps
+        nfe = round(self.nfe / self.steps * steps)
+        return replace(self, levels=levels, timesteps=timesteps, nfe=nfe, warnings=warnings)
+
+    def mismatches(
+        self, model: Mapping[str, Any] | None = None, sampler: str | None = None, cfg_scale: float | None = None
+    ) -> list[str]:
+        """Return one sentence for each way in which it is about to be used for something else than it was searched for."""
+        found = []
+        if model is not None:
+            if self.model.get("hash") and model.get("hash") and self.model["hash"] != model["hash"]:
+                found.append(
+                    f"the schedule was searched for model {self.model.get('name') or self.model['hash'][:8]!r}, "
+                    f"this is {model.get('name') or model['hash'][:8]!r}: search again for the best result"
+                )
+            top, own = model.get("sigma_max"), self.levels[0]
+            if top and own > top * 1.001:
+                found.append(f"the schedule starts at sigma {own:.4g}, above this model's {top:.4g}")
+        if sampler is not None and self.sampler not in (None, sampler):
+            found.append(f"the schedule was searched with sampler {self.sampler!r}, not {sampler!r}")
+        if cfg_scale is not None and self.cfg_scale is not None and abs(cfg_scale - self.cfg_scale) > 0.01:
+            found.append(f"the schedule was searched at cfg {self.cfg_scale:g}, not {cfg_scale:g}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "model": self.model,
+            "sampler": self.sampler,
+            "cfg": self.cfg_scale,
+            "steps": self.steps,
+            "nfe": self.nfe,
+            "sigmas": list(self.levels),
+            "timesteps": None if self.timesteps is None else list(self.timesteps),
+            "logsnr": list(self.logsnr),
+            "masks": [{"sigma_high": m.sigma_high, "sigma_low": m.sigma_low, "skip": list(m.skip)} for m in self.masks],
+            "objective": self.objective,
+            "search": self.search,
+            "source": self.source,
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Schedule:
+        """Return a checked schedule from its JSON form; raises ScheduleError that names the field."""
+        if not isinstance(data, dict):
+            raise ScheduleError(f"file: expected a JSON object, but got {type(data).__name__}.")
+        if data.get("format") != FORMAT:
+            raise ScheduleError(
+                f"format: expected {FORMAT!r}, but got {data.get('format')!r}. This is not a schedule file."
+            )
+        if data.get("version") != VERSION:
+            raise ScheduleError(
+                f"version: expected {VERSION}, but got {data.get('version')!r}. Update Slipstream or save the schedule again."
+            )
+        for name in REQUIRED:
+            if name not in data:
+                raise ScheduleError(f"{name}: missing.")
+        for name in data:
+            if name not in REQUIRED + OPTIONAL:
+                raise ScheduleError(f"{name}: not a field of a schedule file.")
+        levels = _numbers(data["sigmas"], "sigmas")
+        _check_levels(levels)
+        _check_length(data, levels)
+        return cls(
+            levels=levels,
+            model=_model(data["model"]),
+            sampler=_text(data["sampler"], "sampler", optional=True),
+            cfg_scale=None if data["cfg"] is None else _number(data["cfg"], "cfg", -1000, 1000),
+            nfe=_whole(data["nfe"], "nfe", 0, 10 * MAX_LEVELS),
+            name=_text(data.get("name", ""), "name") or "",
+            timesteps=None if data.get("timesteps") is None else _numbers(data["timesteps"], "timesteps"),
+            masks=_masks(data.get("masks", [])),
+            objective=_mapping(data.get("objective"), "objective"),
+            search=_mapping(data.get("search"), "search"),
+            source=_text(data.get("source", ""), "source") or "",
+            warnings=tuple(_text(w, "warnings") or "" for w in _list(data.get("warnings", []), "warnings")),
+        )
+
+    def save(self, path: str | pathlib.Path) -> pathlib.Path:
+        """Write JSON, or for a .safetensors path one tensor "sigmas" with the JSON in its metadata; returns the path."""
+        path = pathlib.Path(path)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file({"sigmas": self.sigmas}, path, {METADATA_KEY: json.dumps(self.to_dict(), allow_nan=False)})
+        else:
+            part = path.with_name(path.name + ".part")
+            part.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            part.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> Schedule:
+        """Read a schedule from JSON or from the metadata of any safetensors file; raises ScheduleError or OSError."""
+        path = pathlib.Path(path)
+        if path.suffix == ".safetensors":
+            return cls.from_dict(_from_metadata(path))
+        if path.stat().st_size > MAX_BYTES:
+            raise ScheduleError(
+                f"file: expected at most {MAX_BYTES} bytes, but got {path.stat().st_size}. This is not a schedule file."
+            )
+        return cls.from_dict(_parse(path.read_bytes()))
+
+
+def embed(schedule: Schedule, source: str | pathlib.Path, target: str | pathlib.Path) -> None:
+    """Write a copy of the safetensors file `source` that carries `schedule` in its metadata."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(source, "pt") as file:
+        metadata = {**(file.metadata() or {}), METADATA_KEY: json.dumps(schedule.to_dict(), allow_nan=False)}
+        save_file({key: file.get_tensor(key) for key in file.keys()}, target, metadata)
+
+
+def _from_metadata(path: pathlib.Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except SafetensorError as error:
+        raise ScheduleError(f"file: not a safetensors file ({error}).") from error
+    if text is None:
+        raise ScheduleError(f"file: the safetensors metadata has no {METADATA_KEY!r}.")
+    return _parse(text)
+
+
+def _parse(text: str | bytes) -> Any:
+    def refuse(constant: str) -> None:
+        raise ScheduleError(f"file: {constant} is not a number a schedule may hold.")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ScheduleError(f"file: not valid JSON ({error}).") from error
+
+
+def _logsnr(sigma: float, flow: bool) -> float:
+    if sigma <= 0:
+        return math.inf
+    signal = 1 - sigma if flow else 1.0
+    return -math.inf if signal <= 0 else 2 * math.log(signal / sigma)
+
+
+def _interpolate(levels: Sequence[float], count: int, flow: bool) -> tuple[float, ...]:
+    if count == 1:
+        return (levels[0],)
+    # A flow's first level has no signal at all: its place in log-SNR is taken just below 1, its value stays exact.
+    known = [_logsnr(min(s, 1 - 1e-4) if flow else s, flow) for s in levels]
+    found = []
+    for i in range(1, count - 1):
+        position = i * (len(levels) - 1) / (count - 1)
+        low = min(int(position), len(levels) - 2)
+        value = known[low] + (position - low) * (known[low + 1] - known[low])
+        ratio = math.exp(-value / 2)
+        found.append(ratio / (1 + ratio) if flow else ratio)
+    return (levels[0], *found, levels[-1])
+
+
+def _check_levels(levels: Sequence[float]) -> None:
+    if not 2 <= len(levels) <= MAX_LEVELS:
+        raise ScheduleError(f"sigmas: expected between 2 and {MAX_LEVELS} levels, but got {len(levels)}.")
+    for i, sigma in enumerate(levels):
+        if not math.isfinite(sigma) or not 0 <= sigma <= MAX_SIGMA:
+            raise ScheduleError(f"sigmas: expected levels between 0 and {MAX_SIGMA:g}, but got {sigma} at {i}.")
+        if i and sigma >= levels[i - 1]:
+            raise ScheduleError(
+                f"sigmas: expected levels that descend strictly, but got {levels[i - 1]} then {sigma} at {i}."
+            )
+
+
+def _check_length(data: dict[str, Any], levels: Sequence[float]) -> None:
+    steps = _whole(data["steps"], "steps", 1, MAX_LEVELS - 1)
+    if steps != len(levels) - 1:
+        raise ScheduleError(
+            f"steps: expected {len(levels) - 1} for {len(levels)} sigmas (the last is where it ends), but got {steps}."
+        )
+    if data.get("logsnr") is not None and len(_list(data["logsnr"], "logsnr")) != len(levels):
+        raise ScheduleError(f"logsnr: expected {len(levels)} values like sigmas, but got {len(data['logsnr'])}.")
+
+
+def _number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ScheduleError(f"{name}: expected a number, but got {value!r:.60}.")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise ScheduleError(f"{name}: expected a finite number between {low:g} and {high:g}, but got {value}.")
+    return float(value)
+
+
+def _whole(value: Any, name: str, low: int, high: int) -> int:
+    number = _number(value, name, low, high)
+    if number != int(number):
+        raise ScheduleError(f"{name}: expected a whole number, but got {value}.")
+    return int(number)
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ScheduleError(f"{name}: expected a list, but got {type(value).__name__}.")
+    if len(value) > MAX_LEVELS:
+        raise ScheduleError(f"{name}: expected at most {MAX_LEVELS} entries, but got {len(value)}.")
+    return value
+
+
+def _numbers(value: Any, name: str) -> tuple[float, ...]:
+    return tuple(_number(v, name) for v in _list(value, name))
+
+
+def _text(value: Any, name: str, optional: bool = False) -> str | None:
+    if value is None and optional:
+        return None
+    if not isinstance(value, str) or len(value) > 2000:
+        raise ScheduleError(f"{name}: expected a text of at most 2000 characters, but got {value!r:.60}.")
+    return value
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise ScheduleError(f"{name}: expected an object or null, but got {type(value).__name__}.")
+    return value
+
+
+def _model(value: Any) -> dict[str, Any]:
+    model = _mapping(value, "model") or {}
+    for name in model:
+        if name not in MODEL_FIELDS:
+            raise ScheduleError(f"model.{name}: not a field of a model.")
+    for name in ("sigma_min", "sigma_max"):
+        if name not in model:
+            raise ScheduleError(f"model.{name}: missing.")
+        _number(model[name], f"model.{name}", 0, MAX_SIGMA)
+    if model.get("shift") is not None:
+        _number(model["shift"], "model.shift", 0, 1000)
+    for name in ("name", "hash", "class", "prediction"):
+        _text(model.get(name), f"model.{name}", optional=True)
+    return model
+
+
+def _masks(value: Any) -> tuple[LayerMask, ...]:
+    masks = []
+    for i, entry in enumerate(_list(value, "masks")):
+        name = f"masks[{i}]"
+        if not isinstance(entry, dict) or set(entry) != {"sigma_high", "sigma_low", "skip"}:
+            raise ScheduleError(f"{name}: expected an object with sigma_high, sigma_low and skip.")
+        high = _number(entry["sigma_high"], f"{name}.sigma_high", 0, MAX_SIGMA)
+        low = _number(entry["sigma_low"], f"{name}.sigma_low", 0, MAX_SIGMA)
+        if low >= high:
+            raise ScheduleError(f"{name}: expected sigma_low below sigma_high, but got {low} and {high}.")
+        skip = tuple(_text(s, f"{name}.skip") or "" for s in _list(entry["skip"], f"{name}.skip"))
+        masks.append(LayerMask(high, low, skip))
+    return tuple(masks)

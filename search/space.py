@@ -1,0 +1,135 @@
+"""What is searched: K levels out of a model's table, and for each step the blocks to skip."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .config import SearchConfig
+from .schedule import LayerMask
+
+# A genome: indices into the table, descending, one per level that is not the terminal 0.
+Genome = tuple[int, ...]
+Masks = tuple[frozenset[str], ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Levels with their terminal, and the blocks to skip at each step (empty = none anywhere)."""
+
+    levels: tuple[float, ...]
+    masks: Masks = ()
+    key: str = field(init=False, compare=False, default="")
+
+    def __post_init__(self) -> None:
+        if not any(self.masks):
+            object.__setattr__(self, "masks", ())
+        text = " ".join(f"{s:.7g}" for s in self.levels)
+        if self.masks:
+            text += " | " + " ; ".join(",".join(sorted(m)) for m in self.masks)
+        object.__setattr__(self, "key", text)
+
+    @property
+    def sigmas(self) -> Tensor:
+        return torch.tensor(self.levels, dtype=torch.float32)
+
+    @property
+    def steps(self) -> int:
+        return len(self.levels) - 1
+
+    def layer_masks(self) -> tuple[LayerMask, ...]:
+        """Return the masks keyed by interval of sigma: each binds to its own step, whatever the order they were listed in."""
+        spans = zip(self.levels[:-1], self.levels[1:], self.masks)
+        return tuple(LayerMask(high, low, tuple(sorted(skip))) for high, low, skip in spans if skip)
+
+
+def candidate_of(sigmas: Tensor | Sequence[float], masks: Sequence[LayerMask] = ()) -> Candidate:
+    """Return the candidate of any descending sigmas, with sigma-keyed masks bound to the steps they hold for."""
+    levels = tuple(float(s) for s in sigmas)
+    skips = tuple(frozenset(name for mask in masks if mask.holds(sigma) for name in mask.skip) for sigma in levels[:-1])
+    return Candidate(levels, skips)
+
+
+class Space:
+    """All schedules of a model under the constraints of a config.
+
+    Args:
+        table: the model's levels, ascending (T,).
+        config: steps, pinned first level, terminal, gap.
+        costs: cost of each block that may be skipped, in network calls.
+    """
+
+    def __init__(self, table: Tensor, config: SearchConfig, costs: Mapping[str, float] | None = None) -> None:
+        self.table = [float(s) for s in table]
+        self.logs = [math.log(max(s, 1e-12)) for s in self.table]
+        self.config = config
+        self.costs = dict(costs or {})
+        self.pinned = int(config.pin_first)
+        self.tail = (0.0,) if config.terminal_zero else ()
+        count = config.steps + (0 if config.terminal_zero else 1)
+        self.gap = config.min_gap or max(1, len(self.table) // (20 * config.steps))
+        if (count - 1) * self.gap >= len(self.table):
+            raise ValueError(
+                f"Expected `steps` that fit the model's {len(self.table)} levels with a gap of {self.gap}, "
+                f"but got {config.steps}. Ask for fewer steps or a smaller `min_gap`."
+            )
+        self.count = count
+
+    @property
+    def top(self) -> int:
+        return len(self.table) - 1
+
+    @property
+    def budget(self) -> float:
+        """Cost a schedule may have, in full network calls."""
+        return float(self.config.cost or self.config.steps)
+
+    def candidate(self, genome: Genome, masks: Masks = ()) -> Candidate:
+        return Candidate(tuple(self.table[i] for i in genome) + self.tail, masks)
+
+    def repair(self, indices: Sequence[float], count: int | None = None) -> Genome:
+        """Return the nearest legal genome: sorted, inside the table, pinned, no two levels closer than the gap."""
+        count = count or self.count
+        found = sorted((round(i) for i in indices), reverse=True)[:count]
+        found += [0] * (count - len(found))
+        if self.pinned:
+            found[0] = self.top
+        for i in range(count):
+            ceiling = self.top if i == 0 else found[i - 1] - self.gap
+            found[i] = max(min(found[i], ceiling), self.gap * (count - 1 - i))
+        for i in reversed(range(count - 1)):
+            found[i] = max(found[i], found[i + 1] + self.gap)
+        return tuple(found)
+
+    def index_of(self, sigma: float) -> int:
+        """Return the table entry nearest to `sigma` in log scale."""
+        log = math.log(max(sigma, 1e-12))
+        high = min(max(bisect.bisect_left(self.logs, log), 1), self.top)
+        return high if self.logs[high] - log <= log - self.logs[high - 1] else high - 1
+
+    def snap(self, sigmas: Tensor | Sequence[float]) -> Genome:
+        """Return the legal genome nearest to any descending sigmas."""
+        levels = [float(s) for s in sigmas]
+        if self.config.terminal_zero and levels[-1] == 0:
+            levels = levels[:-1]
+        return self.repair([self.index_of(s) for s in levels])
+
+    def random(self, rng: random.Random, count: int | None = None) -> Genome:
+        """Return a genome whose free levels are a uniform random subset of the table."""
+        count = count or self.count
+        picks = rng.sample(range(self.top if self.pinned else self.top + 1), count - self.pinned)
+        return self.repair([*picks, self.top] if self.pinned else picks, count)
+
+    def cost(self, masks: Masks, steps: int) -> float:
+        """Return the cost of `steps` steps with `masks` in full network calls."""
+        return steps - sum(self.costs[name] for mask in masks for name in mask)
+
+    def most_skipped(self) -> int:
+        """Return how many blocks one step may skip at most."""
+        return int(self.config.max_skip * len(self.costs))

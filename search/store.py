@@ -1,0 +1,226 @@
+"""Every finished evaluation in one SQLite file: a search that was killed goes on where it was, and workers share the work."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import socket
+import sqlite3
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+VERSION = 1
+LEASE = 120.0  # seconds after which another worker may take over an evaluation that is not finished
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS job (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS evaluation (
+    bank TEXT NOT NULL, candidate TEXT NOT NULL, rungs TEXT NOT NULL, finished REAL NOT NULL, worker TEXT NOT NULL,
+    PRIMARY KEY (bank, candidate));
+CREATE TABLE IF NOT EXISTS claim (
+    bank TEXT NOT NULL, candidate TEXT NOT NULL, worker TEXT NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (bank, candidate));
+CREATE TABLE IF NOT EXISTS tensor (name TEXT PRIMARY KEY, shape TEXT NOT NULL, data BLOB NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Score on the first `pairs` pairs, with the seconds and network calls spent since the previous rung."""
+
+    pairs: int
+    score: float
+    seconds: float
+    calls: int
+
+
+Record = tuple[Rung, ...]
+
+
+class Store:
+    """The evaluations of one job, by bank and candidate.
+
+    Args:
+        path: SQLite file, made when missing; None keeps everything in memory.
+        identity: what the job measures. A file of another job is refused with the fields that differ.
+
+    When the disk is full or the file cannot be written any more, the store goes on in memory and says so once, in the log
+    and in `problem`.
+    """
+
+    def __init__(self, path: str | pathlib.Path | None = None, identity: dict[str, Any] | None = None) -> None:
+        self.path = None if path is None else pathlib.Path(path)
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.problem = ""
+        self.lock = threading.RLock()
+        self.records: dict[tuple[str, str], Record] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.connection: sqlite3.Connection | None = None
+        if self.path is not None:
+            self.connection = _open(self.path)
+            _check_identity(self.connection, self.path, identity or {})
+
+    def get(self, bank: str, candidate: str) -> Record | None:
+        """Return the finished evaluation of a candidate, if there is one."""
+        with self.lock:
+            if (bank, candidate) not in self.records:
+                row = self._run("SELECT rungs FROM evaluation WHERE bank = ? AND candidate = ?", bank, candidate)
+                if row:
+                    self.records[bank, candidate] = _read(row[0][0])
+            return self.records.get((bank, candidate))
+
+    def put(self, bank: str, candidate: str, record: Record) -> None:
+        """Commit a finished evaluation; one that went further than a stored one replaces it."""
+        with self.lock:
+            known = self.get(bank, candidate)
+            if known is not None and len(known) >= len(record):
+                return
+            self.records[bank, candidate] = record
+            rungs = json.dumps([asdict(r) for r in record])
+            self._run(
+                "INSERT OR REPLACE INTO evaluation VALUES (?, ?, ?, ?, ?)",
+                bank, candidate, rungs, time.time(), self.worker,
+            )  # fmt: skip
+            self._run("DELETE FROM claim WHERE bank = ? AND candidate = ?", bank, candidate)
+
+    def forget(self, bank: str, candidate: str) -> None:
+        """Read a candidate from the file again next time: another worker may have taken it further."""
+        with self.lock:
+            if self.connection is not None:
+                self.records.pop((bank, candidate), None)
+
+    def claim(self, bank: str, candidate: str) -> bool:
+        """Return whether this worker may evaluate the candidate: nobody alive is at it. True without a file."""
+        with self.lock:
+            now = time.time()
+            row = self._run("SELECT worker, until FROM claim WHERE bank = ? AND candidate = ?", bank, candidate)
+            if row and row[0][0] != self.worker and row[0][1] > now and _alive(row[0][0]):
+                return False
+            previous = row[0][0] if row else None
+            changed = self._run(
+                "INSERT INTO claim VALUES (?, ?, ?, ?) ON CONFLICT (bank, candidate) DO UPDATE "
+                "SET worker = excluded.worker, until = excluded.until WHERE claim.worker IS ? OR claim.until <= ? RETURNING worker",
+                bank, candidate, self.worker, now + LEASE, previous, now,
+            )  # fmt: skip
+            return self.connection is None or bool(changed)
+
+    def count(self, bank: str) -> int:
+        """Return how many evaluations of a bank are stored."""
+        with self.lock:
+            rows = self._run("SELECT COUNT(*) FROM evaluation WHERE bank = ?", bank)
+            return int(rows[0][0]) if rows else sum(b == bank for b, _ in self.records)
+
+    def tensor(self, name: str) -> Tensor | None:
+        """Return a stored tensor (a teacher run), if there is one."""
+        with self.lock:
+            if name not in self.tensors:
+                row = self._run("SELECT shape, data FROM tensor WHERE name = ?", name)
+                if row:
+                    flat = torch.frombuffer(bytearray(row[0][1]), dtype=torch.float32)
+                    self.tensors[name] = flat.reshape(json.loads(row[0][0]))
+            return self.tensors.get(name)
+
+    def put_tensor(self, name: str, value: Tensor) -> None:
+        """Commit a tensor, in float32."""
+        with self.lock:
+            value = value.detach().float().cpu().contiguous()
+            self.tensors[name] = value
+            self._run(
+                "INSERT OR REPLACE INTO tensor VALUES (?, ?, ?)",
+                name, json.dumps(list(value.shape)), value.numpy().tobytes(),
+            )  # fmt: skip
+
+    def close(self) -> None:
+        with self.lock:
+            if self.connection is not None:
+                self._run("DELETE FROM claim WHERE worker = ?", self.worker)
+            if self.connection is not None:
+                self.connection.close()
+                self.connection = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Execute and commit one statement; a full or broken disk ends the file's use, not the search."""
+        if self.connection is None:
+            return []
+        try:
+            with self.connection:
+                return self.connection.execute(statement, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            self.problem = f"{self.path} cannot be written any more ({error}): the search goes on in memory."
+            logger.warning("Schedule search: %s", self.problem)
+            self.connection.close()
+            self.connection = None
+            return []
+
+
+def _open(path: pathlib.Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.executescript(SCHEMA)
+    except sqlite3.DatabaseError as error:
+        raise ValueError(
+            f"Expected `store` to be a search's SQLite file, but got {str(path)!r} ({error}). Choose another file name."
+        ) from error
+    return connection
+
+
+def _check_identity(connection: sqlite3.Connection, path: pathlib.Path, identity: dict[str, Any]) -> None:
+    wanted = json.dumps({"store": VERSION, **identity}, sort_keys=True)
+    with connection:  # the first of two runs that start together decides
+        connection.execute("INSERT OR IGNORE INTO job VALUES ('identity', ?)", (wanted,))
+        found = connection.execute("SELECT value FROM job WHERE name = 'identity'").fetchone()[0]
+    if found != wanted:
+        connection.close()
+        fields = ", ".join(differences(json.loads(found), json.loads(wanted)))
+        raise ValueError(
+            f"Expected `store` {str(path)!r} to belong to this search, but it was made with another {fields}. "
+            "Choose another file, or undo the change."
+        )
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of the fields in which two nested dictionaries differ."""
+    found = []
+    for name in sorted(a.keys() | b.keys()):
+        left, right = a.get(name), b.get(name)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += differences(left, right, f"{prefix}{name}.")
+        elif left != right:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def _read(rungs: str) -> Record:
+    return tuple(Rung(**r) for r in json.loads(rungs))
+
+
+def _alive(worker: str) -> bool:
+    """Whether a worker may still be running; one on another machine is believed until its lease ends."""
+    host, pid, _ = worker.rsplit(":", 2)
+    if host != socket.gethostname() or os.name == "nt":  # on Windows signal 0 is not a question
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return True

@@ -1,0 +1,308 @@
+"""How candidates are chosen. A strategy is a generator: it yields an `Ask` and receives scores, and is otherwise pure.
+
+Its choices depend on the seed and the scores alone, so that a search which was killed repeats them from the stored scores,
+and any number of workers takes the same way.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from .space import Candidate, Genome, Masks, Space
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Candidates to score, in order.
+
+    With `beat`, scores up to the first one below that candidate's are enough: what lies behind it may be evaluated ahead
+    by idle workers, but has no influence. Without, all are needed.
+    """
+
+    candidates: Sequence[Candidate]
+    beat: Candidate | None = None
+
+
+Strategy = Generator[Ask, list[float], None]
+
+
+# ---------------------------------------------------------------------------------------------- coordinate search
+
+
+def coordinate(space: Space, starts: Sequence[Genome], seed: int, restarts: int = 3, smallest: int = 0) -> Strategy:
+    """Pattern search on one level at a time with halving step, from the best starts, then from disturbed winners for ever.
+
+    (Hooke and Jeeves 1961.) The starts are scored first; `smallest` is the last step, 0 = 1/500 of the table.
+    """
+    rng = random.Random(f"{seed} coordinate")
+    smallest = smallest or max(1, len(space.table) // 500)
+    scores = yield Ask([space.candidate(g) for g in starts])
+    ranked = [genome for _, genome in sorted(zip(scores, starts), key=lambda pair: pair[0])]
+    if space.count == space.pinned:
+        return
+    best: list[tuple[float, Genome]] = []
+    for genome in ranked[:restarts]:
+        best.append((yield from descend(space, genome, rng, len(space.table) // 8, smallest)))
+    while True:
+        genome = min(best)[1]
+        spread = len(space.table) / 8
+        disturbed = space.repair([i + rng.gauss(0, spread) for i in genome])
+        best.append((yield from descend(space, disturbed, rng, len(space.table) // 16, smallest)))
+
+
+def descend(
+    space: Space, genome: Genome, rng: random.Random, step: int, smallest: int
+) -> Generator[Ask, list[float], tuple[float, Genome]]:
+    """Move one level at a time by +-step until no move helps, then halve; returns (score, genome)."""
+    score = (yield Ask([space.candidate(genome)]))[0]
+    while step >= smallest:
+        order = list(range(space.pinned, space.count))
+        rng.shuffle(order)
+        improved = False
+        while order:
+            moves = list(_moves(space, genome, order, step))
+            if not moves:
+                break
+            scores = yield Ask([space.candidate(g) for _, g in moves], beat=space.candidate(genome))
+            if scores[-1] >= score:
+                break
+            at, genome = moves[len(scores) - 1]
+            score, improved = scores[-1], True
+            order = order[order.index(at) + 1 :]
+        if not improved:
+            step //= 2
+    return score, genome
+
+
+def _moves(space: Space, genome: Genome, order: Sequence[int], step: int) -> Iterator[tuple[int, Genome]]:
+    seen = {genome}
+    for at in order:
+        for delta in (step, -step):
+            moved = space.repair([v + delta * (i == at) for i, v in enumerate(genome)])
+            if moved not in seen:
+                seen.add(moved)
+                yield at, moved
+
+
+# ----------------------------------------------------------------------------------- AutoDiffusion's evolution
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Shares of AutoDiffusion's evolutionary search (arXiv 2309.10438; numbers of its published scripts)."""
+
+    population: int = 50
+    parents: int = 10
+    mutations: int = 25
+    crossovers: int = 15
+    mutation: float = 0.25
+    generations: int = 10
+    layer_generations: int = 15
+
+
+Individual = tuple[Genome, Masks]
+
+
+def published(space: Space, seed: int, settings: Evolution | None = None) -> Strategy:
+    """AutoDiffusion's algorithm on its own: one uniform schedule, random subsets and mutants of the uniform one, evolved.
+
+    Corrections of the published code, by their number in docs/search.md:
+    D1 masks do mutate; D2 a mask belongs to its own step; D3 children are never compared by step list, and cost is
+    repaired after every operator; D4 duplicate steps are repaired, never dropped; D5 the genome is sorted, so crossover
+    exchanges steps of equal rank and no permutation is evaluated twice; D6 the same noise and prompts for all candidates
+    and held-out ranking (engine); D7 cost in measured multiply-adds; D8 nothing is parsed by eval, and every evaluation
+    is stored (engine); D9 every evaluated generation is ranked; D10 cost counts network calls of the sampler used (engine).
+    """
+    settings = settings or Evolution()
+    rng = random.Random(f"{seed} published")
+    uniform = space.repair([space.top * (space.count - i) / space.count for i in range(space.count)])
+    first: dict[Individual, None] = {(uniform, ()): None}
+    while len(first) < settings.population // 2 + 1:
+        first[space.random(rng), ()] = None
+    tries = 0
+    while len(first) < settings.population and tries < 10 * settings.population:
+        tries += 1
+        first[mutate(space, (uniform, ()), 0.1, 0.0, rng)] = None
+    yield from evolve(space, list(first), rng, settings)
+
+
+def evolve(
+    space: Space, first: Sequence[Individual], rng: random.Random, settings: Evolution, stage: int = 1
+) -> Strategy:
+    """Generations of mutants, crossings and random newcomers from an elite of everything seen (arXiv 2309.10438, alg. 1).
+
+    Stage 1 searches levels only. Stage 2 opens the layers: when the best has not changed for a generation or after the
+    fourth, the share that may be skipped grows by a fifth of its maximum each generation.
+    """
+    seen: dict[Individual, float] = {}
+    people = list(first)
+    generations = settings.layer_generations if space.costs else settings.generations
+    share, best = (1.0 if stage == 2 else 0.0), math.inf
+    for generation in range(generations + 1):
+        people = list(dict.fromkeys(p for p in people if p not in seen))
+        if not people:
+            return
+        scores = yield Ask([space.candidate(*p) for p in people])
+        seen |= dict(zip(people, scores))
+        ranked = sorted(seen, key=lambda p: seen[p])
+        stalled, best = seen[ranked[0]] >= best, min(best, seen[ranked[0]])
+        if space.costs and (share > 0 or stalled or generation > 4):
+            share = min(1.0, share + 0.2)
+        people = offspring(space, ranked[: settings.parents], seen, rng, settings, share)
+
+
+def offspring(
+    space: Space, parents: Sequence[Individual], seen: Mapping[Individual, float], rng: random.Random,
+    settings: Evolution, share: float,
+) -> list[Individual]:  # fmt: skip
+    """Return a generation of individuals not seen before: mutants, crossings, and random ones for the rest."""
+    born: dict[Individual, None] = {}
+
+    def fill(total: int, make: Iterable[Individual]) -> None:
+        for child in make:
+            if child not in seen:
+                born[child] = None
+            if len(born) >= total:
+                return
+
+    def repeat(count: int, make) -> Iterator[Individual]:  # type: ignore[no-untyped-def]
+        return (make() for _ in range(10 * count))
+
+    pick = lambda: rng.choice(parents)  # noqa: E731
+    fill(
+        settings.mutations,
+        repeat(settings.mutations, lambda: mutate(space, pick(), settings.mutation, share, rng)),
+    )
+    fill(
+        settings.mutations + settings.crossovers,
+        repeat(settings.crossovers, lambda: cross(space, pick(), pick(), rng)),
+    )
+    fill(
+        settings.population,
+        repeat(settings.population, lambda: newcomer(space, share, rng)),
+    )
+    return list(born)
+
+
+def mutate(space: Space, parent: Individual, chance: float, share: float, rng: random.Random) -> Individual:
+    """Replace each level with probability `chance` by one not in the parent; with layers open, change the masks too."""
+    genome, masks = parent
+    taken = set(genome)
+    levels = list(genome)
+    for i in range(space.pinned, len(levels)):
+        if rng.random() < chance:
+            levels[i] = rng.choice([v for v in range(space.top + 1) if v not in taken])
+    masks = masks or (frozenset(),) * len(levels)
+    if share > 0:
+        # D1: the published code compares where it should assign, so that a mask once drawn never changes.
+        masks, levels = _mutate_masks(space, list(masks), levels, share, rng)
+    return repaired(space, levels, masks, share, rng)
+
+
+def _mutate_masks(
+    space: Space, masks: list[frozenset[str]], levels: list[int], share: float, rng: random.Random
+) -> tuple[Masks, list[int]]:
+    """Toggle a block, swap two blocks, or insert or delete a step."""
+    names = sorted(space.costs)
+    at = rng.randrange(len(masks))
+    draw = rng.random()
+    if draw < 0.5:
+        masks[at] = masks[at] ^ {rng.choice(names)}
+    elif draw < 0.75 and masks[at]:
+        free = [n for n in names if n not in masks[at]]
+        masks[at] = masks[at] - {rng.choice(sorted(masks[at]))} | ({rng.choice(free)} if free else frozenset())
+    elif draw < 0.9:
+        levels.append(rng.randrange(space.top))
+        masks.append(_random_mask(space, share, rng))
+    elif len(levels) > max(space.pinned + 1, space.count - 1):
+        at = rng.randrange(space.pinned, len(levels))
+        del levels[at], masks[at]
+    return tuple(masks), levels
+
+
+def cross(space: Space, a: Individual, b: Individual, rng: random.Random) -> Individual:
+    """Take each step with its mask from either parent (D5: parents are sorted, so that equal ranks meet)."""
+    (genome_a, masks_a), (genome_b, masks_b) = a, b
+    none: frozenset[str] = frozenset()
+    pairs_a = list(zip(genome_a, masks_a or (none,) * len(genome_a)))
+    pairs_b = list(zip(genome_b, masks_b or (none,) * len(genome_b)))
+    # D3: the longer parent's extra steps come along by a coin each, not by comparing step lists.
+    child = [rng.choice(both) for both in zip(pairs_a, pairs_b)]
+    longer = pairs_a[len(pairs_b) :] or pairs_b[len(pairs_a) :]
+    child += [pair for pair in longer if rng.random() < 0.5]
+    return repaired(space, [v for v, _ in child], tuple(m for _, m in child), 1.0, rng)
+
+
+def newcomer(space: Space, share: float, rng: random.Random) -> Individual:
+    """Return a random schedule; with layers open, random masks, and as many steps as they pay for."""
+    if not space.costs or share == 0:
+        return space.random(rng), ()
+    count = space.count + rng.randint(0, 1)
+    return repaired(space, space.random(rng, count), tuple(_random_mask(space, share, rng) for _ in range(count)), share, rng)  # fmt: skip
+
+
+def _random_mask(space: Space, share: float, rng: random.Random) -> frozenset[str]:
+    most = round(space.most_skipped() * share)
+    return frozenset(rng.sample(sorted(space.costs), rng.randint(0, most)))
+
+
+def repaired(
+    space: Space, levels: Sequence[int], masks: Sequence[frozenset[str]], share: float, rng: random.Random
+) -> Individual:
+    """Return a legal individual: sorted with each mask at its own step, gaps kept (D4), and within the cost (D3, D7)."""
+    order = sorted(range(len(levels)), key=lambda i: -levels[i])
+    genome = space.repair([levels[i] for i in order], len(levels))
+    if not space.costs:
+        return genome, ()
+    kept = [masks[i] for i in order]
+    most = space.most_skipped()
+    kept = [mask if len(mask) <= most else frozenset(rng.sample(sorted(mask), most)) for mask in kept]
+    tail = 0 if space.tail else 1
+    while space.cost(tuple(kept), len(genome) - tail) > space.budget + 1e-9:
+        open_steps = [i for i, mask in enumerate(kept) if len(mask) < most]
+        if open_steps and rng.random() < 0.8:
+            at = rng.choice(open_steps)
+            kept[at] = kept[at] | {rng.choice(sorted(set(space.costs) - kept[at]))}
+        elif len(genome) > space.pinned + 1:
+            at = rng.randrange(space.pinned, len(genome))
+            genome, kept = genome[:at] + genome[at + 1 :], kept[:at] + kept[at + 1 :]
+        else:
+            break
+    return genome, tuple(kept) if any(kept) else ()
+
+
+# ----------------------------------------------------------------------------------------------------- together
+
+
+def auto(space: Space, starts: Sequence[Genome], seed: int, restarts: int) -> Strategy:
+    """Coordinate search until its restarts have converged, then evolution of what it found, with layers when they are open."""
+    rng = random.Random(f"{seed} auto")
+    found: dict[Genome, float] = {}
+    steps_only = coordinate(space, starts, seed, restarts)
+    converged = False
+    scores: list[float] | None = None
+    descents = 0
+    while not converged:
+        try:
+            ask = next(steps_only) if scores is None else steps_only.send(scores)
+        except StopIteration:
+            break
+        descents += ask.beat is None
+        # The first ask is the starts, each further one without `beat` begins a descent.
+        if descents > restarts + 1:
+            break
+        scores = yield ask
+        found |= {_genome_of(space, c): s for c, s in zip(ask.candidates, scores)}
+    elite = sorted(found, key=lambda g: found[g])[:20]
+    first: list[Individual] = [(g, ()) for g in elite]
+    if space.costs:
+        first += [repaired(space, g, [_random_mask(space, 0.5, rng) for _ in g], 1.0, rng) for g in elite[:10] * 3]
+    settings = Evolution(generations=10**6, layer_generations=10**6)
+    yield from evolve(space, first, rng, settings, stage=2 if space.costs else 1)
+
+
+def _genome_of(space: Space, candidate: Candidate) -> Genome:
+    return space.snap(candidate.levels)
