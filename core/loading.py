@@ -201,15 +201,20 @@ def _tokenizer(source: Any) -> Any:
     """Return a tokenizer from a folder; None and tokenizers stay as they are."""
     if not isinstance(source, (str, pathlib.Path)):
         return source
+    # transformers makes an empty tokenizer of a folder without the files.
+    if not _holds_tokenizer(pathlib.Path(source)):
+        raise FileNotFoundError(
+            f"Expected a CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt) in {source}, but found none. "
+            "Copy the tokenizer folder of any Stable Diffusion model there."
+        )
     from transformers import CLIPTokenizer
 
-    try:
-        return CLIPTokenizer.from_pretrained(str(source), local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"Expected a CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json) in {source}, but it could not be read. "
-            "Copy the tokenizer folder of any Stable Diffusion model there."
-        ) from error
+    return CLIPTokenizer.from_pretrained(str(source), local_files_only=True)
+
+
+def _holds_tokenizer(folder: pathlib.Path) -> bool:
+    names = {path.name for path in folder.glob("*")}
+    return "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names
 
 
 def _folder_parts(source: PathLike, vae: PathLike | None) -> Parts:
@@ -326,16 +331,13 @@ def _text_part(weights: Weights, prefix: str) -> Part:
     return Part(checkpoint.text_config(weights, prefix), name, (weights.path,), checkpoint.text_source(prefix))
 
 
-def _nearby_tokenizer(path: pathlib.Path) -> Any:
-    """Return the tokenizer folder beside a checkpoint, or CLIP's from the local Hugging Face cache, or None."""
-    if (path.parent / "tokenizer").is_dir():
-        return str(path.parent / "tokenizer")
-    from transformers import CLIPTokenizer
+def _nearby_tokenizer(path: pathlib.Path) -> pathlib.Path | None:
+    """Return the tokenizer folder beside a checkpoint, or CLIP's in the local Hugging Face cache, or None."""
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        return CLIPTokenizer.from_pretrained("openai/clip-vit-large-patch14", local_files_only=True)
-    except (OSError, ValueError, TypeError):
-        return None
+    cached = try_to_load_from_cache("openai/clip-vit-large-patch14", "vocab.json")
+    folders = [path.parent / "tokenizer", *([pathlib.Path(cached).parent] if isinstance(cached, str) else [])]
+    return next((folder for folder in folders if _holds_tokenizer(folder)), None)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
