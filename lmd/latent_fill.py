@@ -149,6 +149,10 @@ class LatentFill(nn.Module):
         else:
             self._check_weights(weights)
             self.load_state_dict(weights, assign=True)
+        self.encoder_places: Tensor
+        self.decoder_places: Tensor
+        self.mean: Tensor
+        self.std: Tensor
         grid = config.height // config.patch, config.width // config.patch
         self.register_buffer("encoder_places", position_embedding(*grid, config.dim), persistent=False)
         self.register_buffer("decoder_places", position_embedding(*grid, config.decoder_dim), persistent=False)
@@ -300,7 +304,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     try:
         with safe_open(path, "pt") as file:
             text = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         if text.pop("format", None) != FORMAT:
             raise bad_file(path, "a safetensors file of something else")
         return tensors, {name: json.loads(value) for name, value in text.items()}

@@ -125,11 +125,13 @@ def regenerate(
     mask: Tensor | None = None,
     masks: Tensor | None = None,
     callback: Callback | None = None,
+    denoise: Denoise | None = None,
 ) -> RegenerateResult:
     """Return `latents` (B, C, H, W) with random patches re-noised and denoised in rounds; what no mask touches is bit-exact.
 
     `mask` (B or 1, H, W), 1 = repaint, limits every round to a region. `masks` (rounds, H, W) replaces the schedule of the
     config. A round without masked cells costs nothing; any other costs steps * B * candidates rows, twice that with guidance.
+    `denoise` replaces the guidance of `cond`, `uncond` and `cfg_scale`, where a host has its own.
     One round with ratio 1 is image to image at that strength with the same noise. Raises ValueError for NaN or bad shapes.
     """
     check_shape("latents", latents, (None, None, None, None))
@@ -137,7 +139,7 @@ def regenerate(
     rounds = _round_masks(latents, config, mask, masks)
     busy = [bool((m > 0).any()) for m in rounds]
     report = Reporter(sum(busy) * config.steps, callback)
-    guided = CFG(
+    guided = denoise or CFG(
         model, _rows(cond, len(latents), config), uncond and _rows(uncond, len(latents), config), config.cfg_scale
     )
     errors = latents.new_zeros(len(rounds), len(latents))
@@ -172,7 +174,7 @@ def _round_masks(latents: Tensor, config: RegenerateConfig, mask: Tensor | None,
 
 
 def _one_round(
-    model: Denoiser, guided: CFG, latents: Tensor, mask: Tensor, strength: float, index: int, config: RegenerateConfig,
+    model: Denoiser, guided: Denoise, latents: Tensor, mask: Tensor, strength: float, index: int, config: RegenerateConfig,
     noise: NoiseSource, report: Reporter,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Re-noise and denoise one mask (B, 1, H, W); return the latents and the visible error (B,) of the kept candidate."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,7 +29,7 @@ def tokens_to_cells(tokens: Tensor, patch: int, height: int, width: int) -> Tens
 
 def tokens_touched(mask: Tensor, patch: int) -> Tensor:
     """Return bool (B, rows, columns): which tokens hold any masked cell of `mask` (B, H, W)."""
-    rows, columns = token_grid(*mask.shape[-2:], patch)
+    rows, columns = token_grid(mask.shape[-2], mask.shape[-1], patch)
     padded = F.pad(mask.float(), (0, columns * patch - mask.shape[-1], 0, rows * patch - mask.shape[-2]))
     return F.max_pool2d(padded[:, None], patch)[:, 0] > 0
 

@@ -201,7 +201,9 @@ class _Trainer:
         self.whole = True
         if resume and self.path is not None and self.path.exists():
             self._resume(self.path)
-        self.tokens = to_tokens(self.fill.normalise(latents.float().to(device)), fill.patch)
+        # All tokens stay on the CPU: a large folder need not fit on the device.
+        centre, spread = (torch.tensor(v).reshape(-1, 1, 1) for v in (fill.mean, fill.std))
+        self.tokens = to_tokens((latents.float().cpu() - centre) / spread, fill.patch)
         self.grid = fill.height // fill.patch, fill.width // fill.patch
 
     def run(self, checkpoint_every: int, callback: TrainCallback | None) -> TrainResult:
@@ -235,7 +237,7 @@ class _Trainer:
         )
         rows = torch.randint(len(self.tokens), (config.batch,), generator=generator)
         hidden = training_masks(config.masks, ratio, config.batch, *self.grid, generator).to(self.device)
-        tokens = self.tokens[rows.to(self.device)]
+        tokens = self.tokens[rows].to(self.device)
         error = (self.fill.predict(tokens, hidden) - tokens)[hidden]
         loss = error.square().mean()
         value = float(loss.detach())

@@ -113,11 +113,11 @@ def test_steps_are_profiled_one_by_one() -> None:
 
 def test_bad_input_is_refused_by_name() -> None:
     run = torch.zeros(2, 1, 1, 8, 8)
-    with pytest.raises(ValueError, match="one shape .* but got .*2, 1, 1, 8, 8.* and .*1, 1, 1, 8, 8"):
+    with pytest.raises(ValueError, match=r"one shape .* but got .*2, 1, 1, 8, 8.* and .*1, 1, 1, 8, 8"):
         influence(run, run[:1], torch.ones(8, 8))
-    with pytest.raises(ValueError, match="at least one painted cell"):
+    with pytest.raises(ValueError, match=r"at least one painted cell"):
         influence(run, run, torch.zeros(8, 8))
-    with pytest.raises(ValueError, match="`after` to be finite"):
+    with pytest.raises(ValueError, match=r"`after` to be finite"):
         influence(run, run + torch.nan, torch.ones(8, 8))
-    with pytest.raises(ValueError, match="at least one step"):
+    with pytest.raises(ValueError, match=r"at least one step"):
         recorded([])

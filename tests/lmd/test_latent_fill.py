@@ -45,7 +45,7 @@ def test_an_empty_mask_returns_the_input_bit_for_bit() -> None:
 
 
 def test_a_full_mask_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match="at least one patch visible.*Paint less"):
+    with pytest.raises(ValueError, match=r"at least one patch visible.*Paint less"):
         LatentFill(TINY).fill(latents_of(), torch.ones(1, 8, 12))
 
 
@@ -109,18 +109,18 @@ def test_a_file_gives_the_same_fill_and_carries_its_config(tmp_path: pathlib.Pat
 
 def test_size_patch_and_model_mismatches_are_refused_by_name() -> None:
     fill = LatentFill(TINY)
-    with pytest.raises(ValueError, match="`height` to be a multiple of 2, but got 7. Use 6"):
+    with pytest.raises(ValueError, match=r"`height` to be a multiple of 2, but got 7. Use 6"):
         fill.fill(torch.zeros(1, 3, 7, 12), torch.zeros(1, 7, 12))
-    with pytest.raises(ValueError, match="8 x 12 cells, the size this fill was trained on, but got 8 x 8. Resize"):
+    with pytest.raises(ValueError, match=r"8 x 12 cells, the size this fill was trained on, but got 8 x 8. Resize"):
         fill.fill(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8))
-    with pytest.raises(ValueError, match="another model's VAE"):
+    with pytest.raises(ValueError, match=r"another model's VAE"):
         fill.fill(torch.zeros(1, 4, 8, 12), torch.zeros(1, 8, 12))
     with pytest.raises(
         ValueError, match=r"trained on \(3 channels, scale 1, shift 0\), but got 3 channels, scale 0.18215"
     ):
         fill.fill(latents_of(), hole(), latents_kind(3, 0.18215))
     fill.fill(latents_of(), hole(), latents_kind(3, 1.0))
-    with pytest.raises(ValueError, match="`latents` to be finite"):
+    with pytest.raises(ValueError, match=r"`latents` to be finite"):
         fill.fill(torch.full((1, 3, 8, 12), torch.nan), hole())
 
 
@@ -149,7 +149,7 @@ def rewrite(path: pathlib.Path, tensors: dict | None = None, **metadata: object)
 
 def test_damaged_and_foreign_files_are_refused_with_their_name(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "f.safetensors"
-    with pytest.raises(FileNotFoundError, match="nothing at .*f.safetensors. Train one first"):
+    with pytest.raises(FileNotFoundError, match=r"nothing at .*f.safetensors. Train one first"):
         LatentFill.load(path)
 
     def refused(message: str) -> None:
@@ -192,5 +192,5 @@ def test_damaged_and_foreign_files_are_refused_with_their_name(tmp_path: pathlib
 
 
 def test_the_suffix_is_part_of_the_format(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match="end in .safetensors, but got 'a.pt'"):
+    with pytest.raises(ValueError, match=r"end in .safetensors, but got 'a.pt'"):
         LatentFill(TINY).save(tmp_path / "a.pt")

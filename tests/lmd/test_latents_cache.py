@@ -37,10 +37,10 @@ def test_files_are_found_in_order_and_a_missing_or_empty_folder_is_refused(
     folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     assert [p.name for p in image_files(folder)] == ["a.png", "b.jpg", "c.PNG"]
-    with pytest.raises(ValueError, match="`folder` to be a folder of images"):
+    with pytest.raises(ValueError, match=r"`folder` to be a folder of images"):
         image_files(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="but got none in"):
+    with pytest.raises(ValueError, match=r"but got none in"):
         image_files(tmp_path / "empty")
 
 
@@ -80,7 +80,7 @@ def test_a_damaged_entry_is_encoded_again(folder: pathlib.Path, tmp_path: pathli
 def test_unreadable_images_are_left_out_and_none_left_is_refused(folder: pathlib.Path) -> None:
     (folder / "b.jpg").write_bytes(b"not a picture")
     assert len(encode_files(image_files(folder), Encoder(), 16, 24, mirror=False)) == 2
-    with pytest.raises(ValueError, match="1 that cannot be read"):
+    with pytest.raises(ValueError, match=r"1 that cannot be read"):
         encode_files([folder / "b.jpg"], Encoder(), 16, 24)
 
 

@@ -203,13 +203,13 @@ def test_bad_settings_are_refused_by_name(fields: dict, message: str) -> None:
 def test_bad_tensors_are_refused_by_name() -> None:
     bad = latents_of()
     bad[0, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="`latents` to be finite"):
+    with pytest.raises(ValueError, match=r"`latents` to be finite"):
         regenerate(GaussianDenoiser(), bad, COND, None, RegenerateConfig(), SeededNoise(0))
-    with pytest.raises(ValueError, match="`latents` of shape"):
+    with pytest.raises(ValueError, match=r"`latents` of shape"):
         regenerate(GaussianDenoiser(), bad[0], COND, None, RegenerateConfig(), SeededNoise(0))
-    with pytest.raises(ValueError, match="`mask` with 1 or 2 masks, but got 3"):
+    with pytest.raises(ValueError, match=r"`mask` with 1 or 2 masks, but got 3"):
         regenerate(
             GaussianDenoiser(), latents_of(), COND, None, RegenerateConfig(), SeededNoise(0), torch.ones(3, 8, 12)
         )
-    with pytest.raises(ValueError, match="`patch` between 1 and 8"):
+    with pytest.raises(ValueError, match=r"`patch` between 1 and 8"):
         regenerate(GaussianDenoiser(), latents_of(), COND, None, RegenerateConfig(patch=9), SeededNoise(0))

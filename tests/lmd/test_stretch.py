@@ -136,15 +136,15 @@ def test_warping_by_nothing_is_the_picture_itself() -> None:
 
 
 def test_bad_input_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="`displacement` of shape"):
+    with pytest.raises(ValueError, match=r"`displacement` of shape"):
         stretch_map(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="at least 2 x 2 cells"):
+    with pytest.raises(ValueError, match=r"at least 2 x 2 cells"):
         stretch_map(torch.zeros(1, 2, 1, 8))
-    with pytest.raises(ValueError, match="`displacement` to be finite"):
+    with pytest.raises(ValueError, match=r"`displacement` to be finite"):
         stretch_map(torch.full((1, 2, 8, 8), torch.nan))
-    with pytest.raises(ValueError, match="`targets` of shape"):
+    with pytest.raises(ValueError, match=r"`targets` of shape"):
         drag_field(torch.zeros(2, 2), torch.zeros(1, 2), 8, 8, 1.0)
-    with pytest.raises(ValueError, match="`radius` of at least"):
+    with pytest.raises(ValueError, match=r"`radius` of at least"):
         drag_field(torch.zeros(1, 2), torch.zeros(1, 2), 8, 8, 0.0)
-    with pytest.raises(ValueError, match="Both frames need one size"):
+    with pytest.raises(ValueError, match=r"Both frames need one size"):
         optical_flow(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))

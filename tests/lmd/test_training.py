@@ -118,7 +118,7 @@ def test_a_checkpoint_without_its_training_state_is_refused(tmp_path: pathlib.Pa
     path = tmp_path / "fill.safetensors"
     result = train(waves(), FILL, QUICK)
     result.fill.save(path, training=dataclasses.asdict(QUICK), losses=[1.0])
-    with pytest.raises(ValueError, match="a checkpoint without 'train.step"):
+    with pytest.raises(ValueError, match=r"a checkpoint without 'train.step"):
         train(waves(), FILL, QUICK, path)
 
 
@@ -215,11 +215,11 @@ def test_bad_settings_are_refused_by_name(fields: dict, message: str) -> None:
 
 
 def test_bad_latents_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="`latents` of shape"):
+    with pytest.raises(ValueError, match=r"`latents` of shape"):
         train(torch.zeros(3, 2, 8, 10), FILL, QUICK)
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match=r"at least one image"):
         train(torch.zeros(0, 2, 8, 8), FILL, QUICK)
-    with pytest.raises(ValueError, match="`latents` to be finite"):
+    with pytest.raises(ValueError, match=r"`latents` to be finite"):
         train(torch.full((3, 2, 8, 8), torch.nan), FILL, QUICK)
 
 
@@ -234,6 +234,6 @@ def test_a_run_that_diverges_stops_with_the_remedy_and_keeps_the_file(
         return predict(self, tokens, hidden) * (torch.inf if len(calls) == 7 else 1)
 
     monkeypatch.setattr(LatentFill, "predict", diverging)
-    with pytest.raises(ValueError, match="`loss` to be finite, but got .* at step 7. Lower `learning_rate`"):
+    with pytest.raises(ValueError, match=r"`loss` to be finite, but got .* at step 7. Lower `learning_rate`"):
         train(waves(), FILL, QUICK, path, checkpoint_every=5)
     assert len(read_tensors(path)[1]["losses"]) == 5

@@ -1,0 +1,93 @@
+"""The pictures of this technique: schedules, losses, influence and stretch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .influence import InfluenceProfile
+from .mask_schedule import MaskSchedule
+from .plots import SIGNED, Line, below, beside, heat_map, line_chart, tiles, to_image
+from .stretch import StretchMap
+
+
+def schedule_chart(schedule: MaskSchedule) -> Any:
+    """Return the masked share over the steps above the masks themselves."""
+    numbers = list(range(1, len(schedule.ratios) + 1))
+    measured = schedule.masks.flatten(1).mean(1).tolist()
+    lines = [Line("asked for", numbers, schedule.ratios), Line("in whole patches", numbers, measured)]
+    chart = line_chart(lines, "Masked share", "step", "share")
+    return below(chart, tiles(schedule.masks, [f"{m:.0%}" for m in measured], "Masks (blue = masked)"))
+
+
+def loss_chart(losses: Sequence[float], total: int) -> Any:
+    """Return the training loss, each point the mean of a hundredth of the run so far; 1 is what the channel means give."""
+    width = max(1, len(losses) // 100)
+    parts = [losses[i : i + width] for i in range(0, len(losses), width)]
+    x = [min((i + 0.5) * width, len(losses)) for i in range(len(parts))]
+    line = Line("loss", x, [sum(p) / len(p) for p in parts])
+    title = f"Error on masked patches, step {len(losses)} of {total}"
+    return line_chart([line], title, "step", "mean squared error / variance")
+
+
+def influence_chart(profile: InfluenceProfile, unit: str = "cells") -> Any:
+    """Return difference against distance for up to five steps, reach against step, and the last step's heat map."""
+    count = len(profile.mean)
+    shown = sorted({round(i * (count - 1) / 4) for i in range(5)})
+    distance = profile.distance.tolist()
+    lines = [Line(f"step {i + 1}", distance, profile.mean[i].tolist()) for i in shown]
+    marks = [(float(profile.reach_e[-1]), "1/e"), (float(profile.reach_10[-1]), "10 %")]
+    chart = line_chart(
+        lines, "Mean difference against distance", f"distance to the change ({unit})", "mean |difference|", marks=marks
+    )
+    heat = profile.heat[-1]
+    picture = heat_map(heat, "Difference at the last step", 0.0, float(heat.max()) or 1.0, side=330)
+    if count == 1:
+        return beside(chart, picture)
+    steps = list(range(1, count + 1))
+    reach = [Line("to 1/e", steps, profile.reach_e.tolist()), Line("to 10 %", steps, profile.reach_10.tolist())]
+    over = line_chart(reach, "Reach against step (gap: never falls so far)", "step", f"reach ({unit})", (640, 300))
+    return below(beside(chart, picture), over)
+
+
+def influence_report(profile: InfluenceProfile, unit: str = "cells") -> str:
+    """Return one line for each step."""
+
+    def text(value: float) -> str:
+        return f"{value:.2f}" if math.isfinite(value) else "beyond the picture"
+
+    rows = zip(
+        profile.reach_e.tolist(), profile.reach_10.tolist(), profile.outside.tolist(), profile.mean[:, 0].tolist()
+    )
+    return "\n".join(
+        f"step {i}: reach {text(e)} {unit} to 1/e, {text(ten)} to 10 %; {outside:.0%} of the difference lies outside; "
+        f"mean inside {inside:.4g}"
+        for i, (e, ten, outside, inside) in enumerate(rows, 1)
+    )
+
+
+def stretch_chart(result: StretchMap, row: int = 0, under: Tensor | None = None) -> Any:
+    """Return one map: red is stretched, blue is squeezed in every direction, folds outlined in white."""
+    stretch = result.stretch[row]
+    limit = max(float(stretch.abs().quantile(0.995)) if stretch.numel() < 10**7 else float(stretch.abs().max()), 0.1)
+    title = f"log stretch, folds {float(result.fold[row].float().mean()):.1%}"
+    outline = result.fold[row] if bool(result.fold[row].any()) else None
+    return heat_map(stretch, title, -limit, limit, SIGNED, outline, under=under)
+
+
+def stretch_report(result: StretchMap) -> str:
+    """Return one line for each map."""
+    return "\n".join(
+        f"map {i}: largest stretch x{float(s.max().exp()):.2f}, median x{float(s.median().exp()):.2f}; "
+        f"{float(f.float().mean()):.2%} of the cells fold"
+        for i, (s, f) in enumerate(zip(result.stretch, result.fold), 1)
+    )
+
+
+def stack_images(pictures: Sequence[Any]) -> Tensor:
+    """Return IMAGE (N, H, W, 3) of Pillow images of one size."""
+    return torch.cat([to_image(p) for p in pictures])
