@@ -1,6 +1,6 @@
 """Cyclic One-Way Diffusion: a subject's pixels stay while a scene grows around it."""
 
 from .config import CowConfig
-from .generate import CowResult, generate
+from .sampling import CowResult, generate
 
 __all__ = ["CowConfig", "CowResult", "generate"]

@@ -81,7 +81,7 @@ def generate(
 
 def latent_mask(keep_mask: Tensor, latents: Tensor, plan: Plan) -> Tensor:
     """Return the keep mask on the grid of `latents` (B, C, H, W) as (B, 1, H, W); raises ValueError if one is empty."""
-    keep = as_mask(keep_mask, len(latents), *latents.shape[-2:], name="keep_mask").to(latents)[:, None]
+    keep = as_mask(keep_mask, len(latents), latents.shape[-2], latents.shape[-1], "keep_mask").to(latents)[:, None]
     empty = _rows((keep < plan.threshold(plan.high)).flatten(1).all(1))
     if empty:
         raise ValueError(
