@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .attention import AttentionHook, hooked
 from .checks import check_shape
 from .denoiser import Conditioning, Prediction
+from .features import default_blocks, unet_features
+from .layers import Layer, measure, skipping
 from .schedules import DiscreteLevels, FlowLevels, Levels
 
 
@@ -63,15 +68,47 @@ class DiffusersDenoiser:
             "The latents are not of this model's kind: use its own VAE.",
         )
         check_shape("sigma", sigma, (len(x),), "Give one noise level per row.")
+        output = self._network(x, sigma, cond)
+        return self.prediction.denoised(output.to(x.dtype), x, sigma)
+
+    def _network(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         self.calls += 1
         self.rows += len(x)
-        output = self.unet(
+        return self.unet(
             self.prediction.network_input(x, sigma).to(self.dtype),
             self.network_time(sigma),
             **self.network_condition(cond.expand(len(x))),
             return_dict=False,
         )[0]
-        return self.prediction.denoised(output.to(x.dtype), x, sigma)
+
+    @property
+    def feature_blocks(self) -> tuple[int, ...]:
+        """The decoder blocks whose outputs have half and full latent size."""
+        return default_blocks(len(self.unet.up_blocks))
+
+    def features(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        blocks: Sequence[int] | None = None,
+        checkpoint: bool = False,
+    ) -> list[Tensor]:
+        """See `FeatureModel.features`."""
+        blocks = self.feature_blocks if blocks is None else blocks
+        return unet_features(self.unet, lambda: self._network(x, sigma, cond), blocks, checkpoint)
+
+    def self_attention(self, hook: AttentionHook) -> AbstractContextManager[None]:
+        """See `AttentionModel.self_attention`."""
+        return hooked(self.unet, hook)
+
+    def layers(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Layer, ...]:
+        """Return the blocks that can be skipped, with their cost in a call on these inputs; two calls are made."""
+        return measure(self.unet, lambda: self._network(x, sigma, cond))
+
+    def skipping(self, names: Collection[str]) -> AbstractContextManager[None]:
+        """See `LayerModel.skipping`."""
+        return skipping(self.unet, names)
 
     def network_time(self, sigma: Tensor) -> Tensor:
         """Return what the network takes as time: a training timestep, for a flow sigma itself in training steps."""

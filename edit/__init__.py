@@ -1,1 +1,23 @@
-"""DiffEditor: move, resize, paste, re-texture and drag in a photo."""
+"""DiffEditor: move, resize, paste, re-texture and drag in a photo (arXiv 2402.02583, arXiv 2307.02421)."""
+
+from __future__ import annotations
+
+from .config import EditConfig
+from .invert import Inversion, invert
+from .loop import EditResult, edit
+from .tasks import Appearance, Drag, Landmarks, Move, Paste, Task, Tasks
+
+__all__ = [
+    "Appearance",
+    "Drag",
+    "EditConfig",
+    "EditResult",
+    "Inversion",
+    "Landmarks",
+    "Move",
+    "Paste",
+    "Task",
+    "Tasks",
+    "edit",
+    "invert",
+]

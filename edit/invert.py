@@ -1,0 +1,172 @@
+"""DDIM inversion of a picture: its latents at every level of a schedule, and what the edit reads of its attention and features."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..core.attention import AttentionBank, AttentionModel
+from ..core.checks import check_finite, check_shape
+from ..core.denoiser import Conditioning, Denoiser
+from ..core.features import FeatureModel
+from ..core.progress import Callback, Reporter
+from .config import EditConfig, steps_in
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """One inverted picture.
+
+    `latents` (S + 1, C, h, w) are the picture at `sigmas` (S + 1,), from noise to clean, on the CPU; `size` is the picture's
+    (height, width) in pixels; `cond` what it was inverted with. Keys and values live in `bank` (None: recomputed when read);
+    reference features are kept after their first use.
+    """
+
+    latents: Tensor
+    sigmas: Tensor
+    cond: Conditioning
+    size: tuple[int, int]
+    bank: AttentionBank | None = None
+    memory: str = "row"
+    _features: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    def at(self, step: int) -> Tensor:
+        """Return the latents (1, C, h, w) at `sigmas[step]`."""
+        return self.latents[step][None]
+
+    def network_row(self, step: int) -> tuple[Tensor, float]:
+        """Return the latents and level whose network call makes `step`'s keys and values: one level cleaner, seen at this level."""
+        low, high = float(self.sigmas[step + 1]), float(self.sigmas[step])
+        return self.at(step + 1) * ((1 + high**2) / (1 + low**2)) ** 0.5, high
+
+    def has_keys(self, step: int) -> bool:
+        return self.bank is not None and step in self.bank.steps
+
+    def features(
+        self, model: FeatureModel, step: int, latents: Tensor | None = None, cond: Conditioning | None = None
+    ) -> list[Tensor]:
+        """Return decoder features at a step, without gradients: of the picture itself, kept for re-edits, or of `latents`."""
+        if latents is None and step in self._features:
+            return self._features[step]
+        x = self.at(step) if latents is None else latents
+        with torch.no_grad():
+            found = model.features(x, self.sigmas[step].expand(1), cond or self.cond)
+        if latents is None:
+            self._features[step] = [f.cpu() for f in found]
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """Host memory in use."""
+        kept = sum(f.nbytes for maps in self._features.values() for f in maps)
+        return self.latents.nbytes + kept + (self.bank.bytes if self.bank else 0)
+
+
+def check_model(model: Denoiser) -> None:
+    """Raise ValueError for a model that cannot be edited with: a flow, or one without features or attention access."""
+    if model.space.name == "flow":
+        raise ValueError(
+            "Expected an eps or v-prediction model (SD1.5, SD2, SDXL), but got a flow model (SD3, Flux): its feature blocks "
+            "are not defined yet. Use an SD1.5 or SDXL checkpoint."
+        )
+    for ability, name in ((FeatureModel, "features"), (AttentionModel, "self-attention")):
+        if not isinstance(model, ability):
+            raise ValueError(
+                f"Expected a model that shows its {name}, but {type(model).__name__} does not. Use an SD1.5, SD2 or SDXL UNet."
+            )
+
+
+def climb(model: Denoiser, x: Tensor, low: Tensor, high: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+    """Return `x` moved up from level `low` to `high`, and its denoised estimate (DDIM inversion: the estimate one level late).
+
+    The network sees the variance-preserving latents of `low` with the time of `high`, as published.
+    """
+    seen = x * ((1 + high**2) / (1 + low**2)).sqrt()
+    denoised = model(seen, high.expand(len(x)), cond)
+    eps = (seen - denoised) / high
+    return x + (high - low) * eps, denoised
+
+
+@torch.no_grad()
+def invert(
+    model: Denoiser,
+    latents: Tensor,
+    cond: Conditioning,
+    config: EditConfig | None = None,
+    size: tuple[int, int] | None = None,
+    callback: Callback | None = None,
+) -> Inversion:
+    """Invert one picture: `steps` network rows, without guidance (arXiv 2010.02502 section 4.3).
+
+    Args:
+        latents: clean latents (1, C, h, w).
+        cond: one row, the prompt that describes the picture.
+        config: steps, schedule and memory; an edit must use the same ones.
+        size: (height, width) of the picture in pixels; eight pixels a latent cell when left out.
+
+    Raises:
+        ValueError: for more than one picture, NaN, a flow model, or a network without features or attention access.
+    """
+    config = config or EditConfig()
+    check_model(model)
+    check_shape("latents", latents, (1, None, None, None), "Invert one picture at a time.")
+    check_finite("latents", latents)
+    sigmas = config.sigmas(model.levels).to(latents.device)
+    bank = AttentionBank(budget=config.memory_limit if config.memory == "auto" else 1 << 62)
+    keep = config.memory != "row"
+    wanted = steps_in(config.keys, config.steps)
+    report = Reporter(config.steps, callback)
+    x = latents.float() * (1 + sigmas[-1] ** 2).sqrt()
+    trajectory = [x]
+    for step in reversed(range(config.steps)):
+        hook = bank.recorder(step) if keep and step in wanted else None
+        x, denoised = _climb_recording(model, x, sigmas[step + 1], sigmas[step], cond, hook)
+        trajectory.append(x)
+        if keep and hook is not None and config.memory == "auto":
+            keep = _fits(bank, len(wanted))
+        report("invert", sigmas[step], denoised)
+    if not keep:
+        bank.clear()
+    stored = torch.cat(trajectory[::-1]).cpu()
+    check_finite("inverted latents", stored, "Use float32 or bfloat16 for the network.")
+    size = size or (8 * latents.shape[-2], 8 * latents.shape[-1])
+    return Inversion(stored, sigmas.cpu(), cond, size, bank if keep else None, "bank" if keep else "row")
+
+
+def _climb_recording(model, x, low, high, cond, hook):  # type: ignore[no-untyped-def]
+    if hook is None:
+        return climb(model, x, low, high, cond)
+    with model.self_attention(hook):
+        return climb(model, x, low, high, cond)
+
+
+def _fits(bank: AttentionBank, steps: int) -> bool:
+    """Return whether the whole bank stays within its budget, judged from the steps recorded so far; says so when not."""
+    expected = bank.bytes // max(1, len(bank.steps)) * steps
+    if not bank.full and expected <= bank.budget:
+        return True
+    log.warning(
+        "The attention bank would take %.1f GiB, more than memory_limit %.1f GiB: the picture is run as an extra batch row instead.",
+        expected / 2**30, bank.budget / 2**30,
+    )  # fmt: skip
+    return False
+
+
+def check_inversions(inversions: Sequence[Inversion], config: EditConfig, sigmas: Tensor) -> None:
+    """Raise ValueError unless every inversion was made with the levels of this edit."""
+    for inversion in inversions:
+        if inversion.sigmas.shape != sigmas.shape or not torch.allclose(inversion.sigmas, sigmas.cpu()):
+            raise ValueError(
+                f"Expected inversions made with the {config.steps} steps of this edit, but got one with {inversion.steps} steps or "
+                "another schedule. Use one config for `invert` and `edit`."
+            )
