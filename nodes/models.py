@@ -1,0 +1,84 @@
+"""Node that loads the bundled model, or a diffusers folder, for stock nodes and ours alike."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BUNDLED = ("pocket", "pocket-lcm")
+
+
+def bundled() -> dict[str, pathlib.Path]:
+    """Return the models that come with the pack, by name."""
+    return {name: ROOT / name for name in BUNDLED if (ROOT / name / "model_index.json").is_file()}
+
+
+def folders() -> dict[str, pathlib.Path]:
+    """Return the diffusers folders that the host lists, by their path below models/diffusers; none without a host."""
+    try:
+        import folder_paths
+    except ImportError:
+        return {}
+    found = {}
+    for base in folder_paths.get_folder_paths("diffusers"):
+        for path, _, files in os.walk(base, followlinks=True):
+            if "model_index.json" in files:
+                found.setdefault(os.path.relpath(path, base), pathlib.Path(path))
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> pathlib.Path:
+    """Return the folder of a listed model; raises ValueError when it is gone."""
+    listed = {**folders(), **bundled()}
+    if name not in listed:
+        raise ValueError(
+            f"Expected `model` to be one of {', '.join(map(repr, listed))}, but got {name!r}. "
+            "Put the diffusers folder into models/diffusers and refresh."
+        )
+    return listed[name]
+
+
+class LoadModel:
+    """Loads a diffusers folder as the host's own MODEL, CLIP and VAE."""
+
+    CATEGORY = "slipstream/models"
+    DESCRIPTION = (
+        "Loads the bundled pocket model, or a diffusers folder from models/diffusers, as ordinary MODEL, CLIP and VAE. "
+        "Every stock node works with them. The pocket model needs no download: it makes 128 x 128 pictures of coloured "
+        "shapes, to try the examples and to test workflows."
+    )
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+    RETURN_NAMES = ("MODEL", "CLIP", "VAE")
+    OUTPUT_TOOLTIPS = (
+        "The diffusion model, for any sampler. LoRA, ControlNet and attention patches work on it.",
+        "The text encoder, for CLIPTextEncode.",
+        "Turns pictures into latents and back.",
+    )
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = (
+            "pocket: the tiny model that comes with this pack. pocket-lcm: the same for 4 steps at cfg 1. Others: folders in "
+            "models/diffusers with a model_index.json. For a single .safetensors checkpoint use Load Checkpoint: "
+            "its MODEL works with all Slipstream nodes."
+        )
+        return {"required": {"model": ([*bundled(), *folders()], {"default": "pocket", "tooltip": tooltip})}}
+
+    @classmethod
+    def IS_CHANGED(cls, model: str) -> str:
+        try:
+            files = [p for p in find(model).rglob("*") if p.is_file()]
+        except ValueError:
+            return model
+        return repr(sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+
+    def load(self, model: str) -> tuple[Any, Any, Any]:
+        from .host.diffusers_folder import load_folder
+
+        return load_folder(find(model))
+
+
+NODES = {"SlipstreamLoadModel": (LoadModel, "Load Model (Slipstream)")}
