@@ -165,13 +165,13 @@ class Cache:
 
     def _park(self, key: Hashable) -> None:
         """Move one entry to host memory, or forget it where that frees nothing or does not fit."""
-        entry = self._entries.pop(key)
+        entry = self._entries[key]
         if entry.users or entry.device_bytes + entry.host_bytes > self.host_bytes:
+            del self._entries[key]
             return
         homes = devices_of(entry.value)
         value = moved(entry.value, [torch.device("cpu")] * len(homes))
         self._entries[key] = _Entry(value, *footprint(value), homes)
-        self._entries.move_to_end(key, last=False)
 
 
 class _KeyLock:
