@@ -526,6 +526,8 @@ class ComfyHost:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "DO_NOT_TRACK": "1",
             "NO_PROXY": "127.0.0.1,localhost",
+            # Tiny networks on shared cores: more threads spin against each other (measured: 100 times slower).
+            **({"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}),
             **self.env,
         }
         self._log = open(self.base / "host.log", "wb")
