@@ -191,19 +191,25 @@ class Prediction:
         check_choice("prediction_type", self.kind, PREDICTIONS)
         object.__setattr__(self, "space", FLOW if self.kind == "flow" else EPS)
 
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (input, skip, output), shaped like `sigma`: the network sees input * x, denoised = skip * x + output * network."""
+        root = (sigma**2 + 1).sqrt()
+        one, zero = torch.ones_like(sigma), torch.zeros_like(sigma)
+        return {
+            "epsilon": (1 / root, one, -sigma),
+            "v_prediction": (1 / root, 1 / root**2, -sigma / root),
+            "sample": (1 / root, zero, one),
+            "flow": (one, one, -sigma),
+        }[self.kind]
+
     def network_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return what the network sees for `x` (B, C, H, W) at `sigma` (B,)."""
-        sigma = per_row(sigma, x)
-        return x if self.kind == "flow" else x / (sigma**2 + 1).sqrt()
+        return x * self.coefficients(per_row(sigma, x))[0]
 
     def denoised(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the denoised estimate from the network's `output` for `x` at `sigma`."""
-        sigma = per_row(sigma, x)
-        if self.kind == "sample":
-            return output
-        if self.kind == "v_prediction":
-            return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
-        return x - sigma * output
+        _, skip, scale = self.coefficients(per_row(sigma, x))
+        return torch.addcmul(skip * x, scale, output)
 
     def output_for(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Return what a perfect network would output for clean `x0` and `noise` at `sigma` (used in tests and distillation)."""
