@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .influence import InfluenceProfile
 from .mask_schedule import MaskSchedule
-from .plots import SIGNED, Line, below, beside, heat_map, line_chart, tiles, to_image
+from .plots import SIGNED, Line, below, beside, heat_map, line_chart, tiles
 from .stretch import StretchMap
 
 
@@ -24,13 +23,13 @@ def schedule_chart(schedule: MaskSchedule) -> Any:
     return below(chart, tiles(schedule.masks, [f"{m:.0%}" for m in measured], "Masks (blue = masked)"))
 
 
-def loss_chart(losses: Sequence[float], total: int) -> Any:
-    """Return the training loss, each point the mean of a hundredth of the run so far; 1 is what the channel means give."""
+def loss_chart(losses: Sequence[float], total: int, start: int = 0) -> Any:
+    """Return the loss from step `start` on, each point the mean of a hundredth of it; 1 is what the channel means give."""
     width = max(1, len(losses) // 100)
     parts = [losses[i : i + width] for i in range(0, len(losses), width)]
-    x = [min((i + 0.5) * width, len(losses)) for i in range(len(parts))]
+    x = [start + min((i + 0.5) * width, len(losses)) for i in range(len(parts))]
     line = Line("loss", x, [sum(p) / len(p) for p in parts])
-    title = f"Error on masked patches, step {len(losses)} of {total}"
+    title = f"Error on masked patches, step {start + len(losses)} of {total}"
     return line_chart([line], title, "step", "mean squared error / variance")
 
 
@@ -54,6 +53,12 @@ def influence_chart(profile: InfluenceProfile, unit: str = "cells") -> Any:
     return below(beside(chart, picture), over)
 
 
+def influence_heat_maps(profile: InfluenceProfile) -> list[Any]:
+    """Return one heat map a step, all on one scale and of one size."""
+    high = float(profile.heat.max()) or 1.0
+    return [heat_map(heat, f"Difference at step {i}", 0.0, high) for i, heat in enumerate(profile.heat, 1)]
+
+
 def influence_report(profile: InfluenceProfile, unit: str = "cells") -> str:
     """Return one line for each step."""
 
@@ -70,13 +75,19 @@ def influence_report(profile: InfluenceProfile, unit: str = "cells") -> str:
     )
 
 
-def stretch_chart(result: StretchMap, row: int = 0, under: Tensor | None = None) -> Any:
-    """Return one map: red is stretched, blue is squeezed in every direction, folds outlined in white."""
-    stretch = result.stretch[row]
-    limit = max(float(stretch.abs().quantile(0.995)) if stretch.numel() < 10**7 else float(stretch.abs().max()), 0.1)
-    title = f"log stretch, folds {float(result.fold[row].float().mean()):.1%}"
-    outline = result.fold[row] if bool(result.fold[row].any()) else None
-    return heat_map(stretch, title, -limit, limit, SIGNED, outline, under=under)
+def stretch_charts(result: StretchMap, under: Tensor | None = None) -> list[Any]:
+    """Return one map a row, all on one scale: red is stretched, blue is squeezed in every direction, folds are outlined.
+
+    `under` (B, H, W, 3) are pictures that shine through.
+    """
+    limit = max(float(result.stretch.abs().amax((1, 2)).median()), 0.1)
+    pictures = [None] * len(result.stretch) if under is None else list(under)
+    return [
+        heat_map(
+            stretch, f"log stretch; {float(fold.float().mean()):.1%} folds", -limit, limit, SIGNED, fold, under=picture
+        )
+        for stretch, fold, picture in zip(result.stretch, result.fold, pictures)
+    ]
 
 
 def stretch_report(result: StretchMap) -> str:
@@ -86,8 +97,3 @@ def stretch_report(result: StretchMap) -> str:
         f"{float(f.float().mean()):.2%} of the cells fold"
         for i, (s, f) in enumerate(zip(result.stretch, result.fold), 1)
     )
-
-
-def stack_images(pictures: Sequence[Any]) -> Tensor:
-    """Return IMAGE (N, H, W, 3) of Pillow images of one size."""
-    return torch.cat([to_image(p) for p in pictures])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range, check_shape
+
+_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+_POINT = re.compile(rf"{_NUMBER},{_NUMBER}->{_NUMBER},{_NUMBER}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,20 @@ def drag_field(handles: Tensor, targets: Tensor, height: int, width: int, radius
     # Least squares, so that two drags from one handle give their mean instead of a singular matrix.
     weights = torch.linalg.pinv(kernel(handles), rtol=1e-8) @ moves
     return (kernel(cells) @ weights).T.reshape(1, 2, height, width).float()
+
+
+def parse_points(text: str) -> tuple[Tensor, Tensor]:
+    """Return handles and targets (N, 2) from lines of "x, y -> x, y"; raises ValueError naming the line that is not one."""
+    pairs = []
+    for line in filter(None, (line.strip() for line in text.splitlines())):
+        numbers = _POINT.fullmatch(line)
+        if numbers is None:
+            raise ValueError(
+                f"Expected `points` as lines of 'x, y -> x, y', but got {line!r}. Example: 60, 60 -> 90, 60."
+            )
+        pairs.append([float(n) for n in numbers.groups()])
+    points = torch.tensor(pairs).reshape(-1, 2, 2)
+    return points[:, 0], points[:, 1]
 
 
 def warp(image: Tensor, displacement: Tensor, border: str = "border") -> Tensor:

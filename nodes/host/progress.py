@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from ...core.progress import Callback, Step
 
 # The host encodes previews on its server thread and queues them without bound: more than this only lags.
 PREVIEWS_PER_SECOND = 20.0
+_LISTENER: ContextVar[Callback | None] = ContextVar("slipstream_listener", default=None)
+
+
+@contextmanager
+def listening(listener: Callback) -> Iterator[None]:
+    """Hand every step that our own samplers report inside this block to `listener` too (Influence Profile records runs)."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
+def overheard(callback: Callback) -> Callback:
+    """Return `callback`, which also calls the listener of the running block, if there is one."""
+    listener = _LISTENER.get()
+    if listener is None:
+        return callback
+
+    def both(step: Step) -> None:
+        callback(step)
+        listener(step)
+
+    return both
 
 
 def check_interrupt() -> None:

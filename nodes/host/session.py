@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.guidance import Denoise
 from ...core.progress import Callback
 from .denoiser import HostConditioning, HostDenoiser, Source
-from .progress import host_callback
+from .progress import host_callback, overheard
 
 Result = TypeVar("Result")
 
@@ -102,7 +102,7 @@ def session_of(
         seed=int(extra_args.get("seed") or 0),
         cfg_scale=float(getattr(guider, "cfg", 1.0)),
         noise_mask=extra_args.get("denoise_mask"),
-        callback=lambda total: host_callback(model, total),
+        callback=lambda total: overheard(host_callback(model, total)),
         guider=guider,
     )
 

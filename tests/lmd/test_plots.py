@@ -7,10 +7,11 @@ import torch
 from slipstream.lmd import influence, mask_schedule, stretch_map
 from slipstream.lmd.charts import (
     influence_chart,
+    influence_heat_maps,
     influence_report,
     loss_chart,
     schedule_chart,
-    stretch_chart,
+    stretch_charts,
     stretch_report,
 )
 from slipstream.lmd.plots import COLOURS, SIGNED, Line, colour_map, heat_map, line_chart, ticks, tiles, to_image
@@ -72,7 +73,11 @@ def test_every_chart_of_this_technique_draws() -> None:
         "step 1: reach 0.00 cells to 1/e, 0.00 to 10 %; 0% of the difference lies outside; mean inside 0"
     )
     result = stretch_map(torch.zeros(2, 2, 8, 8))
-    assert to_image(stretch_chart(result, 1)).shape[1] > 300
+    pictures = stretch_charts(result, torch.rand(2, 8, 8, 3))
+    assert len({picture.size for picture in pictures}) == 1
+    assert to_image(pictures[1]).shape[1] > 300
+    assert len(influence_heat_maps(profile)) == 3
+    assert to_image(loss_chart([0.5, 0.4], 10, start=7)).shape == (1, 400, 640, 3)
     assert (
         stretch_report(result).splitlines()[1] == "map 2: largest stretch x1.00, median x1.00; 0.00% of the cells fold"
     )

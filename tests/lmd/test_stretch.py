@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from slipstream.lmd import drag_field, optical_flow, stretch_map
-from slipstream.lmd.stretch import compose, warp
+from slipstream.lmd.stretch import compose, parse_points, warp
 
 
 def places(height: int = 12, width: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,6 +95,15 @@ def test_drags_that_contradict_each_other_give_their_mean() -> None:
     moved = drag_field(torch.tensor([[5.0, 5.0], [5.0, 5.0]]), torch.tensor([[7.0, 5.0], [5.0, 7.0]]), 12, 12, 2.0)
     assert torch.allclose(moved[0, :, 5, 5], torch.tensor([1.0, 1.0]), atol=1e-4)
     assert not drag_field(torch.zeros(0, 2), torch.zeros(0, 2), 4, 4, 1.0).any()
+
+
+def test_drags_are_read_from_lines() -> None:
+    handles, targets = parse_points(" 60, 60 -> 90.5, 60\n\n-1,2->3 , 4")
+    assert handles.tolist() == [[60, 60], [-1, 2]]
+    assert targets.tolist() == [[90.5, 60], [3, 4]]
+    assert parse_points("")[0].shape == (0, 2)
+    with pytest.raises(ValueError, match=r"lines of 'x, y -> x, y', but got '60 60 90'. Example"):
+        parse_points("1,1->2,2\n60 60 90")
 
 
 def texture(height: int = 64, width: int = 80) -> torch.Tensor:

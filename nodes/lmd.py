@@ -1,0 +1,645 @@
+"""Nodes of latent masking: mask schedules, masked regeneration, a trainable latent fill, and two diagnostics."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CATEGORY = "slipstream/lmd"
+FILL = "SLIPSTREAM_LATENT_FILL"
+NO_FILE = "(none yet: train one)"
+SCHEDULE_KINDS = ["cosine", "linear", "piecewise", "fixed"]
+SAMPLER_NAMES = ["euler", "euler_ancestral", "heun", "dpmpp_2m"]
+SCHEDULE_NAMES = ["uniform", "leading", "sgm_uniform", "simple", "karras", "exponential", "beta"]
+
+
+def _int(default: int, low: int, high: int, tooltip: str, **more: Any) -> tuple[str, dict[str, Any]]:
+    return ("INT", {"default": default, "min": low, "max": high, "tooltip": tooltip, **more})
+
+
+def _float(
+    default: float, low: float, high: float, tooltip: str, step: float = 0.01, **more: Any
+) -> tuple[str, dict[str, Any]]:
+    return ("FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip, **more})
+
+
+def _choice(choices: list[str], default: str, tooltip: str) -> tuple[list[str], dict[str, Any]]:
+    return (choices, {"default": default, "tooltip": tooltip})
+
+
+def _seed(tooltip: str) -> tuple[str, dict[str, Any]]:
+    return _int(0, 0, 2**64 - 1, tooltip, control_after_generate=True)
+
+
+def _ratio_inputs() -> dict[str, Any]:
+    """The widgets of a mask schedule, the same for both nodes that have one."""
+    return {
+        "kind": _choice(SCHEDULE_KINDS, "cosine", "How the masked share goes from low to high; fixed is always high."),
+        "low": _float(0.15, 0.0, 1.0, "Smallest share of patches that is masked (0 to 1; the paper uses 0.15)."),
+        "high": _float(0.75, 0.0, 1.0, "Largest share of patches that is masked (0 to 1; the paper uses 0.75)."),
+        "direction": _choice(
+            ["decreasing", "increasing"], "decreasing",
+            "decreasing: most masked first, details last. increasing: the order of the paper's training.",
+        ),
+    }  # fmt: skip
+
+
+class MaskSchedule:
+    """Random patch masks whose share follows a schedule."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "A batch of random patch masks whose masked share follows one of the three schedules of latent masking diffusion "
+        "(arXiv 2312.07971), or is fixed. Use it with Masked Regenerate, or wherever a batch of masks is wanted."
+    )
+    RETURN_TYPES = ("MASK", "IMAGE")
+    RETURN_NAMES = ("masks", "chart")
+    OUTPUT_TOOLTIPS = ("One mask a step, 1 = masked.", "The share over the steps, and the masks.")
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "steps": _int(6, 1, 1000, "How many masks. Both ends of the schedule are among them."),
+                **_ratio_inputs(),
+                "width": _int(512, 8, 16384, "Width of the masks in pixels.", step=8),
+                "height": _int(512, 8, 16384, "Height of the masks in pixels.", step=8),
+                "patch": _int(
+                    64, 1, 4096, "Side of a patch in pixels. A multiple of 8 covers whole latent cells; 16 suits the pocket model."
+                ),
+                "nested": (
+                    "BOOLEAN",
+                    {"default": True, "tooltip": "On: every smaller mask lies inside every larger one. Off: new patches each step."},
+                ),
+                "seed": _seed("Which patches. The same seed gives the same masks."),
+            },
+            "optional": {"region": ("MASK", {"tooltip": "Mask only patches that this mask touches; shares count those."})},
+        }  # fmt: skip
+
+    def make(
+        self, steps: int, kind: str, low: float, high: float, direction: str, width: int, height: int, patch: int,
+        nested: bool, seed: int, region: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        from ..lmd import mask_schedule
+        from ..lmd.charts import schedule_chart
+        from ..lmd.plots import to_image
+
+        made = mask_schedule(steps, kind, low, high, direction, patch, seed, nested, height, width, region)
+        return made.masks, to_image(schedule_chart(made))
+
+
+class MaskedRegenerate:
+    """Rounds of patches re-noised and denoised while the rest is held."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Varies or restores a picture: in each round random patches are re-noised and denoised with the model while the rest is "
+        "held. Inspired by latent masking diffusion (arXiv 2312.07971), without its training. Masking does not make a diffusion "
+        "model faster: the cost is the sum of the steps of all rounds, as the report says."
+    )
+    RETURN_TYPES = ("LATENT", "MASK", "STRING")
+    RETURN_NAMES = ("latent", "touched", "report")
+    OUTPUT_TOOLTIPS = (
+        "The new latent; what no round masked is bit for bit as before.",
+        "Every cell that some round masked (1), at latent size.",
+        "Cost in network rows, and how well the visible part was explained in each round.",
+    )
+    FUNCTION = "regenerate"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The diffusion model."}),
+                "positive": ("CONDITIONING", {"tooltip": "What the patches should become."}),
+                "negative": ("CONDITIONING", {"tooltip": "What to keep out. Unused at cfg 1."}),
+                "latent": ("LATENT", {"tooltip": "The picture as a latent. Its noise mask, if any, limits the change."}),
+                "seed": _seed("Noise of every round. One round at high 1 equals KSampler with this seed."),
+                "steps": _int(8, 1, 1000, "Network steps in each round."),
+                "cfg": _float(5.0, 0.0, 100.0, "Classifier-free guidance. 1 halves the cost. 3 suits the pocket model.", 0.1),
+                "sampler_name": _choice(SAMPLER_NAMES, "euler", "The sampler of each round."),
+                "schedule": _choice(SCHEDULE_NAMES, "uniform", "Noise levels of each round. uniform is the host's normal."),
+                "rounds": _int(4, 1, 1000, "How many masks are regenerated one after the other."),
+                "strength": _float(0.6, 0.01, 1.0, "How far masked patches are re-noised in the first round (1 = to pure noise)."),
+                "strength_end": _float(0.0, 0.0, 1.0, "The same in the last round; in between it is linear. 0 = as the first."),
+                **_ratio_inputs(),
+                "patch": _int(4, 1, 1024, "Side of a patch in latent cells (8 pixels). 2 suits the pocket model."),
+                "nested": ("BOOLEAN", {"default": True, "tooltip": "Every smaller mask lies inside every larger one."}),
+                "candidates": _int(
+                    1, 1, 64, "Tries in each round, of which the one that explains the visible patches best is kept. Costs as many times."
+                ),
+            },
+            "optional": {
+                "mask": ("MASK", {"tooltip": "1 = may change. Without it, the latent's own noise mask, or everything."}),
+                "masks": (
+                    "MASK",
+                    {"tooltip": "One mask a round, for example from Mask Schedule; then rounds, kind, low, high, direction, patch "
+                                "and nested have no effect."},
+                ),
+            },
+        }  # fmt: skip
+
+    def regenerate(
+        self, model: Any, positive: Any, negative: Any, latent: dict[str, Any], seed: int, steps: int, cfg: float,
+        sampler_name: str, schedule: str, rounds: int, strength: float, strength_end: float, kind: str, low: float,
+        high: float, direction: str, patch: int, nested: bool, candidates: int, mask: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> tuple[dict[str, Any], Tensor, str]:  # fmt: skip
+        from ..core.noise import SeededNoise
+        from ..lmd import RegenerateConfig, regenerate
+        from .host.session import Session, run_on_model
+
+        config = RegenerateConfig(
+            rounds, kind, low, high, direction, patch, nested, seed, strength, strength_end or None, steps, sampler_name,
+            schedule, cfg, candidates,
+        )  # fmt: skip
+
+        def work(session: Session) -> tuple[Tensor, Tensor, str]:
+            region = mask if mask is not None else session.noise_mask
+            region = region[:, :1] if region is not None and region.ndim == 4 else region
+            shape = len(masks) if masks is not None else rounds
+            result = regenerate(
+                session.denoiser, session.latents, session.conds["positive"], session.conds.get("negative"), config,
+                SeededNoise(seed), region, masks, session.callback(shape * steps), _guidance(session, cfg),
+            )  # fmt: skip
+            touched = result.masks.amax(0).cpu()
+            given = latent["samples"]
+            # Scaling into the model's space and back is not exact: what no round touched is taken from the input.
+            samples = torch.where(touched[:, None] > 0, session.process_out(result.latents), given)
+            errors = ", ".join(f"{e:.4g}" for e in result.errors.mean(1).tolist())
+            report = (
+                f"{session.denoiser.rows} network rows in {session.denoiser.calls} calls; "
+                f"{float((touched > 0).float().mean()):.0%} of the cells touched; visible error by round: {errors}"
+            )
+            return samples, touched, report
+
+        rows = 2 * len(latent["samples"]) * candidates
+        samples, touched, report = run_on_model(
+            model, latent, work, rows=rows, seed=seed, cfg_scale=cfg, positive=positive, negative=negative
+        )
+        return {**latent, "samples": samples}, touched, report
+
+
+def _guidance(session: Any, cfg: float) -> Any:
+    """Return (x, sigma) -> denoised with the user's cfg patches, for any number of rows."""
+    from ..core.guidance import denoise_many
+
+    positive, negative = session.conds["positive"], session.conds.get("negative")
+    batch = len(session.latents)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        rows = list(range(batch)) * (len(x) // batch)
+        # Candidates are candidate-major: every image of the first, then of the next.
+        conds = [c.expand(batch).take(rows) for c in (positive, negative) if c is not None]
+        if cfg == 1 or len(conds) == 1:
+            return denoise_many(session.denoiser, x, level, conds[:1])[0]
+        cond, uncond = denoise_many(session.denoiser, x, level, conds)
+        return session.combine(cond, uncond, cfg, x, level)
+
+    return denoise
+
+
+# ------------------------------------------------------------------------------------------------------------ latent fill
+
+
+def fill_folder() -> pathlib.Path:
+    """Return where trained fills live; it need not exist yet."""
+    import folder_paths
+
+    return pathlib.Path(folder_paths.models_dir) / "latent_fill"
+
+
+def fill_files() -> list[str]:
+    """Return the names of all trained fills; none without a host."""
+    try:
+        return sorted(p.name for p in fill_folder().glob("*.safetensors"))
+    except ImportError:
+        return []
+
+
+def kind_of(model: Any) -> str:
+    """Return the kind of latents of a MODEL, as files of the library name it."""
+    from ..lmd import latents_kind
+
+    form = model.model.latent_format
+    return latents_kind(form.latent_channels, form.scale_factor, getattr(form, "shift_factor", None))
+
+
+def fill_path(name: str) -> pathlib.Path:
+    """Return the file of a new fill; raises ValueError for a name that is no plain file name."""
+    stem = name.strip().removesuffix(".safetensors")
+    if not stem or stem.startswith(".") or any(c in stem for c in '/\\:*?"<>|\0'):
+        raise ValueError(f"Expected `name` to be a plain file name, but got {name!r}. Use letters, digits, - and _.")
+    return fill_folder() / f"{stem}.safetensors"
+
+
+def image_folder(folder: str) -> pathlib.Path:
+    """Return an absolute path, or one below the host's input folder."""
+    import folder_paths
+
+    path = pathlib.Path(folder.strip()).expanduser()
+    return path if path.is_absolute() else pathlib.Path(folder_paths.get_input_directory()) / path
+
+
+class TrainLatentFill:
+    """Trains a latent fill in the queue."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Trains a small network on your pictures that fills a hole in a latent in one pass (latent masking diffusion, arXiv "
+        "2312.07971). Runs in the queue with a loss chart. Cancel keeps the last step; queue again to go on, with the same result "
+        "as an undisturbed run. A finished fill is loaded, not trained again."
+    )
+    RETURN_TYPES = (FILL, "IMAGE", "STRING")
+    RETURN_NAMES = ("fill", "loss chart", "report")
+    OUTPUT_TOOLTIPS = (
+        "The trained fill, for Latent Fill.",
+        "Error on masked patches over the steps; 1 is what filling with the mean gives.",
+        "Pictures, steps, last error, and where the file is.",
+    )
+    FUNCTION = "train"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model whose latents are filled. It is not trained and not changed."}),
+                "vae": ("VAE", {"tooltip": "The VAE of that model."}),
+                "name": ("STRING", {"default": "my_fill", "tooltip": "File name in models/latent_fill."}),
+                "folder": (
+                    "STRING",
+                    {"default": "", "tooltip": "Folder of pictures, below the input folder or absolute. A few hundred or more."},
+                ),
+                "steps": _int(2000, 1, 1_000_000, "Training steps. Some thousand for a real folder."),
+                "batch": _int(32, 1, 4096, "Pictures a step."),
+                "learning_rate": _float(1e-3, 1e-6, 1.0, "Highest rate; it warms up and falls to 0.", 1e-4, round=False),
+                "size": _choice(["small", "medium", "large"], "small", "Size of the network: about 0.6, 3.5 and 18 million weights."),
+                "width": _int(512, 64, 4096, "Width in pixels at which the fill works. Pictures are cropped to it.", step=8),
+                "height": _int(512, 64, 4096, "Height in pixels at which the fill works.", step=8),
+                "patch": _int(4, 1, 64, "Side of a token in latent cells: 4 for 512 pixels, 2 for the pocket model."),
+                "ratio": _choice(
+                    ["random", "cosine", "linear", "piecewise", "fixed"], "random",
+                    "Masked share while training: random serves any hole best; the others are the paper's schedules, or 0.75.",
+                ),
+                "masks": _choice(
+                    ["mixed", "random", "block", "half", "stroke"], "mixed",
+                    "What is masked while training: random patches as in the paper, blocks, halves, brush strokes, or all of them.",
+                ),
+                "mirror": ("BOOLEAN", {"default": True, "tooltip": "Train on mirrored pictures too. Off for text and faces in profile."}),
+                "resume": (
+                    "BOOLEAN",
+                    {"default": True, "tooltip": "Go on with a file of this name. Off: overwrite it."},
+                ),
+                "seed": _seed("Weights, order and masks."),
+            },
+            "optional": {"images": ("IMAGE", {"tooltip": "Train on this batch instead of a folder."})},
+        }  # fmt: skip
+
+    @classmethod
+    def IS_CHANGED(cls, name: str = "", folder: str = "", **_: Any) -> str:
+        from ..lmd.latents_cache import image_files
+
+        try:
+            path = fill_path(name)
+            stamp = path.stat().st_mtime_ns if path.exists() else 0
+            files = image_files(image_folder(folder)) if folder.strip() else []
+        except (ValueError, OSError, ImportError):
+            return folder
+        listed = repr([(str(p), p.stat().st_mtime_ns) for p in files])
+        return hashlib.sha256(f"{stamp} {listed}".encode()).hexdigest()
+
+    def train(
+        self, model: Any, vae: Any, name: str, folder: str, steps: int, batch: int, learning_rate: float, size: str,
+        width: int, height: int, patch: int, ratio: str, masks: str, mirror: bool, resume: bool, seed: int,
+        images: Tensor | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        import comfy.model_management as management
+
+        from ..lmd import SIZES, FillConfig, TrainConfig, train
+        from ..lmd.charts import loss_chart
+        from ..lmd.plots import to_image
+
+        path = fill_path(name)
+        config = TrainConfig(steps, batch, learning_rate, ratio=ratio, masks=masks, seed=seed)
+        latents = _training_latents(model, vae, folder, images, width, height, mirror)
+        shape = FillConfig(*latents.shape[1:], patch=patch, latents=kind_of(model), **SIZES[size])
+        device = management.get_torch_device()
+        management.free_memory(2 * 1024**3, device)
+        result = train(latents, shape, config, path, resume, device=device, callback=_training_progress(steps))
+        chart = to_image(loss_chart(result.losses, steps))
+        last = sum(result.losses[-50:]) / len(result.losses[-50:])
+        report = f"{len(latents)} latents, {len(result.losses)} steps, error {last:.3f} over the last 50; {path.name}"
+        return {"ui": {"text": (report,)}, "result": (result.fill.cpu(), chart, report)}
+
+
+def _training_latents(
+    model: Any, vae: Any, folder: str, images: Tensor | None, width: int, height: int, mirror: bool
+) -> Tensor:
+    """Return model-space latents of the batch, or of the folder through the disk cache."""
+    import comfy.utils
+
+    from ..lmd.latents_cache import encode_files, encode_images, image_files
+    from .host.progress import check_interrupt
+
+    def encode(image: Tensor) -> Tensor:
+        check_interrupt()
+        return model.model.process_latent_in(vae.encode(image))
+
+    if images is not None:
+        return encode_images(images, encode, height, width, mirror)
+    if not folder.strip():
+        raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of pictures or wire a batch.")
+    files = image_files(image_folder(folder))
+    bar = comfy.utils.ProgressBar(len(files))
+    return encode_files(
+        files,
+        encode,
+        height,
+        width,
+        fill_folder() / "cache",
+        mirror,
+        lambda done, total: bar.update_absolute(done, total),
+    )
+
+
+def _training_progress(steps: int) -> Any:
+    """Return a callback that moves the progress bar, checks for cancel, and shows the loss chart about once a second."""
+    import comfy.utils
+
+    from ..lmd.charts import loss_chart
+    from .host.progress import check_interrupt
+
+    bar, losses, shown = comfy.utils.ProgressBar(steps), [], time.monotonic()
+
+    def callback(step: Any) -> None:
+        nonlocal shown
+        check_interrupt()
+        losses.append(step.loss)
+        preview = None
+        if time.monotonic() - shown >= 1 or step.index == step.total:
+            shown = time.monotonic()
+            preview = ("JPEG", loss_chart(losses, step.total, step.index - len(losses)), 640)
+        bar.update_absolute(step.index, step.total, preview)
+
+    return callback
+
+
+class LatentFill:
+    """Fills a hole in a latent in one pass."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Fills the masked part of a latent in one pass of a trained fill, as the start of a short inpainting run: KSampler at "
+        "denoise 0.4 to 0.6 with 4 to 8 steps. The fill itself is blurred, because it is the mean of what could be there. "
+        "Everything outside the mask is returned bit for bit."
+    )
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
+    OUTPUT_TOOLTIPS = ("The filled latent, with the mask as its noise mask.",)
+    FUNCTION = "fill"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model whose latents these are: the one the fill was trained with."}),
+                "latent": ("LATENT", {"tooltip": "The picture as a latent, of the size the fill was trained on."}),
+                "mask": ("MASK", {"tooltip": "1 = fill. Any part of a latent cell counts."}),
+                "fill_name": (
+                    fill_files() or [NO_FILE],
+                    {"tooltip": "A fill in models/latent_fill, made by Train Latent Fill. A wired fill goes first."},
+                ),
+            },
+            "optional": {"fill": (FILL, {"tooltip": "A fill from Train Latent Fill; then fill_name has no effect."})},
+        }  # fmt: skip
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, fill_name: str) -> bool | str:
+        return True  # the list may be older than the file; a missing one is explained when the node runs
+
+    @classmethod
+    def IS_CHANGED(cls, fill_name: str = "", **_: Any) -> str:
+        try:
+            return f"{fill_name} {(fill_folder() / fill_name).stat().st_mtime_ns}"
+        except (OSError, ImportError):
+            return fill_name
+
+    def fill(
+        self, model: Any, latent: dict[str, Any], mask: Tensor, fill_name: str, fill: Any = None
+    ) -> tuple[dict[str, Any]]:
+        from ..core.masks import as_mask
+        from ..lmd import LatentFill as Fill
+
+        if fill is None:
+            if fill_name == NO_FILE:
+                raise ValueError(
+                    "Expected a trained fill, but got none. Run Train Latent Fill first, or wire its output."
+                )
+            fill = Fill.load(fill_path(fill_name))
+        samples = latent["samples"]
+        filled = fill.fill(model.model.process_latent_in(samples.float()), mask, kind_of(model))
+        # Scaling into the model's space and back is not exact: visible cells are taken from the input.
+        cells = as_mask(mask, len(samples), *samples.shape[-2:])[:, None].to(samples.device) > 0
+        out = torch.where(cells, model.model.process_latent_out(filled).to(samples), samples)
+        return ({**latent, "samples": out, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
+
+
+# ------------------------------------------------------------------------------------------------------------ diagnostics
+
+
+class InfluenceProfile:
+    """Runs a sampling twice, differing in one thing, and shows how far the difference reaches."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "How far does a change reach? Samples twice with the same noise: once as wired, once with the other latent, guider or "
+        "sampler. Shows the mean difference against distance to the mask, step by step, and where it falls to 1/e and to 10 %. "
+        "It describes these two runs; it is not a physical constant. Cost: both runs."
+    )
+    RETURN_TYPES = ("IMAGE", "IMAGE", "FLOAT", "STRING")
+    RETURN_NAMES = ("chart", "heat maps", "reach", "report")
+    OUTPUT_TOOLTIPS = (
+        "Difference against distance, reach against step, and the last heat map.",
+        "The difference itself, one picture a step, all on one scale.",
+        "Distance in latent cells at which the last step's difference falls to 1/e of its value in the mask.",
+        "Reach and share outside the mask, one line a step.",
+    )
+    FUNCTION = "measure"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "noise": ("NOISE", {"tooltip": "The same for both runs."}),
+                "guider": ("GUIDER", {"tooltip": "Model and prompts of the first run."}),
+                "sampler": ("SAMPLER", {"tooltip": "The sampler of the first run."}),
+                "sigmas": ("SIGMAS", {"tooltip": "The same for both runs."}),
+                "latent": ("LATENT", {"tooltip": "The start of the first run."}),
+                "mask": ("MASK", {"tooltip": "Where the runs were made to differ (1); distance is measured from here."}),
+            },
+            "optional": {
+                "other_latent": ("LATENT", {"tooltip": "The start of the second run: another seed, another paste."}),
+                "other_guider": ("GUIDER", {"tooltip": "Model and prompts of the second run."}),
+                "other_sampler": ("SAMPLER", {"tooltip": "The sampler of the second run."}),
+            },
+        }  # fmt: skip
+
+    def measure(
+        self, noise: Any, guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], mask: Tensor,
+        other_latent: dict[str, Any] | None = None, other_guider: Any = None, other_sampler: Any = None,
+    ) -> tuple[Tensor, Tensor, float, str]:  # fmt: skip
+        from .host.warnings import warn
+
+        if other_latent is None and other_guider is None and other_sampler is None:
+            warn("Influence Profile", "both runs are the same, so nothing can differ. Wire the other latent or guider.")
+        before = _recorded_run(noise, guider, sampler, sigmas, latent)
+        after = _recorded_run(noise, other_guider or guider, other_sampler or sampler, sigmas, other_latent or latent)
+        return _influence_outputs(before, after, mask, "cells")
+
+
+def _recorded_run(noise: Any, guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any]) -> Tensor:
+    """Sample as SamplerCustomAdvanced does and return the denoised estimate of every step (S, B, C, H, W)."""
+    import comfy.sample
+
+    from ..core.progress import Step
+    from ..lmd.influence import recorded
+    from .host.progress import host_callback, listening
+
+    samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
+    given = {**latent, "samples": samples}
+    inner: list[Tensor] = []
+    outer: list[Tensor] = []
+    show = host_callback(guider.model_patcher, len(sigmas) - 1)
+
+    def callback(index: int, denoised: Tensor, x: Tensor, total: int) -> None:
+        outer.append(denoised.detach().float().cpu())
+        if not inner:
+            show(Step("sample", index + 1, total, float(sigmas[index + 1]), denoised))
+
+    def listen(step: Step) -> None:
+        if step.denoised is not None:
+            inner.append(step.denoised.detach().float().cpu())
+
+    with listening(listen):
+        guider.sample(
+            noise.generate_noise(given), samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
+            disable_pbar=True, seed=noise.seed,
+        )  # fmt: skip
+    # Our own samplers report their inner steps and call back once at the end; stock samplers call back at every step.
+    return recorded(inner or outer)
+
+
+def _influence_outputs(before: Tensor, after: Tensor, mask: Tensor, unit: str) -> tuple[Tensor, Tensor, float, str]:
+    from ..lmd import influence
+    from ..lmd.charts import influence_chart, influence_heat_maps, influence_report
+    from ..lmd.plots import to_image
+
+    profile = influence(before, after, mask.amax(0) if mask.ndim == 3 else mask)
+    heat = torch.cat([to_image(picture) for picture in influence_heat_maps(profile)])
+    return to_image(influence_chart(profile, unit)), heat, float(profile.reach_e[-1]), influence_report(profile, unit)
+
+
+class InfluenceImages:
+    """How far the difference of two pictures reaches from a mask."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "How far does an edit reach? Compares two batches of pictures, for example a photo before and after an edit, and shows the "
+        "mean difference against distance to the mask. A batch is taken as steps or frames, one profile each."
+    )
+    RETURN_TYPES = InfluenceProfile.RETURN_TYPES
+    RETURN_NAMES = InfluenceProfile.RETURN_NAMES
+    OUTPUT_TOOLTIPS = (
+        "Difference against distance, reach against picture, and the last heat map.",
+        "The difference itself, one picture each, all on one scale.",
+        "Distance in pixels at which the last picture's difference falls to 1/e of its value in the mask.",
+        "Reach and share outside the mask, one line a picture.",
+    )
+    FUNCTION = "measure"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "before": ("IMAGE", {"tooltip": "The pictures without the change."}),
+                "after": ("IMAGE", {"tooltip": "The pictures with it, of the same size."}),
+                "mask": ("MASK", {"tooltip": "Where the change was made (1); distance is measured from here."}),
+            }
+        }
+
+    def measure(self, before: Tensor, after: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, float, str]:
+        return _influence_outputs(before.movedim(-1, 1)[:, None], after.movedim(-1, 1)[:, None], mask, "pixels")
+
+
+class StretchMap:
+    """Where a drag or the motion between frames stretches, tears and folds."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Where does a motion stretch, tear or fold? Shows the logarithm of the largest stretching (the one-step finite-time "
+        "Lyapunov field) and outlines where the map folds over. Takes the motion between successive frames by optical flow, or the "
+        "smooth field of a drag: lines of 'x, y -> x, y' in pixels."
+    )
+    RETURN_TYPES = ("IMAGE", "MASK", "STRING")
+    RETURN_NAMES = ("map", "folds", "report")
+    OUTPUT_TOOLTIPS = (
+        "Red is stretched, blue is squeezed every way, folds have an outline. One picture for each pair of frames, or one.",
+        "1 where the map folds or collapses: nothing there can be carried over from frame to frame.",
+        "Largest and median stretching, and the share that folds.",
+    )
+    FUNCTION = "draw"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "Frames of a stream (two or more), or the picture to be dragged."}),
+                "points": (
+                    "STRING",
+                    {"default": "", "multiline": True,
+                     "tooltip": "Drags, one a line: 60, 60 -> 90, 60 in pixels. Empty: the motion between the frames."},
+                ),
+                "radius": _float(48.0, 0.5, 4096.0, "How far a drag pulls its surroundings, in pixels. It folds beyond 1.65 radii.", 0.5),
+                "window": _float(3.0, 0.5, 50.0, "Smoothing of the optical flow in pixels: larger is steadier and coarser.", 0.5),
+            }
+        }  # fmt: skip
+
+    def draw(self, image: Tensor, points: str, radius: float, window: float) -> tuple[Tensor, Tensor, str]:
+        from ..lmd import drag_field, optical_flow, stretch_map
+        from ..lmd.charts import stretch_charts, stretch_report
+        from ..lmd.plots import to_image
+        from ..lmd.stretch import parse_points
+
+        height, width = image.shape[1:3]
+        if points.strip():
+            handles, targets = parse_points(points)
+            fields, under = drag_field(handles, targets, height, width, radius), image[:1]
+        elif len(image) > 1:
+            frames = image.movedim(-1, 1).float()
+            fields, under = optical_flow(frames[:-1], frames[1:], window), image[:-1]
+        else:
+            raise ValueError(
+                "Expected two or more frames, or `points`, but got one picture. Write a drag such as 60, 60 -> 90, 60."
+            )
+        result = stretch_map(fields)
+        charts = torch.cat([to_image(picture) for picture in stretch_charts(result, under)])
+        return charts, result.fold.float(), stretch_report(result)
+
+
+NODES = {
+    "SlipstreamMaskSchedule": (MaskSchedule, "Mask Schedule (Slipstream)"),
+    "SlipstreamMaskedRegenerate": (MaskedRegenerate, "Masked Regenerate (Slipstream)"),
+    "SlipstreamTrainLatentFill": (TrainLatentFill, "Train Latent Fill (Slipstream)"),
+    "SlipstreamLatentFill": (LatentFill, "Latent Fill (Slipstream)"),
+    "SlipstreamInfluenceProfile": (InfluenceProfile, "Influence Profile (Slipstream)"),
+    "SlipstreamInfluenceImages": (InfluenceImages, "Influence of an Edit (Slipstream)"),
+    "SlipstreamStretchMap": (StretchMap, "Stretch Map (Slipstream)"),
+}
