@@ -4,7 +4,7 @@ Usage, with a real host (COMFYUI_PATH, COMFYUI_PYTHON; default ~/ComfyUI and its
 
     python tools/make_workflows.py                   # every description in tools/workflows/
     python tools/make_workflows.py host cow          # those of tools/workflows/host.py and cow.py
-    python tools/make_workflows.py cow --run         # also run each one and save its last picture as the thumbnail
+    python tools/make_workflows.py cow --run         # also run each one and save the last node's pictures as thumbnail
 
 A description is a function in tools/workflows/<technique>.py that takes a `Graph`; the file's `WORKFLOWS` maps the names of
 the example files to them:
@@ -105,7 +105,7 @@ class Node:
         for name in host_graph.widget_names(self.info):
             options = (inputs[name] + [{}])[1] if name else {}
             height += 90 if options.get("multiline") else 25
-        return [WIDTH, self.look.get("height", height)]
+        return [WIDTH, height]
 
 
 class Graph:
@@ -123,8 +123,8 @@ class Graph:
         if type not in self.object_info:
             raise ValueError(f"Expected a node type that the host knows, but got {type!r}.")
         info = self.object_info[type]
-        look = {k: values.pop(k) for k in ("color", "bgcolor", "mode", "height") if k in values}
         inputs = host_graph.all_inputs(info)
+        look = {k: values.pop(k) for k in ("color", "bgcolor", "mode") if k in values and k not in inputs}
         unknown = set(values) - set(inputs)
         if unknown:
             raise ValueError(f"Expected inputs of {type} among {sorted(inputs)}, but got {sorted(unknown)}.")
@@ -217,7 +217,7 @@ class Graph:
             {"name": name, "type": kind, "links": outgoing.get((node.id, i)) or None, "slot_index": i}
             for i, (name, kind) in enumerate(zip(node.info["output_name"], node.info["output"]))
         ]
-        look = {k: v for k, v in node.look.items() if v is not None and k != "height"}
+        look = {k: v for k, v in node.look.items() if v is not None}
         return {
             "id": node.id, "type": node.type, "pos": box[:2], "size": box[2:], "flags": {}, "order": order,
             "mode": 0, "inputs": inputs, "outputs": outputs, "properties": {"Node name for S&R": node.type},
@@ -249,15 +249,19 @@ def group_frame(title: str, boxes: list[list[int]], id: int) -> dict[str, Any]:
 
 
 def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
-    """Save the last picture of a run as a JPEG of at least `size` / 2 pixels, so that tiny pictures stay visible."""
+    """Save the last node's pictures (up to four, side by side) as a JPEG of about `size` pixels; tiny ones are enlarged."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(files[-1].read())).convert("RGB")
-    image.thumbnail((size, size), Image.Resampling.LANCZOS)
-    factor = max(1, size // 2 // max(image.size))
-    if factor > 1:
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-    image.save(path, quality=88)
+    images = [Image.open(io.BytesIO(f.read())).convert("RGB") for f in files if f.node == files[-1].node][:4]
+    across = 2 if len(images) > 2 else len(images)
+    width, height = images[0].size
+    sheet = Image.new("RGB", (across * width, -(-len(images) // across) * height))
+    for i, image in enumerate(images):
+        sheet.paste(image.resize((width, height)), (i % across * width, i // across * height))
+    factor = size / max(sheet.size)
+    sheet.resize((round(sheet.width * factor), round(sheet.height * factor)), Image.Resampling.BICUBIC).save(
+        path, quality=88
+    )
 
 
 def collect(names: list[str]) -> dict[str, Callable[[Graph], None]]:
