@@ -2,7 +2,7 @@
 
 from .batch import StreamBatch, StreamFrame
 from .config import StreamConfig
-from .guidance import blend
+from .guidance import RCFG, blend
 from .similarity import SimilarityFilter
 
-__all__ = ["SimilarityFilter", "StreamBatch", "StreamConfig", "StreamFrame", "blend"]
+__all__ = ["RCFG", "SimilarityFilter", "StreamBatch", "StreamConfig", "StreamFrame", "blend"]

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_choice
-from ..core.denoiser import Conditioning
-from .plan import Plan
+from ..core.checks import check_choice, check_range
+from ..core.denoiser import Conditioning, Denoiser, per_row
+from ..core.guidance import denoise_many, extrapolate
+from .plan import MIN_SIGNAL, Plan
 
 # (plan, x (R, C, H, W), reference (R, C, H, W), guidance scale) -> denoised, reference
 Guide = Callable[[Plan, Tensor, Tensor, float], "tuple[Tensor, Tensor]"]
@@ -61,6 +63,61 @@ GUIDES: dict[str, Guide] = {
     "self": self_negative,
     "onetime": onetime_negative,
 }
+
+
+@dataclass
+class RCFG:
+    """Residual CFG as a guided model for any sampler: (x (B, C, H, W), sigma) -> denoised. Good for one run.
+
+    Args:
+        model: the `Denoiser`.
+        cond, uncond: prompt and negative prompt, 1 or B rows.
+        guidance: "none" and "self" cost B rows a call, "onetime" 2B at the first call and B after it, "full" 2B.
+        guidance_scale: 1 (off) or more.
+        delta: see `StreamConfig`.
+        reference: (B, C, H, W) the clean latents that "self" takes as the negative.
+        combine: (positive, negative, x, sigma) -> guided, where a host adds patches of its own; default `extrapolate`.
+    """
+
+    model: Denoiser
+    cond: Any
+    uncond: Any
+    guidance: str = "self"
+    guidance_scale: float = 1.2
+    delta: float = 1.0
+    reference: Tensor | None = None
+    combine: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("guidance", self.guidance, tuple(GUIDES))
+        check_range("guidance_scale", self.guidance_scale, 1, 100, "1 switches guidance off.")
+        check_range("delta", self.delta, 0, 1)
+        if self.guidance == "self" and self.reference is None and self.guidance_scale > 1:
+            raise ValueError("Expected `reference` latents for guidance 'self', but got None. Use 'onetime'.")
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if self.guidance == "none" or self.guidance_scale == 1:
+            return denoise_many(self.model, x, sigma, [self.cond])[0]
+        if self.guidance == "full":
+            negative, positive = denoise_many(self.model, x, sigma, [self.uncond, self.cond])
+        else:
+            if self.reference is None:
+                self.reference, positive = denoise_many(self.model, x, sigma, [self.uncond, self.cond])
+            else:
+                positive = denoise_many(self.model, x, sigma, [self.cond])[0]
+            negative = self._residual(x, sigma)
+        if self.combine is not None:
+            return self.combine(positive, negative, x, sigma)
+        return extrapolate(negative, positive, self.guidance_scale)
+
+    def _residual(self, x: Tensor, sigma: Tensor) -> Tensor:
+        assert self.reference is not None
+        if self.delta == 1:
+            return self.reference
+        scale = self.model.space.scale(per_row(sigma, x))
+        # Where a flow model's latent is noise only, there is no picture in it to move towards.
+        delta = torch.where(scale < MIN_SIGNAL, 1.0, self.delta).to(x)
+        return torch.lerp(x / scale.clamp(min=MIN_SIGNAL), self.reference, delta)
 
 
 def blend(conds: Sequence[Conditioning], weights: Sequence[float], mode: str = "linear") -> Conditioning:

@@ -16,6 +16,7 @@ from ..core.denoiser import Denoiser, NoiseSpace
 from ..core.noise import NoiseSource
 from ..core.schedules import Levels
 from .config import StreamConfig, boundary_scalings
+from .stability import sharing
 
 # Below this share of signal in a noised latent, "the latent divided by its signal" is noise only: delta is taken as 1 there.
 MIN_SIGNAL = 1e-3
@@ -214,6 +215,8 @@ def bind_network(
         sigma = torch.cat((sigma, sigma[-1:].expand(padding)))
         cond = cond.join(cond.take([cond.rows - 1] * padding))
     call = _bind(model, sigma, cond)
+    if config.cross_frame:
+        call = _sharing_rows(model, call, (negatives, rows))
     return call if not padding else lambda x: call(torch.cat((x, x[-1:].expand(padding, -1, -1, -1))))[:-padding]
 
 
@@ -222,6 +225,14 @@ def _positive(cond: Any, active: Sequence[Group]) -> Any:
         return cond.expand(sum(g.size for g in active))
     own = [cond if c is None else c for g in active for c in (g.conds or [None] * g.size)]
     return own[0].join(*own[1:]) if len(own) > 1 else own[0]
+
+
+def _sharing_rows(model: Denoiser, call: Network, blocks: tuple[int, int]) -> Network:
+    def network(x: Tensor) -> Tensor:
+        with sharing(model, blocks):
+            return call(x)
+
+    return network
 
 
 def _bind(model: Denoiser, sigma: Tensor, cond: Any) -> Network:
