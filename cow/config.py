@@ -28,6 +28,7 @@ class CowConfig:
         unit: "time" or "sigma".
         eta, final_eta: variance of the fresh noise in the cycles and in the final phase, 0 deterministic, 1 ancestral.
         preserve: the share of the final steps in which the subject is put back: 0 none, 1 all (its latents end exact).
+        noise_limit: the subject's inverted noise is scaled back to this root mean square per channel where it is stronger.
         repel: weight of the optional `suppress` and `enhance` conditionings.
     """
 
@@ -42,6 +43,7 @@ class CowConfig:
     eta: float = 1.0
     final_eta: float = 0.1
     preserve: float = 0.6
+    noise_limit: float = 1.0
     repel: float = 1.0
 
     def __post_init__(self) -> None:
@@ -59,6 +61,7 @@ class CowConfig:
         check_range("eta", self.eta, 0, 1)
         check_range("final_eta", self.final_eta, 0, 1)
         check_range("preserve", self.preserve, 0, 1)
+        check_range("noise_limit", self.noise_limit, 0.01, 1000)
         check_range("repel", self.repel, 0, 100)
 
 

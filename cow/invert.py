@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..core.denoiser import NoiseSpace
@@ -25,3 +26,21 @@ def invert(denoise: Denoise, latents: Tensor, levels: Tensor, space: NoiseSpace,
         path.append(space.add_noise(clean, noise, high))
         report("invert", high, denoised)
     return path
+
+
+def limit_noise(path: list[Tensor], keep: Tensor, levels: Tensor, space: NoiseSpace, limit: float) -> list[Tensor]:
+    """Return the inverted latents with the subject's noise scaled back where it is stronger than its level allows.
+
+    Deviation from the paper: a subject unlike anything the model knows inverts to noise of a root mean square far above 1
+    per channel. The network then takes the whole picture for noisier than it is told, and leaves speckle all over the
+    background. What inverts well stays as it is. `keep` (B, 1, H, W) weighs the cells.
+    """
+    limited = []
+    for x, sigma in zip(path, levels):
+        if sigma > 0:
+            noise = space.noise_of(x, path[0], sigma)
+            power = (noise**2 * keep).sum((-2, -1), keepdim=True) / keep.sum((-2, -1), keepdim=True)
+            held = space.add_noise(path[0], noise / (power.sqrt() / limit).clamp(min=1), sigma)
+            x = torch.where(keep > 0, held, x)
+        limited.append(x)
+    return limited

@@ -17,7 +17,7 @@ from ..core.progress import Callback, Reporter
 from ..core.schedules import make_sigmas
 from .config import CowConfig, Plan, as_levels, make_plan
 from .cycle import Subject, cycle, descend, make_repel
-from .invert import invert
+from .invert import invert, limit_noise
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def generate(
     report = Reporter(2 * plan.stop if whole else plan.total, callback)
 
     inversion = CFG(model, cond, uncond, config.inversion_cfg)
-    subject = Subject(invert(inversion, canvas_latents, levels[: top + 1], space, report), keep, plan)
+    path = invert(inversion, canvas_latents, levels[: top + 1], space, report)
+    subject = Subject(limit_noise(path, keep, levels, space, config.noise_limit), keep, plan)
 
     free = denoise or CFG(model, cond, uncond, config.cfg_scale)
     repelled = config.repel > 0 and (suppress is not None or enhance is not None)

@@ -13,7 +13,7 @@ from slipstream.core.progress import Reporter
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.cow import CowConfig, generate
 from slipstream.cow.config import make_plan
-from slipstream.cow.invert import invert
+from slipstream.cow.invert import invert, limit_noise
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 
 TEN = CowConfig(steps=10, cycles=3)
@@ -136,6 +136,22 @@ def test_suppress_and_enhance_move_the_background_only():
     torch.testing.assert_close(moved.latents, shifted.latents, atol=1e-5, rtol=0)  # only the difference counts
 
 
+def test_noise_of_a_subject_that_inverts_badly_is_limited_to_its_level():
+    """A subject 30 standard deviations off inverts to far too much noise; what inverts well is returned as it is."""
+    latents, keep = canvas(), corner()[:, None]
+    levels = torch.tensor([0.0, 0.5, 2.0])
+    strong = torch.cat([torch.full((1, 2, 8, 12), 5.0), torch.full((1, 2, 8, 12), 0.5)], 1)
+    path = [latents] + [latents + sigma * strong for sigma in levels[1:]]
+    limited = limit_noise(path, keep, levels, EPS, 1.0)
+    kept = keep[0, 0] == 1
+    assert torch.equal(limited[0], latents)
+    for sigma, x, before in zip(levels[1:], limited[1:], path[1:]):
+        noise = ((x - latents) / sigma)[..., kept]
+        torch.testing.assert_close(noise[:, :2], torch.ones_like(noise[:, :2]))
+        torch.testing.assert_close(noise[:, 2:], torch.full_like(noise[:, 2:], 0.5))
+        assert torch.equal(x[..., ~kept], before[..., ~kept])
+
+
 # Invariants
 
 
@@ -143,7 +159,7 @@ def test_suppress_and_enhance_move_the_background_only():
 def test_the_subject_is_at_every_network_call_at_its_own_level(space):
     """What the network sees inside the mask is the inversion's latent of that very level, after every replacement."""
     model = Watch(std=0.8, space=space)
-    config = CowConfig(steps=10, cycles=2, preserve=1.0)
+    config = CowConfig(steps=10, cycles=2, preserve=1.0, noise_limit=1000)
     result = run(model, config=config)
     plan = make_plan(config, model.levels, make_sigmas("leading", model.levels, 10))
     levels = torch.tensor(plan.levels)
@@ -223,7 +239,7 @@ def test_a_soft_mask_holds_a_cell_for_its_share_of_the_levels():
     """Cells of 0, 0.1 ... 1 side by side: the higher the value, the lower the level down to which the cell is put back."""
     model = Watch(std=0.8)
     values = torch.linspace(0, 1, 11)
-    config = CowConfig(steps=20, cycles=1, preserve=1.0, cfg_scale=1, inversion_cfg=1)
+    config = CowConfig(steps=20, cycles=1, preserve=1.0, cfg_scale=1, inversion_cfg=1, noise_limit=1000)
     run(model, canvas(1, 1, 11), values[None, None], config)
     plan = make_plan(config, model.levels, make_sigmas("leading", model.levels, 20))
     path = {level: x for level, x in model.seen[: plan.high]}
