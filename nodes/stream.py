@@ -1,0 +1,403 @@
+"""Nodes of StreamDiffusion: frames in and the same number of frames out, residual CFG as a GUIDER, the similarity filter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.progress import Reporter
+from ..core.tensors import image_to_pixels
+from ..stream import RCFG, SimilarityFilter, StreamBatch, StreamConfig, StreamFrame
+from ..stream.config import GUIDANCE, RENOISE
+from ..stream.similarity import select
+from ..stream.stability import join_rows
+
+if TYPE_CHECKING:
+    from .host.denoiser import HostDenoiser
+    from .host.session import Session
+
+# Frames that the VAE takes at once; between two such batches the host can interrupt.
+VAE_BATCH = 16
+KEEP, DISCARD = "return finished frames", "discard"
+
+_GUIDANCE = {
+    "default": "self",
+    "tooltip": "self: the frame itself is the negative; costs nothing. onetime: the negative prompt is asked once per frame "
+    "(N + 1 network rows for N steps). full: ordinary cfg (2N rows). none: the prompt alone.",
+}
+_DELTA = {
+    "default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05, "display": "slider",
+    "tooltip": "Below 1 softens self and onetime guidance where there is much noise: the cure when self raises contrast. The "
+    "paper uses 0.5 and 1.",
+}  # fmt: skip
+
+
+class SharingDenoiser:
+    """A host denoiser whose self-attention can be shared across rows, by the host's own attn1 patch."""
+
+    def __init__(self, denoiser: HostDenoiser) -> None:
+        self.blocks: Sequence[int] = ()
+        self._denoiser = denoiser.patched(self._patch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._denoiser, name)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        return self._denoiser(x, sigma, cond)
+
+    def _patch(self, options: dict[str, Any]) -> None:
+        patches = options.setdefault("patches", {})
+        patches["attn1_patch"] = [*patches.get("attn1_patch", []), self._share]
+
+    def _share(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        # The host may split a call (regional prompts); rows of a part cannot be told from here.
+        if not self.blocks or len(q) < sum(self.blocks):
+            return q, k, v
+        return q, join_rows(k, self.blocks), join_rows(v, self.blocks)
+
+    def sharing(self, blocks: Sequence[int]) -> AbstractContextManager[None]:
+        @contextmanager
+        def shared() -> Any:
+            self.blocks = blocks
+            try:
+                yield
+            finally:
+                self.blocks = ()
+
+        return shared()
+
+
+class RCFGGuider:
+    """Residual CFG as a GUIDER for the stock custom samplers."""
+
+    CATEGORY = "slipstream/stream"
+    DESCRIPTION = (
+        "Guidance almost for free (StreamDiffusion, arXiv 2312.12491): the negative side is predicted instead of computed. "
+        "Connect to SamplerCustomAdvanced. Image to image: self. Text to image: onetime."
+    )
+    RETURN_TYPES = ("GUIDER",)
+    RETURN_NAMES = ("GUIDER",)
+    OUTPUT_TOOLTIPS = ("For SamplerCustomAdvanced, with any sampler and schedule.",)
+    FUNCTION = "guide"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "Any model, with its LoRA and patches."}),
+                "positive": ("CONDITIONING", {"tooltip": "What the picture shall show."}),
+                "negative": ("CONDITIONING", {"tooltip": "Used by onetime and full only."}),
+                "guidance": (list(GUIDANCE[::-1]), {**_GUIDANCE, "default": "onetime"}),
+                "guidance_scale": (
+                    "FLOAT",
+                    {
+                        "default": 2.0, "min": 1.0, "max": 30.0, "step": 0.1,
+                        "tooltip": "1 is off. self: 1.2 to 2. onetime: 1.4 to 3. full: as cfg.",
+                    },
+                ),
+                "delta": ("FLOAT", _DELTA),
+            }
+        }  # fmt: skip
+
+    def guide(
+        self, model: Any, positive: Any, negative: Any, guidance: str, guidance_scale: float, delta: float
+    ) -> tuple[Any]:
+        from .host.sampling import make_guider
+        from .host.warnings import warn
+
+        def start(session: Session) -> RCFG:
+            kind, reference = guidance, session.latents
+            if kind == "self" and guidance_scale > 1 and not torch.count_nonzero(reference):
+                warn("RCFG Guider", "the latent is empty, so `self` has no picture to guide from; `onetime` is used.")
+                kind = "onetime"
+            return RCFG(
+                session.denoiser, session.conds["positive"], session.conds["negative"], kind, guidance_scale, delta,
+                reference if kind == "self" else None,
+                lambda cond, uncond, x, sigma: session.combine(cond, uncond, guidance_scale, x, sigma),
+            )  # fmt: skip
+
+        return (make_guider(model, start, guidance_scale, positive=positive, negative=negative),)
+
+
+class SimilarityFilterNode:
+    """Frames worth processing, and which they are."""
+
+    CATEGORY = "slipstream/stream"
+    DESCRIPTION = (
+        "Leaves out frames that look like the last kept one, with a probability that grows with the likeness "
+        "(StreamDiffusion, arXiv 2312.12491). The first frame is always kept."
+    )
+    RETURN_TYPES = ("IMAGE", "STRING", "INT")
+    RETURN_NAMES = ("frames", "indices", "count")
+    OUTPUT_TOOLTIPS = (
+        "The kept frames.",
+        "Their numbers in the input, from 0, separated by commas.",
+        "How many were kept.",
+    )
+    FUNCTION = "choose"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"frames": ("IMAGE", {"tooltip": "Frames in order."}), **_filter_inputs(0.98)}}
+
+    def choose(
+        self, frames: Tensor, similarity: float, max_skip: int, blocks: int, filter_seed: int
+    ) -> tuple[Tensor, str, int]:
+        kept = select(image_to_pixels(frames), SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks))
+        return frames[kept], ", ".join(map(str, kept)), len(kept)
+
+
+def _filter_inputs(similarity: float) -> dict[str, Any]:
+    return {
+        "similarity": (
+            "FLOAT",
+            {
+                "default": similarity, "min": 0.0, "max": 1.0, "step": 0.001, "display": "slider",
+                "tooltip": "Likeness at which frames begin to be skipped; 1 skips none. The paper uses 0.98.",
+            },
+        ),
+        "max_skip": (
+            "INT",
+            {"default": 10, "min": 0, "max": 1000, "tooltip": "Process a frame after more than this many skips."},
+        ),
+        "blocks": (
+            "INT",
+            {
+                "default": 8, "min": 1, "max": 64,
+                "tooltip": "Compare in blocks x blocks parts and take the least alike: small moving things count. 1 compares "
+                "the whole picture, as published.",
+            },
+        ),
+        "filter_seed": (
+            "INT",
+            {"default": 0, "min": 0, "max": 2**32 - 1, "tooltip": "Of the filter's own random choice."},
+        ),
+    }  # fmt: skip
+
+
+class StreamFrames:
+    """Video frames through a Stream Batch."""
+
+    CATEGORY = "slipstream/stream"
+    DESCRIPTION = (
+        "Repaints the frames of a video with your own model (StreamDiffusion, arXiv 2312.12491): all frames in flight are "
+        "denoised together, each at its own step, with the same noise for every frame, so that a scene at rest does not "
+        "flicker. As many frames come out as went in. Best with few-step models (LCM, Turbo)."
+    )
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("frames", "report")
+    OUTPUT_TOOLTIPS = ("The repainted frames, as many as went in.", "Frames, passes, speed and latency, as text.")
+    FUNCTION = "stream"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "Any model, with its LoRA, ControlNet and patches."}),
+                "positive": ("CONDITIONING", {"tooltip": "What the video shall show."}),
+                "negative": ("CONDITIONING", {"tooltip": "Used by onetime and full guidance only."}),
+                "vae": ("VAE", {"tooltip": "A tiny VAE (TAESD) makes streams several times faster."}),
+                "frames": ("IMAGE", {"tooltip": "Frames in order, for example from Load Video."}),
+                "strength": (
+                    "FLOAT",
+                    {
+                        "default": 0.5, "min": 0.02, "max": 1.0, "step": 0.01, "display": "slider",
+                        "tooltip": "How much of a frame is repainted. 0.3 keeps the scene, 0.7 keeps its layout.",
+                    },
+                ),
+                "steps": (
+                    "INT",
+                    {
+                        "default": 2, "min": 1, "max": 50,
+                        "tooltip": "Denoising steps of a frame: 1 to 4 for LCM and Turbo models. A live stream lags by "
+                        "steps - 1 frames.",
+                    },
+                ),
+                "guidance": (list(GUIDANCE[::-1]), {**_GUIDANCE}),
+                "guidance_scale": (
+                    "FLOAT",
+                    {
+                        "default": 1.2, "min": 1.0, "max": 30.0, "step": 0.1,
+                        "tooltip": "1 is off. self and onetime: 1.2 to 2. full: as cfg.",
+                    },
+                ),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 2, "min": 0, "max": 2**64 - 1, "control_after_generate": True,
+                        "tooltip": "Of the noise, which is the same for all frames.",
+                    },
+                ),
+            },
+            "optional": {
+                "sigmas": (
+                    "SIGMAS",
+                    {"tooltip": "Noise levels of the steps, instead of strength and steps: from any scheduler node."},
+                ),
+                "delta": ("FLOAT", _DELTA),
+                "renoise": (
+                    list(RENOISE),
+                    {
+                        "default": "fixed",
+                        "tooltip": "Noise between steps. fixed: the same for all frames, the steadiest. ddim: what the frame "
+                        "holds already. fresh: new each time, flickers. none: as in the published screen demo.",
+                    },
+                ),
+                "consistency": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Boundary scalings of LCM models; without visible effect from step 2 on."},
+                ),
+                "feedback": (
+                    "FLOAT",
+                    {
+                        "default": 0.0, "min": 0.0, "max": 0.95, "step": 0.05, "display": "slider",
+                        "tooltip": "Share of the last finished frame in a new one: less flicker, more trails.",
+                    },
+                ),
+                "motion": (
+                    "FLOAT",
+                    {
+                        "default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05, "display": "slider",
+                        "tooltip": "How much less frames that move fast are repainted.",
+                    },
+                ),
+                "cross_frame": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Frames in flight attend to each other: steadier look, more compute. Needs 2 steps or more.",
+                    },
+                ),
+                **_filter_inputs(1.0),
+                "on_interrupt": (
+                    [DISCARD, KEEP],
+                    {"default": DISCARD, "tooltip": "What a press on cancel does with the frames that are finished."},
+                ),
+            },
+        }  # fmt: skip
+
+    def stream(
+        self, model: Any, positive: Any, negative: Any, vae: Any, frames: Tensor, strength: float, steps: int,
+        guidance: str, guidance_scale: float, seed: int, sigmas: Tensor | None = None, delta: float = 1.0,
+        renoise: str = "fixed", consistency: bool = False, feedback: float = 0.0, motion: float = 0.0,
+        cross_frame: bool = False, similarity: float = 1.0, max_skip: int = 10, blocks: int = 8, filter_seed: int = 0,
+        on_interrupt: str = DISCARD,
+    ) -> tuple[Tensor, str]:  # fmt: skip
+        config = StreamConfig(
+            strength=strength if sigmas is None else None, steps=steps, sigmas=sigmas, guidance=guidance,
+            guidance_scale=guidance_scale, delta=delta, renoise=renoise, seed=seed, consistency=consistency,
+            feedback=feedback, motion=motion, cross_frame=cross_frame,
+        )  # fmt: skip
+        chooser = SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks) if similarity < 1 else None
+        run = StreamRun(vae, frames, config, chooser, keep=on_interrupt == KEEP)
+        return run(model, positive, negative)
+
+
+class StreamRun:
+    """One execution of Stream Frames: encode all, stream, decode all, with the time of each."""
+
+    def __init__(
+        self, vae: Any, frames: Tensor, config: StreamConfig, chooser: SimilarityFilter | None, keep: bool
+    ) -> None:
+        self.vae, self.config, self.chooser, self.keep = vae, config, chooser, keep
+        self.pixels = image_to_pixels(frames)
+        if not len(self.pixels):
+            raise ValueError(
+                "Expected `frames` with at least one frame, but got an empty batch. Check the loader's range."
+            )
+        self.size = self.pixels.shape[-2:]
+        self.interrupted = False
+        self.passes = self.calls = self.rows = 0
+        self.seconds = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
+
+    def __call__(self, model: Any, positive: Any, negative: Any) -> tuple[Tensor, str]:
+        from .host.session import run_on_model
+
+        samples = self._encode()
+        guided = {"negative": negative} if self.config.guided else {}
+        rows = self.config.stages * (2 if self.config.guidance == "full" else 1) + 1
+        finished = run_on_model(
+            model, {"samples": samples[:1]}, lambda session: self._denoise(session, samples), rows=rows,
+            seed=self.config.seed, positive=positive, **guided,
+        )  # fmt: skip
+        return self._decode(finished), self._report(finished)
+
+    def _encode(self) -> Tensor:
+        begun = time.perf_counter()
+        ratio = self.vae.spacial_compression_encode()
+        height, width = self.size
+        padded = F.pad(self.pixels, (0, -width % ratio, 0, -height % ratio), mode="replicate")
+        images = ((padded + 1) / 2).movedim(1, -1)
+        samples = torch.cat([self._checked(self.vae.encode(part)) for part in images.split(VAE_BATCH)])
+        self.seconds["encode"] = time.perf_counter() - begun
+        return samples
+
+    @staticmethod
+    def _checked(samples: Tensor) -> Tensor:
+        from .host.progress import check_interrupt
+
+        check_interrupt()
+        return samples
+
+    def _denoise(self, session: Session, samples: Tensor) -> list[tuple[StreamFrame, Tensor]]:
+        """Return every finished frame with its LATENT samples (1, C, h, w)."""
+        import comfy.model_management
+
+        begun = time.perf_counter()
+        denoiser: Any = SharingDenoiser(session.denoiser) if self.config.cross_frame else session.denoiser
+        batch = StreamBatch(denoiser, session.conds["positive"], session.conds.get("negative"), self.config)
+        latents = session.process_in(samples)
+        report = Reporter(
+            len(latents) + self.config.stages - 1, session.callback(len(latents) + self.config.stages - 1)
+        )
+        finished: list[StreamFrame] = []
+        try:
+            for pixels, row in zip(self.pixels, latents.split(1)):
+                skip = self.chooser is not None and not self.chooser.keep(pixels)
+                finished += batch.skip() if skip else batch.push(row)
+                report("stream", 0.0, finished[-1].latents if finished else None)
+            while batch.in_flight:
+                finished += batch.advance()
+                report("stream", 0.0, finished[-1].latents if finished else None)
+        except comfy.model_management.InterruptProcessingException:
+            if not self.keep or not finished:
+                raise
+            self.interrupted = True
+        self.passes, self.calls, self.rows = batch.passes, denoiser.calls, denoiser.rows
+        self.seconds["denoise"] = time.perf_counter() - begun
+        return [(frame, session.process_out(frame.latents)) for frame in finished]
+
+    def _decode(self, finished: list[tuple[StreamFrame, Tensor]]) -> Tensor:
+        begun = time.perf_counter()
+        distinct = [samples for frame, samples in finished if not frame.repeated]
+        parts = torch.cat(distinct).split(VAE_BATCH)
+        images = torch.cat([self.vae.decode(part) for part in parts])
+        index = torch.tensor([not frame.repeated for frame, _ in finished]).cumsum(0) - 1
+        self.seconds["decode"] = time.perf_counter() - begun
+        return images[index, : self.size[0], : self.size[1]].contiguous()
+
+    def _report(self, finished: list[tuple[StreamFrame, Tensor]]) -> str:
+        count, total = len(finished), sum(self.seconds.values())
+        lag = self.config.stages - 1
+        per_frame = ", ".join(f"{name} {1000 * s / count:.1f}" for name, s in self.seconds.items())
+        skipped = sum(frame.repeated for frame, _ in finished)
+        lines = [
+            f"{count} of {len(self.pixels)} frames" + (" (interrupted)" if self.interrupted else ""),
+            f"{self.passes} passes, {self.calls} network calls, {self.rows} rows, {skipped} frames skipped",
+            f"{count / max(total, 1e-9):.1f} fps; ms per frame: {per_frame}",
+            f"latency of a live stream: {lag} frame{'s' * (lag != 1)} and one pass",
+        ]
+        return "\n".join(lines)
+
+
+NODES: dict[str, tuple[type, str]] = {
+    "SlipstreamStreamFrames": (StreamFrames, "Stream Frames (Slipstream)"),
+    "SlipstreamRCFGGuider": (RCFGGuider, "RCFG Guider (Slipstream)"),
+    "SlipstreamSimilarityFilter": (SimilarityFilterNode, "Similarity Filter (Slipstream)"),
+}
