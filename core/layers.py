@@ -71,7 +71,7 @@ def skippable(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield from skippable(child, f"{path}.")
 
 
-def bypass(module: nn.Module) -> Callable[..., Any]:
+def bypass(module: Any) -> Callable[..., Any]:
     """Return what replaces the forward of a skipped block: the shortcut of a residual block, else the identity."""
     if kind_of(module) == ATTENTION:
         return _identity

@@ -1,5 +1,6 @@
 """AutoDiffusion: the best few-step schedule for a model, searched, kept and shared (arXiv 2309.10438)."""
 
+from .comparison import Comparison, compare
 from .config import SearchConfig
 from .engine import SearchResult, SearchStep, search
 from .objectives import Objective, Paired, ReferenceImages, SelfDistribution
@@ -7,6 +8,7 @@ from .paths import ModelPath, SamplingPath
 from .schedule import LayerMask, Schedule, ScheduleError
 
 __all__ = [
+    "Comparison",
     "LayerMask",
     "ModelPath",
     "Objective",
@@ -19,5 +21,6 @@ __all__ = [
     "SearchResult",
     "SearchStep",
     "SelfDistribution",
+    "compare",
     "search",
 ]

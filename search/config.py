@@ -50,7 +50,7 @@ class SearchConfig:
     strategy: str = "auto"
     restarts: int = 3
     halving: bool = True
-    margin: float = 0.3
+    margin: float = 0.15
     pairs: int = 16
     holdout_pairs: int = 32
     finalists: int = 5

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from slipstream.search import search
+from slipstream.search.store import Rung, Store, differences
+from slipstream_tests.search import jobs
+
+RECORD = (Rung(4, 0.5, 0.1, 8), Rung(8, 0.25, 0.1, 8))
+
+
+def test_what_was_put_survives_the_process(tmp_path: pathlib.Path) -> None:
+    with Store(tmp_path / "a.sqlite", {"x": 1}) as store:
+        assert store.get("search", "c") is None
+        store.put("search", "c", RECORD)
+        store.put_tensor("teacher", torch.arange(6.0).reshape(2, 3))
+    with Store(tmp_path / "a.sqlite", {"x": 1}) as store:
+        assert store.get("search", "c") == RECORD
+        assert store.get("holdout", "c") is None
+        assert store.count("search") == 1
+        assert torch.equal(store.tensor("teacher"), torch.arange(6.0).reshape(2, 3))
+
+
+def test_a_longer_record_replaces_a_shorter_and_never_the_reverse(tmp_path: pathlib.Path) -> None:
+    with Store(tmp_path / "a.sqlite") as store:
+        store.put("search", "c", RECORD[:1])
+        store.put("search", "c", RECORD)
+        store.put("search", "c", RECORD[:1])
+        store.forget("search", "c")
+        assert store.get("search", "c") == RECORD
+
+
+def test_the_file_is_in_write_ahead_mode(tmp_path: pathlib.Path) -> None:
+    with Store(tmp_path / "a.sqlite") as store:
+        assert store.connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+def test_a_store_of_another_model_is_refused_with_the_fields(tmp_path: pathlib.Path) -> None:
+    Store(tmp_path / "a.sqlite", {"model": {"hash": "abc", "name": "m"}, "cfg": 7.0}).close()
+    with pytest.raises(ValueError, match=r"another cfg, model\.hash\. Choose another file"):
+        Store(tmp_path / "a.sqlite", {"model": {"hash": "def", "name": "m"}, "cfg": 3.0})
+    assert differences({"a": {"b": 1}}, {"a": {"b": 1}, "c": 0}) == ["c"]
+
+
+def test_another_model_on_the_same_store_through_search(tmp_path: pathlib.Path) -> None:
+    search(jobs.make_path(), jobs.make_config(evaluations=12), store=tmp_path / "a.sqlite")
+    with pytest.raises(ValueError, match="was made with another cfg"):
+        search(jobs.make_path(cfg_scale=2.0), jobs.make_config(evaluations=12), store=tmp_path / "a.sqlite")
+    search(jobs.make_path(), jobs.make_config(evaluations=14), store=tmp_path / "a.sqlite")  # more budget: same job
+
+
+def test_a_file_that_is_no_database(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.sqlite").write_text("hello " * 1000)
+    with pytest.raises(ValueError, match="to be a search's SQLite file"):
+        Store(tmp_path / "a.sqlite")
+
+
+def test_a_full_disk_is_told_and_the_search_goes_on(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = search(jobs.make_path(), jobs.make_config())
+    store = tmp_path / "a.sqlite"
+    search(jobs.make_path(), jobs.make_config(evaluations=12), store=store)
+    opened = Store.__init__
+
+    def limited(self: Store, *args: object) -> None:
+        opened(self, *args)
+        pages = self.connection.execute("PRAGMA page_count").fetchone()[0]
+        self.connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own "database or disk is full"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "__init__", limited)
+        result = search(jobs.make_path(), jobs.make_config(), store=store)
+    assert result.schedule.levels == expected.schedule.levels
+    assert any("goes on in memory" in w for w in result.warnings)
+    assert "database or disk is full" in caplog.text
+
+
+def test_claims_keep_two_workers_apart(tmp_path: pathlib.Path) -> None:
+    with Store(tmp_path / "a.sqlite") as one, Store(tmp_path / "a.sqlite") as two:
+        assert one.claim("search", "c")
+        assert one.claim("search", "c")
+        assert not two.claim("search", "c")
+        assert two.claim("search", "d")
+        one.close()
+        assert two.claim("search", "c")
+
+
+def test_a_claim_of_a_dead_process_is_taken_over(tmp_path: pathlib.Path) -> None:
+    with Store(tmp_path / "a.sqlite") as dead, Store(tmp_path / "a.sqlite") as alive:
+        finished = subprocess.Popen([sys.executable, "-c", ""])
+        finished.wait()
+        host, _, tail = dead.worker.rsplit(":", 2)
+        dead.worker = f"{host}:{finished.pid}:{tail}"
+        assert dead.claim("search", "c")
+        assert alive.claim("search", "c")
+        assert not dead.claim("search", "c")
+
+
+def test_two_runs_on_one_store_share_the_work(tmp_path: pathlib.Path) -> None:
+    expected = search(jobs.make_path(), jobs.make_config(evaluations=24))
+    results = {}
+
+    def run(name: str) -> None:
+        results[name] = search(jobs.make_path(0.002), jobs.make_config(evaluations=24), store=tmp_path / "a.sqlite")
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results.values():
+        assert result.schedule.levels == expected.schedule.levels
+        assert result.history == expected.history
+        assert result.evaluated_now > 0
+    with sqlite3.connect(tmp_path / "a.sqlite") as db:
+        assert db.execute("SELECT COUNT(DISTINCT worker) FROM evaluation").fetchone()[0] == 2
+
+
+def test_kill_9_in_the_middle_then_run_again_ends_with_the_same_winner(tmp_path: pathlib.Path) -> None:
+    expected = search(jobs.make_path(), jobs.make_config())
+    store = tmp_path / "a.sqlite"
+    script = pathlib.Path(jobs.__file__)
+    for wanted in (5, 25):
+        process = subprocess.Popen([sys.executable, str(script), str(store), "0.01"], env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        deadline = time.monotonic() + 60
+        while _stored(store) < wanted and time.monotonic() < deadline:
+            assert process.poll() is None, "the search ended before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert _stored(store) >= wanted
+    before = _stored(store)
+    result = search(jobs.make_path(), jobs.make_config(), store=store)
+    assert result.schedule.levels == expected.schedule.levels
+    assert result.schedule.objective == expected.schedule.objective
+    assert result.history == expected.history
+    assert result.evaluated_now <= expected.evaluated_now - before + 1
+    again = search(jobs.make_path(), jobs.make_config(), store=store)
+    assert again.evaluated_now == 0
+    assert again.schedule.levels == expected.schedule.levels
+
+
+def _stored(path: pathlib.Path) -> int:
+    if not path.exists():
+        return 0
+    try:
+        with sqlite3.connect(path, timeout=5) as db:
+            return db.execute("SELECT COUNT(*) FROM evaluation").fetchone()[0]
+    except sqlite3.OperationalError:  # the tables are being made
+        return 0
