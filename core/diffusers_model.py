@@ -47,6 +47,11 @@ class DiffusersDenoiser:
         return int(self.unet.config.in_channels)
 
     @property
+    def identity(self) -> tuple[Any, ...]:
+        """What the numbers depend on, for `core.identity.digest`: the network as it is now, and its levels."""
+        return self.unet, self.prediction.kind, self.levels.sigma(torch.arange(0, 1000, 111))
+
+    @property
     def takes_time_ids(self) -> bool:
         """Whether the network wants pooled text and picture sizes (SDXL)."""
         return bool(self.unet.config.addition_embed_type == "text_time")

@@ -59,9 +59,9 @@ def search_chart(step: SearchStep, best: Sequence[float], stock: Mapping[str, Se
     if values:
         left.step([*counts, max(step.index, counts[-1])], [*values, values[-1]], where="post", color=ACCENT, lw=2.5)
     shown = sorted((s, n) for n, s in step.baselines.items() if math.isfinite(s))[:3]
-    for score, name in shown:
+    for score, _ in shown:
         left.axhline(score, color=MUTED, lw=1, ls="--")
-    for (score, _), y in zip(shown, _spread([s for s, _ in shown])):
+    for (_, name), y in zip(shown, _spread([s for s, _ in shown])):
         left.annotate(
             name, (1, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9, color="#52606d"
         )

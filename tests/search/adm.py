@@ -46,7 +46,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        b, c, *size = x.shape
+        b, c = x.shape[:2]
         flat = x.flatten(2)
         q, k, v = self.qkv(self.norm(flat)).reshape(b * self.heads, 3 * c // self.heads, -1).chunk(3, 1)
         weight = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(c // self.heads), -1)

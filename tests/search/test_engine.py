@@ -7,7 +7,7 @@ import pytest
 import torch
 from slipstream.core.denoiser import FLOW, Conditioning
 from slipstream.core.progress import Step
-from slipstream.search import ModelPath, Paired, ReferenceImages, SearchConfig, SelfDistribution, search
+from slipstream.search import ModelPath, Paired, ReferenceImages, SelfDistribution, search
 from slipstream.search.engine import Search, SearchStep
 from slipstream.search.evaluation import Task, judged, limits_of, rung_sizes
 from slipstream.search.objectives import against
@@ -180,14 +180,14 @@ def test_a_sampler_that_ignores_sigmas() -> None:
 def test_a_callback_that_raises_ends_the_search_and_the_store_keeps_all(tmp_path: pathlib.Path) -> None:
     expected = search(jobs.make_path(), jobs.make_config())
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(step: Step) -> None:
         if step.phase == "search" and step.index == 12:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         search(jobs.make_path(), jobs.make_config(), store=tmp_path / "a.sqlite", callback=stop)
     result = search(jobs.make_path(), jobs.make_config(), store=tmp_path / "a.sqlite")
     assert result.schedule.levels == expected.schedule.levels
@@ -197,7 +197,7 @@ def test_a_callback_that_raises_ends_the_search_and_the_store_keeps_all(tmp_path
 def test_progress_counts_up_and_carries_the_best_so_far() -> None:
     steps: list[SearchStep] = []
     result = search(jobs.make_path(), jobs.make_config(), callback=steps.append)
-    assert [s.phase for s in steps][0] == "teacher"
+    assert steps[0].phase == "teacher"
     searched = [s for s in steps if s.phase == "search"]
     assert [s.index for s in searched] == list(range(1, 41))
     assert all(s.total == 40 for s in searched)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
 from slipstream.core.schedules import DiscreteLevels, FlowLevels, scaled_linear_alphas_cumprod, table_of
 from slipstream.search.config import SearchConfig
 from slipstream.search.schedule import LayerMask

@@ -129,7 +129,8 @@ def test_kill_9_in_the_middle_then_run_again_ends_with_the_same_winner(tmp_path:
     store = tmp_path / "a.sqlite"
     script = pathlib.Path(jobs.__file__)
     for wanted in (5, 25):
-        process = subprocess.Popen([sys.executable, str(script), str(store), "0.01"], env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        command = [sys.executable, str(script), str(store), "0.01"]
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
         deadline = time.monotonic() + 60
         while _stored(store) < wanted and time.monotonic() < deadline:
             assert process.poll() is None, "the search ended before it could be killed"
