@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..core.cache import INVERSIONS
 from ..core.checks import check_finite, check_shape
 from ..core.denoiser import Conditioning, Denoiser
 from ..core.guidance import CFG, Denoise
+from ..core.identity import digest
 from ..core.masks import as_mask
 from ..core.noise import NoiseSource
 from ..core.progress import Callback, Reporter
@@ -60,8 +62,7 @@ def generate(
     top, start = (plan.stop, plan.stop) if whole else (plan.high, plan.low)
     report = Reporter(2 * plan.stop if whole else plan.total, callback)
 
-    inversion = CFG(model, cond, uncond, config.inversion_cfg)
-    path = invert(inversion, canvas_latents, levels[: top + 1], space, report)
+    path = _inversion(model, cond, uncond, config.inversion_cfg, canvas_latents, levels[: top + 1], report)
     subject = Subject(limit_noise(path, keep, levels, space, config.noise_limit), keep, plan)
 
     free = denoise or CFG(model, cond, uncond, config.cfg_scale)
@@ -78,6 +79,21 @@ def generate(
         x = subject.put_back(x, step - 1) if step > plan.stop else x
         report("sample", levels[step - 1], denoised)
     return CowResult(x, estimates)
+
+
+def _inversion(
+    model: Denoiser, cond: Conditioning, uncond: Conditioning | None, cfg_scale: float, latents: Tensor, levels: Tensor,
+    report: Reporter,
+) -> list[Tensor]:  # fmt: skip
+    """Return `invert`'s path, from the cache when nothing that it depends on has changed (models without `identity`: never)."""
+    guided = CFG(model, cond, None if cfg_scale == 1 else uncond, cfg_scale)
+    # The cache outlives the caller's tensor, which may be written to.
+    build = lambda: invert(guided, latents.clone(), levels, model.space, report)  # noqa: E731
+    if not hasattr(model, "identity"):
+        return build()
+    path = INVERSIONS.get(digest("cow", model, latents, levels, guided.cond, guided.uncond, cfg_scale), build)
+    report.index = len(levels) - 1  # steps found in the cache count as done: the total stays the same
+    return path
 
 
 def latent_mask(keep_mask: Tensor, latents: Tensor, plan: Plan) -> Tensor:

@@ -84,6 +84,11 @@ class HostConditioning:
     def rows(self) -> int:
         return len(self.items)
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What a network call with these rows depends on, for `core.identity.digest`; the host's per-run uuid does not."""
+        return tuple((source.kind, index, _entries_identity(source)) for source, index in self.items)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> HostConditioning:
         """Return itself: the host moves and casts conditioning at the network call."""
         return self
@@ -99,6 +104,14 @@ class HostConditioning:
     def join(self, *others: HostConditioning) -> HostConditioning:
         """Return all rows as one batch."""
         return HostConditioning([item for c in (self, *others) for item in c.items])
+
+
+def _entries_identity(source: Source) -> list[Any]:
+    found: list[Any] = []
+    for entry in source.entries:
+        rest = {k: v for k, v in entry.items() if k not in ("uuid", "model_conds")}
+        found.append((rest, {k: (type(c).__name__, c.cond) for k, c in entry["model_conds"].items()}))
+    return found
 
 
 def noise_space(model_sampling: Any) -> NoiseSpace:
@@ -175,6 +188,16 @@ class HostDenoiser:
         self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
         self.latent_channels = int(model.latent_format.latent_channels)
         self._labels: list[tuple[int, Any]] = []
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What the numbers depend on, for `core.identity.digest`: the model, the patches on it and this run's options."""
+        options = {k: v for k, v in self.model_options.items() if k != "transformer_options"}
+        transformer = self.model_options.get("transformer_options", {})
+        # The levels of the run stand in here too; a caller's key holds those that it uses.
+        patches = {k: v for k, v in transformer.items() if k not in ("sample_sigmas", "sigmas")}
+        weights = getattr(self.model, "current_weight_patches_uuid", None)
+        return self.model.diffusion_model, weights, self.levels.sigma(torch.arange(0, 1000, 111)), options, patches
 
     @property
     def calls(self) -> int:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from slipstream.core import CFG, EPS, FLOW, Conditioning, DiffusersDenoiser, ReplayNoise, SeededNoise, make_sigmas
+from slipstream.core.cache import INVERSIONS
 from slipstream.core.denoiser import PREDICTIONS, Prediction
 from slipstream.core.progress import Reporter
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
@@ -293,6 +294,64 @@ def test_suppress_and_enhance_cost_two_more_rows_in_the_cycles():
     model = GaussianDenoiser()
     run(model, suppress=constant_cond(0.1), enhance=constant_cond(0.2))
     assert model.rows == 7 * 2 + 3 * 2 * 4 + 5 * 2
+
+
+class Known(GaussianDenoiser):
+    """A model that says what its numbers depend on, so that its inversions may be cached."""
+
+    @property
+    def identity(self):
+        return "Gaussian", self.std, self.mean, self.space
+
+
+@pytest.fixture
+def inversions():
+    INVERSIONS.clear()
+    yield INVERSIONS
+    INVERSIONS.clear()
+
+
+def test_another_seed_or_more_cycles_do_not_invert_again(inversions):
+    model, latents = Known(std=0.8), canvas()
+    first = run(model, latents)
+    model.calls = 0
+    seen = []
+    again = run(model, latents.clone(), callback=seen.append)
+    assert model.calls == 3 * 2 + 5
+    assert torch.equal(first.latents, again.latents)
+    assert [s.index for s in seen] == list(range(8, 19))  # the progress bar jumps over what was found
+    run(model, latents, config=CowConfig(steps=10, cycles=5, eta=0.5, preserve=0.2), seed=9)
+    assert model.calls == 3 * 2 + 5 + 5 * 2 + 5
+    assert len(inversions) == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model": Known(std=0.7)},
+        {"model": Known(std=0.8, mean=0.1)},
+        {"latents": canvas() + 1e-3},
+        {"config": CowConfig(steps=10, cycles=3, inversion_cfg=2.0)},
+        {"config": CowConfig(steps=11, cycles=3)},
+    ],
+)
+def test_what_an_inversion_depends_on_makes_a_new_one(inversions, more):
+    run(Known(std=0.8))
+    run(**{"model": Known(std=0.8), **more})
+    assert len(inversions) == 2
+
+
+def test_a_cached_inversion_survives_what_the_caller_does_with_the_latents(inversions):
+    latents = canvas()
+    first = run(Known(std=0.8), latents, config=CowConfig(steps=10, cycles=1, preserve=1.0)).latents
+    latents.zero_()
+    second = run(Known(std=0.8), canvas(), config=CowConfig(steps=10, cycles=1, preserve=1.0)).latents
+    assert torch.equal(first, second)
+
+
+def test_a_model_that_does_not_say_what_it_is_is_never_cached(inversions):
+    run()
+    assert len(inversions) == 0
 
 
 def test_progress_counts_every_call_of_all_phases():
