@@ -1,0 +1,138 @@
+"""Latent masking: masked regeneration, a trained fill, and the two diagnostics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
+
+
+def _picture(g: Any, model: Any, text: str, seed: int) -> tuple[Any, Any, Any]:
+    """Return the prompt, the empty prompt and the sampled latent of one pocket picture."""
+    prompt = g.add("CLIPTextEncode", clip=model, text=text, title="Prompt")
+    blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
+    empty = g.add("EmptyLatentImage", width=128, height=128)
+    latent = g.add(
+        "KSampler",
+        model=model,
+        positive=prompt,
+        negative=blank,
+        latent_image=empty,
+        seed=seed,
+        title="First picture",
+        **SAMPLING,
+    )
+    return prompt, blank, latent
+
+
+def _box(g: Any, x: int, y: int, width: int, height: int) -> Any:
+    """Return a MASK of 128 x 128 pixels with one painted box."""
+    off = g.add("SolidMask", value=0.0, width=128, height=128)
+    on = g.add("SolidMask", value=1.0, width=width, height=height)
+    return g.add("MaskComposite", destination=off, source=on, x=x, y=y, operation="add", title="Mask")
+
+
+def _side_by_side(g: Any, *images: Any) -> Any:
+    joined = images[0]
+    for image in images[1:]:
+        joined = g.add("ImageStitch", image1=joined, image2=image, direction="right", spacing_width=4)
+    return joined
+
+
+def masked_regenerate(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    _, blank, latent = _picture(g, model, "a large red circle on a blue background", 7)
+    wanted = g.add(
+        "CLIPTextEncode", clip=model, text="a large yellow circle on a blue background", title="What it becomes"
+    )
+    masks = g.add(
+        "SlipstreamMaskSchedule", steps=5, width=128, height=128, patch=16, low=0.5, high=0.75, nested=False, seed=3
+    )
+    new = g.add(
+        "SlipstreamMaskedRegenerate", model=model, positive=wanted, negative=blank, latent=latent, masks=masks["masks"],
+        seed=1, steps=6, cfg=3.0, strength=0.9, strength_end=0.6, patch=2,
+    )  # fmt: skip
+    before = g.add("VAEDecode", samples=latent, vae=model, title="Before")
+    after = g.add("VAEDecode", samples=new, vae=model, title="After")
+    g.add("SaveImage", images=_side_by_side(g, before, after), filename_prefix="slipstream/masked_regenerate")
+    g.note(
+        "Five rounds: in each one random patches are re-noised and denoised with the new prompt while the rest is held. "
+        "Few patches stay visible at first, half of them at the end. Cost: 5 rounds x 6 steps."
+    )
+
+
+def latent_fill(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    prompt, blank, latent = _picture(g, model, "a large green square on a yellow background", 5)
+    many = g.add("EmptyLatentImage", width=128, height=128, batch_size=32, title="32 pictures to learn from")
+    learn = g.add(
+        "KSampler", model=model, positive=blank, negative=blank, latent_image=many, seed=1, steps=6, cfg=1.0,
+        sampler_name="euler", scheduler="normal",
+    )  # fmt: skip
+    pictures = g.add("VAEDecode", samples=learn, vae=model)
+    trained = g.add(
+        "SlipstreamTrainLatentFill", model=model, vae=model, images=pictures, name="pocket_example", folder="", steps=150,
+        batch=16, learning_rate=0.002, width=128, height=128, patch=2,
+    )  # fmt: skip
+    mask = _box(g, 56, 40, 48, 56)
+    filled = g.add("SlipstreamLatentFill", model=model, latent=latent, mask=mask, fill=trained["fill"])
+    new = g.add(
+        "KSampler", model=model, positive=prompt, negative=blank, latent_image=filled, seed=9, steps=6, cfg=3.0,
+        sampler_name="euler", scheduler="normal", denoise=0.6, title="6 steps at denoise 0.6",
+    )  # fmt: skip
+    shown = [g.add("VAEDecode", samples=s, vae=model, title=t) for s, t in
+             ((latent, "Picture"), (filled, "Filled in one pass"), (new, "Denoised"))]  # fmt: skip
+    g.add("SaveImage", images=_side_by_side(g, *shown), filename_prefix="slipstream/latent_fill")
+    g.note(
+        "Trains a small fill on 32 pictures, masks a box of the picture, fills it in one pass and denoises it for 6 steps. "
+        "The second run loads the finished fill. With your own pictures: name a folder and use some thousand steps.",
+        height=200,
+    )
+
+
+def influence_profile(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    prompt, blank, latent = _picture(g, model, "a small white star in the center on a purple background", 4)
+    other = g.add("CLIPTextEncode", clip=model, text="a large green circle on a red background")
+    empty = g.add("EmptyLatentImage", width=128, height=128)
+    patch = g.add(
+        "KSampler", model=model, positive=other, negative=blank, latent_image=empty, seed=2, title="Patch", **SAMPLING
+    )
+    mask = _box(g, 48, 48, 32, 32)
+    changed = g.add(
+        "LatentCompositeMasked", destination=latent, source=patch, x=0, y=0, mask=mask, title="One thing differs"
+    )
+    guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0)
+    result = g.add(
+        "SlipstreamInfluenceProfile", noise=g.add("RandomNoise", noise_seed=11), guider=guider,
+        sampler=g.add("KSamplerSelect", sampler_name="euler"),
+        sigmas=g.add("BasicScheduler", model=model, scheduler="normal", steps=10, denoise=0.7),
+        latent=latent, other_latent=changed, mask=mask,
+    )  # fmt: skip
+    g.add("PreviewAny", source=result["report"], title="Report")
+    g.add("SaveImage", images=result["chart"], filename_prefix="slipstream/influence_profile")
+    g.note(
+        "Two image-to-image runs with the same noise whose starts differ in one box. The chart shows how far the difference "
+        "reaches at each step: wide while the noise is high, closer and closer to the box later."
+    )
+
+
+def stretch_map(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    _, _, latent = _picture(g, model, "a large orange ring on a black background", 3)
+    image = g.add("VAEDecode", samples=latent, vae=model)
+    result = g.add("SlipstreamStretchMap", image=image, points="48, 64 -> 68, 64\n88, 40 -> 88, 64", radius=12.0)
+    g.add("PreviewAny", source=result["report"], title="Report")
+    g.add("SaveImage", images=result["map"], filename_prefix="slipstream/stretch_map")
+    g.note(
+        "Two drags: 20 and 24 pixels with a radius of 12. A drag folds beyond 1.65 radii, so both do: red is torn, the outline "
+        "is folded. For the motion of a stream, wire its frames and leave the points empty."
+    )
+
+
+WORKFLOWS = {
+    "masked_regenerate": masked_regenerate,
+    "latent_fill": latent_fill,
+    "influence_profile": influence_profile,
+    "stretch_map": stretch_map,
+}
