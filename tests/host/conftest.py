@@ -1,0 +1,115 @@
+"""One real ComfyUI for all tests of this folder; without one they skip, and the terminal summary says so once.
+
+The host is found at COMFYUI_PATH, else ~/ComfyUI; its Python at COMFYUI_PYTHON, else <host>/.venv/bin/python. Fixtures:
+
+    host                 a running `ComfyHost` with the pack (under an awkward folder name) and the probe nodes
+    host_models          its folders diffusers/, loras/, controlnet/, checkpoints/: put files there, the host lists them at once
+    example(name, {...}) the API-format prompt of example_workflows/NAME.json, with values changed ("KSampler.seed": 3)
+    report(result)       what a probe node found
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+# The pack must load from a folder of any name.
+PACK_NAME = "slip-stream.v0"
+MODEL_KINDS = ("diffusers", "loras", "controlnet", "checkpoints", "vae", "embeddings")
+
+
+def load(name: str) -> Any:
+    """Import one of the harness files once, under its own name (screenshot.py imports comfy_host by it)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+comfy_host = load("comfy_host")
+graph = load("graph")
+
+
+def find_host() -> tuple[str, str] | None:
+    """Return (checkout, Python) of the host, or None."""
+    folder = pathlib.Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
+    python = os.environ.get("COMFYUI_PYTHON") or str(folder / ".venv" / "bin" / "python")
+    return (str(folder), python) if (folder / "main.py").is_file() and pathlib.Path(python).exists() else None
+
+
+SKIPPED: list[str] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [item for item in items if pathlib.Path(str(item.path)).is_relative_to(HERE)]
+    for item in ours:
+        item.add_marker(pytest.mark.host)
+        if find_host() is None:
+            item.add_marker(pytest.mark.skip(reason="no ComfyUI here"))
+            SKIPPED.append(item.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if SKIPPED:
+        terminalreporter.write_line(
+            f"WARNING: {len(SKIPPED)} tests in a real ComfyUI were SKIPPED: no checkout with its .venv at COMFYUI_PATH "
+            "or ~/ComfyUI. Nothing is known about the nodes in the host.",
+            red=True, bold=True,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def host_models(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    base = tmp_path_factory.mktemp("host_models")
+    for kind in MODEL_KINDS:
+        (base / kind).mkdir()
+    return base
+
+
+@pytest.fixture(scope="session")
+def host(host_models: pathlib.Path) -> Iterator[Any]:
+    found = find_host()
+    if found is None:
+        pytest.skip("no ComfyUI here")
+    models = {kind: [str(host_models / kind)] for kind in MODEL_KINDS}
+    packs = [(PACK_NAME, ROOT), ("zz-probe", HERE / "probe_pack")]
+    with comfy_host.ComfyHost(
+        packs, comfyui=found[0], python=found[1], models=models, args=["--preview-method", "auto"]
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def object_info(host: Any) -> dict[str, Any]:
+    return host.object_info()
+
+
+@pytest.fixture(scope="session")
+def example(object_info: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    def prompt(name: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        workflow = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text())
+        return graph.to_api(workflow, object_info, changes)
+
+    return prompt
+
+
+@pytest.fixture(scope="session")
+def report() -> Callable[[Any], Any]:
+    def read(result: Any) -> Any:
+        assert result.ok, result.explain()
+        (found,) = [ui["report"][0] for ui in result.outputs.values() if "report" in ui]
+        return json.loads(found)
+
+    return read

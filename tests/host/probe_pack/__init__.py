@@ -1,0 +1,202 @@
+"""Test-only nodes that look at our adapters from inside a real host process; linked beside the pack by tests/host/conftest.py."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import pathlib
+import sys
+import time
+import traceback
+from typing import Any
+
+import torch
+
+TESTS = pathlib.Path(__file__).resolve().parents[2]
+PROMPTS = {"model": ("MODEL",), "positive": ("CONDITIONING",), "negative": ("CONDITIONING",)}
+
+
+def pack() -> Any:
+    """Return the pack's root package as the host loaded it, whatever the host named it."""
+    for module in list(sys.modules.values()):
+        mapping = vars(module).get("NODE_CLASS_MAPPINGS")
+        if isinstance(mapping, dict) and "SlipstreamLoadModel" in mapping and hasattr(module, "WEB_DIRECTORY"):
+            return module
+    raise RuntimeError("the pack is not loaded")
+
+
+def ours(name: str) -> Any:
+    return importlib.import_module(f"{pack().__name__}.{name}")
+
+
+def load(path: pathlib.Path) -> Any:
+    sys.modules.setdefault("slipstream", pack())
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Contract:
+    """Runs every function of tests/denoiser_contract.py on a `HostDenoiser`; the report maps names to "ok" or a traceback."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {**PROMPTS, "latent": ("LATENT",)}}
+
+    def run(self, model: Any, positive: Any, negative: Any, latent: Any) -> Any:
+        contract = load(TESTS / "denoiser_contract.py")
+        session_module, gradients = ours("nodes.host.session"), ours("nodes.host.gradients")
+        shape = tuple(latent["samples"].shape[1:])
+
+        def work(session: Any) -> dict[str, str]:
+            report = {"space": session.denoiser.space.name, "sigma_max": f"{session.denoiser.sigma_max:.4f}"}
+            for test in contract.CONTRACT:
+                more = {"other": session.conds["negative"]} if test.__name__ == "conditioning_is_batched" else {}
+                try:
+                    if test.__name__ == "gradients_reach_x":
+                        with gradients.grad_ready(model):
+                            test(session.denoiser, session.conds["positive"], shape, **more)
+                    else:
+                        test(session.denoiser, session.conds["positive"], shape, **more)
+                    report[test.__name__] = "ok"
+                except Exception:
+                    report[test.__name__] = traceback.format_exc()
+            return report
+
+        report = session_module.run_on_model(model, latent, work, positive=positive, negative=negative)
+        return {"ui": {"report": [json.dumps(report)]}}
+
+
+class Rows:
+    """Runs rows of two conditionings in one batch and row by row; reports the difference and the network calls."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {**PROMPTS, "latent": ("LATENT",)}}
+
+    def run(self, model: Any, positive: Any, negative: Any, latent: Any) -> Any:
+        def work(session: Any) -> dict[str, Any]:
+            denoiser, conds = session.denoiser, session.conds
+            x = torch.randn(4, *latent["samples"].shape[1:], generator=torch.Generator().manual_seed(1))
+            sigma = torch.tensor([0.6, 3.0, 1.0, 8.0])
+            rows = conds["positive"].join(conds["negative"]).take([0, 1, 1, 0])
+            together, calls = denoiser(x, sigma, rows), denoiser.calls
+            single = torch.cat([denoiser(x[i : i + 1], sigma[i : i + 1], rows.take([i])) for i in range(4)])
+            other = denoiser(x, sigma, conds["positive"].expand(4))
+            return {
+                "calls": calls,
+                "difference": float((together - single).abs().max()),
+                "effect": float((together - other).abs().max()),
+            }
+
+        session = ours("nodes.host.session")
+        report = session.run_on_model(model, latent, work, positive=positive, negative=negative)
+        return {"ui": {"report": [json.dumps(report)]}}
+
+
+class Sampler:
+    """core's euler as a SAMPLER made by `make_sampler`, optionally sleeping before each step."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("SAMPLER",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"sleep": ("FLOAT", {}), "replaces": ("BOOLEAN", {}), "fail": ("BOOLEAN", {})}}
+
+    def make(self, sleep: float, replaces: bool, fail: bool) -> Any:
+        euler = ours("core.samplers").euler
+
+        def run(session: Any) -> Any:
+            if fail:
+                raise ValueError("Expected `probe` to work, but got fail. Turn it off.")
+            callback = session.callback(len(session.sigmas) - 1)
+
+            def slow(step: Any) -> None:
+                time.sleep(sleep)
+                callback(step)
+
+            x = session.denoiser.space.add_noise(session.latents, session.noise, session.sigmas[0])
+            return euler(session.denoise, x, session.sigmas, session.denoiser.space, callback=slow)
+
+        return (ours("nodes.host.sampling").make_sampler(run, "Probe", replaces),)
+
+
+class Guider:
+    """Classifier-free guidance as a GUIDER made by `make_guider`."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("GUIDER",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {**PROMPTS, "cfg": ("FLOAT", {"default": 3.0})}}
+
+    def make(self, model: Any, positive: Any, negative: Any, cfg: float) -> Any:
+        denoise_many = ours("core.guidance").denoise_many
+
+        def start(session: Any) -> Any:
+            def predict(x: Any, sigma: Any) -> Any:
+                pair = [session.conds["negative"], session.conds["positive"]]
+                uncond, cond = denoise_many(session.denoiser, x, sigma, pair)
+                return session.combine(cond, uncond, session.cfg_scale, x, sigma)
+
+            return predict
+
+        return (ours("nodes.host.sampling").make_guider(model, start, cfg, positive=positive, negative=negative),)
+
+
+class Compare:
+    """Reports the largest difference of two latents, and the largest value of the first."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"one": ("LATENT",), "other": ("LATENT",)}}
+
+    def run(self, one: Any, other: Any) -> Any:
+        a, b = one["samples"], other["samples"]
+        same = a.shape == b.shape
+        report = {
+            "difference": float((a - b).abs().max()) if same else None,
+            "largest": float(a.abs().max()),
+            "shape": list(a.shape),
+        }
+        return {"ui": {"report": [json.dumps(report)]}}
+
+
+class Dump:
+    """Reports the latent's values, and the shared state of the model behind it."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"latent": ("LATENT",), "model": ("MODEL",)}}
+
+    def run(self, latent: Any, model: Any) -> Any:
+        weights = next(model.model.diffusion_model.parameters())
+        report = {
+            "shape": list(latent["samples"].shape),
+            "values": latent["samples"].flatten().tolist(),
+            "dtype": str(weights.dtype),
+            "inference": weights.is_inference(),
+        }
+        return {"ui": {"report": [json.dumps(report)]}}
+
+
+NODE_CLASS_MAPPINGS = {
+    "ProbeContract": Contract,
+    "ProbeRows": Rows,
+    "ProbeSampler": Sampler,
+    "ProbeGuider": Guider,
+    "ProbeCompare": Compare,
+    "ProbeDump": Dump,
+}
