@@ -257,7 +257,7 @@ def _read(picture: Tensor) -> dict[str, str]:
     pixels = picture.permute(1, 2, 0)
     fit = torch.linalg.lstsq(plane[border], pixels[border]).solution
     difference = (pixels - plane @ fit).norm(dim=-1)
-    inside = difference > 0.5 * difference.flatten().kthvalue(64 * 64 - 20).values
+    inside = difference >= 0.5 * difference.flatten().kthvalue(64 * 64 - 20).values
     colour = nearest_colour(pixels[inside].reshape(-1, 3)).mode().values
     centre = torch.stack([x[inside].mean(), y[inside].mean()]) - 0.5
     place = min(PLACES, key=lambda p: float((centre - 0.22 * torch.tensor(_DIRECTION[p])).norm()))

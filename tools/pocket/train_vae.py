@@ -1,0 +1,127 @@
+"""Stage `vae`: an autoencoder whose latents survive noise, because a small diffusion model never hits them exactly."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pathlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .models import make_vae
+from .scenes import Scene, render, sample_scene
+from .training import Average, Loop, apply_gradients, cosine, rank
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeSettings:
+    """What the bundled autoencoder was trained with."""
+
+    minutes: float = 40.0
+    res: int = 128
+    channels: tuple[int, ...] = (16, 32, 48, 64)
+    batch: int = 8
+    full_batch: int = 3
+    crop: int = 64
+    crop_share: float = 0.8  # of the time; whole pictures after it settle the group norms
+    lr: float = 2e-3
+    noise: float = 0.35  # largest deviation of the noise on latents whose own deviation is about 1
+    anchor: float = 2.0
+    latent_scale: float = 1.45
+    pool: int = 96
+
+
+class _Pictures:
+    """Endless training pictures from a pool of scenes that is drawn anew when used up."""
+
+    def __init__(self, settings: VaeSettings, rng: np.random.Generator) -> None:
+        self.settings, self.rng, self.left = settings, rng, 0
+
+    def batch(self, count: int, crop: bool) -> Tensor:
+        if self.left <= 0:
+            self.scenes = [sample_scene(self.rng) for _ in range(self.settings.pool)]
+            self.pictures, self.left = render(self.scenes, self.settings.res), 2 * self.settings.pool
+        self.left -= count
+        picks = self.rng.integers(0, len(self.scenes), count)
+        whole = self.pictures[picks]
+        if crop:
+            whole = torch.stack([self._crop(p, self.scenes[i]) for i, p in zip(picks, whole)])
+        return whole.contiguous(memory_format=torch.channels_last)
+
+    def _crop(self, picture: Tensor, scene: Scene) -> Tensor:
+        """Around an object: most of a scene is flat background, which is soon learned."""
+        size, res = self.settings.crop, self.settings.res
+        item = scene.items[self.rng.integers(len(scene.items))]
+        corner = np.array([item.y, item.x]) * res - size / 2 + self.rng.normal(0, 0.22 * size, 2)
+        top, left = corner.round().clip(0, res - size).astype(int)
+        return picture[:, top : top + size, left : left + size]
+
+
+def _edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    return pictures.diff(dim=-1), pictures.diff(dim=-2)
+
+
+def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
+    """L1 + squared error, the same colours at a quarter of the size, the same edges."""
+    loss = F.l1_loss(decoded, pictures) + 2 * F.mse_loss(decoded, pictures)
+    loss = loss + F.l1_loss(F.avg_pool2d(decoded, 4), F.avg_pool2d(pictures, 4))
+    return loss + sum(F.l1_loss(a, b) for a, b in zip(_edges(decoded), _edges(pictures)))
+
+
+def anchor_loss(mean: Tensor, pictures: Tensor) -> Tensor:
+    """Latent channels 0 to 2 as a small RGB picture: colours come out right early, and previews are linear.
+
+    Mostly asked of 2x2 cells together, so that within them the channels may carry edges.
+    """
+    cell = pictures.shape[-1] // mean.shape[-1]
+    coarse = F.mse_loss(F.avg_pool2d(mean[:, :3], 2), F.avg_pool2d(pictures, 2 * cell))
+    return coarse + 0.2 * F.mse_loss(mean[:, :3], F.avg_pool2d(pictures, cell))
+
+
+def _loss(vae: torch.nn.Module, pictures: Tensor, settings: VaeSettings, noise: float) -> Tensor:
+    mean = vae.encode(pictures).latent_dist.mean
+    latents = mean * settings.latent_scale
+    rows = len(pictures)
+    level = (
+        noise * torch.rand(rows, 1, 1, 1, device=mean.device) * (torch.rand(rows, 1, 1, 1, device=mean.device) > 0.15)
+    )
+    decoded = vae.decode((latents + level * torch.randn_like(latents)) / settings.latent_scale).sample
+    # Larger latents would drown the noise: keep each channel's power near 1.
+    power = (latents.square().mean((0, 2, 3)) - 1.1).clamp(min=0).square().sum()
+    centre = latents[:, 3].mean().square()
+    loss = reconstruction_loss(decoded, pictures) + settings.anchor * anchor_loss(mean, pictures)
+    return loss + 0.2 * power + 0.01 * centre
+
+
+def _make_certain(vae: torch.nn.Module) -> None:
+    """Give the posterior the fixed deviation exp(-4): nothing trained its own, and hosts may sample from it."""
+    with torch.no_grad():
+        vae.quant_conv.weight[4:] = 0
+        vae.quant_conv.bias[4:] = -8.0
+
+
+def train_vae(work: pathlib.Path, device: str, settings: VaeSettings) -> None:
+    """Train and write `work`/vae."""
+    torch.manual_seed(rank())
+    vae = make_vae(settings.channels).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.lr, weight_decay=1e-4, betas=(0.9, 0.99))
+    average = Average(vae, 0.99)
+    loop = Loop(work / "vae.pt", settings.minutes, {"vae": vae, "optimizer": optimizer, "average": average})
+    pictures = _Pictures(settings, np.random.default_rng([rank(), loop.step]))
+    for share in loop:
+        crop = share < settings.crop_share
+        batch = pictures.batch(settings.batch if crop else settings.full_batch, crop).to(device)
+        noise = settings.noise * min(1.0, 0.3 + share / 0.15)
+        loss = _loss(vae, batch, settings, noise)
+        apply_gradients(loss, settings.lr * cosine(share), optimizer)
+        average.update()
+        loop.report(loss=loss)
+    if rank() == 0:
+        final = copy.deepcopy(vae).to("cpu", memory_format=torch.contiguous_format).eval()
+        average.copy_to(final)
+        _make_certain(final)
+        final.register_to_config(scaling_factor=settings.latent_scale)
+        final.save_pretrained(work / "vae")
