@@ -1,0 +1,135 @@
+"""The canvas: a subject cut from a photo, placed on a background, with a mask of what to keep."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.checks import check_finite, check_integer, check_range
+from ..core.masks import as_mask, bounding_box, feather, grow
+from ..core.noise import NoiseSource
+from ..core.tensors import composite, image_to_pixels
+
+GREY = "#808080"
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A subject on its background.
+
+    `image` (B, H, W, 3) goes to the VAE; `keep` (B, H, W) is 1 on the subject and soft where the cut-out is; `photo` (B, H, W, 3)
+    is the placed photo itself, not mixed with the background, for pasting original pixels back.
+    """
+
+    image: Tensor
+    keep: Tensor
+    photo: Tensor
+
+
+def place(
+    image: Tensor, keep: Tensor, background: Tensor, scale: float = 1.0, x: float = 0.5, y: float = 0.5, grid: int = 8
+) -> Canvas:
+    """Return `image` (B, H, W, C) cut out by `keep` (B, H, W; 1 = keep) on `background` (1 or B, H', W', 3).
+
+    The subject is the mask's bounding box, resized by `scale` with its proportions kept. `x` and `y` share out the free
+    space: 0 and 1 touch the edges, 0.5 is the middle; in between the corner snaps to multiples of `grid` pixels, so that
+    the subject falls on whole latent cells.
+
+    Raises ValueError for an empty mask, a canvas smaller than the subject, and sides that are no multiples of `grid`.
+    """
+    check_range("scale", scale, 0.001, 100)
+    check_range("x", x, 0, 1, "It is a share of the free space.")
+    check_range("y", y, 0, 1, "It is a share of the free space.")
+    photo = (image_to_pixels(image) + 1) / 2
+    masks = as_mask(keep, len(photo), photo.shape[-2], photo.shape[-1], "keep")
+    background = _matching(background, len(photo), grid)
+    placed = [_place_one(*row, scale, x, y, grid) for row in zip(photo, masks, background)]
+    return Canvas(*(torch.stack(part) for part in zip(*placed)))
+
+
+def _place_one(
+    photo: Tensor, keep: Tensor, background: Tensor, scale: float, x: float, y: float, grid: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    top, left, bottom, right = bounding_box(keep, 0.02)
+    height, width = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
+    room = background.shape[0] - height, background.shape[1] - width
+    if min(room) < 0:
+        fitting = min(background.shape[0] / (bottom - top), background.shape[1] / (right - left))
+        raise ValueError(
+            f"Expected a canvas of at least {width} x {height} pixels for the subject at `scale` {scale}, but got "
+            f"{background.shape[1]} x {background.shape[0]}. Use a larger canvas, or a scale of at most {int(fitting * 1000) / 1000}."
+        )
+    cut = torch.cat([photo, keep[None]])[None, :, top:bottom, left:right]
+    cut = F.interpolate(cut, (height, width), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    at = _snap(y, room[0], grid), _snap(x, room[1], grid)
+    spot = slice(at[0], at[0] + height), slice(at[1], at[1] + width)
+    placed_photo, placed_keep = background.clone(), background.new_zeros(background.shape[:2])
+    placed_photo[spot] = cut[:3].movedim(0, -1)
+    placed_keep[spot] = cut[3]
+    return composite(background[None], placed_photo[None], placed_keep[None])[0], placed_keep, placed_photo
+
+
+def _snap(share: float, room: int, grid: int) -> int:
+    return room if share == 1 else min(round(share * room / grid) * grid, room)
+
+
+def _matching(background: Tensor, batch: int, grid: int) -> Tensor:
+    if background.ndim != 4 or background.shape[-1] not in (3, 4):
+        raise ValueError(
+            f"Expected `background` of shape (batch, height, width, 3), but got {tuple(background.shape)}."
+        )
+    check_finite("background", background)
+    for name, size in zip(("height", "width"), background.shape[1:3]):
+        if size % grid:
+            raise ValueError(
+                f"Expected a canvas {name} that is a multiple of {grid}, but got {size}. Use {max(grid, round(size / grid) * grid)}."
+            )
+    if len(background) not in (1, batch):
+        raise ValueError(f"Expected `background` with 1 or {batch} pictures, but got {len(background)}.")
+    return background[..., :3].float().expand(batch, -1, -1, -1)
+
+
+def plain_background(height: int, width: int, colour: str = GREY) -> Tensor:
+    """Return IMAGE (1, height, width, 3) of one colour, given as "#rrggbb"."""
+    _check_size(height, width)
+    if not re.fullmatch(r"#?[0-9a-fA-F]{6}", colour.strip()):
+        raise ValueError(f"Expected `colour` as #rrggbb, but got {colour!r}. Grey is {GREY}.")
+    values = bytes.fromhex(colour.strip().lstrip("#"))
+    return torch.tensor([v / 255 for v in values]).expand(1, height, width, 3).clone()
+
+
+def noise_background(height: int, width: int, noise: NoiseSource) -> Tensor:
+    """Return IMAGE (1, height, width, 3) of independent grey-centred noise."""
+    _check_size(height, width)
+    return (0.5 + 0.25 * noise(torch.empty(1, height, width, 3))).clamp(0, 1)
+
+
+def picture_background(picture: Tensor, height: int, width: int) -> Tensor:
+    """Return IMAGE (B, height, width, 3) that `picture` (B, H, W, C) fills, its proportions kept and its overhang cropped."""
+    _check_size(height, width)
+    pixels = (image_to_pixels(picture) + 1) / 2
+    factor = max(height / pixels.shape[-2], width / pixels.shape[-1])
+    size = max(height, round(pixels.shape[-2] * factor)), max(width, round(pixels.shape[-1] * factor))
+    pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return pixels[..., top : top + height, left : left + width].movedim(1, -1).contiguous()
+
+
+def _check_size(height: int, width: int) -> None:
+    check_integer("height", height, 1, 16384)
+    check_integer("width", width, 1, 16384)
+
+
+def paste_mask(keep: Tensor, softness: int = 0) -> Tensor:
+    """Return where original pixels come back, from a canvas's `keep` (B, H, W): faded over `softness` pixels inside its edge."""
+    check_integer("softness", softness, 0, max(0, min(keep.shape[-2:]) - 1))
+    return keep if softness == 0 else torch.minimum(keep, feather(grow(keep, -softness), softness))
+
+
+def paste_back(image: Tensor, canvas: Canvas, softness: int = 0) -> Tensor:
+    """Return `image` (B, H, W, 3) with the photo's own pixels where the subject is; exact where the mask is 1."""
+    return composite(image, canvas.photo.to(image), paste_mask(canvas.keep, softness).to(image))

@@ -1,0 +1,152 @@
+"""The canvas: place, scale, snap, backgrounds, and original pixels pasted back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from slipstream.core import SeededNoise
+from slipstream.cow.canvas import (
+    noise_background,
+    paste_back,
+    paste_mask,
+    picture_background,
+    place,
+    plain_background,
+)
+
+GREY = plain_background(64, 96)
+
+
+def photo(batch: int = 1, height: int = 50, width: int = 40) -> torch.Tensor:
+    return torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(1))
+
+
+def subject(top: int = 10, left: int = 8, height: int = 24, width: int = 16) -> torch.Tensor:
+    mask = torch.zeros(1, 50, 40)
+    mask[:, top : top + height, left : left + width] = 1
+    return mask
+
+
+def test_pixels_and_mask_at_scale_one_are_the_photos_own():
+    canvas = place(photo(), subject(), GREY, x=0.5, y=0.5)
+    kept = canvas.keep[0] == 1
+    assert kept.sum() == 24 * 16
+    torch.testing.assert_close(canvas.image[0][kept], photo()[0, 10:34, 8:24].reshape(-1, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(canvas.image[0][~kept], GREY[0][~kept])
+
+
+@pytest.mark.parametrize("x", [0.0, 0.1, 0.37, 0.5, 0.9])
+@pytest.mark.parametrize("y", [0.0, 0.33, 0.77])
+def test_the_corner_snaps_to_the_latent_grid(x, y):
+    canvas = place(photo(), subject(), GREY, x=x, y=y)
+    rows, columns = canvas.keep[0].any(1).nonzero()[0], canvas.keep[0].any(0).nonzero()[0]
+    assert int(rows) % 8 == 0
+    assert int(columns) % 8 == 0
+
+
+def test_the_far_edges_are_touched():
+    canvas = place(photo(), subject(height=21, width=13), GREY, x=1.0, y=1.0)
+    assert canvas.keep[0, -1].any()
+    assert canvas.keep[0, :, -1].any()
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
+def test_scale_keeps_the_proportions(scale):
+    canvas = place(photo(), subject(), GREY, scale=scale)
+    box = canvas.keep[0] > 0.5
+    height, width = int(box.any(1).sum()), int(box.any(0).sum())
+    assert (height, width) == (24 * scale, 16 * scale)
+
+
+def test_a_canvas_smaller_than_the_subject_says_which_scale_fits():
+    message = r"at least 80 x 120 pixels for the subject at `scale` 5.0, but got 96 x 64. .* a scale of at most 2.666"
+    with pytest.raises(ValueError, match=message):
+        place(photo(), subject(), GREY, scale=5.0)
+    assert place(photo(), subject(), GREY, scale=2.666).keep.any()
+
+
+def test_soft_masks_stay_soft_and_a_mask_of_another_size_is_resized():
+    soft = subject() * 0.5
+    assert float(place(photo(), soft, GREY).keep.max()) == pytest.approx(0.5)
+    large = subject().repeat_interleave(2, 1).repeat_interleave(2, 2)
+    torch.testing.assert_close(place(photo(), large, GREY).keep, place(photo(), subject(), GREY).keep)
+
+
+def test_each_picture_of_a_batch_has_its_own_subject():
+    masks = torch.cat([subject(), subject(0, 0, 8, 8)])
+    canvas = place(photo(2), masks, GREY)
+    assert canvas.image.shape == (2, 64, 96, 3)
+    assert [int((k == 1).sum()) for k in canvas.keep] == [24 * 16, 64]
+    assert place(photo(2), subject(), GREY).keep.shape == (2, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"keep": subject() * 0}, "`mask` with at least one painted pixel"),
+        ({"keep": subject() * float("nan")}, "`keep` to be finite"),
+        ({"keep": subject().expand(3, -1, -1)}, "`keep` with 1 or 1 masks, but got 3"),
+        ({"background": plain_background(64, 90)}, "canvas width that is a multiple of 8, but got 90. Use 88"),
+        ({"image": photo()[..., :2]}, "`image` of shape"),
+        ({"x": 1.5}, "`x` between 0 and 1, but got 1.5. It is a share of the free space"),
+        ({"scale": 0.0}, "`scale` between 0.001 and 100, but got 0.0"),
+    ],
+)
+def test_bad_input(more, message):
+    with pytest.raises(ValueError, match=message):
+        place(**{"image": photo(), "keep": subject(), "background": GREY, **more})
+
+
+# Backgrounds
+
+
+def test_plain_colours():
+    assert plain_background(8, 8, "#ff0080")[0, 0, 0].tolist() == pytest.approx([1, 0, 128 / 255])
+    assert float(GREY.mean()) == pytest.approx(128 / 255)
+    for wrong in ("grey", "#12345", "#gggggg"):
+        with pytest.raises(ValueError, match="`colour` as #rrggbb"):
+            plain_background(8, 8, wrong)
+
+
+def test_noise_comes_from_the_seed():
+    one, two = noise_background(8, 8, SeededNoise(1)), noise_background(8, 8, SeededNoise(1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, noise_background(8, 8, SeededNoise(2)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64), (16, 160)])
+def test_a_picture_fills_the_canvas(height, width):
+    striped = torch.zeros(1, 40, 60, 3)
+    striped[:, :, 30:] = 1
+    filled = picture_background(striped, height, width)
+    assert filled.shape == (1, height, width, 3)
+    assert float(filled.mean()) == pytest.approx(0.5, abs=0.02)
+
+
+# Pasting back
+
+
+def test_original_pixels_come_back_exactly_inside_the_mask():
+    canvas = place(photo(), subject(), GREY)
+    other = torch.full_like(canvas.image, 0.25)
+    pasted = paste_back(other, canvas)
+    kept = canvas.keep == 1
+    assert torch.equal(pasted[kept], canvas.photo[kept])
+    assert torch.equal(pasted[canvas.keep == 0], other[canvas.keep == 0])
+
+
+def test_softness_fades_inside_the_edge_only():
+    keep = torch.zeros(1, 64, 64)
+    keep[:, 16:48, 16:48] = 1
+    soft = paste_mask(keep, 4)
+    assert (soft <= keep).all()
+    assert float(soft[0, 32, 32]) == pytest.approx(1)
+    edge = soft[0, 32, 16:28]
+    assert (edge[1:] >= edge[:-1] - 1e-6).all()
+    assert float(edge[0]) < 0.2
+
+
+def test_softness_leaves_a_subject_that_touches_the_border_whole():
+    keep = torch.zeros(1, 64, 64)
+    keep[:, 32:, 16:48] = 1
+    assert float(paste_mask(keep, 4)[0, 63, 32]) == pytest.approx(1)
