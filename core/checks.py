@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -15,14 +16,14 @@ def _refuse(name: str, expected: str, got: object, remedy: str = "") -> ValueErr
 
 def check_range(name: str, value: float, low: float, high: float = math.inf, remedy: str = "") -> None:
     """Raise ValueError unless `low <= value <= high` and `value` is a finite number."""
-    if isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high:
+    if isinstance(value, Real) and math.isfinite(value) and low <= value <= high:
         return
     raise _refuse(name, f"of at least {low}" if high == math.inf else f"between {low} and {high}", value, remedy)
 
 
 def check_integer(name: str, value: int, low: int, high: float = math.inf, remedy: str = "") -> None:
     """Raise ValueError unless `value` is an integer (not a bool) with `low <= value <= high`."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise _refuse(name, "to be an integer", repr(value), remedy)
     check_range(name, value, low, high, remedy)
 

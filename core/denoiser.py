@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -108,7 +108,7 @@ class Conditioning:
     def rows(self) -> int:
         return len(self.context)
 
-    def map(self, fn) -> Conditioning:  # type: ignore[no-untyped-def]
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Conditioning:
         """Return a copy with `fn` applied to every tensor."""
         extra = None if self.extra is None else {k: fn(v) for k, v in self.extra.items()}
         return Conditioning(fn(self.context), None if self.pooled is None else fn(self.pooled), extra)

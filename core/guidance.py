@@ -26,9 +26,8 @@ def denoise_many(model: Denoiser, x: Tensor, sigma: Tensor, conds: Sequence[Cond
     batch = [cond.expand(rows) for cond in conds]
     if len(batch) == 1:
         return [model(x, sigma, batch[0])]
-    return list(
-        model(x.repeat(len(batch), 1, 1, 1), sigma.repeat(len(batch)), batch[0].join(*batch[1:])).chunk(len(batch))
-    )
+    joined = model(torch.cat([x] * len(batch)), sigma.repeat(len(batch)), batch[0].join(*batch[1:]))
+    return list(joined.chunk(len(batch)))
 
 
 @dataclass(frozen=True)

@@ -38,15 +38,12 @@ def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
 
 def grow(mask: Tensor, cells: int) -> Tensor:
     """Dilate (cells > 0) or erode (cells < 0) a mask (B, H, W) by a square of that radius."""
-    check_integer("cells", abs(cells), 0, min(mask.shape[-2:]))
-    if cells == 0:
-        return mask
-    size = 2 * abs(cells) + 1
-    if cells > 0:
-        return F.max_pool2d(mask[:, None], size, 1, cells)[:, 0]
-    # Pad with ones: the picture's border is not an edge of the mask.
-    padded = F.pad(1 - mask[:, None], [-cells] * 4, value=0.0)
-    return 1 - F.max_pool2d(padded, size, 1)[:, 0]
+    limit = min(mask.shape[-2:])
+    check_integer("cells", cells, -limit, limit)
+    if cells < 0:
+        return 1 - grow(1 - mask, -cells)
+    # max_pool2d pads with minus infinity: the picture's border is an edge of neither the mask nor its complement.
+    return F.max_pool2d(mask[:, None], 2 * cells + 1, 1, cells)[:, 0]
 
 
 def feather(mask: Tensor, radius: int) -> Tensor:

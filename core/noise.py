@@ -62,4 +62,5 @@ class ReplayNoise:
         return noise.to(like.device, like.dtype)
 
     def fork(self, name: str) -> ReplayNoise:
+        """Return itself: a recording holds the draws of all phases in the order they were made."""
         return self

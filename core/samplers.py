@@ -10,7 +10,7 @@ from torch import Tensor
 from .checks import check_choice, check_finite, check_sigmas
 from .denoiser import EPS, NoiseSpace
 from .guidance import Denoise
-from .noise import NoiseSource, SeededNoise
+from .noise import NoiseSource
 from .progress import Callback, Reporter
 
 
@@ -18,11 +18,13 @@ def euler(
     denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = EPS, noise: NoiseSource | None = None,
     callback: Callback | None = None, eta: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Euler steps, deterministic at eta 0 (arXiv 2206.00364 alg. 1 without churn), ancestral noise of variance `eta` else."""
+    """Euler steps, deterministic at `eta` 0 (arXiv 2206.00364 alg. 1 without churn), with fresh noise after each step above."""
+    if eta and noise is None:
+        raise ValueError("Expected `noise` for a sampler that adds noise, but got None. Give `SeededNoise(seed)`.")
     report = Reporter(len(sigmas) - 1, callback)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:]):
         denoised = denoise(x, sigma)
-        fresh = noise(x) if eta and noise is not None and sigma_next > 0 else None
+        fresh = noise(x) if noise is not None and eta and sigma_next > 0 else None
         x = space.step(x, denoised, sigma, sigma_next, eta, fresh)
         report("sample", sigma_next, denoised)
     return x
@@ -32,8 +34,8 @@ def euler_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = EPS, noise: NoiseSource | None = None,
     callback: Callback | None = None, eta: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """Euler with fresh noise after each step (k-diffusion's ancestral step; DDIM at eta 1)."""
-    return euler(denoise, x, sigmas, space, noise or SeededNoise(0), callback, eta)
+    """Euler with fresh noise after each step: k-diffusion's ancestral sampler, DDIM at eta 1. Needs `noise`."""
+    return euler(denoise, x, sigmas, space, noise, callback, eta)
 
 
 def heun(

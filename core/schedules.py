@@ -114,8 +114,7 @@ def alphas_cumprod_of(config: Mapping[str, Any]) -> Tensor:
 def percent_to_sigma(levels: Levels, fraction: float) -> float:
     """Return the level at `fraction` of training time, 0 = clean, 1 = pure noise."""
     check_range("fraction", fraction, 0, 1)
-    last = len(levels) - 1 if isinstance(levels, DiscreteLevels) else getattr(levels, "train_steps", TRAIN_STEPS) - 1
-    return float(levels.sigma(torch.tensor(fraction * last)))
+    return float(levels.sigma(torch.tensor(fraction * _last_and_first(levels)[0])))
 
 
 def nearest_step(sigmas: Tensor, sigma: float) -> int:
@@ -151,7 +150,9 @@ def sgm_uniform(levels: Levels, steps: int) -> Tensor:
 
 def leading(levels: Levels, steps: int) -> Tensor:
     """DDIM's timesteps 1 + k * (1000 // steps), descending (arXiv 2010.02502, with Stable Diffusion's offset of 1)."""
-    return from_timesteps(levels, [1 + k * (TRAIN_STEPS // steps) for k in reversed(range(steps))])
+    stride = TRAIN_STEPS // steps
+    offset = min(1, round(_last_and_first(levels)[0]) - (steps - 1) * stride)
+    return from_timesteps(levels, [offset + k * stride for k in reversed(range(steps))])
 
 
 def simple(levels: Levels, steps: int) -> Tensor:
@@ -210,12 +211,24 @@ def table_of(levels: Levels) -> Tensor:
 
 
 def beta(levels: Levels, steps: int, alpha: float = 0.6, beta: float = 0.6) -> Tensor:
-    """Timesteps at the quantiles of a beta distribution, denser at both ends (arXiv 2407.12173)."""
-    from scipy.stats import beta as distribution
+    """Timesteps at the quantiles of a beta distribution, denser at both ends (arXiv 2407.12173); repeated ones are left out."""
+    last, first = (round(t) for t in _last_and_first(levels))
+    quantiles = beta_quantiles(1 - torch.arange(steps, dtype=torch.float64) / steps, alpha, beta)
+    return from_timesteps(levels, sorted({max(round(float(q) * last), first) for q in quantiles}, reverse=True))
 
-    last = round(_last_and_first(levels)[0])
-    quantiles = distribution.ppf(1 - torch.arange(steps, dtype=torch.float64).numpy() / steps, alpha, beta)
-    return from_timesteps(levels, sorted({round(float(q) * last) for q in quantiles}, reverse=True))
+
+def beta_quantiles(probabilities: Tensor, alpha: float, beta: float, cells: int = 1 << 16) -> Tensor:
+    """Return the quantiles of Beta(alpha, beta) for probabilities (N,), to about 1e-5 and without scipy.
+
+    With t = sin(u)^2 the density 2 sin(u)^(2 alpha - 1) cos(u)^(2 beta - 1) is bounded for exponents of 1/2 and more.
+    """
+    edges = torch.linspace(0, math.pi / 2, cells + 1, dtype=torch.float64)
+    middles = (edges[1:] + edges[:-1]) / 2
+    mass = middles.sin() ** (2 * alpha - 1) * middles.cos() ** (2 * beta - 1)
+    cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)]) / mass.sum()
+    high = torch.searchsorted(cumulative, probabilities).clamp(1, cells)
+    share = (probabilities - cumulative[high - 1]) / (cumulative[high] - cumulative[high - 1]).clamp(min=1e-30)
+    return torch.lerp(edges[high - 1], edges[high], share.clamp(0, 1)).sin() ** 2
 
 
 SCHEDULES: dict[str, Callable[[Levels, int], Tensor]] = {

@@ -1,0 +1,114 @@
+"""Mask conventions and geometry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from slipstream.core.masks import as_mask, bounding_box, feather, grow, resize_mask
+
+
+def box(height: int = 9, width: int = 12) -> torch.Tensor:
+    mask = torch.zeros(1, height, width)
+    mask[:, 3:6, 4:8] = 1
+    return mask
+
+
+class TestAsMask:
+    @pytest.mark.parametrize("shape", [(6, 8), (1, 6, 8), (1, 1, 6, 8), (3, 6, 8), (3, 1, 6, 8)])
+    def test_shapes(self, shape: tuple[int, ...]) -> None:
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        found = as_mask(mask, 3, 6, 8)
+        assert found.shape == (3, 6, 8)
+        assert torch.equal(found, mask.reshape(-1, 6, 8).expand(3, 6, 8))
+
+    def test_values_are_clamped_and_integers_become_floats(self) -> None:
+        assert as_mask(torch.tensor([[-1.0, 2.0]]), 1, 1, 2).tolist() == [[[0, 1]]]
+        assert as_mask(torch.ones(2, 2, dtype=torch.uint8), 1, 2, 2).dtype == torch.float32
+
+    @pytest.mark.parametrize(
+        ("mask", "said"),
+        [
+            (torch.zeros(5), "shape"),
+            (torch.zeros(2, 3, 4, 4), "shape"),
+            (torch.zeros(0, 4, 4), "shape"),
+            (torch.zeros(2, 4, 4), "1 or 3 masks, but got 2"),
+            (torch.full((4, 4), torch.nan), "finite"),
+        ],
+    )
+    def test_bad_masks_are_named(self, mask: torch.Tensor, said: str) -> None:
+        with pytest.raises(ValueError, match=f"`keep`.*{said}"):
+            as_mask(mask, 3, 4, 4, name="keep")
+
+
+class TestResize:
+    def test_shrinking_averages(self) -> None:
+        mask = torch.zeros(1, 16, 16)
+        mask[:, :, 3] = 1  # one pixel wide: nearest would drop or keep all of it
+        assert resize_mask(mask, 2, 2)[0].tolist() == [[0.125, 0], [0.125, 0]]
+
+    def test_growing_keeps_the_mean_and_the_range(self) -> None:
+        mask = box()
+        grown = resize_mask(mask, 36, 48)
+        assert grown.shape == (1, 36, 48)
+        assert float(grown.min()) == 0
+        assert float(grown.max()) == 1
+        assert float(grown.mean()) == pytest.approx(float(mask.mean()), rel=0.02)
+
+    def test_the_same_size_is_the_same_mask(self) -> None:
+        mask = box()
+        assert resize_mask(mask, 9, 12) is mask
+
+
+class TestGrow:
+    def test_square_radius(self) -> None:
+        wanted = torch.zeros(1, 9, 12)
+        wanted[:, 1:8, 2:10] = 1
+        assert torch.equal(grow(box(), 2), wanted)
+        assert torch.equal(grow(wanted, -2), box())
+        assert grow(box(), 0) is not None
+
+    @pytest.mark.parametrize("cells", [1, -1, 3, -3])
+    def test_the_border_of_the_picture_is_no_edge(self, cells: int) -> None:
+        for value in (0.0, 1.0):
+            full = torch.full((1, 5, 7), value)
+            assert torch.equal(grow(full, cells), full)
+        left = torch.zeros(1, 6, 8)
+        left[:, :, :4] = 1
+        wanted = torch.zeros(1, 6, 8)
+        wanted[:, :, : 4 + cells] = 1
+        assert torch.equal(grow(left, cells), wanted)
+
+    def test_a_radius_beyond_the_picture_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="`cells` between -9 and 9, but got -10"):
+            grow(box(), -10)
+
+
+class TestFeather:
+    def test_it_is_a_gaussian(self) -> None:
+        point = torch.zeros(1, 21, 21)
+        point[0, 10, 10] = 1
+        blurred = feather(point, 6)
+        assert float(blurred.sum()) == pytest.approx(1, abs=1e-5)
+        assert torch.equal(blurred, blurred.transpose(1, 2))
+        ratio = float(blurred[0, 10, 13] / blurred[0, 10, 10])
+        assert ratio == pytest.approx(2.718281828 ** (-0.5 * (3 / 3) ** 2), rel=1e-4)
+
+    @pytest.mark.parametrize("radius", [0, 1, 4, 100])
+    def test_constants_stay(self, radius: int) -> None:
+        for value in (0.0, 1.0):
+            full = torch.full((2, 5, 7), value)
+            torch.testing.assert_close(feather(full, radius), full)
+
+    def test_bad_radius(self) -> None:
+        with pytest.raises(ValueError, match="`radius`"):
+            feather(box(), -1)
+
+
+class TestBoundingBox:
+    def test_ends_are_exclusive(self) -> None:
+        assert bounding_box(box()[0]) == (3, 4, 6, 8)
+        assert bounding_box(torch.ones(5, 7)) == (0, 0, 5, 7)
+
+    def test_an_empty_mask_is_named(self) -> None:
+        with pytest.raises(ValueError, match="at least one painted pixel"):
+            bounding_box(torch.zeros(4, 4))
