@@ -162,7 +162,9 @@ class MaskedRegenerate:
 
         def work(session: Session) -> tuple[Tensor, Tensor, str]:
             region = mask if mask is not None else session.noise_mask
-            region = region[:, :1] if region is not None and region.ndim == 4 else region
+            if region is not None and region.ndim == 4:
+                # The host gave it the rows of the noise, which reserves memory for more rows than there are pictures.
+                region = region[: len(session.latents), :1]
             shape = len(masks) if masks is not None else rounds
             result = regenerate(
                 session.denoiser, session.latents, session.conds["positive"], session.conds.get("negative"), config,

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from slipstream.lmd import latents_kind
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXT = "a large red circle on a blue background"
 REGENERATE = {
     "seed": 3, "steps": 6, "cfg": 3.0, "sampler_name": "euler", "schedule": "uniform", "rounds": 1, "strength": 0.6,
@@ -200,11 +202,14 @@ def test_a_cancelled_training_resumes_to_the_same_fill(host: Any, pictures: str)
 
     resumed = host.run(training(name="parts", folder=pictures))
     assert resumed.ok, resumed.explain()
-    first = [value for value, most in resumed.progress("f") if most == 40][0]
+    first = next(value for value, most in resumed.progress("f") if most == 40)
     assert first == done + 1
     one, other = (weights(fills(host) / f"{name}.safetensors")[0] for name in ("whole", "parts"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+    # The library names the same latents alike, so its files and these are interchangeable.
+    vae = json.loads((ROOT / "pocket" / "vae" / "config.json").read_text())
+    assert json.loads(metadata["config"])["latents"] == latents_kind(vae["latent_channels"], vae["scaling_factor"])
 
 
 def test_a_finished_fill_fills_and_shows_in_the_list(host: Any, pictures: str) -> None:
@@ -232,7 +237,7 @@ def test_a_finished_fill_fills_and_shows_in_the_list(host: Any, pictures: str) -
     outside = torch.ones_like(before, dtype=torch.bool)
     outside[INSIDE] = False
     assert torch.allclose(after[outside], before[outside], atol=1e-5)
-    names = host.object_info("SlipstreamLatentFill")["SlipstreamLatentFill"]["input"]["required"]["fill_name"][0]
+    names = host.object_info("SlipstreamLatentFill")["input"]["required"]["fill_name"][0]
     assert "whole.safetensors" in names
 
 
