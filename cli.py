@@ -10,7 +10,7 @@ from importlib import import_module
 
 from . import __version__
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("cow",)
 
 
 def build_parser() -> argparse.ArgumentParser:
