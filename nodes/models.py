@@ -4,40 +4,50 @@ from __future__ import annotations
 
 import os
 import pathlib
+from dataclasses import dataclass
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-BUNDLED = ("pocket", "pocket-lcm")
+from ..core.loading import BUNDLED, POCKETS
 
 
-def bundled() -> dict[str, pathlib.Path]:
+@dataclass(frozen=True)
+class Folder:
+    """A diffusers folder and the names of the parts to take from it."""
+
+    path: pathlib.Path
+    unet: str = "unet"
+    scheduler: str = "scheduler"
+
+
+def bundled() -> dict[str, Folder]:
     """Return the models that come with the pack, by name."""
-    return {name: ROOT / name for name in BUNDLED if (ROOT / name / "model_index.json").is_file()}
+    found = {name: Folder(BUNDLED, unet, scheduler) for name, (unet, scheduler) in POCKETS.items()}
+    return {name: folder for name, folder in found.items() if (BUNDLED / folder.unet).is_dir()}
 
 
-def folders() -> dict[str, pathlib.Path]:
+def listed() -> dict[str, Folder]:
     """Return the diffusers folders that the host lists, by their path below models/diffusers; none without a host."""
     try:
         import folder_paths
     except ImportError:
         return {}
-    found = {}
+    found: dict[str, Folder] = {}
     for base in folder_paths.get_folder_paths("diffusers"):
         for path, _, files in os.walk(base, followlinks=True):
             if "model_index.json" in files:
-                found.setdefault(os.path.relpath(path, base), pathlib.Path(path))
+                found.setdefault(os.path.relpath(path, base), Folder(pathlib.Path(path)))
     return dict(sorted(found.items()))
 
 
-def find(name: str) -> pathlib.Path:
+def find(name: str) -> Folder:
     """Return the folder of a listed model; raises ValueError when it is gone."""
-    listed = {**folders(), **bundled()}
-    if name not in listed:
+    known = {**listed(), **bundled()}
+    if name not in known:
         raise ValueError(
-            f"Expected `model` to be one of {', '.join(map(repr, listed))}, but got {name!r}. "
+            f"Expected `model` to be one of {', '.join(map(repr, known))}, but got {name!r}. "
             "Put the diffusers folder into models/diffusers and refresh."
         )
-    return listed[name]
+    return known[name]
 
 
 class LoadModel:
@@ -65,12 +75,12 @@ class LoadModel:
             "models/diffusers with a model_index.json. For a single .safetensors checkpoint use Load Checkpoint: "
             "its MODEL works with all Slipstream nodes."
         )
-        return {"required": {"model": ([*bundled(), *folders()], {"default": "pocket", "tooltip": tooltip})}}
+        return {"required": {"model": ([*bundled(), *listed()], {"default": "pocket", "tooltip": tooltip})}}
 
     @classmethod
     def IS_CHANGED(cls, model: str) -> str:
         try:
-            files = [p for p in find(model).rglob("*") if p.is_file()]
+            files = [p for p in find(model).path.rglob("*") if p.is_file()]
         except ValueError:
             return model
         return repr(sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
@@ -78,7 +88,8 @@ class LoadModel:
     def load(self, model: str) -> tuple[Any, Any, Any]:
         from .host.diffusers_folder import load_folder
 
-        return load_folder(find(model))
+        folder = find(model)
+        return load_folder(folder.path, folder.unet, folder.scheduler)
 
 
 NODES = {"SlipstreamLoadModel": (LoadModel, "Load Model (Slipstream)")}

@@ -34,29 +34,28 @@ BUILT_IN = (
 BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "squaredcos_cap_v2"}
 
 
-def load_folder(folder: pathlib.Path) -> tuple[Any, Any, Any]:
+def load_folder(folder: pathlib.Path, unet: str = "unet", scheduler: str = "scheduler") -> tuple[Any, Any, Any]:
     """Return (MODEL, CLIP, VAE) of a diffusers folder, weights in the dtype and on the device that the host chooses.
 
-    Raises ValueError with the remedy for a missing or damaged file, pickled weights, and families that cannot be described.
+    `unet` and `scheduler` name the parts to take (the bundled model holds two of each). Raises ValueError with the remedy
+    for a missing or damaged file, pickled weights, and families that cannot be described to the host.
     """
     index = read_json(folder / "model_index.json")
-    unet, scheduler = (
-        read_json(folder / "unet" / "config.json"),
-        read_json(folder / "scheduler" / "scheduler_config.json"),
-    )
-    for part in ("unet", "vae", "text_encoder"):
+    config = read_json(folder / unet / "config.json")
+    schedule = read_json(folder / scheduler / "scheduler_config.json")
+    for part in (unet, "vae", "text_encoder"):
         weights_file(folder / part)
     # Stock loaders run in inference mode; weights made outside it can be differentiated later without a copy.
     with torch.inference_mode(False), torch.no_grad():
-        if known_family(unet):
-            return load_known(folder, scheduler)
+        if known_family(config):
+            return load_known(folder, schedule)
         if "text_encoder_2" in index:
             raise ValueError(
                 f"Expected an SD1.x, SD2.x or SDXL model in {folder.name}, but got an unknown one with two text encoders. "
                 "Use a checkpoint of a known family."
             )
         vae = load_vae(folder / "vae")
-        return load_unet(folder / "unet", unet, scheduler, vae), load_text_encoder(folder), vae
+        return load_unet(folder / unet, config, schedule, vae), load_text_encoder(folder), vae
 
 
 # --------------------------------------------------------------------------------------------------------- files

@@ -15,6 +15,11 @@ MUTED, BYPASSED = 2, 4
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
+def node(type: str, **inputs: Any) -> dict[str, Any]:
+    """Return one node of an API-format prompt: `{"k": node("KSampler", model=["1", 0], seed=3, ...)}`."""
+    return {"class_type": type, "inputs": inputs}
+
+
 def is_widget(spec: list[Any]) -> bool:
     """Whether an input of /object_info is a widget (not a socket): a plain value or a list of choices."""
     options = spec[1] if len(spec) > 1 else {}

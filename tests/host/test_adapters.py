@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
+from graph import node
 
 TEXTS = ("a large red circle on a blue background", "a small green square")
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -14,10 +14,6 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "x0": {"class_type": "ModelSamplingDiscrete", "inputs": {"sampling": "x0", "zsnr": False}},
     "flow": {"class_type": "ModelSamplingSD3", "inputs": {"shift": 3.0}},
 }
-
-
-def node(type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": type, "inputs": inputs}
 
 
 def base(sampling: str = "eps", batch: int = 1, width: int = 128) -> dict[str, Any]:
@@ -149,12 +145,10 @@ def test_interrupt_ends_within_one_network_call(host: Any, report: Any) -> None:
     graph["d"] = node("ProbeDump", latent=["mine", 0], model=["1", 0])
     run = host.submit(graph)
     run.wait_for(lambda e: e.type == "progress" and e.data["value"] == 2, timeout=120)
-    began = time.monotonic()
     run.interrupt()
     result = run.wait()
     assert result.status == "interrupted"
-    assert result.progress("mine")[-1][0] <= 4
-    assert time.monotonic() - began < 2.5  # 8 steps of 0.3 s would take longer than what is left
+    assert result.progress("mine")[-1][0] <= 4  # of 8: the step that ran, and one for the message to arrive
     test_rows_of_two_prompts_are_one_call(host, report)
 
 

@@ -192,7 +192,32 @@ class Dump:
         return {"ui": {"report": [json.dumps(report)]}}
 
 
+class TinyControlNet:
+    """A CONTROL_NET of random weights that fits the MODEL's UNet: the stock loader only knows full-size ones."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("CONTROL_NET",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def make(self, model: Any) -> Any:
+        import comfy.cldm.cldm
+        import comfy.controlnet
+        import comfy.model_management as management
+
+        config = dict(model.model.model_config.unet_config)
+        operations = model.model.model_config.custom_operations
+        with torch.inference_mode(False):
+            network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, operations=operations)
+            generator = torch.Generator().manual_seed(0)
+            for parameter in network.parameters():
+                parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+        return (comfy.controlnet.ControlNet(network, load_device=management.get_torch_device()),)
+
+
 NODE_CLASS_MAPPINGS = {
+    "ProbeTinyControlNet": TinyControlNet,
     "ProbeContract": Contract,
     "ProbeRows": Rows,
     "ProbeSampler": Sampler,

@@ -1,0 +1,336 @@
+"""SlipstreamLoadModel in a real host: stock nodes work on what it gives, and bad folders are refused in one sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import slipstream
+import torch
+from graph import node
+from PIL import Image
+from safetensors.torch import save_file
+from slipstream.core import CFG, make_sigmas
+from slipstream.core.samplers import euler
+from slipstream.core.tensors import image_to_numpy
+
+PROMPT = "a large red circle on a blue background"
+SIZE = {"width": 128, "height": 128, "batch_size": 1}
+
+
+def base(**changes: Any) -> dict[str, Any]:
+    """Return a text-to-image prompt on stock nodes: "1" loads, "p" and "n" encode, "l" latent, "k" samples, "d", "s" save."""
+    sampler = {"seed": 7, "steps": 8, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    graph = {
+        "1": node("SlipstreamLoadModel", model=changes.pop("model", "pocket")),
+        "p": node("CLIPTextEncode", clip=["1", 1], text=changes.pop("text", PROMPT)),
+        "n": node("CLIPTextEncode", clip=["1", 1], text=""),
+        "l": node("EmptyLatentImage", **{**SIZE, **{k: changes.pop(k) for k in list(changes) if k in SIZE}}),
+        "k": node(
+            "KSampler", model=["1", 0], positive=["p", 0], negative=["n", 0], latent_image=["l", 0],
+            **{**sampler, **changes},
+        ),
+        "d": node("VAEDecode", samples=["k", 0], vae=["1", 2]),
+        "s": node("SaveImage", images=["d", 0], filename_prefix="test"),
+    }  # fmt: skip
+    return graph
+
+
+def pixels(result: Any, at: str = "s") -> np.ndarray:
+    """Return the saved pictures (B, H, W, 3) as integers, so that differences do not wrap."""
+    assert result.ok, result.explain()
+    files = [f for f in result.files if f.node == at]
+    return np.stack([np.asarray(Image.open(io.BytesIO(f.read())).convert("RGB")) for f in files]).astype(int)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> int:
+    assert one.shape == other.shape
+    return int(np.abs(one - other).max())
+
+
+@pytest.fixture(scope="module")
+def plain(host: Any) -> np.ndarray:
+    return pixels(host.run(base()))
+
+
+def test_the_example_runs_and_makes_pictures(host: Any, example: Callable[..., Any]) -> None:
+    pictures = pixels(host.run(example("text_to_image", {"KSampler.steps": 10})), at="7")
+    assert pictures.shape == (4, 128, 128, 3)
+    background = np.median(pictures.reshape(4, -1, 3), axis=1)
+    assert (background[:, 2] > background[:, 0] + 50).all()  # blue, as the prompt says
+
+
+def test_ksampler_equals_sampler_custom_advanced(host: Any, report: Any) -> None:
+    graph = base(batch_size=2)
+    graph["g"] = node("CFGGuider", model=["1", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
+    graph["noise"], graph["e"] = node("RandomNoise", noise_seed=7), node("KSamplerSelect", sampler_name="euler")
+    graph["sig"] = node("BasicScheduler", model=["1", 0], scheduler="simple", steps=8, denoise=1.0)
+    graph["a"] = node(
+        "SamplerCustomAdvanced", noise=["noise", 0], guider=["g", 0], sampler=["e", 0], sigmas=["sig", 0],
+        latent_image=["l", 0],
+    )  # fmt: skip
+    graph["c"] = node("ProbeCompare", one=["k", 0], other=["a", 0])
+    assert report(host.run(graph))["difference"] == 0
+
+
+def test_library_and_host_agree_on_pixels(plain: np.ndarray) -> None:
+    pipe = slipstream.load("pocket", device="cpu")
+    cond = pipe.encode_text([PROMPT, ""])
+    sigmas = make_sigmas("simple", pipe.model.levels, 8)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        # The host starts at the top level from the variance of the noised data, not of the noise alone.
+        x = noise * (1 + sigmas[0] ** 2).sqrt()
+        latents = euler(CFG(pipe.model, cond.take([0]), cond.take([1]), 3.0), x, sigmas)
+        picture = image_to_numpy(pipe.decode(latents)).astype(int)
+    assert difference(picture, plain) <= 2
+
+
+def test_same_seed_same_picture_after_other_nodes_ran(host: Any, plain: np.ndarray) -> None:
+    other = pixels(host.run(base(seed=8, sampler_name="euler_ancestral")))
+    assert difference(other, plain) > 30
+    graph = base()
+    graph["1"]["_meta"] = {"title": "again"}
+    graph["k"]["inputs"]["denoise"] = 0.9999  # another cache key, the same levels
+    assert difference(pixels(host.run(graph)), plain) <= 1
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "uni_pc"])
+def test_other_samplers(host: Any, sampler: str) -> None:
+    picture = pixels(host.run(base(sampler_name=sampler, steps=6)))
+    assert picture.std() > 10
+
+
+def test_non_square_batch(host: Any) -> None:
+    assert pixels(host.run(base(width=192, height=96, batch_size=2, steps=2))).shape == (2, 96, 192, 3)
+
+
+def test_half_precision_compute(host: Any, plain: np.ndarray) -> None:
+    graph = base()
+    graph["h"] = node("ModelComputeDtype", model=["1", 0], dtype="bf16")
+    graph["k"]["inputs"]["model"] = ["h", 0]
+    half = pixels(host.run(graph))
+    assert 0 < np.abs(half - plain).mean() < 4
+
+
+def test_image_to_image_and_tiles(host: Any, plain: np.ndarray) -> None:
+    graph = base(denoise=0.5)
+    graph["first"] = {**graph["k"], "inputs": {**graph["k"]["inputs"], "denoise": 1.0}}
+    graph["fd"] = node("VAEDecode", samples=["first", 0], vae=["1", 2])
+    graph["v"] = node("VAEEncode", pixels=["fd", 0], vae=["1", 2])
+    graph["k"]["inputs"]["latent_image"] = ["v", 0]
+    graph["round"] = node("VAEDecode", samples=["v", 0], vae=["1", 2])
+    graph["tiles"] = node(
+        "VAEDecodeTiled",
+        samples=["first", 0],
+        vae=["1", 2],
+        tile_size=128,
+        overlap=32,
+        temporal_size=64,
+        temporal_overlap=8,
+    )
+    for name in ("round", "tiles"):
+        graph["s" + name] = node("SaveImage", images=[name, 0], filename_prefix=name)
+    result = host.run(graph)
+    assert np.abs(pixels(result, "sround") - plain).mean() < 8  # a second pass through a lossy VAE (about 30 dB)
+    assert difference(pixels(result, "stiles"), plain) <= 2
+    changed = np.abs(pixels(result) - plain).mean()
+    assert 0.5 < changed < 40
+
+
+def test_prompt_weights_and_clip_layer_have_an_effect(host: Any, plain: np.ndarray) -> None:
+    assert difference(pixels(host.run(base(text="a large (red:1.6) circle on a blue background"))), plain) > 2
+    graph = base()
+    graph["skip"] = node("CLIPSetLastLayer", clip=["1", 1], stop_at_clip_layer=-2)
+    graph["p"]["inputs"]["clip"] = ["skip", 0]
+    assert difference(pixels(host.run(graph)), plain) > 2
+
+
+def test_previews_show_the_picture(host: Any) -> None:
+    result = host.run(base(seed=11, steps=30))
+    assert len(result.previews) >= 5
+    assert result.progress("k")[-1] == (30, 30)
+    preview = Image.open(io.BytesIO(result.previews[-1].data["image"])).convert("RGB")
+    last = np.asarray(preview.resize((16, 16), Image.Resampling.BOX)).astype(float)
+    picture = pixels(result)[0].reshape(16, 8, 16, 8, 3).mean((1, 3))
+    assert np.abs(last - picture).mean() < 25
+
+
+def kohya_lora(path: pathlib.Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    layers = {
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": (32, 64),
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (96, 96),
+        "lora_unet_up_blocks_2_attentions_1_transformer_blocks_0_attn2_to_v": (32, 64),
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj": (64, 64),
+    }
+    for name, (out, inner) in layers.items():
+        tensors[f"{name}.lora_up.weight"] = torch.randn(out, 4, generator=generator)
+        tensors[f"{name}.lora_down.weight"] = 0.3 * torch.randn(4, inner, generator=generator)
+        tensors[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, path)
+
+
+def test_lora_changes_the_picture_and_leaves_no_trace(host: Any, host_models: pathlib.Path, plain: np.ndarray) -> None:
+    kohya_lora(host_models / "loras" / "tiny.safetensors")
+    graph = base()
+    graph["lora"] = node(
+        "LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny.safetensors", strength_model=1.0, strength_clip=1.0
+    )
+    graph["k"]["inputs"]["model"], graph["p"]["inputs"]["clip"] = ["lora", 0], ["lora", 1]
+    before = len(host.log())
+    assert difference(pixels(host.run(graph)), plain) > 30
+    assert "NOT LOADED" not in host.log()[before:]  # every layer of the LoRA found its place
+    again = base()
+    again["k"]["inputs"]["seed"], again["k"]["inputs"]["denoise"] = 7, 0.99999
+    assert difference(pixels(host.run(again)), plain) == 0
+
+
+def test_control_net_reaches_each_row(host: Any, report: Any) -> None:
+    graph = {key: base()[key] for key in ("1", "p", "n", "l")}
+    graph["image"] = node("EmptyImage", width=128, height=128, batch_size=1, color=0xFF8000)
+    graph["net"] = node("ProbeTinyControlNet", model=["1", 0])
+    graph["apply"] = node(
+        "ControlNetApplyAdvanced", positive=["p", 0], negative=["n", 0], control_net=["net", 0], image=["image", 0],
+        strength=1.0, start_percent=0.0, end_percent=1.0,
+    )  # fmt: skip
+    graph["r"] = node("ProbeRows", model=["1", 0], positive=["apply", 0], negative=["apply", 1], latent=["l", 0])
+    found = report(host.run(graph))
+    assert found["calls"] == 1
+    assert found["difference"] < 1e-3
+    graph["apply"]["inputs"].update(start_percent=0.3, end_percent=0.8)
+    found = report(host.run(graph))
+    assert found["calls"] > 1  # a range of time acts on each row by its own level
+    assert found["difference"] < 1e-3
+    one_sided = {
+        **graph,
+        "r": node("ProbeRows", model=["1", 0], positive=["apply", 0], negative=["n", 0], latent=["l", 0]),
+    }
+    assert report(host.run(one_sided))["difference"] < 1e-3
+
+
+PATCHES = {
+    "FreeU_V2": {"b1": 1.4, "b2": 1.4, "s1": 0.5, "s2": 0.5},
+    "PerturbedAttentionGuidance": {"scale": 3.0},
+    "TomePatchModel": {"ratio": 0.6},
+    "SelfAttentionGuidance": {"scale": 1.0, "blur_sigma": 2.0},
+    "RescaleCFG": {"multiplier": 0.9},
+    "HyperTile": {"tile_size": 1, "swap_size": 2, "max_depth": 2, "scale_depth": False},
+}
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_stock_patches_are_never_silent(host: Any, plain: np.ndarray, patch: str) -> None:
+    """The UNet is the host's own, so every patch of a MODEL acts on it: none is a silent no-op."""
+    size = {"width": 256, "height": 256, "steps": 1} if patch == "HyperTile" else {}  # it tiles large latents only
+    reference = pixels(host.run(base(**size))) if size else plain
+    graph = base(**size)
+    graph["x"] = node(patch, model=["1", 0], **PATCHES[patch])
+    graph["k"]["inputs"]["model"] = ["x", 0]
+    assert difference(pixels(host.run(graph)), reference) > 1
+
+
+def test_checkpoint_save(host: Any) -> None:
+    graph = {"1": base()["1"]}
+    graph["save"] = node("CheckpointSave", model=["1", 0], clip=["1", 1], vae=["1", 2], filename_prefix="test/pocket")
+    result = host.run(graph)
+    assert result.ok, result.explain()
+    assert list(host.base.rglob("pocket_*.safetensors"))
+
+
+def test_weights_can_be_differentiated(host: Any, report: Any) -> None:
+    graph = base(steps=1)
+    del graph["s"], graph["d"]
+    graph["d"] = node("ProbeDump", latent=["k", 0], model=["1", 0])
+    assert report(host.run(graph))["inference"] is False
+
+
+# ------------------------------------------------------------------------------------------------- bad folders
+
+
+def copy_of_pocket(host_models: pathlib.Path, name: str) -> pathlib.Path:
+    folder = host_models / "diffusers" / name
+    shutil.copytree(pathlib.Path(slipstream.core.loading.BUNDLED), folder)
+    return folder
+
+
+def truncate(folder: pathlib.Path) -> None:
+    path = next((folder / "unet").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def pickle_only(folder: pathlib.Path) -> None:
+    path = next((folder / "unet").glob("*.safetensors"))
+    path.rename(path.with_name("diffusion_pytorch_model.bin"))
+
+
+def no_vae(folder: pathlib.Path) -> None:
+    shutil.rmtree(folder / "vae")
+
+
+def bad_json(folder: pathlib.Path) -> None:
+    (folder / "unet" / "config.json").write_text("{")
+
+
+def set_field(name: str, value: Any) -> Callable[[pathlib.Path], None]:
+    def change(folder: pathlib.Path) -> None:
+        path = folder / "unet" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+
+    return change
+
+
+BAD = {
+    "truncated": (truncate, "damaged"),
+    "pickle": (pickle_only, "can run code"),
+    "no_vae": (no_vae, "vae"),
+    "json": (bad_json, "unet/config.json"),
+    "unknown_blocks": (set_field("down_block_types", ["AttnDownBlock2D"] * 3), "AttnDownBlock2D"),
+    "unknown_time": (set_field("time_embedding_type", "fourier"), "time_embedding_type"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_folders_are_refused_and_the_host_goes_on(
+    host: Any, host_models: pathlib.Path, plain: np.ndarray, name: str
+) -> None:
+    damage, word = BAD[name]
+    damage(copy_of_pocket(host_models, name))
+    result = host.run(base(model=name))
+    assert result.status == "error"
+    message = result.error["exception_message"].strip()
+    assert message.startswith("Expected ")
+    assert word in message
+    assert "\n" not in message
+    assert difference(pixels(host.run(base(denoise=0.99998))), plain) == 0
+
+
+def test_a_replaced_folder_is_noticed(host: Any, host_models: pathlib.Path, plain: np.ndarray) -> None:
+    folder = copy_of_pocket(host_models, "changing")
+    assert difference(pixels(host.run(base(model="changing"))), plain) == 0
+    set_field("norm_num_groups", 32)(folder)
+    assert difference(pixels(host.run(base(model="changing"))), plain) > 2
+
+
+def test_an_unknown_name_is_rejected_by_the_host(host: Any) -> None:
+    from comfy_host import PromptRejected
+
+    with pytest.raises(PromptRejected, match="model"):
+        host.run(base(model="../../etc"))
+
+
+def test_interrupt_of_a_stock_sampler_leaves_the_host_usable(host: Any, plain: np.ndarray) -> None:
+    run = host.submit(base(steps=200, seed=5))
+    run.wait_for(lambda e: e.type == "progress" and e.data["value"] >= 2, timeout=120)
+    run.interrupt()
+    result = run.wait()
+    assert result.status == "interrupted"
+    assert result.progress("k")[-1][0] < 150
+    assert difference(pixels(host.run(base(denoise=0.99997))), plain) == 0
