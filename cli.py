@@ -10,7 +10,7 @@ from importlib import import_module
 
 from . import __version__
 
-COMMANDS: tuple[str, ...] = ("cow",)
+COMMANDS: tuple[str, ...] = ("cow", "lmd")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_integer
-from ..core.tensors import numpy_to_image
+from ..core.pictures import read_picture
 from .latent_fill import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -47,16 +47,6 @@ def fit_image(image: Tensor, height: int, width: int) -> Tensor:
     return pixels[..., top : top + height, left : left + width].movedim(1, -1)
 
 
-def read_image(path: pathlib.Path, height: int, width: int) -> Tensor:
-    """Return IMAGE (1, height, width, 3) of a file, turned upright and cropped to fit."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as file:
-        image = numpy_to_image(np.array(ImageOps.exif_transpose(file).convert("RGB")))
-    return fit_image(image, height, width)
-
-
 def probe(encode: Encode) -> str:
     """Return a name for an encoder from what it makes of one fixed picture; another VAE gives another name."""
     ramp = torch.linspace(0, 1, 64)
@@ -84,26 +74,35 @@ def encode_files(
     check_integer("height", height, 8)
     check_integer("width", width, 8)
     encoder = probe(encode)
-    found = []
+    found: list[Tensor] = []
     for done, path in enumerate(files, 1):
-        try:
-            content = path.read_bytes()
-            key = hashlib.sha256(f"{encoder} {height}x{width} {mirror} ".encode() + content).hexdigest()
-            entry = None if cache is None else pathlib.Path(cache) / f"{key[:32]}.safetensors"
-            latents = _read_entry(entry)
-            if latents is None:
-                image = read_image(path, height, width)
-                latents = encode(torch.cat([image, image.flip(2)]) if mirror else image).float().cpu()
-                if entry is not None:
-                    write_tensors(entry, {"latents": latents.contiguous()}, {})
-            found.append(latents)
-        except (OSError, SyntaxError) as error:  # what PIL raises for files that are no images
-            log.warning("Leaving out %s: %s", path.name, error)
+        latents = _latents_of(path, encode, height, width, cache, mirror, encoder)
+        found += [] if latents is None else [latents]
         if callback is not None:
             callback(done, len(files))
     if not found:
         raise ValueError(f"Expected `files` to hold readable images, but got {len(files)} that cannot be read.")
     return torch.cat(found)
+
+
+def _latents_of(
+    path: pathlib.Path, encode: Encode, height: int, width: int, cache: str | os.PathLike[str] | None, mirror: bool,
+    encoder: str,
+) -> Tensor | None:  # fmt: skip
+    """Return the latents of one file from the cache or the encoder, or None with a warning when it is no picture."""
+    try:
+        key = f"{encoder} {height}x{width} {mirror} ".encode() + path.read_bytes()
+        entry = None if cache is None else pathlib.Path(cache) / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
+        latents = _read_entry(entry)
+        image = None if latents is not None else fit_image(read_picture(path), height, width)
+    except (OSError, ValueError) as error:
+        log.warning("Leaving out %s: %s", path.name, error)
+        return None
+    if image is not None:
+        latents = encode(torch.cat([image, image.flip(2)]) if mirror else image).float().cpu()
+        if entry is not None:
+            write_tensors(entry, {"latents": latents.contiguous()}, {})
+    return latents
 
 
 def _read_entry(entry: pathlib.Path | None) -> Tensor | None:
