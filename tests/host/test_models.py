@@ -139,7 +139,7 @@ def test_image_to_image_and_tiles(host: Any, plain: np.ndarray) -> None:
         graph["s" + name] = node("SaveImage", images=[name, 0], filename_prefix=name)
     result = host.run(graph)
     assert np.abs(pixels(result, "sround") - plain).mean() < 8  # a second pass through a lossy VAE (about 30 dB)
-    assert difference(pixels(result, "stiles"), plain) <= 2
+    assert np.abs(pixels(result, "stiles") - plain).mean() < 2  # half-width tiles have norms of their own
     changed = np.abs(pixels(result) - plain).mean()
     assert 0.5 < changed < 40
 
