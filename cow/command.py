@@ -16,10 +16,10 @@ from ..core.pipeline import Pipeline
 from ..core.progress import Step
 from .canvas import GREY, Canvas, noise_background, paste_back, picture_background, place, plain_background
 from .config import CowConfig
+from .photos import PHOTOS
 from .sampling import CowResult, generate
 
-ASSETS = pathlib.Path(__file__).resolve().parent.parent / "assets"
-PHOTO, MASK = ASSETS / "astronaut.jpg", ASSETS / "astronaut_mask.png"
+PHOTO, MASK = PHOTOS["astronaut"]
 
 
 def add_parser(subparsers: Any) -> None:

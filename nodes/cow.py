@@ -1,0 +1,245 @@
+"""Nodes of Cyclic One-Way Diffusion: a bundled photo, the canvas, and the sampler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.noise import SeededNoise
+from ..core.pictures import read_picture
+from ..core.progress import Callback, Step
+from ..cow import CowConfig, generate
+from ..cow.canvas import GREY, noise_background, paste_mask, picture_background, place, plain_background
+from ..cow.photos import PHOTOS
+
+if TYPE_CHECKING:
+    from .host.session import Session
+
+CATEGORY = "slipstream/cow"
+BACKGROUNDS = ["colour", "noise", "picture"]
+UNITS = {"training time": "time", "noise level": "sigma"}
+
+
+def _float(default: float, low: float, high: float, tooltip: str, step: float = 0.01, **more: Any) -> tuple[str, Any]:
+    return "FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip, **more}
+
+
+def _int(default: int, low: int, high: int, tooltip: str, **more: Any) -> tuple[str, Any]:
+    return "INT", {"default": default, "min": low, "max": high, "tooltip": tooltip, **more}
+
+
+class ExamplePhoto:
+    """A photo that comes with the pack, and its subject."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "A public-domain photo that comes with this pack, and a mask of its subject, to try the examples with."
+    )
+    RETURN_TYPES = ("IMAGE", "MASK")
+    RETURN_NAMES = ("image", "keep")
+    OUTPUT_TOOLTIPS = ("The photo.", "Its subject: 1 = keep.")
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "astronaut: Eileen Collins, photographed by NASA, in the public domain."
+        return {"required": {"photo": (list(PHOTOS), {"default": "astronaut", "tooltip": tooltip})}}
+
+    def load(self, photo: str) -> tuple[Tensor, Tensor]:
+        image, mask = PHOTOS[photo]
+        return read_picture(image), read_picture(mask)[..., 0]
+
+
+class SeedCanvas:
+    """A subject cut from a photo and placed on a canvas."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Cuts a subject out of a photo and places it on a canvas, for Cow Sampler. The preview shows the canvas before "
+        "anything is sampled. Encode `canvas` with the model's VAE; after sampling, ImageCompositeMasked with `photo` and "
+        "`paste` brings the photo's own pixels back."
+    )
+    RETURN_TYPES = ("IMAGE", "MASK", "MASK", "IMAGE")
+    RETURN_NAMES = ("canvas", "keep", "paste", "photo")
+    OUTPUT_TOOLTIPS = (
+        "The subject on its background: to VAE Encode.",
+        "1 on the subject, soft at its edge: to Cow Sampler.",
+        "Where the photo's own pixels come back: mask of ImageCompositeMasked.",
+        "The placed photo, not mixed with the background: source of ImageCompositeMasked.",
+    )
+    FUNCTION = "compose"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The photo."}),
+                "keep": ("MASK", {"tooltip": "The subject: 1 = keep. Paint the subject, or switch invert_keep on."}),
+                "invert_keep": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "On for masks that are 1 around the subject, as Load Image gives for cut-out PNGs."},
+                ),
+                "width": _int(512, 8, 16384, "Width of the canvas in pixels.", step=8),
+                "height": _int(512, 8, 16384, "Height of the canvas in pixels.", step=8),
+                "scale": _float(1.0, 0.01, 16.0, "Size of the subject relative to the photo. Its proportions are kept."),
+                "x": _float(0.5, 0.0, 1.0, "0 left edge, 0.5 middle, 1 right edge. Snaps to the latent grid.", display="slider"),
+                "y": _float(1.0, 0.0, 1.0, "0 top edge, 0.5 middle, 1 bottom edge. Snaps to the latent grid.", display="slider"),
+                "background": (BACKGROUNDS, {"default": "colour", "tooltip": "What the scene starts from. The paper uses grey."}),
+                "colour": ("STRING", {"default": GREY, "tooltip": "Of the background colour, as #rrggbb."}),
+                "noise_seed": _int(0, 0, 2**32 - 1, "Of the background noise."),
+                "softness": _int(2, 0, 256, "Pixels over which the paste mask fades inside the subject's edge."),
+            },
+            "optional": {"picture": ("IMAGE", {"tooltip": "Fills the background; its proportions are kept, its overhang cropped."})},
+        }  # fmt: skip
+
+    def compose(
+        self, image: Tensor, keep: Tensor, invert_keep: bool, width: int, height: int, scale: float, x: float, y: float,
+        background: str, colour: str, noise_seed: int, softness: int, picture: Tensor | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        from .host.preview import preview_images
+        from .host.warnings import warn
+
+        if background == "picture" and picture is None:
+            raise ValueError(
+                "Expected `picture` for the background `picture`, but nothing is connected. Connect an image."
+            )
+        if background != "picture" and picture is not None:
+            warn("Seed Canvas", f"`picture` has no effect with the background `{background}`. Choose `picture`.")
+        ground = {
+            "colour": lambda: plain_background(height, width, colour),
+            "noise": lambda: noise_background(height, width, SeededNoise(noise_seed)),
+            "picture": lambda: picture_background(picture, height, width),
+        }[background]()
+        canvas = place(image, 1 - keep if invert_keep else keep, ground, scale, x, y)
+        softness = min(softness, min(width, height) - 1)
+        result = canvas.image, canvas.keep, paste_mask(canvas.keep, softness), canvas.photo
+        return {"ui": preview_images(canvas.image), "result": result}
+
+
+class CowSampler:
+    """Cyclic One-Way Diffusion as a SAMPLER."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Cyclic One-Way Diffusion (arXiv 2306.08247): the subject of the canvas is kept while a scene grows around it, with "
+        "any model and no training. Connect to SamplerCustomAdvanced with the encoded canvas as its latent. Network steps: "
+        "the inversion, each cycle and the final phase; the inversion is remembered, so that another seed is cheaper."
+    )
+    RETURN_TYPES = ("SAMPLER",)
+    RETURN_NAMES = ("SAMPLER",)
+    OUTPUT_TOOLTIPS = (
+        "For SamplerCustomAdvanced, whose latent is the encoded canvas and whose sigmas are a whole schedule.",
+    )
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        d = CowConfig()
+        return {
+            "required": {
+                "keep": (
+                    "MASK",
+                    {"tooltip": "The subject on the canvas: 1 = keep. Soft values hold a place for that share of the steps."},
+                ),
+                "cycles": _int(
+                    d.cycles, 1, 1000,
+                    "How often the canvas is disturbed and reconstructed. 3 to 10 suffice; 1 leaves the background visible.",
+                ),
+                "preserve": _float(
+                    d.preserve, 0.0, 1.0,
+                    "How long the subject is held in the final phase. 0: free to follow the prompt. 1: its latents stay exact.",
+                    display="slider",
+                ),
+                "low": _float(d.low, 0.0, 1000.0, "The cycles go down to here. As training time: 0 clean, 1 pure noise."),
+                "high": _float(
+                    d.high, 0.0, 1000.0, "The cycles go up to here. Higher changes more of the layout, lower keeps more."
+                ),
+                "range_unit": (
+                    list(UNITS),
+                    {
+                        "default": "training time",
+                        "tooltip": "What low and high mean: shares of training time (0 to 1), or noise levels (sigmas).",
+                    },
+                ),
+                "inversion_cfg": _float(
+                    d.inversion_cfg, 0.0, 100.0,
+                    "Guidance of the inversion, 1 to 2; 1 costs half. The published 7.5 drifts on photos.", 0.1,
+                ),
+                "eta": _float(d.eta, 0.0, 1.0, "Fresh noise in the cycles: 1 ancestral, 0 deterministic. The paper's code uses 1."),
+                "final_eta": _float(d.final_eta, 0.0, 1.0, "Fresh noise in the final phase. The paper's code uses 0.1."),
+                "noise_limit": _float(
+                    d.noise_limit, 0.01, 1000.0,
+                    "The subject's inverted noise is scaled back to this strength, against speckle around subjects that the "
+                    "model does not know. 1 is right; 1000 is off.", 0.05,
+                ),
+                "repel": _float(d.repel, 0.0, 100.0, "Weight of suppress and enhance. No effect without them.", 0.05),
+            },
+            "optional": {
+                "suppress": (
+                    "CONDITIONING",
+                    {"tooltip": "The background is pushed away from this, say a second face. Costs a third row in the cycles."},
+                ),
+                "enhance": (
+                    "CONDITIONING",
+                    {"tooltip": "The background is pushed towards this. Costs one more row in the cycles."},
+                ),
+            },
+        }  # fmt: skip
+
+    def make(
+        self, keep: Tensor, cycles: int, preserve: float, low: float, high: float, range_unit: str, inversion_cfg: float,
+        eta: float, final_eta: float, noise_limit: float, repel: float, suppress: Any = None, enhance: Any = None,
+    ) -> tuple[Any]:  # fmt: skip
+        from .host.sampling import make_sampler
+        from .host.warnings import warn
+
+        config = CowConfig(
+            inversion_cfg=inversion_cfg, cycles=cycles, low=low, high=high, unit=UNITS[range_unit], eta=eta,
+            final_eta=final_eta, preserve=preserve, noise_limit=noise_limit, repel=repel,
+        )  # fmt: skip
+        extra = {name: c for name, c in (("suppress", suppress), ("enhance", enhance)) if c is not None}
+        if extra and repel == 0:
+            warn("Cow Sampler", "`suppress` and `enhance` have no effect at `repel` 0. Raise it or disconnect them.")
+        return (make_sampler(lambda session: sample(session, keep, config, extra), "Cow Sampler", replaces=True),)
+
+
+def sample(session: Session, keep: Tensor, config: CowConfig, extra: dict[str, Any]) -> Tensor:
+    """Run COW in a prepared sampling of the host; the guider's cfg and patches make the cycles and the final phase."""
+    from .host.warnings import warn
+
+    if not torch.count_nonzero(session.latents):
+        raise ValueError(
+            "Expected the encoded canvas as `latent_image`, but got an empty latent. Encode Seed Canvas's `canvas` with the VAE."
+        )
+    if bool((keep >= 0.999).all()):
+        warn("Cow Sampler", "everything is kept, so the cycles have no effect: only `preserve` changes the picture.")
+    config = replace(config, cfg_scale=session.cfg_scale)
+    result = generate(
+        session.denoiser, session.latents, keep, session.conds["positive"], session.conds.get("negative"),
+        config, SeededNoise(session.seed), progress(session), sigmas=session.sigmas, denoise=session.denoise,
+        **{name: session.condition(name, conditioning) for name, conditioning in extra.items()},
+    )  # fmt: skip
+    return result.latents
+
+
+def progress(session: Session) -> Callback:
+    """Return a callback that opens the host's progress bar at the first step, which knows the total."""
+    shown: list[Callback] = []
+
+    def callback(step: Step) -> None:
+        if not shown:
+            shown.append(session.callback(step.total))
+        shown[0](step)
+
+    return callback
+
+
+NODES = {
+    "SlipstreamSeedCanvas": (SeedCanvas, "Seed Canvas"),
+    "SlipstreamCowSampler": (CowSampler, "Cow Sampler"),
+    "SlipstreamExamplePhoto": (ExamplePhoto, "Example Photo"),
+}
