@@ -1,0 +1,137 @@
+"""What every node owes its user: id, category, texts, tooltips, legal defaults, a help page, an example that runs as it is."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pathlib
+import re
+from typing import Any
+
+import pytest
+import slipstream
+from slipstream_tests.host import graph
+
+ROOT = pathlib.Path(slipstream.__file__).resolve().parent
+NODES: dict[str, type[Any]] = slipstream.NODE_CLASS_MAPPINGS
+WORKFLOWS = {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "example_workflows").glob("*.json"))}
+each_node = pytest.mark.parametrize("id", NODES)
+each_workflow = pytest.mark.parametrize("name", WORKFLOWS)
+
+
+def inputs_of(node: type[Any]) -> dict[str, Any]:
+    return graph.all_inputs({"input": node.INPUT_TYPES()})
+
+
+def options_of(spec: Any) -> dict[str, Any]:
+    return spec[1] if len(spec) > 1 else {}
+
+
+def check_value(where: str, spec: Any, value: Any) -> None:
+    """Assert that a widget's value is one that the host would accept."""
+    options, kind = options_of(spec), spec[0]
+    if isinstance(kind, list):
+        # Files and models differ from machine to machine: an empty list is the host's to fill.
+        assert not kind or value in kind, f"{where}: {value!r} is not among {kind}"
+        return
+    types = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+    if kind in types:
+        assert isinstance(value, types[kind]), f"{where}: {value!r} is no {kind}"  # type: ignore[arg-type]
+    if kind in ("INT", "FLOAT"):
+        low, high = options.get("min", float("-inf")), options.get("max", float("inf"))
+        assert low <= value <= high, f"{where}: {value} is not between {low} and {high}"
+
+
+def test_there_are_nodes() -> None:
+    assert "SlipstreamLoadModel" in NODES
+    assert set(NODES) == set(slipstream.NODE_DISPLAY_NAME_MAPPINGS)
+
+
+@each_node
+def test_identity(id: str) -> None:
+    node = NODES[id]
+    assert re.fullmatch(r"Slipstream[A-Z][A-Za-z]+", id)
+    assert re.fullmatch(r"slipstream/[a-z ]+", node.CATEGORY)
+    assert slipstream.NODE_DISPLAY_NAME_MAPPINGS[id].strip()
+    assert len(node.DESCRIPTION) > 40
+    assert node.DESCRIPTION.rstrip().endswith((".", "!", ")"))
+
+
+@each_node
+def test_outputs_are_named_and_explained(id: str) -> None:
+    node = NODES[id]
+    assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
+    assert all(text.strip() for text in node.OUTPUT_TOOLTIPS)
+    assert node.RETURN_TYPES or getattr(node, "OUTPUT_NODE", False), "a node without outputs must be an output node"
+
+
+@each_node
+def test_every_input_has_a_tooltip_and_a_legal_default(id: str) -> None:
+    for name, spec in inputs_of(NODES[id]).items():
+        options = options_of(spec)
+        assert options.get("tooltip", "").strip(), f"{id}.{name} has no tooltip"
+        if "default" in options:
+            check_value(f"{id}.{name}", spec, options["default"])
+        if spec[0] in ("INT", "FLOAT") and not options.get("forceInput"):
+            assert {"default", "min", "max"} <= set(options), f"{id}.{name} needs a default and a range"
+
+
+@each_node
+def test_the_function_takes_exactly_the_inputs(id: str) -> None:
+    node = NODES[id]
+    parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters
+    hidden = node.INPUT_TYPES().get("hidden", {})
+    assert set(parameters) - {"self"} == {*inputs_of(node), *hidden}
+    for name in node.INPUT_TYPES().get("optional", {}):
+        assert parameters[name].default is not inspect.Parameter.empty, f"{id}.{name} is optional but has no default"
+
+
+@each_node
+def test_help_page(id: str) -> None:
+    page = ROOT / "web" / "docs" / f"{id}.md"
+    assert page.is_file(), f"web/docs/{id}.md is missing"
+    text = page.read_text()
+    assert len(text) > 200
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+        assert (page.parent / picture.removeprefix("./")).is_file(), f"{id}.md shows {picture}, which is missing"
+
+
+@each_node
+def test_an_example_uses_it(id: str) -> None:
+    assert any(node["type"] == id for w in WORKFLOWS.values() for node in w["nodes"]), f"no example workflow uses {id}"
+
+
+@each_workflow
+def test_example_has_a_thumbnail(name: str) -> None:
+    assert (ROOT / "example_workflows" / f"{name}.jpg").is_file()
+
+
+@each_workflow
+def test_example_values_fit_our_nodes(name: str) -> None:
+    for node in WORKFLOWS[name]["nodes"]:
+        if not node["type"].startswith("Slipstream"):
+            continue
+        assert node["type"] in NODES, f"{name} uses {node['type']}, which does not exist"
+        info = {"input": NODES[node["type"]].INPUT_TYPES()}
+        for key, value in graph.widget_values(node, info).items():
+            check_value(f"{name}: {node['type']}.{key}", graph.all_inputs(info)[key], value)
+        known = set(graph.all_inputs(info))
+        assert {socket["name"] for socket in node["inputs"]} <= known, f"{name}: {node['type']} has unknown sockets"
+
+
+@each_workflow
+def test_example_links_are_whole(name: str) -> None:
+    workflow = WORKFLOWS[name]
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for link, source, slot, target, socket, kind in workflow["links"]:
+        assert link in nodes[source]["outputs"][slot]["links"]
+        assert nodes[target]["inputs"][socket]["link"] == link
+        assert nodes[source]["outputs"][slot]["type"] == kind
+    for id, node in nodes.items():
+        required = NODES[node["type"]].INPUT_TYPES().get("required", {}) if node["type"] in NODES else {}
+        open_sockets = [
+            socket["name"]
+            for socket in node["inputs"]
+            if socket["name"] in required and "widget" not in socket and socket["link"] is None
+        ]
+        assert not open_sockets, f"{name}: node {id} ({node['type']}) lacks {open_sockets}"
