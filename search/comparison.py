@@ -125,10 +125,10 @@ def compare(
 
 
 def calls_per_sample(path: SamplingPath, candidate: Candidate) -> int:
-    """Return the network calls of one sample: what schedules of different samplers are compared at."""
-    begin = path.calls
+    """Return the denoiser calls of one sample: what schedules are compared at."""
+    begin = path.evaluations
     path.sample(candidate.sigmas, [0], candidate.layer_masks())
-    return path.calls - begin
+    return path.evaluations - begin
 
 
 def _candidate(schedule: Tensor | Schedule) -> Candidate:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.denoiser import EPS, FLOW
 from ..core.progress import Step
+from .comparison import calls_per_sample
 from .config import SearchConfig
 from .evaluation import HOLDOUT, SEARCH, PairBank, Task, TaskFactory, banks, judged, limits_of, rung_sizes
 from .objectives import Objective, Paired
@@ -41,6 +42,7 @@ class SearchStep(Step):
     history: tuple[tuple[int, float], ...] = ()
     baselines: dict[str, float] = field(default_factory=dict)
     levels: tuple[float, ...] = ()
+    evaluated: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ class Search:
         if len(used) > len(known):
             self.counted[candidate.key] = used
         if name and name in self.stock:
-            self.stock_scores[name] = score
+            self.stock_scores[name] = min(score, self.stock_scores.get(name, math.inf))
         best = min((s for s, _ in self.scores.values()), default=math.inf)
         if score < self.scores.get(candidate.key, (math.inf, candidate))[0] or new:
             self.scores[candidate.key] = (score, candidate)
@@ -363,15 +365,14 @@ class Search:
     def _schedule(self, winner: Candidate, value: float, baselines: dict[str, float], name: str) -> Schedule:
         identity = self.path.identity()
         assert self.task.rerank is not None
-        begin = self.path.calls
-        self.path.sample(winner.sigmas, self.banks[SEARCH].pairs[:1], winner.layer_masks())
+        nfe = calls_per_sample(self.path, winner)
         index = [self.space.index_of(s) for s in winner.levels if s > 0]
         return Schedule(
             levels=winner.levels,
             model=identity["model"],
             sampler=identity["sampler"],
             cfg_scale=identity["cfg"],
-            nfe=self.path.calls - begin,
+            nfe=nfe,
             name=name or f"searched for {identity['model']['name'] or 'this model'}, {winner.steps} steps",
             timesteps=tuple(float(i) for i in index),
             masks=winner.layer_masks(),
@@ -417,5 +418,5 @@ class Search:
             done, count = index, total
         return SearchStep(
             phase, done, count, candidate.levels[0], None, best, score, tuple(self.history),
-            dict(self.stock_scores), candidate.levels,
+            dict(self.stock_scores), candidate.levels, len(self.counted),
         )  # fmt: skip

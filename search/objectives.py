@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_choice
+from .digests import digest
 from .features import Features, LatentFeatures
 from .statistics import frechet_distance, median_bandwidth, mmd, moments
 
@@ -93,7 +94,7 @@ class ReferenceImages:
             )
         self.features, self.distance = features, distance
         self.reference = features.of_images(images)
-        self.id = f"reference-{distance}/{features.id}/{len(images)}"
+        self.id = f"reference-{distance}/{features.id}/{len(images)}-{digest(self.reference)[:8]}"
 
     def prepare(self, bank: Bank) -> Score:
         return against(self.reference, self.features, self.distance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ..core.layers import Layer, LayerModel
 from ..core.noise import SeededNoise
 from ..core.samplers import SAMPLERS, sample
 from ..core.schedules import ALIGN_YOUR_STEPS, SCHEDULES, FlowLevels, align_your_steps, make_sigmas, table_of
+from .digests import digest, weights
 from .schedule import LayerMask, skipped_at
 
 
@@ -39,9 +39,13 @@ class Trajectory:
 
 
 class SamplingPath(Protocol):
-    """One way to sample; a pair is a number that stands for its noise seed and its conditioning."""
+    """One way to sample; a pair is a number that stands for its noise seed and its conditioning.
+
+    `calls` counts network calls, `evaluations` denoiser calls: one for each level a batch visits, with or without cfg.
+    """
 
     calls: int
+    evaluations: int
 
     def sample(
         self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None
@@ -103,6 +107,7 @@ class ModelPath:
         self.model, self.cond, self.uncond, self.size = model, cond, uncond, tuple(size)
         self.sampler, self.cfg_scale, self.seed, self.batch, self.name = sampler, float(cfg_scale), seed, batch, name
         self.device = getattr(model, "device", torch.device("cpu"))
+        self.evaluations = 0
 
     @property
     def calls(self) -> int:
@@ -143,6 +148,7 @@ class ModelPath:
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             level = float(torch.as_tensor(sigma).flatten()[0])
             names = skipped_at(masks, level)
+            self.evaluations += 1
             with skipping_of(self.model)(names) if names else nullcontext():
                 denoised = guided(x, sigma)
             if watch is not None:
@@ -219,22 +225,3 @@ def model_identity(model: Denoiser, name: str = "") -> dict[str, Any]:
         "sigma_max": float(model.sigma_max),
         "shift": getattr(model.levels, "shift", None),
     }
-
-
-def weights(network: nn.Module, per_tensor: int = 64) -> list[Tensor]:
-    """Return evenly spaced values of each parameter: enough to tell two checkpoints apart, in milliseconds."""
-    picked = []
-    for parameter in network.parameters():
-        flat = parameter.detach().flatten()
-        picked.append(flat[:: max(1, len(flat) // per_tensor)][:per_tensor].to("cpu", torch.float16))
-    return picked
-
-
-def digest(*tensors: Tensor | None) -> str:
-    """Return a short hash of tensors in half precision, so that a model has one hash in every number format."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        if tensor is not None:
-            found.update(str(tuple(tensor.shape)).encode())
-            found.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]

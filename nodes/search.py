@@ -1,0 +1,596 @@
+"""Nodes of the schedule search: find, compare, keep and use the best few-step schedule for the user's own model."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CATEGORY = "slipstream/search"
+SCHEDULE, OBJECTIVE, ENTRIES = "SLIPSTREAM_SCHEDULE", "SLIPSTREAM_OBJECTIVE", "SLIPSTREAM_SCHEDULES"
+PRESETS = pathlib.Path(__file__).resolve().parent.parent / "search" / "presets"
+PAIRED, SELF = "same picture as many steps", "same look as many steps"
+PIXELS, LATENT, CLIP_VISION = "pixels", "latent", "clip vision"
+FRECHET, MMD = "frechet", "mmd"
+GUIDER = (
+    "GUIDER",
+    {"tooltip": "The model with its prompt and cfg, as for SamplerCustomAdvanced: from CFGGuider or any other."},
+)
+SAMPLER = ("SAMPLER", {"tooltip": "The sampler you will use: a schedule is best for one sampler."})
+SIZE = ("LATENT", {"tooltip": "An empty latent of the size you will use. Its content does not matter."})
+
+
+def _int(default: int, low: int, high: int, tooltip: str, **more: Any) -> tuple[str, dict[str, Any]]:
+    return ("INT", {"default": default, "min": low, "max": high, "tooltip": tooltip, **more})
+
+
+def user_folder(kind: str) -> pathlib.Path:
+    """Return <user>/slipstream/<kind>, made when missing."""
+    import folder_paths
+
+    folder = pathlib.Path(folder_paths.get_user_directory()) / "slipstream" / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def schedule_files() -> dict[str, pathlib.Path]:
+    """Return the user's schedule files and the bundled ones, by the name shown."""
+    found = {}
+    try:
+        own = user_folder("schedules")
+    except ImportError:  # no host: only what comes with the pack
+        own = None
+    if own is not None:
+        found = {p.name: p for p in sorted(own.iterdir()) if p.suffix in (".json", ".safetensors")}
+    return {**found, **{f"preset: {p.stem}": p for p in sorted(PRESETS.glob("*.json"))}}
+
+
+def _file_stem(name: str) -> str:
+    stem = name.strip().removesuffix(".json")
+    if not re.fullmatch(r"[\w][\w .,()+-]{0,99}", stem):
+        raise ValueError(
+            f"Expected `name` of letters, digits, spaces and . , ( ) + - _, but got {name!r}. It becomes a file name."
+        )
+    return stem
+
+
+class LivePlot:
+    """Progress of a search in the host: bar, interrupt, and now and then a chart as the node's preview."""
+
+    def __init__(self, stock: dict[str, Tensor]) -> None:
+        import comfy.utils
+
+        self.bar = comfy.utils.ProgressBar(1)
+        self.stock = {name: sigmas.tolist() for name, sigmas in stock.items()}
+        self.due, self.best, self.levels, self.step = 0.0, float("inf"), (), None
+
+    def __call__(self, step: Any) -> None:
+        from .host.progress import check_interrupt
+
+        check_interrupt()
+        self.step = step
+        if step.phase == "search" and step.score <= step.best and step.score < self.best:
+            self.best, self.levels = step.score, step.levels
+        self.bar.update_absolute(step.index, step.total, self._preview(step))
+
+    def _preview(self, step: Any) -> Any:
+        begin = time.monotonic()
+        last = step.phase == "final" and step.index == step.total
+        if not self.levels or (begin < self.due and not last):
+            return None
+        picture = ("JPEG", _picture(self.chart()), 1024)
+        # Drawing must not cost the search more than a few per cent.
+        self.due = time.monotonic() + max(2.0, 30 * (time.monotonic() - begin))
+        return picture
+
+    def chart(self) -> Tensor:
+        from ..search.plots import search_chart
+
+        return search_chart(self.step, self.levels, self.stock)
+
+
+def _picture(image: Tensor) -> Any:
+    from PIL import Image
+
+    return Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy())
+
+
+def _objective(choice: str) -> Any:
+    from ..search import Paired, SelfDistribution
+
+    return Paired() if choice == PAIRED else SelfDistribution()
+
+
+class SearchSchedule:
+    """Searches the best noise levels for a model, sampler, cfg and number of steps."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Finds the noise levels (and, if you like, the layers to skip) that give the best result in a few steps, for your model, "
+        "sampler, cfg, prompt and size (AutoDiffusion, arXiv 2309.10438). Every evaluation is kept: cancel whenever you like, Run "
+        "goes on where it was. The result is never worse, on pictures it was not searched on, than the stock schedules."
+    )
+    RETURN_TYPES = (SCHEDULE, "SIGMAS", "IMAGE", "STRING")
+    RETURN_NAMES = ("schedule", "sigmas", "chart", "report")
+    OUTPUT_TOOLTIPS = (
+        "The schedule with its provenance, for Save Schedule, Resample Schedule and Apply Layer Mask.",
+        "The noise levels, for SamplerCustomAdvanced and every other node that takes SIGMAS.",
+        "How the search went, against the stock schedules.",
+        "What was found, and the scores of all stock schedules on held-out pictures.",
+    )
+    FUNCTION = "search"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "guider": GUIDER,
+                "sampler": SAMPLER,
+                "latent_image": SIZE,
+                "steps": _int(4, 1, 100, "Steps of the schedule. A search pays most at 2 to 8."),
+                "evaluations": _int(
+                    100, 0, 1_000_000, "How many schedules to try; 60 to 150 are enough for 4 steps. 0 = no such limit."
+                ),
+                "minutes": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 100_000.0, "step": 0.5,
+                     "tooltip": "Time for evaluations, earlier runs of the same search included. 0 = no such limit."},
+                ),
+                "objective": (
+                    [PAIRED, SELF],
+                    {"default": PAIRED, "tooltip": "same picture: closest to what many steps give from the same noise; steady with few "
+                     "pairs. same look: distribution of the latents like that of many steps; wants 64 pairs or more."},
+                ),
+                "pairs": _int(16, 2, 10_000, "Noise seeds (and prompts) that every schedule is tried on. More is steadier and slower."),
+                "seed": _int(0, 0, 2**63 - 1, "Which noise. The same seed goes on with the same search.", control_after_generate=True),
+                "strategy": (
+                    ["auto", "coordinate", "evolution", "published"],
+                    {"default": "auto", "tooltip": "auto: coordinate search, then evolution. published: AutoDiffusion's own algorithm, "
+                     "corrected; it needs several times the evaluations."},
+                ),
+                "layers": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Also search blocks to skip, paying for extra steps. U-Net models only. Use Apply Layer "
+                     "Mask for sampling with the result. Often nothing better is found; then no mask is returned."},
+                ),
+                "batch": _int(16, 1, 256, "Most pictures sampled at once; halved by itself when memory runs out."),
+            },
+            "optional": {
+                "custom_objective": (OBJECTIVE, {"tooltip": "From an objective node, instead of the choice above."}),
+                "clip": ("CLIP", {"tooltip": "With `prompts`: encodes them."}),
+                "prompts": (
+                    "STRING",
+                    {"default": "", "multiline": True, "tooltip": "One prompt a line. They take the place of the guider's positive prompt, "
+                     "so that the schedule suits the model and not one prompt. Needs CLIP."},
+                ),
+            },
+        }  # fmt: skip
+
+    def search(
+        self, guider: Any, sampler: Any, latent_image: dict[str, Any], steps: int, evaluations: int, minutes: float,
+        objective: str, pairs: int, seed: int, strategy: str, layers: bool, batch: int, custom_objective: Any = None,
+        clip: Any = None, prompts: str = "",
+    ) -> tuple[Any, Tensor, Tensor, str]:  # fmt: skip
+        from ..search import SearchConfig, search
+        from ..search.report import result_text
+        from .host.search_path import HostPath
+        from .host.warnings import warn
+
+        config = SearchConfig(
+            steps=steps, strategy=strategy, pairs=pairs, holdout_pairs=max(2 * pairs, 16), evaluations=evaluations or None,
+            seconds=minutes * 60 or None, layers=layers, seed=seed,
+        )  # fmt: skip
+        path = HostPath(guider, sampler, latent_image, seed, batch, _prompts(clip, prompts, warn), layers)
+        goal = custom_objective or _objective(objective)
+        plot = LivePlot(path.stock(steps))
+        result = search(path, config, goal, store=_job_file(path, config, goal), callback=plot)
+        for text in result.warnings:
+            warn("Search Schedule", text)
+        return result.schedule, result.schedule.sigmas, plot.chart(), result_text(result)
+
+
+def _prompts(clip: Any, prompts: str, warn: Callable[[str, str], None]) -> Any:
+    from .host.search_path import prompts_conditioning
+
+    if not prompts.strip():
+        return None
+    if clip is None:
+        raise ValueError("Expected `clip` to encode `prompts`, but got none. Connect CLIP, or leave the prompts empty.")
+    return prompts_conditioning(clip, prompts)
+
+
+def _job_file(path: Any, config: Any, objective: Any) -> pathlib.Path:
+    """Return the store of this search: one file for each set of inputs that changes what is measured."""
+    import hashlib
+    import json
+
+    from ..search.engine import job_identity
+    from ..search.evaluation import Task
+
+    identity = json.dumps(job_identity(Task(path, objective, config)), sort_keys=True, default=str)
+    return user_folder("search") / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.sqlite"
+
+
+class ReferenceObjective:
+    """Objective: pictures like those in a folder or a batch."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "For Search Schedule and Compare Schedules: how far the samples' distribution is from that of reference pictures. With CLIP "
+        "vision and mmd this is CMMD (arXiv 2401.09603) up to its scale; with frechet the Frechet distance on the chosen features, "
+        "the paper's objective when the features are Inception's."
+    )
+    RETURN_TYPES = (OBJECTIVE,)
+    RETURN_NAMES = ("objective",)
+    OUTPUT_TOOLTIPS = ("For the custom_objective input.",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "vae": ("VAE", {"tooltip": "Decodes the samples (or encodes the pictures, for latent features)."}),
+                "features": (
+                    [PIXELS, LATENT, CLIP_VISION],
+                    {"default": PIXELS, "tooltip": "pixels: coarse colours and edges. latent: the same in the VAE's latents, without "
+                     "decoding samples. clip vision: embeddings; best for real pictures, needs clip_vision."},
+                ),
+                "distance": (
+                    [FRECHET, MMD],
+                    {"default": FRECHET, "tooltip": "mmd needs fewer pictures; frechet is FID's formula."},
+                ),
+                "folder": ("STRING", {"default": "", "tooltip": "A folder of pictures of any size. Or connect images."}),
+            },
+            "optional": {
+                "images": ("IMAGE", {"tooltip": "Reference pictures as a batch, instead of a folder."}),
+                "clip_vision": ("CLIP_VISION", {"tooltip": "For the clip vision features."}),
+            },
+        }  # fmt: skip
+
+    @classmethod
+    def IS_CHANGED(cls, folder: str = "", **_: Any) -> Any:
+        path = pathlib.Path(folder).expanduser()
+        return sorted(f"{p} {p.stat().st_mtime_ns}" for p in path.iterdir()) if folder and path.is_dir() else folder
+
+    def make(
+        self, vae: Any, features: str, distance: str, folder: str, images: Tensor | None = None, clip_vision: Any = None
+    ) -> tuple[Any]:
+        from ..search import ReferenceImages
+        from ..search.features import load_images
+
+        if images is None and not folder.strip():
+            raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of pictures.")
+        pictures = list(images) if images is not None else load_images(folder)
+        return (ReferenceImages(pictures, make_features(features, vae, clip_vision, pictures[0]), distance),)
+
+
+class SelfObjective:
+    """Objective: the look of the model's own many-step samples, on features of choice."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "For Search Schedule and Compare Schedules: how far the samples are from what the model itself makes in many steps, either "
+        "picture by picture (paired) or as a distribution (frechet, mmd), on features of your choice."
+    )
+    RETURN_TYPES = (OBJECTIVE,)
+    RETURN_NAMES = ("objective",)
+    OUTPUT_TOOLTIPS = ("For the custom_objective input.",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "vae": ("VAE", {"tooltip": "Decodes the samples."}),
+                "features": (
+                    [PIXELS, LATENT, CLIP_VISION],
+                    {"default": PIXELS, "tooltip": "What pictures are compared by. clip vision needs clip_vision."},
+                ),
+                "distance": (
+                    ["paired", FRECHET, MMD],
+                    {"default": "paired", "tooltip": "paired: same noise, same picture. frechet and mmd: the same look as a whole."},
+                ),
+            },
+            "optional": {"clip_vision": ("CLIP_VISION", {"tooltip": "For the clip vision features."})},
+        }  # fmt: skip
+
+    def make(self, vae: Any, features: str, distance: str, clip_vision: Any = None) -> tuple[Any]:
+        from ..search import Paired, SelfDistribution
+
+        found = make_features(features, vae, clip_vision)
+        return (Paired(found) if distance == "paired" else SelfDistribution(found, distance),)
+
+
+def make_features(kind: str, vae: Any, clip_vision: Any, sample: Tensor | None = None) -> Any:
+    """Return library features over the host's VAE and CLIP vision model."""
+    from ..search.features import LatentFeatures, NetworkFeatures, PixelFeatures
+
+    def decode(latents: Tensor) -> Tensor:
+        return vae.decode(latents).float().cpu()
+
+    def encode(images: Tensor) -> Tensor:
+        return vae.encode(images[..., :3]).float().cpu()
+
+    if kind == PIXELS:
+        return PixelFeatures(decode)
+    if kind == LATENT:
+        size = None if sample is None else tuple(8 * max(s // 8, 1) for s in sample.shape[:2])
+        return LatentFeatures(encode, size)
+    if clip_vision is None:
+        raise ValueError(
+            "Expected `clip_vision` for these features, but got none. Connect Load CLIP Vision, or compare pixels."
+        )
+
+    def embed(images: Tensor) -> Tensor:
+        found = clip_vision.encode_image(images)["image_embeds"].float().cpu()
+        return found / found.norm(dim=1, keepdim=True)
+
+    return NetworkFeatures(decode, embed, "clip-vision")
+
+
+class AddSchedule:
+    """One more entry for Compare Schedules."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Adds a named schedule to the list that Compare Schedules measures; chain as many as you like."
+    RETURN_TYPES = (ENTRIES,)
+    RETURN_NAMES = ("schedules",)
+    OUTPUT_TOOLTIPS = ("The list so far, for the next Add Schedule or for Compare Schedules.",)
+    FUNCTION = "add"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"name": ("STRING", {"default": "", "tooltip": "How the chart calls it; empty takes the schedule's own name."})},
+            "optional": {
+                "sigmas": ("SIGMAS", {"tooltip": "Noise levels from any scheduler node."}),
+                "schedule": (SCHEDULE, {"tooltip": "Instead of sigmas: a searched or loaded schedule, with its layer masks."}),
+                "schedules": (ENTRIES, {"tooltip": "The entries so far."}),
+            },
+        }  # fmt: skip
+
+    def add(
+        self, name: str, sigmas: Tensor | None = None, schedule: Any = None, schedules: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any]]:
+        if (sigmas is None) == (schedule is None):
+            raise ValueError("Expected either `sigmas` or `schedule`, but got both or neither. Connect one of them.")
+        name = name.strip() or (schedule.name if schedule is not None else f"{len(sigmas) - 1} steps")  # type: ignore[arg-type]
+        return ({**(schedules or {}), _unused(name, schedules or {}): sigmas if schedule is None else schedule},)
+
+
+def _unused(name: str, taken: dict[str, Any]) -> str:
+    return name if name not in taken else next(n for i in range(2, 10_000) if (n := f"{name} ({i})") not in taken)
+
+
+class CompareSchedules:
+    """Scores any number of schedules on the same fresh pictures."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Is it better than karras, beta or Align Your Steps? Samples every schedule on the same noise, none of which a search has "
+        "seen, and draws a table and a chart with 95 % intervals over the repeats."
+    )
+    RETURN_TYPES = ("IMAGE", "STRING", "SIGMAS")
+    RETURN_NAMES = ("chart", "table", "best")
+    OUTPUT_TOOLTIPS = ("Bars with intervals, best first.", "The same as text.", "The levels of the best one.")
+    FUNCTION = "compare"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "guider": GUIDER,
+                "sampler": SAMPLER,
+                "latent_image": SIZE,
+                "stock_steps": _int(0, 0, 100, "Adds every stock schedule at this number of steps. 0 = none."),
+                "pairs": _int(16, 2, 10_000, "Noise seeds (and prompts) per repeat."),
+                "repeats": _int(3, 1, 20, "Repeats on fresh noise, for the interval."),
+                "objective": ([PAIRED, SELF], {"default": PAIRED, "tooltip": "As in Search Schedule."}),
+                "seed": _int(0, 0, 2**63 - 1, "Which noise.", control_after_generate=True),
+                "batch": _int(16, 1, 256, "Most pictures sampled at once."),
+            },
+            "optional": {
+                "schedule": (SCHEDULE, {"tooltip": "A searched or loaded schedule, with its layer masks."}),
+                "sigmas": ("SIGMAS", {"tooltip": "Noise levels from any scheduler node."}),
+                "schedules": (ENTRIES, {"tooltip": "Any number more, from Add Schedule."}),
+                "custom_objective": (OBJECTIVE, {"tooltip": "A second panel, from an objective node."}),
+                "clip": ("CLIP", {"tooltip": "With `prompts`: encodes them."}),
+                "prompts": ("STRING", {"default": "", "multiline": True, "tooltip": "One prompt a line, instead of the guider's."}),
+            },
+        }  # fmt: skip
+
+    def compare(
+        self, guider: Any, sampler: Any, latent_image: dict[str, Any], stock_steps: int, pairs: int, repeats: int,
+        objective: str, seed: int, batch: int, schedule: Any = None, sigmas: Tensor | None = None,
+        schedules: dict[str, Any] | None = None, custom_objective: Any = None, clip: Any = None, prompts: str = "",
+    ) -> tuple[Tensor, str, Tensor]:  # fmt: skip
+        import comfy.utils
+
+        from ..search import compare
+        from ..search.plots import comparison_chart
+        from .host.progress import check_interrupt
+        from .host.search_path import HostPath
+        from .host.warnings import warn
+
+        masked = getattr(schedule, "masks", ()) or any(getattr(s, "masks", ()) for s in (schedules or {}).values())
+        path = HostPath(guider, sampler, latent_image, seed, batch, _prompts(clip, prompts, warn), bool(masked))
+        entries: dict[str, Any] = dict(schedules or {})
+        if schedule is not None:
+            entries[_unused(schedule.name or "schedule", entries)] = schedule
+            identity = path.identity()
+            for text in schedule.mismatches(identity["model"], identity["sampler"], identity["cfg"]):
+                warn("Compare Schedules", text)
+        if sigmas is not None:
+            entries[_unused("sigmas", entries)] = sigmas
+        if stock_steps:
+            entries |= {name: s for name, s in path.stock(stock_steps).items() if name not in entries}
+        bar = comfy.utils.ProgressBar(1)
+
+        def progress(step: Any) -> None:
+            check_interrupt()
+            bar.update_absolute(step.index, step.total)
+
+        goals = [_objective(objective), *([custom_objective] if custom_objective is not None else [])]
+        result = compare(path, entries, goals, pairs, repeats, callback=progress)
+        best = torch.tensor(result.rows[0].levels, dtype=torch.float32)
+        return comparison_chart(result), result.table(), best
+
+
+class LoadSchedule:
+    """Loads a schedule file."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Loads a schedule from <user>/slipstream/schedules (JSON, or a .safetensors that carries one), or one of the presets that "
+        "come with the pack with their published source. With a model connected it warns when the schedule was made for another."
+    )
+    RETURN_TYPES = (SCHEDULE, "SIGMAS", "STRING")
+    RETURN_NAMES = ("schedule", "sigmas", "info")
+    OUTPUT_TOOLTIPS = ("The schedule.", "Its noise levels.", "Where it comes from and what it was made for.")
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        files = list(schedule_files())
+        return {
+            "required": {
+                "file": (files, {"default": files[0] if files else "", "tooltip": "Press R in the canvas to list new files."}),
+                "steps": _int(0, 0, 1000, "Resample to this number of steps. 0 = as it is."),
+            },
+            "optional": {"guider": ("GUIDER", {"tooltip": "Only to warn when model or cfg differ from what it was made for."}),
+                         "sampler": ("SAMPLER", {"tooltip": "Only to warn when the sampler differs."})},
+        }  # fmt: skip
+
+    @classmethod
+    def IS_CHANGED(cls, file: str, **_: Any) -> str:
+        path = schedule_files().get(file)
+        return f"{path} {path.stat().st_mtime_ns}" if path is not None else file
+
+    def load(self, file: str, steps: int, guider: Any = None, sampler: Any = None) -> tuple[Any, Tensor, str]:
+        from ..search import Schedule
+        from ..search.report import schedule_text
+        from .host.warnings import warn
+
+        files = schedule_files()
+        if file not in files:
+            raise ValueError(f"Expected `file` to be one of {', '.join(files)}, but got {file!r}. Refresh the list.")
+        schedule = Schedule.load(files[file])
+        schedule = schedule.resample(steps) if steps else schedule
+        for text in [*schedule.warnings, *mismatches(schedule, guider, sampler)]:
+            warn("Load Schedule", text)
+        return schedule, schedule.sigmas, schedule_text(schedule)
+
+
+def mismatches(schedule: Any, guider: Any = None, sampler: Any = None) -> list[str]:
+    """Return what differs between a schedule and the sampling it is about to be used in."""
+    from .host.search_path import model_identity, sampler_name
+
+    model, cfg = None, None
+    if guider is not None:
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        table = getattr(sampling, "sigmas", torch.tensor([float(sampling.sigma_min), float(sampling.sigma_max)]))
+        model = model_identity(guider.model_patcher, table.detach().to("cpu", torch.float64).flatten(), sampling)
+        cfg = float(guider.cfg) if hasattr(guider, "cfg") else None
+    return schedule.mismatches(model, None if sampler is None else sampler_name(sampler), cfg)
+
+
+class SaveSchedule:
+    """Saves a schedule as a file that others can load."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Writes the schedule to <user>/slipstream/schedules/NAME.json, where Load Schedule lists it. The file can be shared."
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("path",)
+    OUTPUT_TOOLTIPS = ("Where it was written.",)
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "schedule": (SCHEDULE, {"tooltip": "From Search Schedule or Resample Schedule."}),
+                "name": ("STRING", {"default": "my_schedule", "tooltip": "File name without ending."}),
+                "overwrite": ("BOOLEAN", {"default": False, "tooltip": "Off: a file of that name is kept and a number is added."}),
+            }
+        }  # fmt: skip
+
+    def save(self, schedule: Any, name: str, overwrite: bool) -> dict[str, Any]:
+        stem = _file_stem(name)
+        taken = {p.stem: p for p in user_folder("schedules").glob("*.json")}
+        stem = stem if overwrite else _unused(stem, taken)
+        path = schedule.save(user_folder("schedules") / f"{stem}.json")
+        return {"ui": {"text": [str(path)]}, "result": (str(path),)}
+
+
+class ResampleSchedule:
+    """Another number of steps."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Turns a schedule into one of another number of steps: linear in log-SNR between its levels, first and last level exact. A "
+        "good start, but a search at that number of steps is better."
+    )
+    RETURN_TYPES = (SCHEDULE, "SIGMAS")
+    RETURN_NAMES = ("schedule", "sigmas")
+    OUTPUT_TOOLTIPS = ("The new schedule.", "Its noise levels.")
+    FUNCTION = "resample"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "schedule": (SCHEDULE, {"tooltip": "Any schedule of at least 2 steps."}),
+                "steps": _int(8, 1, 1000, "Steps of the new schedule."),
+            }
+        }
+
+    def resample(self, schedule: Any, steps: int) -> tuple[Any, Tensor]:
+        made = schedule.resample(steps)
+        return made, made.sigmas
+
+
+class ApplyLayerMask:
+    """A MODEL that skips the blocks a schedule says."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Returns the MODEL with the schedule's layer mask: at the noise levels it names, the network leaves those blocks out. Without a "
+        "mask in the schedule the model is returned as it is. U-Net models only."
+    )
+    RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The model with the mask; the input model is not changed.",)
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model that the schedule was searched for."}),
+                "schedule": (SCHEDULE, {"tooltip": "A schedule with a layer mask."}),
+            }
+        }
+
+    def apply(self, model: Any, schedule: Any) -> tuple[Any]:
+        from .host.layers import with_masks
+
+        return (with_masks(model, schedule.masks),)
+
+
+NODES = {
+    "SlipstreamSearchSchedule": (SearchSchedule, "Search Schedule (Slipstream)"),
+    "SlipstreamCompareSchedules": (CompareSchedules, "Compare Schedules (Slipstream)"),
+    "SlipstreamAddSchedule": (AddSchedule, "Add Schedule to Compare (Slipstream)"),
+    "SlipstreamLoadSchedule": (LoadSchedule, "Load Schedule (Slipstream)"),
+    "SlipstreamSaveSchedule": (SaveSchedule, "Save Schedule (Slipstream)"),
+    "SlipstreamResampleSchedule": (ResampleSchedule, "Resample Schedule (Slipstream)"),
+    "SlipstreamApplyLayerMask": (ApplyLayerMask, "Apply Layer Mask (Slipstream)"),
+    "SlipstreamReferenceObjective": (ReferenceObjective, "Objective: Reference Pictures (Slipstream)"),
+    "SlipstreamSelfObjective": (SelfObjective, "Objective: Own Many-Step Result (Slipstream)"),
+}
