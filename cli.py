@@ -10,7 +10,7 @@ from importlib import import_module
 
 from . import __version__
 
-COMMANDS: tuple[str, ...] = ("cow", "lmd")
+COMMANDS: tuple[str, ...] = ("cow", "lmd", "search")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args) or 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"slipstream {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -44,8 +44,11 @@ class SamplingPath(Protocol):
     `calls` counts network calls, `evaluations` denoiser calls: one for each level a batch visits, with or without cfg.
     """
 
-    calls: int
-    evaluations: int
+    @property
+    def calls(self) -> int: ...
+
+    @property
+    def evaluations(self) -> int: ...
 
     def sample(
         self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None
