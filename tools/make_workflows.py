@@ -100,7 +100,7 @@ class Node:
     @property
     def size(self) -> list[int]:
         rows = max(len(self.sockets), len(self.info["output"]))
-        height = 34 + 21 * rows + EXTRA_HEIGHT.get(self.type, 0)
+        height = 16 + 21 * rows + EXTRA_HEIGHT.get(self.type, 0)
         inputs = host_graph.all_inputs(self.info)
         for name in host_graph.widget_names(self.info):
             options = (inputs[name] + [{}])[1] if name else {}
