@@ -45,7 +45,13 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COLUMN, GAP, WIDTH = 90, 50, 300
-EXTRA_HEIGHT = {"SaveImage": 280, "PreviewImage": 280, "LoadImage": 300, "LoadImageMask": 300}
+EXTRA_HEIGHT = {
+    "SlipstreamSeedCanvas": 240,
+    "SaveImage": 280,
+    "PreviewImage": 280,
+    "LoadImage": 300,
+    "LoadImageMask": 300,
+}
 
 
 def load_module(path: pathlib.Path) -> ModuleType:
@@ -252,6 +258,8 @@ def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
     """Save the last node's pictures (up to four, side by side) as a JPEG of about `size` pixels; tiny ones are enlarged."""
     from PIL import Image
 
+    # Saved pictures before previews: a node with a preview may run after the one that saves.
+    files = [f for f in files if f.type == "output"] or files
     images = [Image.open(io.BytesIO(f.read())).convert("RGB") for f in files if f.node == files[-1].node][:4]
     across = 2 if len(images) > 2 else len(images)
     width, height = images[0].size
