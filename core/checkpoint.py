@@ -17,10 +17,11 @@ from torch import Tensor
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 SD_TEXT = "cond_stage_model.transformer.text_model."
+SD_OLD_TEXT = "cond_stage_model.transformer."  # of files older than transformers 4.22
 SD2_TEXT = "cond_stage_model.model."
 SDXL_TEXT_1 = "conditioner.embedders.0.transformer.text_model."
 SDXL_TEXT_2 = "conditioner.embedders.1.model."
-TEXT_PREFIXES = (SD_TEXT, SD2_TEXT, SDXL_TEXT_1, SDXL_TEXT_2)
+TEXT_PREFIXES = (SD_TEXT, SD_OLD_TEXT, SD2_TEXT, SDXL_TEXT_1, SDXL_TEXT_2)
 OPEN_CLIP = (SD2_TEXT, SDXL_TEXT_2)
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -96,6 +97,8 @@ def describe_layout(weights: Weights) -> str | None:
         return "one part of a diffusers model. Give the folder that holds its model_index.json"
     if weights.has("conditioner.embedders.0.model."):
         return "an SDXL refiner. Load the SDXL base model"
+    if weights.has("edm_"):
+        return "a model with EDM's noise levels (CosXL, Playground). Load an SD1.5, SD2.x or plain SDXL model"
     if not weights.has(UNET + "input_blocks.") or not weights.has(UNET + "middle_block.1.transformer_blocks."):
         return "of an unknown architecture. Load an SD1.5, SD2.x or SDXL checkpoint or diffusers folder"
     if weights.shape(UNET + "input_blocks.0.0.weight")[1] != weights.shape(UNET + "out.2.weight")[0]:
@@ -164,6 +167,11 @@ def vae_config(weights: Weights, prefix: str, scaling_factor: float) -> dict[str
         "mid_block_add_attention": weights.has(f"{prefix}encoder.mid.attn_1."),
         "scaling_factor": scaling_factor,
     }
+
+
+def text_prefixes(weights: Weights) -> list[str]:
+    """Return where the file's text encoders are, one for SD, two for SDXL."""
+    return [p for p in TEXT_PREFIXES if weights.has(p + ("token_embedding" if p in OPEN_CLIP else "embeddings."))]
 
 
 def text_config(weights: Weights, prefix: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,10 +39,13 @@ class ReplayedUnet:
     """A UNet recorded for one shape: fewer rows are padded, anything else (other shapes, gradients) runs eagerly."""
 
     def __init__(self, unet: Any, inputs: dict[str, Tensor], record: Record) -> None:
-        self.unet, self.config, self.dtype, self.device = unet, unet.config, unet.dtype, unet.device
+        self.unet, self.config = unet, unet.config
         self.inputs = {name: tensor.contiguous().clone() for name, tensor in inputs.items()}
         with torch.no_grad():
             self.replay, self.output = record(lambda: _run(unet, self.inputs))
+
+    def parameters(self) -> Iterator[Tensor]:
+        return self.unet.parameters()
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"A replayed network has no `{name}`: use the model that it was recorded from.")

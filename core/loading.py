@@ -310,7 +310,7 @@ def _file_parts(path: pathlib.Path, vae: PathLike | None) -> Parts:
         raise ValueError(f"Expected a model checkpoint, but {path.name} is {problem}.")
     config = checkpoint.unet_config(weights)
     is_xl = "addition_embed_type" in config
-    prefixes = [p for p in checkpoint.TEXT_PREFIXES if weights.has(p)]
+    prefixes = checkpoint.text_prefixes(weights)
     if vae is None and not weights.has(checkpoint.VAE):
         raise ValueError(f"Expected a checkpoint with a VAE, but {path.name} has none. Give one with `vae=`.")
     alphas = scaled_linear_alphas_cumprod()

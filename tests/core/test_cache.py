@@ -10,10 +10,11 @@ import time
 from dataclasses import dataclass
 
 import pytest
+import slipstream
 import torch
 from slipstream.core import cache as module
 from slipstream.core import device as device_module
-from slipstream.core.cache import Cache, fingerprint, footprint, moved, tensors_in
+from slipstream.core.cache import Cache, devices_of, fingerprint, footprint, moved, tensors_in
 from slipstream.core.device import free_memory, with_memory
 from torch import Tensor, nn
 
@@ -171,6 +172,15 @@ class Nested:
 
 
 class TestMoving:
+    @torch.no_grad()
+    def test_a_real_network_comes_back_whole(self) -> None:
+        unet = slipstream.load("pocket").model.unet
+        parked = moved(unet, [torch.device("meta")] * len(devices_of(unet)))
+        assert {t.device.type for t in tensors_in(parked)} == {"meta"}
+        twin = moved(unet, [t.device for t in tensors_in(unet)])
+        x, context = torch.ones(1, 4, 16, 16), torch.ones(1, 77, 64)
+        assert torch.equal(twin(x, 500, context).sample, unet(x, 500, context).sample)
+
     def test_every_tensor_is_found_and_counted_once(self) -> None:
         shared = torch.zeros(3)
         value = Nested({"a": shared, "b": torch.zeros(2)}, nn.BatchNorm2d(4))

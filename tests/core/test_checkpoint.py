@@ -74,6 +74,7 @@ def test_configs_are_read_from_the_shapes(tiny: Tiny, weights: Weights) -> None:
         (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
         (["down_blocks.0.resnets.0.conv1.weight"], "model_index.json"),
         (["conditioner.embedders.0.model.ln_final.weight"], "refiner"),
+        (["edm_vpred.sigma_max", "model.diffusion_model.out.2.weight"], "EDM"),
         (["double_blocks.0.img_attn.qkv.weight"], "unknown architecture"),
     ],
 )

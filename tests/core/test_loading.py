@@ -40,6 +40,15 @@ def test_a_single_file_is_the_folder(kind: str, tmp_path: pathlib.Path) -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+def test_the_text_names_of_old_files(tmp_path: pathlib.Path) -> None:
+    tiny = Tiny("sd15")
+    new = tiny.file(tmp_path / "new.safetensors")
+    state = {n.replace(checkpoint.SD_TEXT, checkpoint.SD_OLD_TEXT): t for n, t in load_file(new).items()}
+    save_file(state, tmp_path / "old.safetensors")
+    pipes = [slipstream.load(tmp_path / f"{n}.safetensors", prediction_type="epsilon") for n in ("new", "old")]
+    assert torch.equal(*(pipe.encode_text(PROMPT).context for pipe in pipes))
+
+
 def test_a_folder_is_what_diffusers_loads(tmp_path: pathlib.Path) -> None:
     tiny = Tiny("sdxl")
     pipe = slipstream.load(tiny.folder(tmp_path / "folder"))
