@@ -164,8 +164,11 @@ def _half(module: nn.Module) -> nn.Module:
 
 
 def save_half(module: nn.Module, folder: pathlib.Path) -> None:
-    """Write a diffusers or transformers module as fp16 safetensors."""
+    """Write a diffusers module as fp16 safetensors, without the folder it once came from."""
     _half(module).save_pretrained(folder, safe_serialization=True)
+    config = folder / "config.json"
+    entries = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+    config.write_text(json.dumps(entries, indent=2) + "\n")
 
 
 def save_pipeline(
