@@ -37,7 +37,8 @@ class DiffusersDenoiser:
             raise ValueError(
                 "Expected `alphas_cumprod` for a model that is not a flow, but got None. Take it from the scheduler."
             )
-        self.levels: Levels = FlowLevels(shift) if alphas_cumprod is None else DiscreteLevels(alphas_cumprod)
+        is_flow = prediction_type == "flow" or alphas_cumprod is None
+        self.levels: Levels = FlowLevels(shift) if is_flow else DiscreteLevels(alphas_cumprod)
         self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
         self.calls = 0
         self.rows = 0
@@ -58,11 +59,12 @@ class DiffusersDenoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        # Not `unet.dtype`, which walks through all modules: as long as a tenth of a small network's call.
+        return next(self.unet.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return next(self.unet.parameters()).device
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Denoise `x` (B, C, H, W) at `sigma` (B,); one network call of B rows, computed in the network's dtype."""
@@ -95,12 +97,12 @@ class DiffusersDenoiser:
         rows = len(sigma)
         scale_in, skip, scale_out = self.prediction.coefficients(sigma.reshape(-1, 1, 1, 1))
         time, condition = self.network_time(sigma), self.network_condition(cond.expand(rows))
-        plain = bool((skip == 1).all())
+        plain, dtype = bool((skip == 1).all()), self.dtype
 
         def denoise(x: Tensor) -> Tensor:
             self.calls += 1
             self.rows += rows
-            output = self.unet((x * scale_in).to(self.dtype), time, **condition, return_dict=False)[0].to(x.dtype)
+            output = self.unet((x * scale_in).to(dtype), time, **condition, return_dict=False)[0].to(x.dtype)
             return torch.addcmul(x if plain else skip * x, scale_out, output)
 
         return denoise

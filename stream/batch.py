@@ -6,6 +6,7 @@ the order of the work differs. M frames take M + N - 1 passes of at most N rows:
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -183,14 +184,15 @@ class StreamBatch:
                 f"Expected `latents` of size {tuple(current[1:])} like the frames in flight, but got "
                 f"{tuple(latents.shape[1:])}. Resize the frames, or call drain() before changing size."
             )
-        if latents.device.type == "cpu":
+        # A sum shows in one operation whether all is finite; only then is it worth looking closer.
+        if latents.device.type == "cpu" and not math.isfinite(float(latents.sum())):
             check_finite("latents", latents)
         metas = meta if isinstance(meta, list) else [meta] * len(latents)
         if len(metas) != len(latents):
             raise ValueError(f"Expected {len(latents)} entries in `meta`, one per frame, but got {len(metas)}.")
         conds = [None] * len(latents) if cond is None else [cond.take([i % cond.rows]) for i in range(len(latents))]
         now = time.perf_counter()
-        for row, m, c in zip(latents.split(1), metas, conds):
+        for row, m, c in zip((latents,) if len(latents) == 1 else latents.split(1), metas, conds):
             self._waiting.append((row, self._arrived, m, now, c))
             self._arrived += 1
 
@@ -209,18 +211,16 @@ class StreamBatch:
 
     def _noised(self, x0: Tensor) -> tuple[Tensor, Tensor, Track]:
         """Return the latents at their first level, the frame that stands behind them, and the steps they take."""
-        config, space = self.config, self.model.space
+        config = self.config
         track = self._track(x0, self._motion.factor(x0, config.motion) if config.motion else 1.0)
-        noise, sigma = track.noise[:1], float(track.sigmas[0])
         if not config.from_noise:
             before = self._newest
             if config.feedback and before is not None and before.latents.shape[1:] == x0.shape[1:]:
                 x0 = torch.lerp(x0, before.latents.to(x0), config.feedback)
-            return space.add_noise(x0, noise, sigma), x0, track
-        scale = float(space.scale(track.sigmas[0]))
-        x = x0 * (scale**2 + sigma**2) ** 0.5
-        if scale >= MIN_SIGNAL:
-            return x, (x - sigma * noise) / scale, track
+            return (x0 if track.scale == 1 else x0 * track.scale) + track.entry, x0, track
+        x = x0 * (track.scale**2 + float(track.sigmas[0]) ** 2) ** 0.5
+        if track.scale >= MIN_SIGNAL:
+            return x, (x - track.entry) / track.scale, track
         if config.guided and config.guidance == "self":
             raise ValueError(
                 "Expected guidance 'onetime', 'full' or 'none' for frames of pure noise, but got 'self', which needs a "
@@ -236,7 +236,9 @@ class StreamBatch:
             sigmas = stage_sigmas(self.config, levels)
             if strength != 1:
                 sigmas = levels.sigma(levels.timestep(sigmas) * strength).float()
-            self._tracks[strength] = track = Track(sigmas, self._step_noise(len(sigmas), x0))
+            noise = self._step_noise(len(sigmas), x0)
+            scale = float(self.model.space.scale(sigmas[0]))
+            self._tracks[strength] = track = Track(sigmas, noise, scale, float(sigmas[0]) * noise[:1])
         return track
 
     def _step_noise(self, steps: int, x0: Tensor) -> Tensor:

@@ -27,10 +27,15 @@ Move = Callable[[Tensor, Tensor], Tensor]  # (denoised, x) of the rows that go o
 
 @dataclass(eq=False)
 class Track:
-    """The steps that a frame takes: levels (N,) on the CPU and the noise of each step (N, C, H, W) on the device."""
+    """The steps that a frame takes: levels (N,) on the CPU and the noise of each step (N, C, H, W) on the device.
+
+    A frame enters as `scale` * x0 + `entry`, its share of the first step's noise.
+    """
 
     sigmas: Tensor
     noise: Tensor
+    scale: float
+    entry: Tensor
 
     @property
     def last(self) -> int:
