@@ -84,7 +84,9 @@ FIT = """(margin) => {
     x0 = Math.min(x0, n.pos[0]); y0 = Math.min(y0, n.pos[1] - 40);
     x1 = Math.max(x1, n.pos[0] + n.size[0]); y1 = Math.max(y1, n.pos[1] + n.size[1]);
   }
-  const [left, top, right, bottom] = margin;
+  // Offsets count from the canvas, which begins right of the side bar.
+  const at = app.canvas.canvas.getBoundingClientRect();
+  const [left, top, right, bottom] = [margin[0] - at.left, margin[1] - at.top, margin[2] + at.left, margin[3] + at.top];
   const w = window.innerWidth - left - right, h = window.innerHeight - top - bottom;
   ds.scale = Math.min(w / (x1 - x0), h / (y1 - y0), 1.2);
   ds.offset[0] = (left + w / 2) / ds.scale - (x0 + x1) / 2;
