@@ -69,7 +69,8 @@ def _place_one(
     spot = slice(at[0], at[0] + height), slice(at[1], at[1] + width)
     placed_photo, placed_keep = background.clone(), background.new_zeros(background.shape[:2])
     placed_photo[spot] = cut[:3].movedim(0, -1)
-    placed_keep[spot] = cut[3]
+    # Resizing leaves 0.9999 where all was kept; pasting is exact at 0 and 1 only.
+    placed_keep[spot] = torch.where(cut[3] < 0.002, 0, torch.where(cut[3] > 0.998, 1, cut[3]))
     return composite(background[None], placed_photo[None], placed_keep[None])[0], placed_keep, placed_photo
 
 

@@ -97,6 +97,12 @@ def test_bad_input(more, message):
         place(**{"image": photo(), "keep": subject(), "background": GREY, **more})
 
 
+@pytest.mark.parametrize("scale", [0.37, 0.5, 1.3])
+def test_resizing_keeps_the_inside_fully_kept(scale):
+    keep = place(photo(), subject(), GREY, scale=scale).keep
+    assert int((keep == 1).sum()) > 0.6 * int((keep > 0).sum())
+
+
 # Backgrounds
 
 
