@@ -108,6 +108,10 @@ def describe_layout(weights: Weights) -> str | None:
 
 def unet_config(weights: Weights) -> dict[str, Any]:
     """Return the diffusers UNet config that fits the shapes in the file."""
+
+    def depth_of(attention: str) -> int:
+        return weights.count(re.escape(attention) + r"transformer_blocks\.(\d+)\.")
+
     blocks = [f"{UNET}input_blocks.{i}." for i in range(weights.count(re.escape(UNET) + r"input_blocks\.(\d+)\."))]
     levels: list[list[str]] = [[]]
     for block in blocks[1:]:
@@ -115,7 +119,7 @@ def unet_config(weights: Weights) -> dict[str, Any]:
             levels.append([])
         else:
             levels[-1].append(block)
-    depths = [weights.count(re.escape(level[0]) + r"1\.transformer_blocks\.(\d+)\.") for level in levels]
+    depths = [depth_of(f"{level[0]}1.") for level in levels]
     channels = [weights.shape(f"{level[0]}0.in_layers.2.weight")[0] for level in levels]
     middle = f"{UNET}middle_block.1."
     linear = len(weights.shape(f"{middle}proj_in.weight")) == 2
@@ -127,17 +131,13 @@ def unet_config(weights: Weights) -> dict[str, Any]:
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
         # The middle has the depth of the last level; diffusers wants a number where a level has no attention at all.
-        "transformer_layers_per_block": [*(d or 1 for d in depths[:-1]), _middle_depth(weights)],
+        "transformer_layers_per_block": [*(d or 1 for d in depths[:-1]), depth_of(middle)],
         "cross_attention_dim": weights.shape(f"{middle}transformer_blocks.0.attn2.to_k.weight")[1],
         # diffusers' historical name for the number of heads: 8 in SD1.5, 64 channels per head since SD2.
         "attention_head_dim": [max(1, c // 64) for c in channels] if linear else 8,
         "use_linear_projection": linear,
         **_time_ids_config(weights),
     }
-
-
-def _middle_depth(weights: Weights) -> int:
-    return weights.count(re.escape(UNET) + r"middle_block\.1\.transformer_blocks\.(\d+)\.")
 
 
 def _time_ids_config(weights: Weights) -> dict[str, Any]:

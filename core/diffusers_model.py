@@ -12,6 +12,7 @@ from torch import Tensor
 from .attention import AttentionHook, hooked
 from .checks import check_shape
 from .denoiser import Conditioning, Prediction
+from .device import with_memory
 from .features import default_blocks, unet_features
 from .layers import Layer, measure, skipping
 from .schedules import DiscreteLevels, FlowLevels, Levels
@@ -33,12 +34,14 @@ class DiffusersDenoiser:
         self.unet = unet
         self.prediction = Prediction(prediction_type)
         self.space = self.prediction.space
-        if prediction_type != "flow" and alphas_cumprod is None:
+        if prediction_type == "flow":
+            self.levels: Levels = FlowLevels(shift)
+        elif alphas_cumprod is not None:
+            self.levels = DiscreteLevels(alphas_cumprod)
+        else:
             raise ValueError(
                 "Expected `alphas_cumprod` for a model that is not a flow, but got None. Take it from the scheduler."
             )
-        is_flow = prediction_type == "flow" or alphas_cumprod is None
-        self.levels: Levels = FlowLevels(shift) if is_flow else DiscreteLevels(alphas_cumprod)
         self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
         self.calls = 0
         self.rows = 0
@@ -81,12 +84,13 @@ class DiffusersDenoiser:
     def _network(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         self.calls += 1
         self.rows += len(x)
-        return self.unet(
-            self.prediction.network_input(x, sigma).to(self.dtype),
-            self.network_time(sigma),
-            **self.network_condition(cond.expand(len(x))),
-            return_dict=False,
-        )[0]
+        sample = self.prediction.network_input(x, sigma).to(self.dtype)
+        return self._call(sample, self.network_time(sigma), self.network_condition(cond.expand(len(x))))
+
+    def _call(self, sample: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
+        rows, _, height, width = sample.shape
+        what = f"denoise {rows} x {height} x {width} latents"
+        return with_memory(lambda: self.unet(sample, time, **condition, return_dict=False)[0], what)
 
     def bind(self, sigma: Tensor, cond: Conditioning) -> Callable[[Tensor], Tensor]:
         """Return x (B, C, H, W) -> denoised for fixed `sigma` (B,) and `cond`.
@@ -102,7 +106,7 @@ class DiffusersDenoiser:
         def denoise(x: Tensor) -> Tensor:
             self.calls += 1
             self.rows += rows
-            output = self.unet((x * scale_in).to(dtype), time, **condition, return_dict=False)[0].to(x.dtype)
+            output = self._call((x * scale_in).to(dtype), time, condition).to(x.dtype)
             return torch.addcmul(x if plain else skip * x, scale_out, output)
 
         return denoise

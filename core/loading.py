@@ -54,14 +54,11 @@ class Part:
         """Return the network without weights (on the meta device)."""
         import importlib
 
-        cls = getattr(importlib.import_module(ARCHITECTURES[self.architecture]), self.architecture)
+        library = ARCHITECTURES[self.architecture]
+        cls = getattr(importlib.import_module(library), self.architecture)
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
         with torch.device("meta"):
-            return (
-                cls(cls.config_class(**config))
-                if ARCHITECTURES[self.architecture] == "transformers"
-                else cls.from_config(config)
-            )
+            return cls(cls.config_class(**config)) if library == "transformers" else cls.from_config(config)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Return the network in eval mode with each weight read from the mapped file straight to its place."""
@@ -165,6 +162,11 @@ class Parts:
 
     def pipeline(self, device: torch.device, dtype: torch.dtype, prediction_type: str | None) -> Pipeline:
         latents = self.unet.config.get("in_channels", 4)
+        if self.unet.config.get("out_channels", 4) != latents:
+            raise ValueError(
+                f"Expected a network of as many channels in as out, but got {latents} in: an inpainting or instruction model. "
+                "Load its base model."
+            )
         if self.vae.config.get("latent_channels", 4) != latents:
             raise ValueError(
                 f"Expected a VAE with {latents} latent channels for this model, but got {self.vae.config['latent_channels']}. "
@@ -190,7 +192,8 @@ class Parts:
     def _text_key(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if not all(isinstance(tokenizer, (str, pathlib.Path)) for tokenizer in self.tokenizers):
             return None
-        return str([part.key(device, dtype) for part in self.text] + [str(t) for t in self.tokenizers])
+        words = [fingerprint(*sorted(p for p in pathlib.Path(t).glob("*") if p.is_file())) for t in self.tokenizers]
+        return str([part.key(device, dtype) for part in self.text] + words)
 
 
 def _shared(part: Part, device: torch.device, dtype: torch.dtype) -> Any:

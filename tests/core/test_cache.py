@@ -254,6 +254,23 @@ class TestOutOfMemory:
             with_memory(run, "decode")
         assert len(calls) == 2
 
+    def test_a_network_call_is_tried_again_and_counted_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pipe = slipstream.load("pocket")
+        cond, x, sigma = pipe.encode_text([""]), torch.zeros(1, 4, 8, 8), torch.ones(1)
+        wanted, forward, calls = pipe.model(x, sigma, cond), pipe.model.unet.forward, []
+
+        def scarce(*args: object, **kwargs: object) -> object:
+            calls.append(1)
+            if len(calls) != 2:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(pipe.model.unet, "forward", scarce)
+        assert torch.equal(pipe.model(x, sigma, cond), wanted)
+        assert (pipe.model.calls, pipe.model.rows) == (2, 2)
+        with pytest.raises(MemoryError, match=r"denoise 1 x 8 x 8 latents: needed 2\.00 GiB more"):
+            pipe.model(x, sigma, cond)
+
     def test_other_errors_pass_at_once(self) -> None:
         calls = []
 

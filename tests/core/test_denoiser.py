@@ -7,9 +7,10 @@ import math
 import pytest
 import slipstream
 import torch
-from slipstream.core import CFG, EPS, FLOW, Conditioning, NoiseSpace, Prediction
+from slipstream.core import CFG, EPS, FLOW, Conditioning, DiffusersDenoiser, NoiseSpace, Prediction
 from slipstream.core.denoiser import PREDICTIONS
 from slipstream.core.guidance import denoise_many, extrapolate
+from slipstream.core.schedules import FlowLevels
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from torch import Tensor
 
@@ -129,6 +130,15 @@ class TestPrediction:
     def test_unknown_kinds_are_refused(self) -> None:
         with pytest.raises(ValueError, match="'epsilon', 'v_prediction', 'sample', 'flow', but got 'score'"):
             Prediction("score")
+
+
+def test_a_flow_network_has_flow_levels_whatever_table_is_given() -> None:
+    unet = slipstream.load("pocket").model.unet
+    model = DiffusersDenoiser(unet, torch.linspace(0.99, 0.01, 1000), "flow", shift=3.0)
+    assert isinstance(model.levels, FlowLevels)
+    assert (model.sigma_max, model.space) == (1.0, FLOW)
+    with pytest.raises(ValueError, match="`alphas_cumprod`"):
+        DiffusersDenoiser(unet)
 
 
 class TestConditioning:

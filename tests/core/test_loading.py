@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import threading
 
 import pytest
 import slipstream
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from slipstream.core import checkpoint
 from slipstream.core.cache import MODELS, PROMPTS
-from slipstream.core.loading import BUNDLED
+from slipstream.core.loading import BUNDLED, Part
 from slipstream_tests.core.checkpoints import SCHEDULE, Tiny
 
 PROMPT = ["a red circle on a blue background", ""]
@@ -102,6 +103,32 @@ def test_a_replaced_file_is_noticed(tmp_path: pathlib.Path) -> None:
     assert after.vae is before.vae
     difference = after.model.unet.conv_out.bias - before.model.unet.conv_out.bias
     torch.testing.assert_close(difference, torch.ones(4), atol=1e-2, rtol=0)
+
+
+def test_two_threads_load_a_model_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(BUNDLED, folder)
+    loaded, load, pipes = [], Part.load, []
+    monkeypatch.setattr(Part, "load", lambda part, *place: loaded.append(part.architecture) or load(part, *place))
+    threads = [threading.Thread(target=lambda: pipes.append(slipstream.load(folder))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(loaded) == ["AutoencoderKL", "CLIPTextModel", "UNet2DConditionModel"]
+    assert len({id(pipe.model.unet) for pipe in pipes}) == 1
+    assert len(pipes) == 4
+
+
+def test_loaded_weights_do_not_lie_in_the_file(tmp_path: pathlib.Path) -> None:
+    """A file that is written over must neither change nor crash a model in use."""
+    path = Tiny("sd15").file(tmp_path / "model.safetensors")
+    pipe = slipstream.load(path, prediction_type="epsilon")
+    before = run(pipe)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(bytes(size))
+    assert all(torch.equal(one, other) for one, other in zip(before, run(pipe)))
 
 
 def test_prompt_embeddings_are_cached_and_safe_to_change() -> None:
@@ -312,6 +339,9 @@ class TestBadInput:
             slipstream.load(folder)
         (folder / "unet" / "config.json").write_text(json.dumps({**config, "layers_per_block": 2}))
         with pytest.raises(ValueError, match="another model or incomplete"):
+            slipstream.load(folder)
+        (folder / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 9}))
+        with pytest.raises(ValueError, match="inpainting"):
             slipstream.load(folder)
         (folder / "unet" / "config.json").write_text("{")
         with pytest.raises(ValueError, match="JSON"):
