@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from .config import EditConfig
+from .geometry import Canvas
 from .invert import Inversion, invert
-from .loop import EditResult, edit
+from .loop import edit
+from .picture import EditResult, finish, fit
 from .tasks import Appearance, Drag, Landmarks, Move, Paste, Task, Tasks
 
 __all__ = [
     "Appearance",
+    "Canvas",
     "Drag",
     "EditConfig",
     "EditResult",
@@ -19,5 +22,7 @@ __all__ = [
     "Task",
     "Tasks",
     "edit",
+    "finish",
+    "fit",
     "invert",
 ]

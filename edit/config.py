@@ -38,7 +38,8 @@ class EditConfig:
         travel, travel_passes: fractions in which every second step is repeated, and how often.
         image_prompt: fractions in which a model with an image prompt is used.
         anchor, anchor_object: fractions in which everything outside the edit follows the inverted picture, and the moved object
-            follows its moved inversion.
+            follows its moved inversion. `anchor_fill`: fractions in which a vacated area follows the smooth fill from around it.
+        own_keys: attention reads the own tokens beside the picture's.
         limit: largest guidance relative to the noise estimate.
         feather: soft edge of the edit, in pixels of the picture.
         memory: "bank" keeps keys and values in host memory, "row" recomputes them as an extra batch row, "auto" chooses by
@@ -49,8 +50,8 @@ class EditConfig:
 
     steps: int = 50
     schedule: str = "leading"
-    cfg_scale: float = 4.0
-    energy_scale: float = 0.5
+    cfg_scale: float = 2.0
+    energy_scale: float = 0.1
     w_edit: float = 4.0
     w_content: float = 6.0
     w_contrast: float = 0.2
@@ -64,7 +65,9 @@ class EditConfig:
     travel_passes: int = 3
     image_prompt: Span = (0.2, 0.4)
     anchor: Span = (0.0, 1.0)
-    anchor_object: Span = (0.0, 0.5)
+    anchor_object: Span = (0.0, 0.8)
+    anchor_fill: Span = (0.0, 0.4)
+    own_keys: bool = True
     limit: float = 1.0
     feather: int = 4
     memory: str = "auto"
@@ -79,7 +82,17 @@ class EditConfig:
             check_range(name, getattr(self, name), 0, high)
         for name in ("w_edit", "w_content", "w_contrast", "w_inpaint"):
             check_range(name, getattr(self, name), 0, 1000)
-        for name in ("guide", "dense", "keys", "noise_span", "travel", "image_prompt", "anchor", "anchor_object"):
+        for name in (
+            "guide",
+            "dense",
+            "keys",
+            "noise_span",
+            "travel",
+            "image_prompt",
+            "anchor",
+            "anchor_object",
+            "anchor_fill",
+        ):
             _check_span(name, getattr(self, name))
         check_integer("travel_passes", self.travel_passes, 1, 20)
         check_integer("feather", self.feather, 0, 1000)
@@ -135,10 +148,10 @@ def _check_span(name: str, span: Span) -> None:
 _CROSS: Mapping[str, Any] = {"keys": (0.0, 0.72)}
 PUBLISHED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "move": {},
-        "drag": {"energy_scale": 2.0, "w_inpaint": 0.2},
+        "move": {"cfg_scale": 4.0, "energy_scale": 0.5},
+        "drag": {"cfg_scale": 4.0, "energy_scale": 2.0, "w_inpaint": 0.2},
         "appearance": {**_CROSS, "cfg_scale": 5.0, "energy_scale": 2.0, "w_edit": 3.5, "w_content": 5.0},
-        "paste": {**_CROSS, "energy_scale": 1.5},
-        "landmarks": {"energy_scale": 3.0, "w_edit": 12.0, "w_content": 0.0, "w_inpaint": 0.4, "eta": 0.2},
+        "paste": {**_CROSS, "cfg_scale": 4.0, "energy_scale": 1.5},
+        "landmarks": {"cfg_scale": 4.0, "energy_scale": 3.0, "w_edit": 12.0, "w_content": 0.0, "w_inpaint": 0.4, "eta": 0.2},
     }
 )

@@ -15,6 +15,7 @@ from ..core.denoiser import Conditioning, Denoiser
 from ..core.features import FeatureModel
 from ..core.progress import Callback, Reporter
 from .config import EditConfig, steps_in
+from .geometry import Canvas
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +24,16 @@ log = logging.getLogger(__name__)
 class Inversion:
     """One inverted picture.
 
-    `latents` (S + 1, C, h, w) are the picture at `sigmas` (S + 1,), from noise to clean, on the CPU; `size` is the picture's
-    (height, width) in pixels; `cond` what it was inverted with. Keys and values live in `bank` (None: recomputed when read);
-    reference features are kept after their first use.
+    `latents` (S + 1, C, h, w) are the picture at `sigmas` (S + 1,), from noise to clean, on the CPU. `canvas` tells how its
+    pixels lie on the latents; `image` (1, H, W, 3) are those pixels, if they were given; `cond` is what it was inverted with.
+    Keys and values live in `bank` (None: recomputed when read); features are kept after their first use.
     """
 
     latents: Tensor
     sigmas: Tensor
     cond: Conditioning
-    size: tuple[int, int]
+    canvas: Canvas
+    image: Tensor | None = None
     bank: AttentionBank | None = None
     memory: str = "row"
     _features: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
@@ -39,6 +41,11 @@ class Inversion:
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
+
+    @property
+    def clean(self) -> Tensor:
+        """The clean latents (1, C, h, w)."""
+        return self.at(self.steps) / (1 + self.sigmas[-1] ** 2).sqrt()
 
     def at(self, step: int) -> Tensor:
         """Return the latents (1, C, h, w) at `sigmas[step]`."""
@@ -103,7 +110,8 @@ def invert(
     latents: Tensor,
     cond: Conditioning,
     config: EditConfig | None = None,
-    size: tuple[int, int] | None = None,
+    canvas: Canvas | None = None,
+    image: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Inversion:
     """Invert one picture: `steps` network rows, without guidance (arXiv 2010.02502 section 4.3).
@@ -112,7 +120,8 @@ def invert(
         latents: clean latents (1, C, h, w).
         cond: one row, the prompt that describes the picture.
         config: steps, schedule and memory; an edit must use the same ones.
-        size: (height, width) of the picture in pixels; eight pixels a latent cell when left out.
+        canvas: how the picture's pixels lie on the latents (`fit` returns it); eight pixels a cell when left out.
+        image: the picture (1, H, W, 3), kept so that an edit can carry objects in pixels.
 
     Raises:
         ValueError: for more than one picture, NaN, a flow model, or a network without features or attention access.
@@ -139,8 +148,13 @@ def invert(
         bank.clear()
     stored = torch.cat(trajectory[::-1]).cpu()
     check_finite("inverted latents", stored, "Use float32 or bfloat16 for the network.")
-    size = size or (8 * latents.shape[-2], 8 * latents.shape[-1])
-    return Inversion(stored, sigmas.cpu(), cond, size, bank if keep else None, "bank" if keep else "row")
+    grid = (latents.shape[-2], latents.shape[-1])
+    canvas = canvas or Canvas((8 * grid[0], 8 * grid[1]), grid, 8)
+    if canvas.grid != grid or (image is not None and tuple(image.shape[1:3]) != canvas.size):
+        raise ValueError(
+            f"Expected `canvas` of these {grid} latents and this picture, but got {canvas}. Use the one `fit` returned for it."
+        )
+    return Inversion(stored, sigmas.cpu(), cond, canvas, image, bank if keep else None, "bank" if keep else "row")
 
 
 def _climb_recording(model, x, low, high, cond, hook):  # type: ignore[no-untyped-def]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,27 +17,14 @@ from ..core.guidance import extrapolate
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Reporter
 from .config import EditConfig, steps_in
-from .guided import guided_edit
+from .guided import Encode, guided_edit
 from .invert import Inversion, check_inversions, check_model
+from .picture import EditResult
 from .problem import KeyValue, Problem
 from .published import published_edit
 from .tasks import Task, Tasks
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """What `edit` returns.
-
-    `latents` (1, C, h, w) are clean. `mask` (1, H, W) at picture size is the soft region that changed: composite the decoded
-    picture over the original with it (`finish`), and every pixel where it is 0 is the original's. `notes` tell what the user
-    should know (clipped objects, exploded energies, memory choice).
-    """
-
-    latents: Tensor
-    mask: Tensor
-    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -69,6 +56,7 @@ def edit(
     noise: NoiseSource | None = None,
     image_model: Denoiser | None = None,
     callback: Callback | None = None,
+    encode: Encode | None = None,
 ) -> EditResult:
     """Edit an inverted picture (DiffEditor, arXiv 2402.02583).
 
@@ -79,6 +67,8 @@ def edit(
         uncond: one row; without it, or with cfg_scale 1, there is no classifier-free guidance and half the rows.
         image_model: the same network with an image prompt (an IP-Adapter), used within `config.image_prompt` only.
         callback: called after each network call; may raise to stop.
+        encode: the VAE's encoder (IMAGE at the picture's size -> latents). With it, and inversions that know their pixels, objects
+            are carried in pixels and then encoded, which keeps them sharper than carrying latent cells. Default mode only.
 
     Raises:
         ValueError: for tasks that lie outside the picture or contradict each other, masks of another size, a schedule other
@@ -87,8 +77,7 @@ def edit(
     config, tasks = config or EditConfig(), Tasks.of(tasks)
     check_model(model)
     sigmas = config.sigmas(model.levels)
-    prepare: Callable[..., Problem] = published_edit if config.published else guided_edit
-    problem = prepare(tasks.items, inversion, config)
+    problem = _prepare(tasks.items, inversion, config, encode)
     check_inversions(problem.pictures, config, sigmas)
     positive = inversion.cond if cond is None else cond
     conds = [positive] if uncond is None or config.cfg_scale == 1 else [uncond, positive]
@@ -98,21 +87,27 @@ def edit(
         x = _sample(run, noise or SeededNoise(42))
     check_finite("result", x, "Lower `energy_scale`, or use float32 or bfloat16 for the network.")
     latents = x / (1 + sigmas[-1] ** 2).sqrt()
-    return EditResult(latents, problem.changed(inversion.size), tuple(run.notes))
+    return problem.result(latents, tuple(run.notes))
+
+
+def _prepare(tasks: Sequence[Task], inversion: Inversion, config: EditConfig, encode: Encode | None) -> Problem:
+    if config.published:
+        return published_edit(tasks, inversion, config)
+    return guided_edit(tasks, inversion, config, encode)
 
 
 def _calls(config: EditConfig, problem: Problem) -> int:
     """Return the number of reported calls of a run."""
-    passes = [config.passes(i) for i in range(config.steps)]
-    guided = sum(passes[i] for i in config.guided) * (1 + len(problem.pictures))
-    return sum(passes) + sum(config.rerun_calls(i) for i in range(config.steps)) + guided
+    steps = range(problem.first_step, config.steps)
+    guided = sum(config.passes(i) for i in steps if i in config.guided) * (1 + len(problem.pictures))
+    return sum(config.passes(i) + config.rerun_calls(i) for i in steps) + guided
 
 
 def _sample(run: _Run, noise: NoiseSource) -> Tensor:
     config, sigmas = run.config, run.sigmas
-    x = run.problem.start()
+    x = run.problem.start(noise)
     noisy = steps_in(config.noise_span, config.steps)
-    for step in range(config.steps):
+    for step in range(run.problem.first_step, config.steps):
         passes, reruns = config.passes(step), config.rerun_calls(step)
         for travel in range(passes):
             denoised, eps = _estimate(run, x, step)

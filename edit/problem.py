@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..core.attention import Attend
 from ..core.features import FeatureModel
+from ..core.noise import NoiseSource
 from .invert import Inversion
+from .picture import EditResult
 
 KeyValue = tuple[Tensor, Tensor]
 
@@ -29,9 +31,10 @@ class Problem(Protocol):
     pictures: list[Inversion]  # the base picture, then the references
     noise_strength: Tensor  # eta per latent cell, broadcast over (1, 1, h, w)
     notes: list[str]  # what the user should know
+    first_step: int  # steps before it would not change anything and are left out
 
-    def start(self) -> Tensor:
-        """Return the latents (1, C, h, w) at the first level."""
+    def start(self, noise: NoiseSource) -> Tensor:
+        """Return the latents (1, C, h, w) at the level of `first_step`."""
         ...
 
     def reference(self, model: FeatureModel, step: int, index: int) -> list[Tensor]:
@@ -56,6 +59,6 @@ class Problem(Protocol):
         """Return the latents after `step`, at `sigmas[step + 1]`, with what is not to be edited put back."""
         ...
 
-    def changed(self, size: tuple[int, int]) -> Tensor:
-        """Return the soft region (1, H, W) at picture size that the edit changes."""
+    def result(self, latents: Tensor, notes: tuple[str, ...]) -> EditResult:
+        """Return the result for the clean latents (1, C, h, w)."""
         ...

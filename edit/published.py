@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ..core.attention import Attend, token_grid
 from ..core.features import FeatureModel
+from ..core.noise import NoiseSource
 from .config import EditConfig
 from .invert import Inversion
-from .problem import Pull
+from .picture import EditResult
+from .problem import KeyValue, Pull
 from .tasks import Appearance, Drag, Landmarks, Move, Paste, Point, Task
 
 Masks = dict[str, Tensor]
@@ -208,6 +210,7 @@ class PublishedEdit:
     """One published edit of one picture; see `Problem`."""
 
     noise_strength: Tensor
+    first_step = 0
 
     def __init__(self, task: Task, base: Inversion, config: EditConfig) -> None:
         self.base, self.config = base, config
@@ -219,7 +222,7 @@ class PublishedEdit:
         self.started = base.at(0).clone()
         self.slips_into_reference = False
 
-    def start(self) -> Tensor:
+    def start(self, noise: NoiseSource) -> Tensor:
         return self.started
 
     def reference(self, model: FeatureModel, step: int, index: int) -> list[Tensor]:
@@ -236,6 +239,11 @@ class PublishedEdit:
         blown_up = [[nearest(f, self.features_size) for f in maps] for maps in (current, *references)]
         return self.energies(blown_up[0], blown_up[1:])
 
+    def attend(
+        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend
+    ) -> Tensor:
+        raise NotImplementedError
+
     factor = 0.04
 
     def scale(self, gradients: Sequence[Tensor], pulls: Sequence[Pull], eps: Tensor) -> Tensor:
@@ -245,8 +253,9 @@ class PublishedEdit:
     def settle(self, step: int, x: Tensor) -> Tensor:
         return x
 
-    def changed(self, size: tuple[int, int]) -> Tensor:
-        return torch.ones(1, *size)
+    def result(self, latents: Tensor, notes: tuple[str, ...]) -> EditResult:
+        everywhere = torch.ones(1, *self.base.canvas.size)
+        return EditResult(latents, everywhere, notes, None, None, everywhere)
 
     def to_grid(self, mask: Tensor) -> Tensor:
         """Return a mask (..., H, W) of any size at latent size."""
@@ -280,7 +289,7 @@ class PublishedMove(PublishedEdit):
         return [Pull(edit, self.region), Pull(content, 1 - self.region)]
 
     def attend(
-        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[tuple[Tensor, Tensor]], attend: Attend
+        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend
     ) -> Tensor:
         return attend(q, *(t.expand(len(q), -1, -1) for t in pictures[0]))
 
@@ -289,7 +298,7 @@ class PublishedPoints(PublishedEdit):
     """Drag and landmarks: the picture's keys and values are read beside the own ones."""
 
     def attend(
-        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[tuple[Tensor, Tensor]], attend: Attend
+        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend
     ) -> Tensor:
         own = zip((k, v), pictures[0])
         return attend(q, *(torch.cat([mine, kept.expand(len(q), -1, -1)], 1) for mine, kept in own))
@@ -344,7 +353,7 @@ class PublishedCross(PublishedEdit):
         return [Pull(edit, self.region), Pull(content, 1 - self.region)]
 
     def attend(
-        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[tuple[Tensor, Tensor]], attend: Attend
+        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend
     ) -> Tensor:
         grid = token_grid(pictures[0][0].shape[1], *self.grid)
         outside = ~self._tokens("base_pixels", grid)

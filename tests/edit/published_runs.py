@@ -16,6 +16,7 @@ from slipstream.core import Conditioning, DiffusersDenoiser, ReplayNoise
 from slipstream.core.attention import attend_heads
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.edit import Appearance, Drag, EditConfig, Landmarks, Move, Paste, edit, invert
+from slipstream.edit.geometry import Canvas
 from slipstream.edit.published import scale_about_centre
 from torch import Tensor
 
@@ -137,13 +138,14 @@ def repeat(name: str) -> tuple[Any, list[Any], Any, Recorded]:
     record, inputs = read(f"run_{name}"), read("inputs")
     args = json.loads((FOLDER / "runs.json").read_text())[name]["args"]
     config, model = config_of(name, args), Recorded(network())
-    size = tuple(inputs["image"].shape[:2])
+    height, width = inputs["image"].shape[:2]
+    canvas = Canvas((height, width), (height // 8, width // 8), 8)
     image_model = ImagePrompted(model, args["ip_scale"])
     scale = args.get("resize_scale", 1.0)
-    inversions = [invert(model, encode(inputs, "image"), Conditioning(inputs["text_p"]), config, size)]
+    inversions = [invert(model, encode(inputs, "image"), Conditioning(inputs["text_p"]), config, canvas)]
     if mode_of(name) in ("appearance", "paste"):
         latents = encode(inputs, "image_replace", scale)
-        inversions.append(invert(model, latents, Conditioning(inputs["text_q"]), config, size))
+        inversions.append(invert(model, latents, Conditioning(inputs["text_q"]), config, canvas))
     task = make_task(name, args, record, inversions)
     inverted_calls = model.calls
     model.seen.clear()
@@ -151,7 +153,7 @@ def repeat(name: str) -> tuple[Any, list[Any], Any, Recorded]:
     noise = ReplayNoise(list(record["sde_noise"].unsqueeze(1))) if "sde_noise" in record else seeded(args["seed"])
     if name in SHORT:
         with pytest.raises(Enough):
-            edit(model, inversions[0], task, cond, uncond, config, noise, image_model, stop_after(48))
+            edit(model, inversions[0], task, cond, uncond, config, noise, image_model, stop_after(75))
         return None, inversions, task, model
     result = edit(model, inversions[0], task, cond, uncond, config, noise, image_model)
     model.inverted_calls = inverted_calls  # type: ignore[attr-defined]

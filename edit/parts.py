@@ -1,0 +1,179 @@
+"""What each task asks of the picture's latents: energies and regions. All weights are shares of latent cells, (1, 1, h, w)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import EditConfig
+from .geometry import Affine, Canvas, Placement, bent, border_of, centre_of, sample_at
+from .problem import Pull
+from .tasks import Appearance, Drag, Move, Paste, Point, Task
+
+Features = list[Tensor]
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Return (cos + 1) / 2 over channels, in [0, 1]: (1, h, w) from maps (1, C, h, w)."""
+    return (F.cosine_similarity(a.float(), b.float(), dim=1) + 1) / 2
+
+
+def weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean of (1, h, w) values under weights (1, 1, h, w); an empty region gives 0."""
+    return (values * weights[:, 0]).sum() / weights.sum().clamp(min=1e-6)
+
+
+def pooled(maps: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean vector (1, C, 1, 1) of maps (1, C, h, w)."""
+    return ((maps.float() * weights).sum((2, 3)) / weights.sum().clamp(min=1e-6))[..., None, None]
+
+
+def inverse(weight: float, closeness: Tensor) -> Tensor:
+    """Return weight / (1 + 4 S); S in [0, 1], so that there is no pole (raw cosines have one at -1/4)."""
+    return weight / (1 + 4 * closeness)
+
+
+def on_cells(maps: Tensor, canvas: Canvas, points: Tensor | None = None) -> Tensor:
+    """Return maps of any size over a canvas, read at pixel coordinates (h, w, 2) (the centres of its own cells when None)."""
+    points = canvas.cell_centres() if points is None else points
+    at = canvas.normalised(points)[None].to(maps)
+    return F.grid_sample(maps, at, "bilinear", "border", align_corners=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One task on the latent grid.
+
+    `target` is where new content appears, `removed` what is taken away and `vacated` what of that stays uncovered; `picture` is
+    the picture it takes content from and `source` (1, 1, hs, ws) its region there; `points` (h, w, 2) are the pixel coordinates
+    there that each cell comes from, None where nothing is carried.
+    """
+
+    target: Tensor
+    removed: Tensor
+    vacated: Tensor
+    picture: int
+    source: Tensor
+    points: Tensor | None
+    fill_from: Tensor | None = None
+    # A drag by energy changes what lies in `free` and pulls at `handles` (P, 3, 3, 2) -> `targets` (P, 3, 3, 2), pixels.
+    handles: Tensor | None = None
+    targets: Tensor | None = None
+
+    @property
+    def changed(self) -> Tensor:
+        return torch.maximum(self.target, self.vacated)
+
+    @property
+    def carries(self) -> bool:
+        """Whether it carries content cell by cell, so that the moved inversion can be followed."""
+        return self.points is not None
+
+    def pull(
+        self, current: Features, base: Features, own: Features, canvases: Sequence[Canvas], config: EditConfig
+    ) -> list[Pull]:
+        """Return what draws the target to its source (`own` are the features of the part's picture)."""
+        if self.handles is not None:
+            return [Pull(self._point_energy(current, base, canvases[0], config), self.target)]
+        energy = current[0].new_zeros((), dtype=torch.float32)
+        for f, q in zip(current, own):
+            ours = on_cells(f, canvases[0])
+            if self.points is None:
+                theirs = pooled(on_cells(q, canvases[self.picture]), self.source)
+                close = similarity(pooled(ours, self.target), theirs).mean()
+            else:
+                close = weighted(similarity(ours, on_cells(q, canvases[self.picture], self.points)), self.target)
+            energy = energy + inverse(config.w_edit, close) / len(current)
+        return [Pull(energy, self.target)]
+
+    def refill(self, current: Features, base: Features, kept: Tensor, canvas: Canvas, config: EditConfig) -> Tensor:
+        """Return what makes the vacated area unlike the object that left and like what surrounds it; 0 when nothing is vacated."""
+        energy = current[0].new_zeros((), dtype=torch.float32)
+        if float(self.vacated.sum()) < 0.5:
+            return energy
+        source = kept if self.fill_from is None else self.fill_from
+        for f, r in zip(current, base):
+            ours, theirs = on_cells(f, canvas), on_cells(r, canvas)
+            energy = energy + config.w_contrast * weighted(similarity(ours, theirs), self.vacated) / len(current)
+            close = similarity(pooled(ours, self.vacated), pooled(theirs, source)).mean()
+            energy = energy + inverse(config.w_inpaint, close) / len(current)
+        return energy
+
+    def _point_energy(self, current: Features, base: Features, canvas: Canvas, config: EditConfig) -> Tensor:
+        assert self.handles is not None
+        assert self.targets is not None
+        energy = current[0].new_zeros((), dtype=torch.float32)
+        for f, r in zip(current, base):
+            for handle, target in zip(self.handles, self.targets):
+                close = similarity(on_cells(f, canvas, target), on_cells(r, canvas, handle)).mean()
+                left = similarity(on_cells(f, canvas, handle), on_cells(r, canvas, handle)).mean()
+                energy = energy + inverse(config.w_edit, close) + config.w_inpaint * left
+        return energy / (len(current) * len(self.handles))
+
+
+def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placement:
+    """Return where a task puts things, per pixel of the picture. Also what a preview draws."""
+    pixels = canvas.pixel_centres()
+    if isinstance(task, Drag):
+        pinned = border_of(task.mask)
+        free = task.mask > 0.5
+        points = torch.where(free[..., None], bent(pixels, list(task.points), pinned), pixels)
+        moved = (points - pixels).norm(dim=-1)
+        open_ = uncovered(points) * free
+        return Placement(task.mask * (moved > 0.25), open_, open_, points)
+    points = Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy)).inverse(pixels)
+    target = sample_at(task.mask[None, None], points, source.size)[0, 0]
+    removed = task.mask if isinstance(task, Move) else torch.zeros_like(target)
+    return Placement(target, removed, (removed - target).clamp(min=0), points)
+
+
+def uncovered(points: Tensor, least: float = 0.5) -> Tensor:
+    """Return where (H, W) a map of origins (H, W, 2) stretches its source so far that content must be made up: area below `least`."""
+    padded = F.pad(points.permute(2, 0, 1)[None], (0, 1, 0, 1), mode="replicate")[0].permute(1, 2, 0)
+    across, down = padded[:-1, 1:] - padded[:-1, :-1], padded[1:, :-1] - padded[:-1, :-1]
+    area = (across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]).abs()
+    area[:, -1], area[-1] = area[:, -2], area[-2]
+    return (area < least).float()
+
+
+def carried_share(task: Move | Paste, placement: Placement) -> float:
+    """Return the share of the object that lands within the picture."""
+    return float(placement.target.sum() / (task.mask.sum() * task.scale**2))
+
+
+def make_part(task: Task, canvases: Sequence[Canvas], picture: int) -> Part:
+    """Return a task on the latent grid; `picture` is the index of the task's reference, 0 for the picture itself."""
+    base = canvases[0]
+    if isinstance(task, Appearance):
+        target = base.to_grid(task.mask)
+        none = torch.zeros_like(target)
+        return Part(target, none, none, picture, canvases[picture].to_grid(task.reference_mask), None)
+    assert isinstance(task, (Move, Paste, Drag))
+    if isinstance(task, Drag) and task.method == "energy":
+        free = base.to_grid(task.mask)
+        blocks = (torch.stack([_block(p[side], base.cell) for p in task.points]) for side in (0, 1))
+        handles, targets = blocks
+        none = torch.zeros_like(free)
+        return Part(free, none, none, 0, free, None, handles=handles, targets=targets)
+    placed = place(task, base, canvases[picture])
+    # One cell reads its content at its centre, sub-pixel; its weight is the share of its pixels that the object covers.
+    points = sample_at(placed.points.permute(2, 0, 1)[None], base.cell_centres(), base.size, "bilinear")[0].permute(
+        1, 2, 0
+    )
+    if not isinstance(task, Drag):
+        affine = Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy))
+        points = affine.inverse(base.cell_centres())
+    fill = base.to_grid(task.fill_from) if isinstance(task, Move) and task.fill_from is not None else None
+    target, removed, vacated = (base.to_grid(m) for m in (placed.target, placed.removed, placed.vacated))
+    return Part(target, removed, vacated, picture, canvases[picture].to_grid(task.mask), points, fill)
+
+
+def _block(point: Point, cell: float) -> Tensor:
+    """Return 3 x 3 points (3, 3, 2) half a cell apart around a point."""
+    offsets = torch.tensor([-0.5, 0.0, 0.5]) * cell
+    ys, xs = torch.meshgrid(offsets + point[1], offsets + point[0], indexing="ij")
+    return torch.stack([xs, ys], -1)

@@ -1,0 +1,116 @@
+"""Pictures on their way in and out: padding to whole cells, the draft of an edit, and the composite that leaves the rest untouched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.checks import check_finite, check_integer
+from ..core.tensors import composite
+from .geometry import Canvas, Placement, sample_at
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What `edit` returns.
+
+    `latents` (1, C, h, w) are clean. `mask` (1, H, W) at picture size is the soft region that changed; `finish` composites with
+    it. `notes` tell what the user should know (clipped objects, exploded energies, memory choice). `draft` (1, H, W, 3) is the
+    cut-and-paste in pixels with its `draft_latents`, and `restore` (1, H, W) where its detail may be put back.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    notes: tuple[str, ...]
+    draft: Tensor | None
+    draft_latents: Tensor | None
+    restore: Tensor
+
+
+def fit(image: Tensor, factor: int, multiple: int = 1, max_pixels: int | None = None) -> tuple[Tensor, Canvas]:
+    """Return an IMAGE (1, H, W, 3) ready for a VAE of `factor`, and the canvas that says where its pixels went.
+
+    Sides that are no multiple of `factor * multiple` are padded on the right and below by replication; a picture of more than
+    `max_pixels` is reduced first, and coordinates stay those of the picture that was given.
+    """
+    if image.ndim != 4 or len(image) != 1 or image.shape[-1] != 3:
+        raise ValueError(
+            f"Expected `image` as one RGB picture (1, height, width, 3), but got {tuple(image.shape)}. Edit one picture at a time."
+        )
+    check_finite("image", image)
+    check_integer("factor", factor, 1)
+    height, width = image.shape[1:3]
+    shrink = 1.0 if not max_pixels else min(1.0, math.sqrt(max_pixels / (height * width)))
+    pixels = image.movedim(-1, 1)
+    if shrink < 1:
+        # One factor for both axes keeps every coordinate exact: the rest of the last cell is padding.
+        size = (round(height * shrink), round(width * shrink))
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+    step = factor * multiple
+    grid = [-(-n // step) * step for n in pixels.shape[-2:]]
+    pad = (0, grid[1] - pixels.shape[-1], 0, grid[0] - pixels.shape[-2])
+    padded = F.pad(pixels, pad, mode="replicate").movedim(1, -1)
+    return padded, Canvas((height, width), (grid[0] // factor, grid[1] // factor), factor / shrink)
+
+
+def fill(values: Tensor, known: Tensor) -> Tensor:
+    """Return values (1, C, H, W) with what is not `known` (1, 1, H, W) filled smoothly from around it (pull-push pyramid)."""
+    if min(values.shape[-2:]) <= 2 or bool((known > 0.999).all()):
+        mean = (values * known).sum((2, 3), keepdim=True) / known.sum().clamp(min=1e-6)
+        return known * values + (1 - known) * mean
+    weight = F.avg_pool2d(known, 2, ceil_mode=True)
+    coarse = F.avg_pool2d(values * known, 2, ceil_mode=True) / weight.clamp(min=1e-6)
+    coarse = fill(coarse, (weight * 4).clamp(max=1))
+    smooth = F.interpolate(coarse, values.shape[-2:], mode="bilinear", align_corners=False)
+    return known * values + (1 - known) * smooth
+
+
+def draft(
+    values: Sequence[Tensor], sizes: Sequence[tuple[int, int]], placements: Sequence[tuple[int, Placement]]
+) -> Tensor:
+    """Return the cut-and-paste of an edit: objects carried to their places, vacated areas filled from around them.
+
+    `values[i]` (1, C, H_i, W_i) is picture i in any space (pixels, latents), `sizes[i]` its extent in the unit of the placements'
+    points. Placements are (picture index, Placement) at the resolution of `values[0]`; later ones lie on top.
+    """
+    out = values[0]
+    gone = torch.zeros_like(out[:, :1])
+    for _, placed in placements:
+        gone = torch.maximum(gone, placed.removed[None, None].to(out))
+    # Half-covered border pixels of an object would bleed its colour into the fill.
+    known = 1 - (F.max_pool2d((gone > 0).float(), 3, 1, 1) if bool(gone.any()) else gone)
+    out = torch.where(known > 0.5, out, fill(out, known))
+    for picture, placed in placements:
+        carried = sample_at(values[picture], placed.points, sizes[picture])
+        out = out + placed.target[None, None].to(out) * (carried - out)
+    return out
+
+
+def finish(image: Tensor, result: EditResult, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the edited IMAGE (1, H, W, 3); every pixel where `result.mask` is 0 is the original's, bit for bit.
+
+    What the VAE loses is put back: objects that were carried in pixels get the difference between the draft and its decoded self.
+    `decode` (latents -> IMAGE) may give padded or reduced pictures (see `fit`); they are cropped and scaled back.
+    """
+    size = (image.shape[1], image.shape[2])
+    edited = to_size(decode(result.latents), size)
+    if result.draft is not None and result.draft_latents is not None:
+        lost = result.draft.to(edited) - to_size(decode(result.draft_latents), size).to(edited)
+        edited = (edited + result.restore[..., None].to(edited) * lost).clamp(0, 1)
+    return composite(image, edited.to(image), result.mask)
+
+
+def to_size(decoded: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a decoded IMAGE (1, H', W', 3) scaled back and cropped to `size` (height, width)."""
+    height, width = size
+    scale = max(height / decoded.shape[1], width / decoded.shape[2])
+    pixels = decoded.movedim(-1, 1)
+    if scale > 1:
+        grown = (max(height, round(decoded.shape[1] * scale)), max(width, round(decoded.shape[2] * scale)))
+        pixels = F.interpolate(pixels, grown, mode="bicubic", antialias=True).clamp(0, 1)
+    return pixels[..., :height, :width].movedim(1, -1)
