@@ -1,0 +1,187 @@
+"""`slipstream stream`: a video, a folder of pictures or a webcam through a Stream Batch."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ..core.graphs import replayed
+from ..core.pipeline import Pipeline
+from .batch import StreamBatch, StreamFrame
+from .config import GUIDANCE, RENOISE, StreamConfig
+from .queues import StreamThreads
+from .similarity import SimilarityFilter
+from .video import FolderSource, Stamp, VideoSource, fit, open_sink, open_source
+
+log = logging.getLogger(__name__)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare `stream`."""
+    parser = subparsers.add_parser("stream", help="repaint a video, a folder of pictures or a webcam (StreamDiffusion)")
+    parser.add_argument("--input", required=True, help='video file, folder of pictures, or "webcam" ("webcam:1" ...)')
+    parser.add_argument("--output", required=True, help="video file, or a folder for PNG files")
+    parser.add_argument("--prompt", default="", help="what the video shall show")
+    parser.add_argument("--negative", default="", help="used by onetime and full guidance")
+    parser.add_argument("--model", default="pocket", help='"pocket", a diffusers folder or a .safetensors file')
+    parser.add_argument("--vae", help="another VAE, for example a tiny one (TAESD)")
+    parser.add_argument("--device", help="cpu, cuda ... (default: what there is)")
+    parser.add_argument("--size", help="WIDTHxHEIGHT (default: as the input, in whole latent cells)")
+    parser.add_argument("--fps", type=float, default=25.0, help="of a folder of pictures (default %(default)s)")
+    parser.add_argument("--max-frames", type=int, default=0, help="stop after so many frames (default: all)")
+    parser.add_argument(
+        "--drop", action="store_true", help="treat a file like a camera: drop what is not taken in time"
+    )
+    _add_method(parser.add_argument_group("method"))
+    parser.set_defaults(run=run_stream)
+
+
+def _add_method(group: Any) -> None:
+    default = StreamConfig()
+    group.add_argument("--strength", type=float, default=0.5, help="how much is repainted (default %(default)s)")
+    group.add_argument("--steps", type=int, default=default.steps, help="denoising steps (default %(default)s)")
+    group.add_argument("--t-index", help='instead of both: indices of the LCM grid, "32,45"')
+    group.add_argument("--guidance", choices=GUIDANCE, default=default.guidance)
+    group.add_argument("--scale", type=float, default=default.guidance_scale, help="of the guidance, 1 is off")
+    group.add_argument("--delta", type=float, default=default.delta)
+    group.add_argument("--renoise", choices=RENOISE, default=default.renoise)
+    group.add_argument("--seed", type=int, default=default.seed)
+    group.add_argument("--frame-group", type=int, default=default.frame_group, help="frames that travel together")
+    group.add_argument("--consistency", action="store_true", help="boundary scalings of LCM models")
+    group.add_argument("--feedback", type=float, default=0.0, help="share of the last result in a new frame")
+    group.add_argument("--motion", type=float, default=0.0, help="repaint fast frames less, 0 to 1")
+    group.add_argument("--cross-frame", action="store_true", help="frames in flight attend to each other")
+    group.add_argument("--similarity", type=float, default=1.0, help="skip frames alike beyond this, 0.98 for example")
+    group.add_argument("--blocks", type=int, default=8, help="compare in so many parts across (default %(default)s)")
+    group.add_argument("--graph", action="store_true", help="record the network as a CUDA graph")
+
+
+def config_of(args: argparse.Namespace) -> StreamConfig:
+    """Return the config that the options ask for."""
+    try:
+        indices = [int(part) for part in args.t_index.split(",")] if args.t_index else None
+    except ValueError:
+        raise ValueError(
+            f"Expected --t-index as numbers with commas, but got {args.t_index!r}. Example: 32,45."
+        ) from None
+    return StreamConfig(
+        t_index_list=indices, strength=None if indices else args.strength, steps=args.steps, guidance=args.guidance,
+        guidance_scale=args.scale, delta=args.delta, renoise=args.renoise, seed=args.seed, frame_group=args.frame_group,
+        consistency=args.consistency, feedback=args.feedback, motion=args.motion, cross_frame=args.cross_frame,
+        static_rows=args.graph,
+    )  # fmt: skip
+
+
+def run_stream(args: argparse.Namespace) -> int:
+    """Run the command; frames that are finished are in the output whatever happens."""
+    from ..core.loading import load
+
+    config = config_of(args)
+    chooser = SimilarityFilter(args.similarity, blocks=args.blocks) if args.similarity < 1 else None
+    source = open_source(args.input, args.fps)
+    sink = open_sink(args.output, source)
+    size = _size(args.size)
+    pipe = load(args.model, device=args.device, vae=args.vae)
+    frames, (height, width) = fitted(source, size, pipe.downscale, args.max_frames)
+    batch = make_batch(pipe, args, config, height, width)
+    with sink, Progress(min(source.count, args.max_frames) if args.max_frames else source.count) as progress:
+
+        def publish(image: Tensor, stamp: Stamp, frame: StreamFrame) -> None:
+            sink.write(image, stamp)
+            progress(threads)
+
+        threads = StreamThreads(
+            frames, pipe.encode_image, batch, pipe.decode, publish, chooser, live=source.live or args.drop,
+            device=pipe.device,
+        )  # fmt: skip
+        run_to_end(threads)
+    log.info("%s", threads.statistics.text())
+    if source.problem:
+        log.warning("%s: %s. What could be read is in %s.", args.input, source.problem, args.output)
+    return 0
+
+
+def run_to_end(threads: StreamThreads) -> None:
+    """Wait for a stream; Ctrl-C ends it after the running pass and keeps what is finished."""
+    threads.start()
+    try:
+        threads.wait()
+    except KeyboardInterrupt:
+        threads.stop()
+        threads.wait()
+
+
+def make_batch(pipe: Pipeline, args: argparse.Namespace, config: StreamConfig, height: int, width: int) -> StreamBatch:
+    cond, uncond = (pipe.encode_text([text], (height, width)) for text in (args.prompt, args.negative))
+    model: Any = pipe.model
+    if args.graph:
+        rows = config.frame_group * (
+            config.stages * (2 if config.guidance == "full" else 1) + (config.guidance == "onetime")
+        )
+        model = replayed(model, rows, height // pipe.downscale, width // pipe.downscale, cond)
+    return StreamBatch(model, cond, uncond, config)
+
+
+def fitted(
+    source: VideoSource | FolderSource, size: tuple[int, int] | None, cell: int, limit: int
+) -> tuple[Iterator[tuple[Tensor, Stamp]], tuple[int, int]]:
+    """Return frames of one size, in whole latent cells, and that size (height, width); the first frame decides by default."""
+    frames = iter(source)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"Expected a frame in the input, but got none ({source.problem or 'it is empty'}).")
+    height, width = size or first[0].shape[:2]
+    height, width = max(height // cell, 1) * cell, max(width // cell, 1) * cell
+    every = itertools.chain([first], frames)
+    chosen = itertools.islice(every, limit) if limit > 0 else every
+    return ((fit(image, height, width), stamp) for image, stamp in chosen), (height, width)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ValueError(f"Expected --size as WIDTHxHEIGHT, but got {text!r}. Example: 512x512.")
+    return int(height), int(width)
+
+
+class Progress:
+    """A progress bar with frames per second and latency; plain lines where tqdm is missing."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total or None
+        self.bar: Any = None
+        self.seen = 0
+
+    def __enter__(self) -> Progress:
+        try:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total, unit="frame", file=sys.stderr, mininterval=0.5)
+        except ImportError:
+            pass
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar is not None:
+            self.bar.update(self.seen - self.bar.n)
+            self.bar.close()
+
+    def __call__(self, threads: StreamThreads) -> None:
+        self.seen += 1
+        if self.seen % 10 and self.seen > 3:
+            return
+        summary = threads.statistics.summary()
+        note = f"{summary['fps_out']:.1f} fps, latency {summary['latency_p50_ms']:.0f} ms"
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(self.seen - self.bar.n)
+        else:
+            log.info("%d frames, %s", self.seen, note)

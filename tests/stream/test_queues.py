@@ -1,0 +1,300 @@
+"""Queues and threads: order, drops, stop, and what happens when a part of the stream dies."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+
+import pytest
+import torch
+from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
+from slipstream.stream.queues import FrameQueue, Statistics, StreamThreads, percentile
+from slipstream_tests.analytic import GaussianDenoiser, constant_cond
+
+COUNT = 30
+
+
+def encode(image):
+    return image.movedim(-1, 1)[:, :1].expand(-1, 4, -1, -1).contiguous()
+
+
+def decode(latents):
+    return latents[:, :3].movedim(1, -1)
+
+
+def frames(count: int = COUNT, delay: float = 0.0):
+    for i in range(count):
+        time.sleep(delay)
+        yield torch.full((4, 6, 3), i / count), i
+
+
+def make_batch(model=None, **settings) -> StreamBatch:
+    return StreamBatch(
+        model or GaussianDenoiser(), constant_cond(), None, StreamConfig(strength=0.6, steps=3, **settings)
+    )
+
+
+def make(source=None, sink=None, batch=None, **more) -> StreamThreads:
+    parts = {"source": source or frames(), "encode": encode, "batch": batch or make_batch(), "decode": decode}
+    return StreamThreads(**{**parts, "sink": sink or (lambda *_: None), "live": False, **more})
+
+
+# -- queues
+
+
+def test_live_queue_keeps_the_newest_and_counts_drops() -> None:
+    queue = FrameQueue(2, live=True)
+    for i in range(5):
+        assert queue.put(i)
+    queue.close()
+    assert list(queue) == [3, 4]
+    assert queue.dropped == 3
+    assert not queue.put(9)
+
+
+def test_patient_queue_makes_the_producer_wait() -> None:
+    queue = FrameQueue(1, live=False)
+    producer = threading.Thread(target=lambda: [queue.put(i) for i in range(50)] + [queue.close()])
+    producer.start()
+    assert list(queue) == list(range(50))
+    producer.join()
+    assert queue.dropped == 0
+
+
+def test_closing_frees_a_waiting_producer() -> None:
+    queue = FrameQueue(1, live=False)
+    queue.put(1)
+    taken = []
+    producer = threading.Thread(target=lambda: taken.append(queue.put(2)))
+    producer.start()
+    queue.close()
+    producer.join(5)
+    assert taken == [False]
+    with pytest.raises(ValueError, match="`size`"):
+        FrameQueue(0)
+
+
+def test_percentiles() -> None:
+    values = [float(i) for i in range(1, 101)]
+    assert (percentile(values, 50), percentile(values, 99), percentile([], 50)) == (51.0, 100.0, 0.0)
+
+
+# -- streams
+
+
+def test_every_frame_of_a_file_comes_out_in_order_as_if_alone() -> None:
+    got = []
+    threads = make(sink=lambda image, meta, frame: got.append((image, meta, frame)))
+    with threads:
+        summary = threads.wait(60)
+    assert [meta for _, meta, _ in got] == list(range(COUNT))
+    assert [frame.id for *_, frame in got] == list(range(COUNT))
+    batch = make_batch()
+    expected = [f for image, _ in frames() for f in batch.push(encode(image[None]))] + batch.drain()
+    for (image, *_), frame in zip(got, expected):
+        torch.testing.assert_close(image, decode(frame.latents)[0])
+    assert (summary["frames_in"], summary["frames_out"], summary["dropped_in"]) == (COUNT, COUNT, 0)
+    assert 0 < summary["latency_p50_ms"] <= summary["latency_p95_ms"] <= summary["latency_p99_ms"]
+    assert summary["fps_out"] > 0
+    assert f"{COUNT} of {COUNT} frames" in threads.statistics.text()
+
+
+def test_the_parts_run_at_the_same_time() -> None:
+    """While the first frame is being decoded, later ones are encoded and denoised."""
+    encoded, denoised, waited = threading.Event(), threading.Event(), []
+    model = GaussianDenoiser()
+
+    def watching_encode(image):
+        if float(image.max()) >= 5 / 12:
+            encoded.set()
+        if model.calls >= 4:
+            denoised.set()
+        return encode(image)
+
+    def slow_decode(latents):
+        if not waited:
+            waited.append(encoded.wait(20) and denoised.wait(20))
+        return decode(latents)
+
+    with make(frames(12), encode=watching_encode, batch=make_batch(model), decode=slow_decode, queue=4) as threads:
+        threads.wait(60)
+    assert waited == [True]
+
+
+def test_a_camera_faster_than_the_model_loses_old_frames_only() -> None:
+    class Slow(GaussianDenoiser):
+        def __call__(self, *args):
+            time.sleep(0.01)
+            return super().__call__(*args)
+
+    got = []
+    threads = make(frames(200, 0.0005), lambda image, meta, frame: got.append(meta), make_batch(Slow()), live=True)
+    with threads:
+        summary = threads.wait(60)
+    assert got == sorted(set(got))
+    assert got[-1] == 199  # the newest frame is never the one that is dropped
+    assert summary["dropped_in"] + len(got) + summary["dropped_out"] == 200
+    assert summary["dropped_in"] > 50
+
+
+def test_a_camera_slower_than_the_model_loses_nothing() -> None:
+    got = []
+    with make(frames(8, 0.02), lambda image, meta, frame: got.append(meta), live=True) as threads:
+        threads.wait(60)
+    assert got == list(range(8))
+
+
+def test_still_frames_are_skipped_and_shown_again() -> None:
+    model = GaussianDenoiser()
+    still = ((torch.full((4, 6, 3), 0.7), i) for i in range(20))
+    got = []
+    chooser = SimilarityFilter(0.9, max_skip=100, rng=lambda: 0.5)
+    with make(still, lambda image, meta, frame: got.append((image, meta, frame.repeated)), make_batch(model), chooser=chooser) as t:  # fmt: skip
+        summary = t.wait(60)
+    assert [meta for _, meta, _ in got] == list(range(20))
+    assert [repeated for *_, repeated in got] == [False] + [True] * 19
+    assert all(torch.equal(image, got[0][0]) for image, *_ in got)
+    assert model.rows == 3
+    assert summary["skipped"] == 19
+
+
+def test_prompt_changes_while_it_runs() -> None:
+    batch = make_batch()
+    got = []
+
+    def sink(image, meta, frame) -> None:
+        got.append(float(image.mean()))
+        if meta == 10:
+            batch.update(cond=constant_cond(5.0))
+
+    with make(frames(60), sink, batch) as threads:
+        threads.wait(60)
+    assert len(got) == 60
+    assert got[-1] > 2
+
+
+# -- the end, wanted and unwanted
+
+
+def test_stop_is_heard_between_passes() -> None:
+    got = []
+    begun = threading.Event()
+
+    def endless():
+        i = 0
+        while True:
+            yield torch.zeros(4, 6, 3), i
+            i += 1
+
+    def sink(image, meta, frame) -> None:
+        got.append(meta)
+        begun.set()
+
+    threads = make(endless(), sink).start()
+    assert begun.wait(30)
+    threads.stop()
+    threads.wait(30)
+    assert got == list(range(len(got)))
+
+
+def die(*_):
+    raise RuntimeError("the cable was pulled")
+
+
+def dying_source(after: int):
+    yield from frames(after)
+    die()
+
+
+def test_a_dying_producer_loses_no_frame() -> None:
+    got = []
+    with make(dying_source(7), lambda image, meta, frame: got.append(meta)) as threads:
+        with pytest.raises(RuntimeError, match="cable") as caught:
+            threads.wait(30)
+    assert got == list(range(7))
+    assert "dying_source" in "".join(traceback.format_tb(caught.value.__traceback__))
+
+
+class DyingModel(GaussianDenoiser):
+    def __call__(self, *args):
+        if self.calls >= 10:
+            die()
+        return super().__call__(*args)
+
+
+def dying_after(count: int, work):
+    calls = []
+
+    def part(*args):
+        calls.append(1)
+        return work(*args) if len(calls) <= count else die()
+
+    return part
+
+
+@pytest.mark.parametrize("part", ["encode", "denoise", "decode", "sink"])
+@pytest.mark.parametrize("live", [True, False])
+def test_an_error_anywhere_ends_the_stream_and_keeps_what_is_finished(part, live) -> None:
+    got = []
+    keep = lambda image, meta, frame: got.append(meta)  # noqa: E731
+    parts = {
+        "encode": {"encode": dying_after(10, encode)},
+        "denoise": {"batch": make_batch(DyingModel())},
+        "decode": {"decode": dying_after(8, decode)},
+        "sink": {"sink": dying_after(8, keep)},
+    }[part]
+    with make(**{"sink": keep, "live": live, "source": frames(30, 0.002 if live else 0), **parts}) as threads:
+        with pytest.raises(RuntimeError, match="cable"):
+            threads.wait(30)
+    expected = {"encode": 10, "denoise": 8, "decode": 8, "sink": 8}[part]
+    assert len(got) == expected if not live else len(got) <= expected
+    assert got == sorted(got)
+    assert not any(thread.is_alive() for thread in threads._threads)
+
+
+def test_frames_of_changing_size_are_refused() -> None:
+    got = []
+    source = [(torch.zeros(4, 6, 3), 0), (torch.zeros(8, 6, 3), 1)]
+    with make(source, lambda image, meta, frame: got.append(meta)) as threads:
+        with pytest.raises(ValueError, match=r"frames of size \(4, 6, 3\) as at the start, but got \(8, 6, 3\)"):
+            threads.wait(30)
+    assert got == [0]
+
+
+def test_a_frame_with_nan_is_refused() -> None:
+    source = [(torch.zeros(4, 6, 3), 0), (torch.full((4, 6, 3), float("nan")), 1)]
+    with make(source) as threads, pytest.raises(ValueError, match="finite"):
+        threads.wait(30)
+
+
+def test_alpha_is_dropped() -> None:
+    source = [(torch.zeros(4, 6, 4), 0)]
+    got = []
+    with make(source, lambda image, *_: got.append(image.shape)) as threads:
+        threads.wait(30)
+    assert got == [(4, 6, 3)]
+
+
+def test_an_empty_source_ends_at_once() -> None:
+    with make(iter(())) as threads:
+        assert threads.wait(30)["frames_out"] == 0
+
+
+def test_waiting_with_a_limit() -> None:
+    release = threading.Event()
+
+    def source():
+        release.wait(30)
+        yield torch.zeros(4, 6, 3), 0
+
+    threads = make(source()).start()
+    with pytest.raises(TimeoutError, match="still runs"):
+        threads.wait(0.05)
+    release.set()
+    assert threads.wait(30)["frames_out"] == 1
+
+
+def test_statistics_of_nothing() -> None:
+    assert Statistics().summary()["fps_out"] == 0
+    assert "0 of 0 frames" in Statistics().text()
