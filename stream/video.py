@@ -78,10 +78,7 @@ class VideoSource:
         self.rate = Fraction(self.stream.average_rate or 25)
         self.time_base = Fraction(self.stream.time_base or 1 / self.rate)
         self.damaged = 0
-
-    @property
-    def has_sound(self) -> bool:
-        return bool(self.container.streams.audio) and not self.live
+        self.has_sound = bool(self.container.streams.audio) and not self.live
 
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
         """Decode frames in order of display; times never go back."""

@@ -150,7 +150,8 @@ def test_still_frames_are_skipped_and_shown_again() -> None:
     still = ((torch.full((4, 6, 3), 0.7), i) for i in range(20))
     got = []
     chooser = SimilarityFilter(0.9, max_skip=100, rng=lambda: 0.5)
-    with make(still, lambda image, meta, frame: got.append((image, meta, frame.repeated)), make_batch(model), chooser=chooser) as t:  # fmt: skip
+    sink = lambda image, meta, frame: got.append((image, meta, frame.repeated))  # noqa: E731
+    with make(still, sink, make_batch(model), chooser=chooser) as t:
         summary = t.wait(60)
     assert [meta for _, meta, _ in got] == list(range(20))
     assert [repeated for *_, repeated in got] == [False] + [True] * 19

@@ -1,0 +1,275 @@
+"""Video in and out: times, sound, damage, folders; and the whole command on the bundled model."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from slipstream.cli import main
+from slipstream.core.pictures import save_picture
+from slipstream.stream import video
+from slipstream.stream.command import fitted
+from slipstream.stream.video import FolderSource, Stamp, VideoSink, VideoSource, fit, open_sink, open_source
+
+av = pytest.importorskip("av")
+CLIP = pathlib.Path(__file__).resolve().parent.parent.parent / "assets" / "ball.mp4"
+UNEVEN = [0, 3, 4, 9, 10, 17, 18, 30]
+
+
+def make_video(path: pathlib.Path, times=range(12), size=(32, 48), codec="libx264", sound="aac") -> pathlib.Path:
+    """Write a video with frames at the given multiples of 1/30 s, grey rising from frame to frame, and sound to its end."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=30)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 30)
+        audio = file.add_stream(sound, rate=48000, layout="mono") if sound else None
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 10 * i % 250, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 30)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+        if audio is not None:
+            wave = np.sin(np.arange(48000 * (max(times) + 1) // 30) / 20)[None]
+            wave = (wave * 20000).astype(np.int16) if sound.startswith("pcm") else wave.astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(wave, format="s16" if sound.startswith("pcm") else "fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+            file.mux(audio.encode(frame))
+            file.mux(audio.encode(None))
+    return path
+
+
+def copy(source: VideoSource | FolderSource, output: pathlib.Path) -> None:
+    with open_sink(str(output), source) as sink:
+        for image, stamp in source:
+            sink.write(image, stamp)
+
+
+def times_of(path) -> list[float]:
+    return [round(stamp.seconds, 4) for _, stamp in VideoSource(str(path))]
+
+
+def sound_of(path) -> np.ndarray:
+    with av.open(str(path)) as file:
+        return np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
+
+
+def test_frames_and_their_uneven_times_are_kept(tmp_path) -> None:
+    source = make_video(tmp_path / "in.mp4", UNEVEN)
+    copy(open_source(str(source)), tmp_path / "out.mp4")
+    assert times_of(tmp_path / "out.mp4") == times_of(source) == [round(t / 30, 4) for t in UNEVEN]
+    grey = [float(image.mean()) * 255 for image, _ in VideoSource(str(tmp_path / "out.mp4"))]
+    np.testing.assert_allclose(grey, [10 * i for i in range(8)], atol=3)
+
+
+def test_sound_is_copied_bit_for_bit(tmp_path) -> None:
+    source = make_video(tmp_path / "in.mp4")
+    copy(open_source(str(source)), tmp_path / "out.mp4")
+    np.testing.assert_array_equal(sound_of(tmp_path / "out.mp4"), sound_of(source))
+
+
+def test_sound_that_the_file_cannot_hold_becomes_aac(tmp_path) -> None:
+    source = make_video(tmp_path / "in.mkv", sound="pcm_s16le")
+    copy(open_source(str(source)), tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as file:
+        kept = file.streams.audio[0].codec_context.name in ("aac", "pcm_s16le")
+    assert kept
+    assert len(sound_of(tmp_path / "out.mp4")) == pytest.approx(len(sound_of(source)), abs=4096)
+
+
+def test_sound_ends_with_the_pictures(tmp_path) -> None:
+    source = make_video(tmp_path / "in.mp4", range(60))
+    opened = open_source(str(source))
+    with open_sink(str(tmp_path / "out.mp4"), opened) as sink:
+        for image, stamp in list(opened)[:15]:
+            sink.write(image, stamp)
+    assert len(sound_of(tmp_path / "out.mp4")) / 48000 == pytest.approx(0.5, abs=0.05)
+
+
+def test_silent_and_odd_sized_videos(tmp_path) -> None:
+    frames = torch.rand(3, 31, 47, 3)
+    for i, frame in enumerate(frames):
+        save_picture(frame[None], tmp_path / f"{i}.png")
+    folder = open_source(str(tmp_path), rate=10)
+    copy(folder, tmp_path / "odd.mp4")
+    assert [image.shape for image, _ in VideoSource(str(tmp_path / "odd.mp4"))] == [(31, 47, 3)] * 3
+    assert times_of(tmp_path / "odd.mp4") == [0.0, 0.1, 0.2]
+    copy(open_source(str(tmp_path / "odd.mp4")), tmp_path / "pictures")
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
+
+
+def test_folder_pictures_come_by_name_with_alpha_dropped(tmp_path) -> None:
+    for name, value in (("b.png", 0.5), ("a.png", 0.0), ("c.png", 1.0)):
+        save_picture(torch.full((1, 4, 4, 4), value), tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    source = FolderSource(tmp_path)
+    assert [round(float(image.mean()), 1) for image, _ in source] == [0.0, 0.5, 1.0]
+    assert all(image.shape == (4, 4, 3) for image, _ in source)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.75])
+def test_a_video_that_was_cut_off_gives_what_can_be_read(tmp_path, keep) -> None:
+    whole = make_video(tmp_path / "whole.mkv", range(200), sound=None)
+    data = whole.read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: int(len(data) * keep)])
+    source = VideoSource(str(tmp_path / "cut.mkv"))
+    source.count = 200  # Matroska keeps no count; mp4 does, in the part that is cut off here
+    count = len(list(source))
+    assert 0 < count < 200
+    assert f"{count} of 200 frames" in source.problem
+
+
+def test_damage_inside_a_video_is_survived(tmp_path) -> None:
+    path = make_video(tmp_path / "v.mkv", range(60), codec="mpeg4", sound=None)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 600] = bytes(600)
+    path.write_bytes(data)
+    assert 0 < len(list(VideoSource(str(path)))) <= 60
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.mp4", None, "no such file"),
+        ("text.mp4", b"this is not a video", "can be read"),
+        ("empty.mp4", b"", "can be read"),
+    ],
+)
+def test_what_is_no_video_is_refused_in_one_sentence(tmp_path, name, content, message) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_sound_without_pictures_and_empty_folders_are_refused(tmp_path) -> None:
+    with av.open(str(tmp_path / "tone.wav"), "w") as file:
+        stream = file.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        file.mux(stream.encode(frame))
+    with pytest.raises(ValueError, match="has none"):
+        open_source(str(tmp_path / "tone.wav"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="found none"):
+        open_source(str(tmp_path / "empty"))
+
+
+def test_bad_outputs(tmp_path) -> None:
+    source = open_source(str(make_video(tmp_path / "in.mp4")))
+    with pytest.raises(ValueError, match="another file"):
+        open_sink(str(tmp_path / "in.mp4"), source)
+    with pytest.raises(ValueError, match="does not exist"):
+        open_sink(str(tmp_path / "no" / "out.mp4"), source).__enter__()
+    with pytest.raises(ValueError, match="can be written"):
+        open_sink(str(tmp_path / "out.xyz"), source).__enter__()
+
+
+def test_a_missing_camera_is_one_sentence(monkeypatch) -> None:
+    monkeypatch.setitem(video.CAMERA_NAMES, "linux", "/dev/no_such_camera{}")
+    with pytest.raises(ValueError, match="can be read"):
+        open_source("webcam:7")
+
+
+def test_the_file_is_complete_after_an_error(tmp_path) -> None:
+    source = open_source(str(make_video(tmp_path / "in.mp4")))
+
+    def write_five() -> None:
+        with VideoSink(tmp_path / "out.mp4", source) as sink:
+            for image, stamp in source:
+                sink.write(image, stamp)
+                if sink.written == 5:
+                    raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        write_five()
+    assert len(times_of(tmp_path / "out.mp4")) == 5
+
+
+def test_fit_takes_the_middle() -> None:
+    image = torch.zeros(40, 100, 3)
+    image[:, 30:70] = 1
+    assert torch.allclose(fit(image, 20, 20), torch.ones(20, 20, 3), atol=1e-5)
+    assert fit(image, 40, 100) is image
+    assert fit(image, 64, 24).shape == (64, 24, 3)
+
+
+def test_the_first_frame_gives_the_size_in_whole_cells(tmp_path) -> None:
+    for i, shape in enumerate([(37, 50), (80, 20)]):
+        save_picture(torch.rand(1, *shape, 3), tmp_path / f"{i}.png")
+    frames, size = fitted(FolderSource(tmp_path), None, 8, 0)
+    assert size == (32, 48)
+    assert [image.shape for image, _ in frames] == [(32, 48, 3)] * 2
+    frames, size = fitted(FolderSource(tmp_path), (16, 3), 8, 1)
+    assert (size, len(list(frames))) == ((16, 8), 1)
+
+
+# -- the command
+
+
+def run(*options: str) -> int:
+    return main(["stream", *options])
+
+
+def test_command_on_the_bundled_clip(tmp_path, capsys, caplog) -> None:
+    out = tmp_path / "out.mp4"
+    with caplog.at_level(logging.INFO):
+        options = ["--prompt", "a large red circle", "--max-frames", "5", "--steps", "2"]
+        assert run("--input", str(CLIP), "--output", str(out), *options) == 0
+    assert times_of(out) == times_of(CLIP)[:5]
+    assert len(sound_of(out)) > 10000
+    assert "5 of 5 frames" in caplog.text
+    assert "latency p50" in caplog.text
+    assert "5/5" in capsys.readouterr().err
+
+
+def test_command_says_that_a_video_was_cut_off(tmp_path, caplog) -> None:
+    path = make_video(tmp_path / "in.mp4", range(40), sound=None)
+    data = path.read_bytes()
+    # The index is written behind the pictures; put it before them and cut the pictures.
+    with (
+        av.open(str(path)) as file,
+        av.open(str(tmp_path / "front.mp4"), "w", options={"movflags": "+faststart"}) as front,
+    ):
+        stream = front.add_stream_from_template(file.streams.video[0])
+        for packet in file.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                front.mux(packet)
+    data = (tmp_path / "front.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: -len(data) // 12])
+    paths = ["--input", str(tmp_path / "cut.mp4"), "--output", str(tmp_path / "out.mp4")]
+    assert run(*paths, "--steps", "1", "--size", "32x32") == 0
+    count = len(times_of(tmp_path / "out.mp4"))
+    assert 0 < count < 40
+    assert f"{count} of 40 frames read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--input", "nowhere.mp4"], "no such file"),
+        (["--input", str(CLIP), "--t-index", "32;45"], "--t-index as numbers"),
+        (["--input", str(CLIP), "--t-index", "45,32"], "ascend"),
+        (["--input", str(CLIP), "--size", "big"], "WIDTHxHEIGHT"),
+        (["--input", str(CLIP), "--size", "0x0"], "WIDTHxHEIGHT"),
+        (["--input", str(CLIP), "--scale", "-1"], "`guidance_scale`"),
+        (["--input", str(CLIP), "--strength", "2"], "`strength`"),
+        (["--input", str(CLIP), "--similarity", "-1"], "`threshold`"),
+        (["--input", str(CLIP), "--model", "no/such/model"], "no/such/model"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(tmp_path, capsys, options, message) -> None:
+    assert run("--output", str(tmp_path / "out.mp4"), *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_stamp() -> None:
+    assert Stamp(45, Fraction(1, 30)).seconds == 1.5
