@@ -48,7 +48,7 @@ def load_folder(folder: pathlib.Path, unet: str = "unet", scheduler: str = "sche
     # Stock loaders run in inference mode; weights made outside it can be differentiated later without a copy.
     with torch.inference_mode(False), torch.no_grad():
         if known_family(config):
-            return load_known(folder, schedule)
+            return load_known(folder, unet, schedule)
         if "text_encoder_2" in index:
             raise ValueError(
                 f"Expected an SD1.x, SD2.x or SDXL model in {folder.name}, but got an unknown one with two text encoders. "
@@ -116,14 +116,29 @@ def known_family(config: dict[str, Any]) -> bool:
     return config.get("block_out_channels") in ([320, 640, 1280, 1280], [320, 640, 1280], [384, 768, 1536, 1536])
 
 
-def load_known(folder: pathlib.Path, scheduler: dict[str, Any]) -> tuple[Any, Any, Any]:
-    import comfy.diffusers_load
+def load_known(folder: pathlib.Path, unet: str, scheduler: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Return (MODEL, CLIP, VAE) through the host's own loaders, part by part."""
+    import comfy.sd
     import folder_paths
 
+    model = comfy.sd.load_diffusion_model_state_dict(read_weights(folder / unet))
+    if model is None:
+        raise ValueError(
+            f"Expected an SD1.x, SD2.x or SDXL UNet in {unet}/, but the host does not know it. Use Load Checkpoint."
+        )
+    texts = [text_state(folder / name) for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
     embeddings = folder_paths.get_folder_paths("embeddings")
-    model, clip, vae = comfy.diffusers_load.load_diffusers(str(folder), embedding_directory=embeddings)
+    clip = comfy.sd.load_text_encoder_state_dicts(texts, embedding_directory=embeddings)
     set_prediction(model.model, scheduler)
-    return model, clip, vae
+    return model, clip, comfy.sd.VAE(sd=read_weights(folder / "vae"))
+
+
+def text_state(folder: pathlib.Path) -> dict[str, Tensor]:
+    """Return a CLIP text encoder's tensors under the names of transformers 4, which the host knows; version 5 drops a prefix."""
+    state = read_weights(folder)
+    if any(key.startswith("text_model.") for key in state):
+        return state
+    return {key if key.startswith("text_projection") else f"text_model.{key}": tensor for key, tensor in state.items()}
 
 
 def set_prediction(model: Any, scheduler: dict[str, Any]) -> None:
@@ -133,10 +148,11 @@ def set_prediction(model: Any, scheduler: dict[str, Any]) -> None:
     prediction = scheduler.get("prediction_type", "epsilon")
     kinds = {"epsilon": base.ModelType.EPS, "v_prediction": base.ModelType.V_PREDICTION}
     schedule = scheduler.get("beta_schedule", "scaled_linear")
-    if prediction not in kinds or schedule not in BETA_SCHEDULES:
+    other = any(kind in scheduler.get("_class_name", "") for kind in ("EDM", "Flow"))
+    if prediction not in kinds or schedule not in BETA_SCHEDULES or other:
         raise ValueError(
             "Expected a scheduler with epsilon or v prediction and a linear, scaled_linear or squaredcos_cap_v2 table, but "
-            f"got {prediction} and {schedule}. Use a checkpoint of a known family."
+            f"got {scheduler.get('_class_name')} with {prediction} and {schedule}. Use Load Checkpoint or Load Diffusion Model."
         )
     model.model_config.sampling_settings = {
         "beta_schedule": BETA_SCHEDULES[schedule],
@@ -308,11 +324,10 @@ def load_text_encoder(folder: pathlib.Path) -> Any:
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = {}) -> None:  # noqa: B006
             super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=Clip)
 
-    state = read_weights(folder / "text_encoder")
-    prefix = "" if any(key.startswith("text_model.") for key in state) else "text_model."
+    state = text_state(folder / "text_encoder")
     size = sum(tensor.numel() for tensor in state.values())
     clip = comfy.sd.CLIP(ClipTarget(Tokenizer, ClipModel), embedding_directory=embeddings, parameters=size)
-    missing, _ = clip.load_sd({prefix + key: tensor for key, tensor in state.items()})
+    missing, _ = clip.load_sd(state)
     absent = [key for key in missing if "text_projection" not in key and "logit_scale" not in key]
     if absent:
         raise ValueError(

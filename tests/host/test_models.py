@@ -15,7 +15,7 @@ import slipstream
 import torch
 from graph import node
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from slipstream.core import CFG, make_sigmas
 from slipstream.core.samplers import euler
 from slipstream.core.tensors import image_to_numpy
@@ -287,12 +287,18 @@ def set_field(name: str, value: Any) -> Callable[[pathlib.Path], None]:
     return change
 
 
+def flow_scheduler(folder: pathlib.Path) -> None:
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"}))
+
+
 BAD = {
     "truncated": (truncate, "damaged"),
     "pickle": (pickle_only, "can run code"),
     "no_vae": (no_vae, "vae"),
     "json": (bad_json, "unet/config.json"),
     "unknown_blocks": (set_field("down_block_types", ["AttnDownBlock2D"] * 3), "AttnDownBlock2D"),
+    "unknown_scheduler": (flow_scheduler, "FlowMatch"),
     "unknown_time": (set_field("time_embedding_type", "fourier"), "time_embedding_type"),
 }
 
@@ -317,6 +323,16 @@ def test_a_replaced_folder_is_noticed(host: Any, host_models: pathlib.Path, plai
     assert difference(pixels(host.run(base(model="changing"))), plain) == 0
     set_field("norm_num_groups", 32)(folder)
     assert difference(pixels(host.run(base(model="changing"))), plain) > 2
+
+
+def test_text_encoders_of_transformers_4_and_5_are_one(host: Any, host_models: pathlib.Path, plain: np.ndarray) -> None:
+    """Version 5 drops a prefix from the names; the host alone would leave such an encoder at random values."""
+    for prefix in ("text_model.", ""):
+        folder = copy_of_pocket(host_models, f"text_{len(prefix)}")
+        path = folder / "text_encoder" / "model.safetensors"
+        tensors = {prefix + key.removeprefix("text_model."): tensor.clone() for key, tensor in load_file(path).items()}
+        save_file(tensors, path)
+        assert difference(pixels(host.run(base(model=folder.name))), plain) == 0
 
 
 def test_an_unknown_name_is_rejected_by_the_host(host: Any) -> None:
