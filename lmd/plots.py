@@ -66,7 +66,14 @@ def line_chart(
     font, small = _font(15), _font(12)
     left, top, right, bottom = 64, 54, size[0] - 20, size[1] - 52
     (x0, x1), (y0, y1) = _span([v for c in lines for v in c.x], False), _span([v for c in lines for v in c.y], True)
-    y1 += 0.05 * (y1 - y0)
+    # The legend goes to the side where the curves are lower; where both are high it gets room above them.
+    sides = (
+        [y for c in lines for x, y in zip(c.x, c.y) if math.isfinite(y) and (x > (x0 + x1) / 2) == late]
+        for late in (0, 1)
+    )
+    early, late = (max(values, default=y0) for values in sides)
+    crowded = len(lines) > 1 and min(early, late) > y0 + 0.6 * (y1 - y0)
+    y1 += (0.5 if crowded else 0.05) * (y1 - y0)
 
     def at(x: float, y: float) -> tuple[float, float]:
         return left + (x - x0) / (x1 - x0) * (right - left), bottom - (y - y0) / (y1 - y0) * (bottom - top)
@@ -92,17 +99,7 @@ def line_chart(
         _curve(
             draw, [at(x, y) if math.isfinite(x) and math.isfinite(y) else None for x, y in zip(line.x, line.y)], colour
         )
-    # The legend goes to the side where the curves are lower.
-    late = [y for c in lines for x, y in zip(c.x, c.y) if math.isfinite(y) and x > (x0 + x1) / 2]
-    early = [y for c in lines for x, y in zip(c.x, c.y) if math.isfinite(y) and x <= (x0 + x1) / 2]
-    _legend(
-        draw,
-        lines,
-        small,
-        (left + 8, right - 8),
-        top + (26 if marks else 8),
-        max(late, default=y0) > max(early, default=y0),
-    )
+    _legend(draw, lines, small, (left + 8, right - 8), top + (26 if marks else 8), late > early)
     return image
 
 

@@ -31,11 +31,12 @@ def gradient(field: Tensor) -> Tensor:
     return torch.stack([dx, dy], 2)
 
 
-def stretch_map(displacement: Tensor, frames: int = 1) -> StretchMap:
+def stretch_map(displacement: Tensor, frames: int = 1, backward: bool = False) -> StretchMap:
     """Return the stretch of the map x -> x + `displacement` (B, 2, H, W), x before y, in cells.
 
     ln(sigma_max(I + grad u)) / frames: the finite-time Lyapunov exponent of one known map (Haller 2015, Annu. Rev. Fluid Mech.
     47), with no trajectory behind it. `frames` is how many frames the map spans. It folds where det(I + grad u) <= 0.
+    With `backward` the displacement says where each place comes from, as a warp has it: the stretching is then 1 / sigma_min.
     Raises ValueError for other shapes, fields below 2 x 2 cells, or NaN.
     """
     check_shape("displacement", displacement, (None, 2, None, None), "Give (batch, 2, height, width), x before y.")
@@ -48,8 +49,9 @@ def stretch_map(displacement: Tensor, frames: int = 1) -> StretchMap:
     )
     a, b, c, d = (deformation[:, i, j] for i in range(2) for j in range(2))
     determinant = a * d - b * c
-    # sigma_max of a 2 x 2 matrix: ((a + d)^2 + (c - b)^2)^.5 / 2 + ((a - d)^2 + (b + c)^2)^.5 / 2.
-    largest = (torch.hypot(a + d, c - b) + torch.hypot(a - d, b + c)) / 2
+    # The singular values of a 2 x 2 matrix are the sum and the difference of these.
+    turning, shearing = torch.hypot(a + d, c - b) / 2, torch.hypot(a - d, b + c) / 2
+    largest = 1 / (turning - shearing).abs().clamp(min=1e-3) if backward else turning + shearing
     return StretchMap((largest.clamp(min=1e-12).log() / frames).float(), determinant <= 0)
 
 

@@ -26,6 +26,16 @@ def test_a_saddle_flow_gives_its_closed_form_everywhere(rate: float) -> None:
     assert not result.fold.any()
 
 
+@pytest.mark.parametrize("rate", [0.5, -0.3])
+def test_the_way_back_of_a_saddle_stretches_as_the_way_there(rate: float) -> None:
+    x, y = places()
+    back = field(x * (math.exp(-rate) - 1), y * (math.exp(rate) - 1))
+    assert torch.allclose(stretch_map(back, backward=True).stretch, torch.tensor(abs(rate)), atol=1e-6)
+    # Everything doubled in size comes from half the distance: stretched by 2.
+    half = field(-x / 2, -y / 2)
+    assert torch.allclose(stretch_map(half, backward=True).stretch, torch.tensor(math.log(2)), atol=1e-6)
+
+
 def test_one_step_of_a_saddle_stretches_by_one_plus_its_rate() -> None:
     x, y = places()
     assert torch.allclose(stretch_map(field(0.5 * x, -0.5 * y)).stretch, torch.tensor(math.log(1.5)), atol=1e-6)
