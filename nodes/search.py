@@ -83,7 +83,7 @@ class LivePlot:
         last = step.phase == "final" and step.index == step.total
         if not self.levels or (begin < self.due and not last):
             return None
-        picture = ("JPEG", _picture(self.chart()), 1024)
+        picture = ("JPEG", _picture(self.chart()), 900)  # the host would enlarge to more
         # Drawing must not cost the search more than a few per cent.
         self.due = time.monotonic() + max(2.0, 30 * (time.monotonic() - begin))
         return picture

@@ -84,14 +84,18 @@ class PairBank:
         """Return the teacher's latents (n, C, H, W)."""
         known = self.store.tensor(f"teacher {self.key}")
         if known is None:
-            known = self.path.sample(self.teacher_sigmas, self.pairs)
+            head = self.store.tensor(f"teacher head {self.key}")
+            done = 0 if head is None else len(head)
+            rest = self.path.sample(self.teacher_sigmas, self.pairs[done:])
+            known = rest if head is None else cat([head, rest])
             self.store.put_tensor(f"teacher {self.key}", known)
         return known
 
     def watched(self) -> tuple[Trajectory, Tensor]:
-        """Return the teacher's states on the first pairs and its result there, sampled again: states are not stored."""
+        """Return the teacher's states on the first pairs, which are not stored, and its result there, which is."""
         watch = Trajectory([], [], [])
         final = self.path.sample(self.teacher_sigmas, self.pairs[:WATCHED], watch=watch)
+        self.store.put_tensor(f"teacher head {self.key}", final)
         return watch, final
 
 

@@ -69,13 +69,14 @@ class Axis:
     def ticks(self, most: int = 6) -> list[float]:
         if not self.log:
             return round_numbers(self.low, self.high, most)
+        if self.high - self.low < 0.5:
+            return [v for v in round_numbers(10**self.low, 10**self.high, most) if v > 0]
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
         for marks in ((1, 2, 5), (1, 3), (1,)):
             found = [m * 10.0**d for d in decades for m in marks if self.low <= math.log10(m) + d <= self.high]
-            if len(found) <= most and (len(found) > 1 or marks == (1,)):
-                return found or [10 ** ((self.low + self.high) / 2)]
-        narrow = round_numbers(10**self.low, 10**self.high, most)
-        return [v for v in narrow if v > 0] if self.high - self.low < 1 else found[:: math.ceil(len(found) / most)]
+            if len(found) <= most:
+                break
+        return found[:: math.ceil(len(found) / most)] if found else found
 
 
 def round_numbers(low: float, high: float, most: int) -> list[float]:

@@ -25,10 +25,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def mixtures() -> Any:
-    """Import benchmarks/mixtures.py by path."""
+    """Import benchmarks/_mixtures.py by path."""
     name = "slipstream_mixtures"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / "mixtures.py")
+        spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / "_mixtures.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

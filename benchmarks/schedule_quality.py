@@ -1,0 +1,264 @@
+"""How much a searched schedule gains, at equal cost, over every stock schedule.
+
+    python benchmarks/schedule_quality.py                      # everything
+    python benchmarks/schedule_quality.py toys pocket          # parts: toys, pocket, layers, overhead
+    python benchmarks/schedule_quality.py pocket --images 96 --seeds 5
+
+toys     two models whose score is known exactly: a 2-D mixture and 64-D digits (scikit-learn), 4 DDIM steps, first level
+         pinned; FID in raw space against exact samples; the published algorithm beside ours in one run
+pocket   the bundled model at 2, 3 and 4 steps, searched on captions and noise that the measurement never sees: Frechet
+         distance to 50-step samples and to real scenes (128 features of the attribute checker, standardised on real
+         scenes), and the share of pictures whose every attribute is as the caption says
+layers   steps and blocks together against steps alone, at equal cost in multiply-adds and equal evaluations
+overhead share of a search's time that is not spent in the network
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import _common
+import _mixtures
+import torch
+from slipstream.core import Conditioning, load
+from slipstream.search import ModelPath, Paired, ReferenceImages, SearchConfig, SearchResult, search
+from slipstream.search.comparison import Interval, interval
+from slipstream.search.evaluation import teacher_sigmas
+from slipstream.search.statistics import frechet_distance, moments
+from torch import Tensor
+
+NAMES = {"uniform": "linspace (host: normal)", "leading": "ddim_uniform"}
+
+
+class Raw:
+    """The latents themselves as features."""
+
+    id = "raw"
+
+    def of_latents(self, latents: Tensor) -> Tensor:
+        return latents.flatten(1)
+
+    def of_images(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(images))
+
+
+# ---------------------------------------------------------------------------------------------------------- toys
+
+
+def toy_path(model: Any, seed: int) -> ModelPath:
+    return ModelPath(model, Conditioning(torch.zeros(1, 1, 1)), size=model.size, seed=seed, batch=1000)
+
+
+def reached(result: SearchResult, optimum: float) -> int | None:
+    """Return after how many evaluations the best score was within 2 % of the optimum."""
+    return next((n for n, score in result.history if score <= 1.02 * optimum), None)
+
+
+def toys(seeds: int) -> None:
+    for name, model, budget in (("2-D mixture", _mixtures.ring(), 150), ("64-D digits", _mixtures.digits(), 150)):
+        exact = moments(model.draw(50_000, 4321))
+        objective = ReferenceImages(list(model.draw(20_000, 12345).float()), Raw())
+        fresh = toy_path(model, 999)
+
+        def final(sigmas: Tensor, fresh: ModelPath = fresh, exact: Any = exact) -> float:
+            return frechet_distance(*moments(fresh.sample(sigmas, range(10_000)).flatten(1)), *exact)
+
+        stock = {n: final(s) for n, s in fresh.stock(4).items()}
+        print(
+            f"\n{name}, 4 DDIM steps: FID on 10000 fresh samples, 200 steps give {final(fresh.stock(200)['uniform']):.4f}"
+        )
+        for n, value in sorted(stock.items(), key=lambda pair: -pair[1]):
+            print(f"  {NAMES.get(n, n):<26} {value:.4f}")
+        print("  seed  strategy    FID     linspace/FID  best stock/FID  evaluations to 2 % of the optimum  timesteps")
+        for seed in range(seeds):
+            found = {}
+            for strategy, evaluations in (("auto", budget), ("published", 550)):
+                config = SearchConfig(
+                    steps=4, strategy=strategy, evaluations=evaluations, pairs=1000, holdout_pairs=2, finalists=1,
+                    teacher_steps=60, halving=False, seed=seed,
+                )  # fmt: skip
+                found[strategy] = search(toy_path(model, 1000 + seed), config, objective)
+            optimum = min(r.history[-1][1] for r in found.values())
+            for strategy, result in found.items():
+                levels = torch.tensor(result.finalists[0][0].levels)
+                value, count = final(levels), reached(result, optimum)
+                steps = [round(float(t)) for t in model.levels.timestep(levels[:-1])]
+                print(
+                    f"  {seed:<5} {strategy:<11} {value:.4f}  {stock['uniform'] / value:<13.2f} "
+                    f"{min(stock.values()) / value:<15.2f} {count or f'not in {result.evaluations}':<34} {steps}"
+                )
+
+
+# -------------------------------------------------------------------------------------------------------- pocket
+
+
+def captions(count: int, seed: int) -> tuple[list[Any], list[str]]:
+    """Return random scenes and their full captions."""
+    import numpy as np
+    from slipstream_tools.pocket.scenes import caption, sample_scene
+
+    rng = np.random.default_rng(seed)
+    scenes = [sample_scene(rng) for _ in range(count)]
+    return scenes, [caption(scene) for scene in scenes]
+
+
+def pocket_path(pipe: Any, texts: list[str], seed: int, cfg_scale: float = 3.0) -> ModelPath:
+    return ModelPath(
+        pipe.model, pipe.encode_text(texts), pipe.encode_text([""]), (4, 16, 16), "euler", cfg_scale, seed, 16, "pocket"
+    )
+
+
+class Judge:
+    """Checker features of pictures, standardised on real scenes, and the share of right captions."""
+
+    def __init__(self) -> None:
+        from slipstream_tools.pocket.checker import load_checker
+        from slipstream_tools.pocket.scenes import render
+
+        self.checker = load_checker()
+        real = self.raw(render(captions(2000, 77)[0], 128))
+        self.mean, self.deviation = real.mean(0), real.std(0).clamp(min=1e-6)
+        self.real = moments((real - self.mean) / self.deviation)
+
+    def raw(self, pictures: Tensor) -> Tensor:
+        from slipstream_tools.pocket.checker import features
+
+        return features(self.checker, pictures)
+
+    def pictures(self, pipe: Any, latents: Tensor) -> Tensor:
+        return torch.cat([pipe.decode(part) for part in latents.split(16)]).movedim(-1, 1) * 2 - 1
+
+    def vectors(self, pictures: Tensor) -> Tensor:
+        return (self.raw(pictures) - self.mean) / self.deviation
+
+    def right(self, pictures: Tensor, scenes: Sequence[Any]) -> float:
+        from slipstream_tools.pocket.checker import score
+
+        return score(self.checker, pictures, scenes)["all"]
+
+
+def search_pocket(pipe: Any, steps: int, evaluations: int, **changes: Any) -> SearchResult:
+    path = pocket_path(pipe, captions(32, 11)[1], 1)
+    config = SearchConfig(steps=steps, evaluations=evaluations, pairs=16, holdout_pairs=32, **changes)
+    return search(path, config, Paired())
+
+
+def pocket(images: int, seeds: int, evaluations: int, steps: Sequence[int] = (2, 3, 4)) -> None:
+    pipe, judge = load("pocket"), Judge()
+    schedules: dict[int, dict[str, Tensor]] = {}
+    for count in steps:
+        begin = time.perf_counter()
+        result = search_pocket(pipe, count, evaluations)
+        path = pocket_path(pipe, [""], 0)
+        schedules[count] = {"* searched": result.schedule.sigmas, **path.stock(count)}
+        print(
+            f"\n{count} steps: {result.evaluations} evaluations of 16 pairs, {result.calls} network calls, "
+            f"{time.perf_counter() - begin:.0f} s; timesteps {[round(t) for t in result.schedule.timesteps or ()]}"
+        )
+    measured: dict[tuple[int, str], list[tuple[float, float, float]]] = {}
+    many: list[float] = []
+    for seed in range(seeds):
+        scenes, texts = captions(images, 5000 + seed)
+        path = pocket_path(pipe, texts, 900 + seed)
+        teacher = judge.pictures(pipe, path.sample(teacher_sigmas(path.table(), 50), range(images)))
+        target = moments(judge.vectors(teacher))
+        many.append(judge.right(teacher, scenes))
+        for count, named in schedules.items():
+            for name, sigmas in named.items():
+                pictures = judge.pictures(pipe, path.sample(sigmas, range(images)))
+                own = moments(judge.vectors(pictures))
+                measured.setdefault((count, name), []).append(
+                    (
+                        frechet_distance(*own, *target),
+                        frechet_distance(*own, *judge.real),
+                        judge.right(pictures, scenes),
+                    )
+                )
+    print(f"\n{images} pictures x {seeds} seeds, captions and noise not searched on, cfg 3, euler (DDIM)")
+    print(f"50 steps: all attributes right in {interval(many)}")
+    for count in schedules:
+        report_pocket(count, {n: v for (c, n), v in measured.items() if c == count})
+
+
+def report_pocket(count: int, rows: dict[str, list[tuple[float, float, float]]]) -> None:
+    print(f"\n{count} steps{'':<20} FD to 50 steps      FD to real scenes   all attributes right")
+    for name, values in sorted(rows.items(), key=lambda pair: sum(v[0] for v in pair[1])):
+        cells = [interval([v[i] for v in values]) for i in range(3)]
+        print(f"  {NAMES.get(name, name):<26}" + "".join(f"{cell!s:<20}" for cell in cells))
+    searched = rows["* searched"]
+    for i, what in enumerate(("FD to 50 steps", "FD to real scenes")):
+        best = min((n for n in rows if n[0] != "*"), key=lambda n: sum(v[i] for v in rows[n]))
+        ratio: Interval = interval([b[i] / s[i] for b, s in zip(rows[best], searched)])
+        print(f"  factor over the best stock schedule ({NAMES.get(best, best)}) in {what}: {ratio}")
+
+
+# ------------------------------------------------------------------------------------------------ layers, overhead
+
+
+def layers(evaluations: int) -> None:
+    """Both searches get the same number of evaluations and the same cost per sample; the held-out score decides."""
+    pipe = load("pocket")
+    for steps in (2, 3):
+        alone = search_pocket(pipe, steps, evaluations)
+        both = search_pocket(pipe, steps, evaluations, layers=True)
+        masked = [(c, s) for c, s in both.finalists if c.masks]
+        best = min((s for _, s in masked), default=float("nan"))
+        plain = alone.finalists[0][1]
+        print(
+            f"\n{steps} steps' cost, {evaluations} evaluations each: held-out paired error {plain:.4f} with steps alone, "
+            f"{best:.4f} with the best mask; returned: {'mask' if both.schedule.masks else 'no mask'}"
+        )
+        for candidate, score in masked[:3]:
+            print(f"  {candidate.steps} steps, skips {[sorted(m) for m in candidate.masks]}: {score:.4f}")
+
+
+class Timed(ModelPath):
+    """Counts the seconds inside the sampler."""
+
+    spent = 0.0
+
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        begin = time.perf_counter()
+        found = super().sample(*args, **kwargs)
+        self.spent += time.perf_counter() - begin
+        return found
+
+
+def overhead(evaluations: int) -> None:
+    pipe = load("pocket")
+    texts = pipe.encode_text(captions(32, 11)[1])
+    path = Timed(pipe.model, texts, pipe.encode_text([""]), (4, 16, 16), "euler", 3.0, 1, 16, "pocket")
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        config = SearchConfig(steps=3, evaluations=evaluations, pairs=16, holdout_pairs=16, teacher_steps=20)
+        search(path, config, store=f"{folder}/a.sqlite")
+        total = time.perf_counter() - begin
+    print(f"\noverhead: {total - path.spent:.2f} s of {total:.1f} s are not sampling: {1 - path.spent / total:.2%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=["toys", "pocket", "layers", "overhead"])
+    parser.add_argument("--images", type=int, default=64, help="pictures per seed for the pocket model")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--evaluations", type=int, default=50, help="of each search on the pocket model")
+    args = parser.parse_args()
+    torch.set_num_threads(min(torch.get_num_threads(), 2))
+    if "toys" in args.parts:
+        toys(args.seeds)
+    if "pocket" in args.parts:
+        pocket(args.images, args.seeds, args.evaluations)
+    if "layers" in args.parts:
+        layers(args.evaluations)
+    if "overhead" in args.parts:
+        overhead(25)
+
+
+if __name__ == "__main__":
+    _common  # noqa: B018 - makes the packages importable
+    main()

@@ -1,0 +1,288 @@
+"""The schedule search in a real host: search, resume, interrupt, compare, files, layer masks; equal to the library."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from graph import node
+from PIL import Image
+from slipstream import load
+from slipstream.search import LayerMask, ModelPath, Schedule, SearchConfig, search
+
+TEXT = "a large red circle on a blue background"
+SEED = 5
+
+
+def base(cfg: float = 3.0) -> dict[str, Any]:
+    return {
+        "m": node("SlipstreamLoadModel", model="pocket"),
+        "p": node("CLIPTextEncode", clip=["m", 1], text=TEXT),
+        "n": node("CLIPTextEncode", clip=["m", 1], text=""),
+        "l": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "g": node("CFGGuider", model=["m", 0], positive=["p", 0], negative=["n", 0], cfg=cfg),
+        "s": node("KSamplerSelect", sampler_name="euler"),
+    }
+
+
+def searching(**changes: Any) -> dict[str, Any]:
+    inputs = {
+        "guider": ["g", 0], "sampler": ["s", 0], "latent_image": ["l", 0], "steps": 2, "evaluations": 16, "minutes": 0.0,
+        "objective": "same picture as many steps", "pairs": 2, "seed": SEED, "strategy": "auto", "layers": False,
+        "batch": 16,
+    }  # fmt: skip
+    return node("SlipstreamSearchSchedule", **{**inputs, **changes})
+
+
+def show(graph: dict[str, Any], name: str, source: list[Any]) -> None:
+    graph[name] = node("PreviewAny", source=source)
+
+
+def text_of(result: Any, name: str) -> str:
+    assert result.ok, result.explain()
+    return result.outputs[name]["text"][0]
+
+
+def sampled(graph: dict[str, Any], sigmas: list[Any], guider: str = "g", name: str = "") -> str:
+    """Add sampling and saving with fixed noise; returns the id of the save node."""
+    graph["noise"] = node("RandomNoise", noise_seed=3)
+    graph[f"x{name}"] = node(
+        "SamplerCustomAdvanced", noise=["noise", 0], guider=[guider, 0], sampler=["s", 0], sigmas=sigmas,
+        latent_image=["l", 0],
+    )  # fmt: skip
+    graph[f"d{name}"] = node("VAEDecode", samples=[f"x{name}", 0], vae=["m", 2])
+    graph[f"i{name}"] = node("SaveImage", images=[f"d{name}", 0], filename_prefix=f"search{name}")
+    return f"i{name}"
+
+
+def pixels(result: Any, name: str) -> np.ndarray:
+    assert result.ok, result.explain()
+    (file,) = [f for f in result.files if f.node == name]
+    return np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB")).astype(int)
+
+
+def library_path(**changes: Any) -> ModelPath:
+    pipe = load("pocket")
+    options = {"size": (4, 8, 8), "sampler": "euler", "cfg_scale": 3.0, "seed": SEED, **changes}
+    return ModelPath(pipe.model, pipe.encode_text([TEXT]), pipe.encode_text([""]), **options)
+
+
+@pytest.fixture(scope="module")
+def first(host: Any) -> tuple[dict[str, Any], Any]:
+    graph = base()
+    graph["search"] = searching()
+    show(graph, "report", ["search", 3])
+    graph["save"] = node("SlipstreamSaveSchedule", schedule=["search", 0], name="from test", overwrite=True)
+    graph["chart"] = node("SaveImage", images=["search", 2], filename_prefix="chart")
+    sampled(graph, ["search", 1])
+    return graph, host.run(graph)
+
+
+def test_a_search_feeds_the_stock_sampler_and_saves_a_file(host: Any, first: tuple[dict, Any]) -> None:
+    graph, result = first
+    report = text_of(result, "report")
+    assert "16 schedules tried" in report
+    assert all(name in report for name in ("karras", "beta", "simple", "ays_sd15", "* this schedule"))
+    schedule = Schedule.load(result.outputs["save"]["text"][0])
+    assert schedule.steps == schedule.nfe == 2
+    assert schedule.sampler == "euler"
+    assert schedule.cfg_scale == 3.0
+    assert schedule.objective["value"] <= min(schedule.objective["baselines"].values())
+    assert pixels(result, "i").std() > 1
+
+
+def test_progress_rises_and_the_live_plot_is_a_readable_picture(first: tuple[dict, Any]) -> None:
+    _, result = first
+    values = [v for v, _ in result.progress("search")]
+    assert values[: 1 + 16] == list(range(17))
+    plots = [e for e in result.previews if e.node == "search"]
+    assert plots
+    assert Image.open(io.BytesIO(plots[-1].data["image"])).size == (900, 420)
+
+
+def test_the_result_is_the_library_s(first: tuple[dict, Any]) -> None:
+    """The same noise, model, prompt and sampler give the same schedule without a host."""
+    _, result = first
+    found = Schedule.load(result.outputs["save"]["text"][0])
+    path = library_path()
+    config = SearchConfig(steps=2, pairs=2, holdout_pairs=16, evaluations=16, seed=SEED)
+    host_stock = {n: s for n, s in path.stock(2).items() if n in found.objective["baselines"]}
+    assert {"karras", "exponential", "simple", "sgm_uniform", "beta", "kl_optimal"} <= host_stock.keys()
+    scores = search(path, config).baselines
+    for name in ("karras", "exponential", "simple", "sgm_uniform", "beta", "kl_optimal", "ays_sd15"):
+        # The host's latents are not scaled by the VAE's factor, the library's are.
+        assert scores[name] / found.objective["baselines"][name] == pytest.approx(
+            load("pocket").vae.config.scaling_factor ** 2, rel=2e-3
+        )
+
+
+def test_run_again_goes_on_where_it_was(host: Any, first: tuple[dict, Any]) -> None:
+    graph, _ = first
+    again = host.run({**graph, "search": searching(evaluations=19)})
+    report = text_of(again, "report")
+    assert "19 schedules tried" in report
+    done = int(report.split("tried (")[1].split(" ")[0])
+    assert done < 12
+
+
+def test_interrupt_keeps_every_finished_evaluation(host: Any) -> None:
+    graph = base()
+    graph["search"] = searching(seed=77, evaluations=40)
+    show(graph, "report", ["search", 3])
+    run = host.submit(graph)
+    run.wait_for(lambda e: e.type == "progress" and e.data.get("node") == "search" and e.data["value"] >= 14)
+    run.interrupt()
+    assert run.wait().status == "interrupted"
+    report = text_of(host.run({**graph, "search": searching(seed=77, evaluations=40)}), "report")
+    total, now = int(report.split(" schedules tried")[0].split("\n")[-1]), int(report.split("tried (")[1].split(" ")[0])
+    held_out = 5 + 12
+    assert total == 40
+    assert now <= 40 - 14 + held_out
+
+
+def write_schedule(host: Any, name: str, masks: tuple[LayerMask, ...] = (), **changes: Any) -> None:
+    levels = (14.614647, 3.0, 0.6, 0.0)
+    model = {"name": "x", "hash": "", "sigma_min": 0.03, "sigma_max": 14.6146}
+    folder = pathlib.Path(host.base) / "user" / "slipstream" / "schedules"
+    folder.mkdir(parents=True, exist_ok=True)
+    Schedule(levels, model, nfe=3, name=name, masks=masks, **changes).save(folder / f"{name}.json")
+
+
+def test_a_layer_mask_samples_as_in_the_library_and_leaves_the_model_alone(host: Any) -> None:
+    mask = LayerMask(3.0, 0.6, ("mid_block.resnets.0", "up_blocks.1.attentions.0", "down_blocks.0.resnets.0"))
+    write_schedule(host, "masked", (mask,))
+    graph = base()
+    graph["load"] = node("SlipstreamLoadSchedule", file="masked.json", steps=0)
+    graph["apply"] = node("SlipstreamApplyLayerMask", model=["m", 0], schedule=["load", 0])
+    graph["g2"] = node("CFGGuider", model=["apply", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
+    plain, masked = sampled(graph, ["load", 1]), sampled(graph, ["load", 1], "g2", "2")
+    result = host.run(graph)
+    assert np.abs(pixels(result, plain) - pixels(result, masked)).mean() > 1
+    alone = {k: v for k, v in graph.items() if not k.endswith("2") and k != "apply"}
+    alone["noise"] = node("RandomNoise", noise_seed=3)
+    host.free()
+    assert np.array_equal(pixels(host.run(alone), plain), pixels(result, plain))
+
+    pipe = load("pocket")
+    noise = torch.randn((1, 4, 8, 8), generator=torch.manual_seed(3))
+    path = library_path()
+    path._noise_for_test = noise
+    import slipstream.search.paths as paths
+
+    class Fixed:
+        def __init__(self, sources: Any) -> None: ...
+        def __call__(self, like: torch.Tensor) -> torch.Tensor:
+            return noise
+
+        def fork(self, name: str) -> Any:
+            return self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "RowNoise", Fixed)
+        latents = path.sample(torch.tensor([14.614647, 3.0, 0.6, 0.0]), [0], (mask,))
+    expected = (pipe.decode(latents)[0].numpy() * 255).round().astype(int)
+    assert np.abs(expected - pixels(result, masked)).max() <= 2
+
+
+def test_a_mask_of_another_model_is_refused_by_block_name(host: Any) -> None:
+    write_schedule(host, "foreign", (LayerMask(3.0, 0.6, ("input_blocks.1.0",)),))
+    graph = base()
+    graph["load"] = node("SlipstreamLoadSchedule", file="foreign.json", steps=0)
+    graph["apply"] = node("SlipstreamApplyLayerMask", model=["m", 0], schedule=["load", 0])
+    graph["g2"] = node("CFGGuider", model=["apply", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
+    sampled(graph, ["load", 1], "g2")
+    result = host.run(graph)
+    assert not result.ok
+    assert "'input_blocks.1.0'" in result.explain()
+
+
+def test_compare_any_number_of_schedules(host: Any) -> None:
+    graph = base()
+    graph["ays"] = node("SlipstreamLoadSchedule", file="preset: ays_sd15_10", steps=3)
+    graph["re"] = node("SlipstreamResampleSchedule", schedule=["ays", 0], steps=2)
+    graph["karras"] = node("BasicScheduler", model=["m", 0], scheduler="karras", steps=2, denoise=1.0)
+    graph["a"] = node("SlipstreamAddSchedule", name="one", sigmas=["karras", 0])
+    graph["b"] = node("SlipstreamAddSchedule", name="one", schedule=["re", 0], schedules=["a", 0])
+    graph["objective"] = node("SlipstreamSelfObjective", vae=["m", 2], features="pixels", distance="paired")
+    graph["c"] = node(
+        "SlipstreamCompareSchedules", guider=["g", 0], sampler=["s", 0], latent_image=["l", 0], stock_steps=2, pairs=2,
+        repeats=2, objective="same picture as many steps", seed=1, batch=16, schedule=["ays", 0],
+        sigmas=["karras", 0], schedules=["b", 0], custom_objective=["objective", 0],
+    )  # fmt: skip
+    show(graph, "table", ["c", 1])
+    graph["chart"] = node("SaveImage", images=["c", 0], filename_prefix="chart")
+    sampled(graph, ["c", 2])
+    result = host.run(graph)
+    table = text_of(result, "table")
+    for name in ("one ", "one (2)", "Align Your Steps", "sigmas", "karras", "beta", "paired/latents", "paired/pixels"):
+        assert name in table, name
+    chart = pixels(result, "chart")
+    assert chart.shape[1] > 900
+    best = table.split("\n")[1]
+    assert best.startswith("Align Your Steps")  # three steps against two
+    assert pixels(result, "i").std() > 1
+
+
+def test_objective_from_reference_pictures(host: Any, tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(64, 64), (80, 50), (33, 97)]):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    graph = base()
+    graph["objective"] = node(
+        "SlipstreamReferenceObjective", vae=["m", 2], features="pixels", distance="mmd", folder=str(tmp_path)
+    )
+    graph["search"] = searching(custom_objective=["objective", 0], evaluations=12, pairs=4)
+    show(graph, "report", ["search", 3])
+    assert "reference-mmd/pixels/3-" in text_of(host.run(graph), "report")
+    (tmp_path / "empty").mkdir()
+    graph["objective"]["inputs"]["folder"] = str(tmp_path / "empty")
+    result = host.run(graph)
+    assert "Expected `folder` with pictures" in result.explain()
+
+
+def test_prompts_take_the_place_of_the_guider_s(host: Any) -> None:
+    graph = base()
+    graph["search"] = searching(clip=["m", 1], prompts=f"{TEXT}\n\na small green star\n", evaluations=12)
+    show(graph, "report", ["search", 3])
+    assert "12 schedules tried" in text_of(host.run(graph), "report")
+    graph["search"] = searching(prompts=TEXT, evaluations=12)
+    assert "Expected `clip` to encode `prompts`" in host.run(graph).explain()
+
+
+def test_layers_are_searched_in_the_host(host: Any) -> None:
+    graph = base()
+    graph["search"] = searching(layers=True, evaluations=40, steps=2)
+    show(graph, "report", ["search", 3])
+    graph["apply"] = node("SlipstreamApplyLayerMask", model=["m", 0], schedule=["search", 0])
+    graph["g2"] = node("CFGGuider", model=["apply", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
+    sampled(graph, ["search", 1], "g2")
+    report = text_of(host.run(graph), "report")
+    assert "40 schedules tried" in report
+    assert "skips" in report or "No layer mask was better" in report
+
+
+def test_a_file_for_another_model_and_sampler_warns(host: Any) -> None:
+    write_schedule(host, "other", sampler="heun", cfg_scale=9.0)
+    graph = base()
+    graph["load"] = node("SlipstreamLoadSchedule", file="other.json", steps=0, guider=["g", 0], sampler=["s", 0])
+    show(graph, "info", ["load", 2])
+    assert "for model x, sampler heun, cfg 9" in text_of(host.run(graph), "info")
+    log = host.log()
+    assert "searched with sampler 'heun', not 'euler'" in log
+    assert "searched at cfg 9, not 3" in log
+
+
+def test_a_broken_file_names_its_field(host: Any) -> None:
+    write_schedule(host, "broken")
+    path = pathlib.Path(host.base) / "user" / "slipstream" / "schedules" / "broken.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "steps": 9}))
+    graph = base()
+    graph["load"] = node("SlipstreamLoadSchedule", file="broken.json", steps=0)
+    show(graph, "info", ["load", 2])
+    assert "steps: expected 3 for 4 sigmas" in host.run(graph).explain()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from PIL import Image
+from slipstream.cli import main
+from slipstream.search import Schedule
+
+SMALL = ["--size", "64", "64", "--pairs", "2"]
+
+
+def test_search_writes_a_schedule_and_goes_on(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, chart, store = tmp_path / "s.json", tmp_path / "c.png", tmp_path / "s.sqlite"
+    command = ["search", *SMALL, "--steps", "2", "--store", str(store), "--out", str(out), "--chart", str(chart)]
+    assert main([*command, "--evaluations", "12"]) == 0
+    text = capsys.readouterr().out
+    assert "12 schedules tried" in text
+    assert "* this schedule" in text
+    assert Schedule.load(out).steps == 2
+    assert Image.open(chart).size == (900, 420)
+    assert main([*command, "--evaluations", "13"]) == 0
+    assert "13 schedules tried" in capsys.readouterr().out
+
+    assert main(["compare", *SMALL, str(out), "ays_sd15_10", "--repeats", "1", "--chart", str(chart)]) == 0
+    text = capsys.readouterr().out
+    assert "Align Your Steps, SD 1.5" in text
+    assert text.split("schedule     steps")[1].split("\n")[1].startswith("ays_sd15_10")  # ten steps against two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["search", "--steps", "0"], "Expected `steps`"),
+        (["search", "--evaluations", "0"], "Expected a budget"),
+        (["search", "--objective", "reference-frechet"], "Expected `--reference`"),
+        (["search", "--model", "/nowhere"], "nowhere"),
+        (["compare"], "at least one schedule"),
+        (["compare", "no_such_file.json"], "no_such_file.json"),
+        (["search", "--sampler", "dpm_adaptive"], "Expected `sampler`"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["search", "--help"])
+    assert "--ray" in capsys.readouterr().out
