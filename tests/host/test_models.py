@@ -26,7 +26,7 @@ SIZE = {"width": 128, "height": 128, "batch_size": 1}
 
 def base(**changes: Any) -> dict[str, Any]:
     """Return a text-to-image prompt on stock nodes: "1" loads, "p" and "n" encode, "l" latent, "k" samples, "d", "s" save."""
-    sampler = {"seed": 7, "steps": 8, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    sampler = {"seed": 7, "steps": 4, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     graph = {
         "1": node("SlipstreamLoadModel", model=changes.pop("model", "pocket")),
         "p": node("CLIPTextEncode", clip=["1", 1], text=changes.pop("text", PROMPT)),
@@ -60,7 +60,7 @@ def plain(host: Any) -> np.ndarray:
 
 
 def test_the_example_runs_and_makes_pictures(host: Any, example: Callable[..., Any]) -> None:
-    pictures = pixels(host.run(example("text_to_image", {"KSampler.steps": 10})), at="7")
+    pictures = pixels(host.run(example("text_to_image", {"KSampler.steps": 6})), at="7")
     assert pictures.shape == (4, 128, 128, 3)
     background = np.median(pictures.reshape(4, -1, 3), axis=1)
     assert (background[:, 2] > background[:, 0] + 50).all()  # blue, as the prompt says
@@ -70,7 +70,7 @@ def test_ksampler_equals_sampler_custom_advanced(host: Any, report: Any) -> None
     graph = base(batch_size=2)
     graph["g"] = node("CFGGuider", model=["1", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
     graph["noise"], graph["e"] = node("RandomNoise", noise_seed=7), node("KSamplerSelect", sampler_name="euler")
-    graph["sig"] = node("BasicScheduler", model=["1", 0], scheduler="simple", steps=8, denoise=1.0)
+    graph["sig"] = node("BasicScheduler", model=["1", 0], scheduler="simple", steps=4, denoise=1.0)
     graph["a"] = node(
         "SamplerCustomAdvanced", noise=["noise", 0], guider=["g", 0], sampler=["e", 0], sigmas=["sig", 0],
         latent_image=["l", 0],
@@ -82,7 +82,7 @@ def test_ksampler_equals_sampler_custom_advanced(host: Any, report: Any) -> None
 def test_library_and_host_agree_on_pixels(plain: np.ndarray) -> None:
     pipe = slipstream.load("pocket", device="cpu")
     cond = pipe.encode_text([PROMPT, ""])
-    sigmas = make_sigmas("simple", pipe.model.levels, 8)
+    sigmas = make_sigmas("simple", pipe.model.levels, 4)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         # The host starts at the top level from the variance of the noised data, not of the noise alone.
@@ -153,9 +153,9 @@ def test_prompt_weights_and_clip_layer_have_an_effect(host: Any, plain: np.ndarr
 
 
 def test_previews_show_the_picture(host: Any) -> None:
-    result = host.run(base(seed=11, steps=30))
+    result = host.run(base(seed=11, steps=24))
     assert len(result.previews) >= 5
-    assert result.progress("k")[-1] == (30, 30)
+    assert result.progress("k")[-1] == (24, 24)
     preview = Image.open(io.BytesIO(result.previews[-1].data["image"])).convert("RGB")
     last = np.asarray(preview.resize((16, 16), Image.Resampling.BOX)).astype(float)
     picture = pixels(result)[0].reshape(16, 8, 16, 8, 3).mean((1, 3))
