@@ -306,17 +306,14 @@ class TrainLatentFill:
         }  # fmt: skip
 
     @classmethod
-    def IS_CHANGED(cls, name: str = "", folder: str = "", **_: Any) -> str:
+    def IS_CHANGED(cls, folder: str = "", **_: Any) -> str:
         from ..lmd.latents_cache import image_files
 
         try:
-            path = fill_path(name)
-            stamp = path.stat().st_mtime_ns if path.exists() else 0
             files = image_files(image_folder(folder)) if folder.strip() else []
         except (ValueError, OSError, ImportError):
             return folder
-        listed = repr([(str(p), p.stat().st_mtime_ns) for p in files])
-        return hashlib.sha256(f"{stamp} {listed}".encode()).hexdigest()
+        return hashlib.sha256(repr([(str(p), p.stat().st_mtime_ns) for p in files]).encode()).hexdigest()
 
     def train(
         self, model: Any, vae: Any, name: str, folder: str, steps: int, batch: int, learning_rate: float, size: str,
