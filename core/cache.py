@@ -108,6 +108,13 @@ class Cache:
             entries = self._entries.values()
             return sum(e.device_bytes for e in entries), sum(e.host_bytes for e in entries)
 
+    def __repr__(self) -> str:
+        on_device, on_host = (
+            f"{used / GIB:.2f} of {bound / GIB:.2f} GiB"
+            for used, bound in zip(self.used(), (self.device_bytes, self.host_bytes))
+        )
+        return f"<cache of {len(self)} {self.name}: {on_device} on devices, {on_host} in host memory>"
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -226,6 +226,10 @@ def _folder_parts(source: PathLike, vae: PathLike | None) -> Parts:
     folder = BUNDLED if str(source) in POCKETS else pathlib.Path(source).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected a model at {folder}, but found nothing. Check the path, or use 'pocket'.")
+    if str(source) in POCKETS and not (folder / unet_folder).is_dir():
+        raise ValueError(
+            f"Expected a bundled model, but this copy has no {source!r}. Use 'pocket', or install it again."
+        )
     if not (folder / unet_folder / "config.json").is_file():
         raise ValueError(
             f"Expected a diffusers folder with {unet_folder}/config.json, but {folder} has none. "

@@ -94,9 +94,12 @@ class Pipeline:
         """Return one row of conditioning per prompt; `size` (height, width) is what SDXL is told about the picture."""
         if isinstance(prompts, str) or not len(prompts):
             raise ValueError(f"Expected `prompts` to be a list of at least one prompt, but got {prompts!r}.")
-        unique = list(dict.fromkeys(prompts))
-        build = lambda: with_memory(lambda: self._encode(unique, size), f"encode {len(unique)} prompts")  # noqa: E731
-        cond = build() if self.key is None else PROMPTS.get((self.key, tuple(unique), size), build)
+        unique = tuple(dict.fromkeys(prompts))
+
+        def encode() -> Conditioning:
+            return with_memory(lambda: self._encode(unique, size), f"encode {len(unique)} prompts")
+
+        cond = encode() if self.key is None else PROMPTS.get((self.key, unique, size), encode)
         return cond.take([unique.index(prompt) for prompt in prompts])
 
     def _encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:

@@ -114,6 +114,9 @@ class TestTiers:
         assert cache.leave_device() == 15
         assert cache.used() == (0, 15)
         assert cache.get("b", fail).place == DEVICE
+        assert repr(cache) == "<cache of 2 test: 0.00 of 0.00 GiB on devices, 0.00 of 0.00 GiB in host memory>"
+        cache.clear()
+        assert (len(cache), cache.used()) == (0, (0, 0))
 
 
 class TestBuilding:

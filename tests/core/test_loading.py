@@ -180,6 +180,23 @@ def test_the_attention_names_of_old_vae_folders(tmp_path: pathlib.Path) -> None:
         assert torch.equal(one, other)
 
 
+def test_the_few_step_student_lies_beside_its_teacher(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pocket"
+    shutil.copytree(BUNDLED, folder, ignore=shutil.ignore_patterns("*_lcm"))
+    monkeypatch.setattr("slipstream.core.loading.BUNDLED", folder)
+    with pytest.raises(ValueError, match="no 'pocket-lcm'"):
+        slipstream.load("pocket-lcm")
+    shutil.copytree(folder / "unet", folder / "unet_lcm")
+    shutil.copytree(folder / "scheduler", folder / "scheduler_lcm")
+    state = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    state["conv_out.bias"] += 1
+    save_file(state, folder / "unet_lcm" / "diffusion_pytorch_model.safetensors")
+    teacher, student = slipstream.load("pocket"), slipstream.load("pocket-lcm")
+    assert student.vae is teacher.vae
+    difference = student.model.unet.conv_out.bias - teacher.model.unet.conv_out.bias
+    torch.testing.assert_close(difference, torch.ones(4), atol=1e-2, rtol=0)
+
+
 class TestPrediction:
     def test_the_bundled_unet_is_found_to_predict_noise(self) -> None:
         assert checkpoint.probed_prediction(slipstream.load("pocket").model.unet) == "epsilon"
