@@ -102,6 +102,28 @@ class Rows:
         return {"ui": {"report": [json.dumps(report)]}}
 
 
+class Live:
+    """Compares a prompt that is prepared while sampling runs with the same prompt given at the start."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {**PROMPTS, "latent": ("LATENT",)}}
+
+    def run(self, model: Any, positive: Any, negative: Any, latent: Any) -> Any:
+        def work(session: Any) -> dict[str, Any]:
+            x = torch.randn(2, *latent["samples"].shape[1:], generator=torch.Generator().manual_seed(1))
+            sigma = torch.tensor([3.0, 1.0])
+            given = session.denoiser(x, sigma, session.conds["negative"])
+            live = session.denoiser(x, sigma, session.condition("live", negative))
+            return {"difference": float((given - live).abs().max())}
+
+        session = ours("nodes.host.session")
+        report = session.run_on_model(model, latent, work, positive=positive, negative=negative)
+        return {"ui": {"report": [json.dumps(report)]}}
+
+
 class Sampler:
     """core's euler as a SAMPLER made by `make_sampler`, optionally sleeping before each step."""
 
@@ -216,10 +238,52 @@ class TinyControlNet:
         return (comfy.controlnet.ControlNet(network, load_device=management.get_torch_device()),)
 
 
+COUNTS: dict[str, list[int]] = {}
+
+
+class Count:
+    """Counts the rows of every network call of a MODEL under a name, by the host's own keyed wrapper."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "count", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "name": ("STRING", {})}}
+
+    def count(self, model: Any, name: str) -> Any:
+        import comfy.patcher_extension as extension
+
+        COUNTS[name] = []
+        counted = model.clone()
+
+        def call(execute: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+            COUNTS[name].append(len(x))
+            return execute(x, *args, **kwargs)
+
+        counted.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, "probe-count", call)
+        return (counted,)
+
+
+class Counted:
+    """Reports the rows of each network call that `Count` saw, after `after` was made."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"after": ("LATENT",), "name": ("STRING", {})}}
+
+    def run(self, after: Any, name: str) -> Any:
+        return {"ui": {"report": [json.dumps(COUNTS[name])]}}
+
+
 NODE_CLASS_MAPPINGS = {
+    "ProbeCount": Count,
+    "ProbeCounted": Counted,
     "ProbeTinyControlNet": TinyControlNet,
     "ProbeContract": Contract,
     "ProbeRows": Rows,
+    "ProbeLive": Live,
     "ProbeSampler": Sampler,
     "ProbeGuider": Guider,
     "ProbeCompare": Compare,
