@@ -351,16 +351,21 @@ class StreamRun:
 
         begun = time.perf_counter()
         denoiser: Any = SharingDenoiser(session.denoiser) if self.config.cross_frame else session.denoiser
-        batch = StreamBatch(denoiser, session.conds["positive"], session.conds.get("negative"), self.config)
+        positive, negative = session.conds["positive"], session.conds.get("negative")
+        batch = StreamBatch(denoiser, positive.at(0), None if negative is None else negative.at(0), self.config)
         latents = session.process_in(samples)
         report = Reporter(
             len(latents) + self.config.stages - 1, session.callback(len(latents) + self.config.stages - 1)
         )
         finished: list[StreamFrame] = []
         try:
-            for pixels, row in zip(self.pixels, latents.split(1)):
-                skip = self.chooser is not None and not self.chooser.keep(pixels)
-                finished += batch.skip() if skip else batch.push(row)
+            for i, row in enumerate(latents.split(1)):
+                if self.chooser is not None and not self.chooser.keep(self.pixels[i]):
+                    finished += batch.skip()
+                else:
+                    # A batch of prompts or of ControlNet pictures is one per frame, and goes with it.
+                    own = [c.at(i) if c is not None and c.frames > 1 else None for c in (positive, negative)]
+                    finished += batch.push(row, None, *own)
                 report("stream", 0.0, finished[-1].latents if finished else None)
             while batch.in_flight:
                 finished += batch.advance()

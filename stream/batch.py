@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,17 @@ class StreamFrame:
     repeated: bool = False
 
 
+class Waiting(NamedTuple):
+    """A frame that has arrived; `cond` and `uncond` are its own, or None."""
+
+    latents: Tensor
+    id: int
+    meta: Any
+    arrived: float
+    cond: Any
+    uncond: Any
+
+
 class StreamBatch:
     """Frames in, the same frames denoised out, in order, N - 1 passes later (N = `config.stages`).
 
@@ -70,7 +81,7 @@ class StreamBatch:
         self.passes = 0
         self._lock = threading.RLock()
         self._arrived = 0
-        self._waiting: list[tuple[Tensor, int, Any, float, Any]] = []
+        self._waiting: list[Waiting] = []
         self._groups: deque[Group] = deque()  # newest first, as the rows of `_x` are
         self._x: Tensor | None = None
         self._reference: Tensor | None = None
@@ -86,15 +97,16 @@ class StreamBatch:
         return len(self._waiting) + sum(group.size + len(group.skipped) for group in self._groups)
 
     @torch.no_grad()
-    def push(self, latents: Tensor, meta: Any = None, cond: Any = None) -> list[StreamFrame]:
+    def push(self, latents: Tensor, meta: Any = None, cond: Any = None, uncond: Any = None) -> list[StreamFrame]:
         """Add frames (B, C, H, W), scaled as the model takes them, and return those that finished.
 
-        Each full group costs one pass. `meta` comes back with the frame (a list gives one per frame). `cond` overrides the
-        prompt for these frames: a row each, or one row. Raises ValueError for a wrong shape, another size than the frames in
-        flight, NaN (checked on the CPU only: looking would stall a GPU), and leaves the stream as it was.
+        Each full group costs one pass. `meta` comes back with the frame (a list gives one per frame). `cond` and `uncond`
+        override the prompts for these frames at all their steps: a row each, or one row. Raises ValueError for a wrong shape,
+        another size than the frames in flight, NaN (looked for on the CPU only: looking would stall a GPU), and leaves the
+        stream as it was.
         """
         with self._lock:
-            self._accept(latents, meta, cond)
+            self._accept(latents, meta, cond, uncond)
             finished: list[StreamFrame] = []
             while len(self._waiting) >= self.config.frame_group:
                 finished += self._enter(self.config.frame_group)
@@ -172,13 +184,13 @@ class StreamBatch:
 
     # -- frames entering
 
-    def _accept(self, latents: Tensor, meta: Any, cond: Any) -> None:
+    def _accept(self, latents: Tensor, meta: Any, cond: Any, uncond: Any) -> None:
         if not isinstance(latents, Tensor) or latents.ndim != 4 or not len(latents):
             got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
             raise ValueError(
                 f"Expected `latents` of shape (frames, channels, height, width) with at least one frame, but got {got}."
             )
-        current = self._waiting[0][0].shape if self._waiting else None if self._x is None else self._x.shape
+        current = self._waiting[0].latents.shape if self._waiting else None if self._x is None else self._x.shape
         if current is not None and current[1:] != latents.shape[1:]:
             raise ValueError(
                 f"Expected `latents` of size {tuple(current[1:])} like the frames in flight, but got "
@@ -190,21 +202,21 @@ class StreamBatch:
         metas = meta if isinstance(meta, list) else [meta] * len(latents)
         if len(metas) != len(latents):
             raise ValueError(f"Expected {len(latents)} entries in `meta`, one per frame, but got {len(metas)}.")
-        conds = [None] * len(latents) if cond is None else [cond.take([i % cond.rows]) for i in range(len(latents))]
         now = time.perf_counter()
-        for row, m, c in zip((latents,) if len(latents) == 1 else latents.split(1), metas, conds):
-            self._waiting.append((row, self._arrived, m, now, c))
+        for i, row in enumerate((latents,) if len(latents) == 1 else latents.split(1)):
+            own = tuple(None if c is None else c.take([i % c.rows]) for c in (cond, uncond))
+            self._waiting.append(Waiting(row, self._arrived, metas[i], now, *own))
             self._arrived += 1
 
     def _enter(self, count: int) -> list[StreamFrame]:
         """Noise `count` waiting frames to their first level and run a pass with them."""
         entering = self._waiting[:count]
-        x0 = entering[0][0] if count == 1 else torch.cat([row for row, *_ in entering])
+        x0 = entering[0].latents if count == 1 else torch.cat([frame.latents for frame in entering])
         x, reference, track = self._noised(x0)
         del self._waiting[:count]
-        _, ids, metas, arrived, conds = (list(column) for column in zip(*entering))
-        own = conds if any(c is not None for c in conds) else None
-        self._groups.appendleft(Group(ids, metas, arrived, track, self.passes, own))
+        ids, metas, arrived, conds, unconds = (list(column) for column in zip(*(frame[1:] for frame in entering)))
+        own, own_negative = (column if any(c is not None for c in column) else None for column in (conds, unconds))
+        self._groups.appendleft(Group(ids, metas, arrived, track, self.passes, own, own_negative))
         self._x = x if self._x is None else torch.cat((x, self._x))
         self._reference = reference if self._reference is None else torch.cat((reference, self._reference))
         return self._pass()
@@ -294,7 +306,7 @@ class StreamBatch:
 
     def _plan(self, active: list[Group], x: Tensor) -> Plan:
         parts = (self.model, self.config, self.cond, self.uncond, active, x, self.noise)
-        if any(group.conds is not None for group in active):
+        if any(group.conds or group.unconds for group in active):
             return make_plan(*parts)
         key = (x.shape[1:], x.device, *((group.track, group.stage, group.size) for group in active))
         plan = self._plans.get(key)

@@ -61,7 +61,8 @@ class Group:
     arrived: list[float]
     track: Track
     born: int
-    conds: list[Any] | None = None
+    conds: list[Any] | None = None  # of the frames themselves, where they have their own
+    unconds: list[Any] | None = None
     stage: int = 0
     result: Tensor | None = None
     skipped: list[Skipped] = field(default_factory=list)
@@ -211,10 +212,11 @@ def bind_network(
         negatives, width = rows, 2 * slots
     elif config.guided and config.guidance == "onetime":
         negatives, width = entering, slots + config.frame_group
-    cond = _positive(cond, active)
+    cond = _by_row(cond, [(g.conds, g.size) for g in active])
     if negatives:
         sigma = torch.cat((sigma[:negatives], sigma))
-        cond = uncond.expand(negatives).join(cond)
+        asked = active if negatives == rows else active[:1]
+        cond = _by_row(uncond, [(g.unconds, g.size) for g in asked]).join(cond)
     padding = max(width - rows - negatives, 0) if config.static_rows else 0
     if padding:
         sigma = torch.cat((sigma, sigma[-1:].expand(padding)))
@@ -225,11 +227,12 @@ def bind_network(
     return call if not padding else lambda x: call(torch.cat((x, x[-1:].expand(padding, -1, -1, -1))))[:-padding]
 
 
-def _positive(cond: Any, active: Sequence[Group]) -> Any:
-    if all(g.conds is None for g in active):
-        return cond.expand(sum(g.size for g in active))
-    own = [cond if c is None else c for g in active for c in (g.conds or [None] * g.size)]
-    return own[0].join(*own[1:]) if len(own) > 1 else own[0]
+def _by_row(default: Any, groups: Sequence[tuple[list[Any] | None, int]]) -> Any:
+    """Return one row of conditioning per frame: its own, or the stream's."""
+    if all(own is None for own, _ in groups):
+        return default.expand(sum(size for _, size in groups))
+    rows = [default if c is None else c for own, size in groups for c in (own or [None] * size)]
+    return rows[0].join(*rows[1:]) if len(rows) > 1 else rows[0]
 
 
 def _sharing_rows(model: Denoiser, call: Network, blocks: tuple[int, int]) -> Network:

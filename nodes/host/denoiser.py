@@ -6,6 +6,7 @@ host's memory management stay in force. One call may hold rows of several condit
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,16 @@ class HostConditioning:
     @property
     def rows(self) -> int:
         return len(self.items)
+
+    @property
+    def frames(self) -> int:
+        """How many frames it tells apart: prompts, or ControlNet pictures, that came as a batch."""
+        source = self.items[0][0]
+        return max(source.rows, *(hints(entry.get("control")) for entry in source.entries))
+
+    def at(self, frame: int) -> HostConditioning:
+        """Return the one row of a frame: its prompt and its ControlNet picture out of a batch."""
+        return HostConditioning([(self.items[0][0], frame)])
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -302,6 +313,8 @@ def merge_rows(items: Sequence[tuple[Source, int]]) -> list[dict[str, Any]]:
     merged["model_conds"] = {
         name: cond._copy_with(cond.concat([part[name] for part in parts[1:]])) for name, cond in parts[0].items()
     }
+    if merged.get("control") is not None:
+        merged["control"] = take_hints(merged["control"], [index for _, index in items])
     return [merged]
 
 
@@ -309,10 +322,11 @@ def take_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """Return a copy of a conditioning entry with the given batch rows of every tensor; short batches repeat in order."""
     taken = dict(entry)
     taken["model_conds"] = {name: _take(cond, rows) for name, cond in entry["model_conds"].items()}
-    mask, control = entry.get("mask"), entry.get("control")
+    mask = entry.get("mask")
     if mask is not None and len(mask) > 1:
         taken["mask"] = mask[[i % len(mask) for i in rows]]
-    _check_hint(control, rows)
+    if entry.get("control") is not None:
+        taken["control"] = take_hints(entry["control"], rows)
     return taken
 
 
@@ -324,20 +338,29 @@ def _take(cond: Any, rows: Sequence[int]) -> Any:
     return cond
 
 
-def _check_hint(control: Any, rows: Sequence[int]) -> None:
-    """Refuse what the host cannot express: a batch of ControlNet pictures for rows in another order."""
+def hints(control: Any) -> int:
+    """Return the number of pictures that a ControlNet, or one chained before it, holds; 1 without any."""
+    most = 1
     while control is not None:
-        hint = getattr(control, "cond_hint_original", None)
-        if (
-            isinstance(hint, Tensor)
-            and len(hint) > 1
-            and any(i % len(hint) != n % len(hint) for n, i in enumerate(rows))
-        ):
-            raise ValueError(
-                f"Expected a ControlNet picture that holds for all rows, but got {len(hint)} pictures. "
-                "Give ControlNet one image here."
-            )
+        picture = getattr(control, "cond_hint_original", None)
+        most = max(most, len(picture) if isinstance(picture, Tensor) else 1)
         control = getattr(control, "previous_controlnet", None)
+    return most
+
+
+def take_hints(control: Any, rows: Sequence[int]) -> Any:
+    """Return a ControlNet with the pictures of the given rows, so that each row is steered by its own frame's picture.
+
+    A shallow copy shares the network and what the host prepared; one picture holds for all rows and needs no copy.
+    """
+    if control is None or hints(control) == 1:
+        return control
+    taken = copy.copy(control)
+    taken.previous_controlnet = take_hints(control.previous_controlnet, rows)
+    picture = control.cond_hint_original
+    if isinstance(picture, Tensor) and len(picture) > 1:
+        taken.cond_hint_original, taken.cond_hint = picture[[i % len(picture) for i in rows]], None
+    return taken
 
 
 def labels(items: Sequence[tuple[Source, int]]) -> list[tuple[int, Any]]:

@@ -1,0 +1,304 @@
+"""Stream nodes in a real host: agreement with the library, cost, interrupt, ControlNet per frame, mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from slipstream.core import load
+from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
+from slipstream.stream.similarity import select
+
+TEXT = "a large red circle on a blue background"
+SETTINGS = {"strength": 0.6, "steps": 3, "guidance": "onetime", "guidance_scale": 1.5, "seed": 5}
+
+
+def node(type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": type, "inputs": inputs}
+
+
+def base() -> dict[str, Any]:
+    return {
+        "1": node("SlipstreamLoadModel", model="pocket"),
+        "p": node("CLIPTextEncode", clip=["1", 1], text=TEXT),
+        "n": node("CLIPTextEncode", clip=["1", 1], text=""),
+    }
+
+
+def clip(count: int, height: int = 128, width: int = 128) -> np.ndarray:
+    """Frames (count, H, W, 3) uint8: a bright box that moves over a dark gradient."""
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    frames[..., 2] = np.linspace(60, 160, width)[None, None]
+    for i in range(count):
+        frames[i, 40:80, 10 + 6 * i : 50 + 6 * i, 0] = 220
+    return frames
+
+
+def loaded(host: Any, graph: dict[str, Any], frames: np.ndarray) -> list[Any]:
+    """Upload frames and add the nodes that make them one IMAGE batch; returns its socket."""
+    socket: list[Any] = []
+    for i, frame in enumerate(frames):
+        data = io.BytesIO()
+        Image.fromarray(frame).save(data, "PNG")
+        name = host.upload_image(data.getvalue(), f"stream_{frame.shape[0]}_{i}.png")
+        graph[f"f{i}"] = node("LoadImage", image=name)
+        if socket:
+            graph[f"b{i}"] = node("ImageBatch", image1=socket, image2=[f"f{i}", 0])
+            socket = [f"b{i}", 0]
+        else:
+            socket = [f"f{i}", 0]
+    return socket
+
+
+def add_stream(graph: dict[str, Any], frames: list[Any], **changes: Any) -> None:
+    sockets = {"model": ["1", 0], "positive": ["p", 0], "negative": ["n", 0], "vae": ["1", 2], "frames": frames}
+    graph["s"] = node("SlipstreamStreamFrames", **{**sockets, **SETTINGS, **changes})
+    graph["out"] = node("SaveImage", images=["s", 0], filename_prefix="stream")
+    graph["text"] = node("PreviewAny", source=["s", 1])
+
+
+def pictures(result: Any) -> np.ndarray:
+    assert result.ok, result.explain()
+    return np.stack(
+        [np.asarray(Image.open(io.BytesIO(f.read())).convert("RGB")) for f in result.files if f.node == "out"]
+    )
+
+
+def text_of(result: Any, node: str = "text") -> str:
+    return "".join(result.outputs[node]["text"])
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load("pocket")
+
+
+def test_frames_equal_the_librarys(host, pipe) -> None:
+    frames, graph = clip(5), base()
+    add_stream(graph, loaded(host, graph, frames))
+    result = host.run(graph)
+    got = pictures(result)
+    config = StreamConfig(**SETTINGS)
+    stream = StreamBatch(pipe.model, pipe.encode_text([TEXT]), pipe.encode_text([""]), config)
+    finished = stream.push(pipe.encode_image(torch.from_numpy(frames).float() / 255)) + stream.drain()
+    expected = pipe.decode(torch.cat([f.latents for f in finished])).numpy() * 255
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).mean() < 1.0
+    assert np.abs(got - expected).max() < 12
+    report = text_of(result)
+    assert "5 of 5 frames" in report
+    assert f"7 passes, 7 network calls, {5 * 3 + 5} rows" in report
+    assert len(result.previews) > 0
+    assert result.progress("s")[-1] == (7, 7)
+
+
+def test_odd_sizes_come_back_as_they_went_in(host) -> None:
+    graph = base()
+    graph["e"] = node("EmptyImage", width=75, height=52, batch_size=3, color=0x3050A0)
+    add_stream(graph, ["e", 0], steps=2)
+    assert pictures(host.run(graph)).shape == (3, 52, 75, 3)
+
+
+OPTIONS = ({"cross_frame": True}, {"feedback": 0.5}, {"motion": 1.0}, {"renoise": "ddim"}, {"delta": 0.5})
+
+
+@pytest.mark.parametrize("changes", OPTIONS)
+def test_every_option_changes_the_picture_and_nothing_stays_behind(host, changes) -> None:
+    graph = base()
+    socket = loaded(host, graph, clip(4))
+    add_stream(graph, socket)
+    plain = pictures(host.run(graph))  # cached by the host from the second option on
+    graph["s"]["inputs"].update(changes)
+    assert np.abs(pictures(host.run(graph)).astype(int) - plain).max() > 3
+    add_stream(graph, socket)
+    graph["s"]["inputs"]["max_skip"] = 11  # without effect, but not in the host's cache
+    assert np.array_equal(pictures(host.run(graph)), plain)
+
+
+def test_noise_levels_from_a_scheduler(host) -> None:
+    graph = base()
+    graph["e"] = node("EmptyImage", width=64, height=64, batch_size=3, color=0x3050A0)
+    graph["sig"] = node("BasicScheduler", model=["1", 0], scheduler="normal", steps=4, denoise=0.5)
+    add_stream(graph, ["e", 0], sigmas=["sig", 0])
+    result = host.run(graph)
+    assert len(pictures(result)) == 3
+    assert "6 passes" in text_of(result)
+
+
+def test_still_frames_are_skipped(host) -> None:
+    graph = base()
+    graph["e"] = node("EmptyImage", width=64, height=64, batch_size=10, color=0x3050A0)
+    add_stream(graph, ["e", 0], similarity=0.9, max_skip=100)
+    result = host.run(graph)
+    got = pictures(result)
+    assert len(got) == 10
+    assert (got == got[:1]).all()
+    assert "9 frames skipped" in text_of(result)
+
+
+def test_similarity_filter_node(host) -> None:
+    frames, graph = np.repeat(clip(4), 3, 0), base()
+    settings = {"similarity": 0.9, "max_skip": 10, "blocks": 8, "filter_seed": 1}
+    graph["f"] = node("SlipstreamSimilarityFilter", frames=loaded(host, graph, frames), **settings)
+    graph["out"] = node("SaveImage", images=["f", 0], filename_prefix="kept")
+    graph["text"] = node("PreviewAny", source=["f", 1])
+    graph["count"] = node("PreviewAny", source=["f", 2])
+    result = host.run(graph)
+    pixels = torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1
+    expected = select(pixels, SimilarityFilter(0.9, seed=1, blocks=8))
+    assert text_of(result) == ", ".join(map(str, expected))
+    assert text_of(result, "count") == str(len(expected))
+    assert np.array_equal(pictures(result), frames[expected])
+
+
+def test_interrupt_throws_away_or_keeps(host) -> None:
+    graph = base()
+    graph["e"] = node("EmptyImage", width=64, height=64, batch_size=200, color=0x3050A0)
+    add_stream(graph, ["e", 0], steps=4)
+
+    def under_way(event: Any) -> bool:
+        return event.type == "progress" and event.data.get("value", 0) >= 8 and event.data.get("node") == "s"
+
+    for choice, status in (("discard", "interrupted"), ("return finished frames", "success")):
+        graph["s"]["inputs"]["on_interrupt"] = choice
+        run = host.submit(graph)
+        run.wait_for(under_way)
+        run.interrupt()
+        result = run.wait()
+        assert result.status == status, result.explain()
+    assert 4 < len(pictures(result)) < 200
+    assert "(interrupted)" in text_of(result)
+
+
+def test_each_frame_goes_with_its_own_controlnet_picture(host) -> None:
+    """A batch of ControlNet pictures: frame by frame alone, with its own picture, gives the same."""
+    frames, graph = clip(4), base()
+    hints = np.stack([np.full((128, 128, 3), 60 * i, np.uint8) for i in range(4)])
+    graph["c"] = node("ProbeTinyControlNet", model=["1", 0])
+    together = dict(graph)
+    batch = loaded(host, together, frames)
+    hint_graph: dict[str, Any] = {}
+    hint_socket = loaded_as(host, hint_graph, hints, "h")
+    together.update(hint_graph)
+    add_controlled(together, hint_socket)
+    add_stream(together, batch, positive=["a", 0], negative=["a", 1])
+    result = host.run(together)
+    got = pictures(result)
+    assert "6 network calls" in text_of(result)  # rows of different frames share their calls
+    for i in (1, 3):
+        alone = dict(graph)
+        alone["f"] = together[f"f{i}"]
+        alone["hi"] = hint_graph[f"hf{i}"]
+        add_controlled(alone, ["hi", 0])
+        add_stream(alone, ["f", 0], positive=["a", 0], negative=["a", 1])
+        single = pictures(host.run(alone))
+        assert np.abs(single[0].astype(int) - got[i]).max() <= 2
+    plain = dict(graph)
+    batch = loaded(host, plain, frames)
+    add_stream(plain, batch)
+    assert np.abs(pictures(host.run(plain)).astype(int) - got)[3].max() > 3
+
+
+def loaded_as(host: Any, graph: dict[str, Any], frames: np.ndarray, prefix: str) -> list[Any]:
+    own: dict[str, Any] = {}
+    socket: list[Any] = []
+    for i, frame in enumerate(frames):
+        data = io.BytesIO()
+        Image.fromarray(frame).save(data, "PNG")
+        own[f"{prefix}f{i}"] = node("LoadImage", image=host.upload_image(data.getvalue(), f"{prefix}_{i}.png"))
+        if socket:
+            own[f"{prefix}b{i}"] = node("ImageBatch", image1=socket, image2=[f"{prefix}f{i}", 0])
+        socket = [f"{prefix}b{i}" if socket else f"{prefix}f{i}", 0]
+    graph.update(own)
+    return socket
+
+
+def add_controlled(graph: dict[str, Any], image: list[Any]) -> None:
+    graph["a"] = node(
+        "ControlNetApplyAdvanced", positive=["p", 0], negative=["n", 0], control_net=["c", 0], image=image, strength=1.0,
+        start_percent=0.0, end_percent=1.0,
+    )  # fmt: skip
+
+
+# -- RCFG as a GUIDER
+
+
+def guided(
+    guidance: str, scale: float = 2.0, sampler: str = "euler", picture: bool = True, **changes: Any
+) -> dict[str, Any]:
+    graph = base()
+    graph["count"] = node("ProbeCount", model=["1", 0], name=f"{guidance} {scale} {sampler} {picture} {changes}")
+    inputs = {"model": ["count", 0], "positive": ["p", 0], "negative": ["n", 0], "delta": 1.0, **changes}
+    graph["g"] = node("SlipstreamRCFGGuider", guidance=guidance, guidance_scale=scale, **inputs)
+    graph["i"] = node("EmptyImage", width=128, height=128, batch_size=1, color=0x3050A0)
+    graph["e"] = node("VAEEncode", pixels=["i", 0], vae=["1", 2]) if picture else node("EmptyLatentImage", width=128, height=128, batch_size=1)  # fmt: skip
+    graph["sig"] = node("BasicScheduler", model=["1", 0], scheduler="normal", steps=6, denoise=0.6 if picture else 1.0)
+    graph["k"] = node("KSamplerSelect", sampler_name=sampler)
+    graph["r"] = node("RandomNoise", noise_seed=3)
+    graph["x"] = node("SamplerCustomAdvanced", noise=["r", 0], guider=["g", 0], sampler=["k", 0], sigmas=["sig", 0], latent_image=["e", 0])  # fmt: skip
+    graph["d"] = node("ProbeCounted", after=["x", 0], name=graph["count"]["inputs"]["name"])
+    return graph
+
+
+@pytest.mark.parametrize(("guidance", "scale", "rows"), [("none", 2.0, 6), ("self", 2.0, 6), ("onetime", 2.0, 7), ("full", 2.0, 12), ("full", 1.0, 6)])  # fmt: skip
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_guider_costs_n_or_n_plus_one_or_two_n_rows(host, report, guidance, scale, rows, sampler) -> None:
+    assert sum(report(host.run(guided(guidance, scale, sampler)))) == rows
+
+
+def test_full_guidance_is_the_hosts_cfg(host, report) -> None:
+    graph = guided("full", 3.0)
+    graph["g2"] = node("CFGGuider", model=["1", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
+    graph["x2"] = node("SamplerCustomAdvanced", **{**graph["x"]["inputs"], "guider": ["g2", 0]})
+    graph["d"] = node("ProbeCompare", one=["x", 0], other=["x2", 0])
+    assert report(host.run(graph))["difference"] < 1e-4
+
+
+def test_self_guidance_of_an_empty_latent_says_what_it_does_instead(host, report) -> None:
+    assert sum(report(host.run(guided("self", picture=False)))) == 7
+    assert "the latent is empty" in host.log()
+
+
+def test_a_guider_can_be_used_twice(host, report) -> None:
+    """The kept negative belongs to one sampling, not to the guider."""
+    graph = guided("onetime", 2.5)
+    graph["x2"] = node("SamplerCustomAdvanced", **{**graph["x"]["inputs"], "noise": ["r2", 0]})
+    graph["r2"] = node("RandomNoise", noise_seed=3)
+    graph["d"] = node("ProbeCompare", one=["x", 0], other=["x2", 0])
+    assert report(host.run(graph))["difference"] == 0
+
+
+# -- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strength": 1.5}, "strength"),
+        ({"delta": -0.5}, "delta"),
+        ({"guidance": "cfg"}, "guidance"),
+        ({"guidance_scale": 0.0}, "guidance_scale"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_running(host, changes, message) -> None:
+    graph = base()
+    graph["e"] = node("EmptyImage", width=64, height=64, batch_size=2, color=0)
+    add_stream(graph, ["e", 0], **changes)
+    with pytest.raises(Exception, match=message):
+        host.run(graph)
+
+
+def test_two_streams_on_one_model_in_one_graph(host) -> None:
+    graph = base()
+    graph["e"] = node("EmptyImage", width=64, height=64, batch_size=3, color=0x3050A0)
+    add_stream(graph, ["e", 0])
+    graph["s2"] = json.loads(json.dumps(graph["s"]))
+    graph["s2"]["inputs"].update(frames=["s", 0], strength=0.3)
+    graph["out2"] = node("SaveImage", images=["s2", 0], filename_prefix="second")
+    result = host.run(graph)
+    assert len([f for f in result.files if f.node == "out2"]) == 3
