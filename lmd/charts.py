@@ -80,7 +80,8 @@ def stretch_charts(result: StretchMap, under: Tensor | None = None) -> list[Any]
 
     `under` (B, H, W, 3) are pictures that shine through.
     """
-    limit = max(float(result.stretch.abs().amax((1, 2)).median()), 0.1)
+    # Near a fold the stretch has no bound: beyond a factor of 4.5 colours saturate.
+    limit = min(max(float(result.stretch.abs().amax((1, 2)).median()), 0.1), 1.5)
     pictures = [None] * len(result.stretch) if under is None else list(under)
     return [
         heat_map(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 CATEGORY = "slipstream/lmd"
-FILL = "SLIPSTREAM_LATENT_FILL"
+FILL, TASKS = "SLIPSTREAM_LATENT_FILL", "SLIPSTREAM_EDIT"
 NO_FILE = "(none yet: train one)"
 SCHEDULE_KINDS = ["cosine", "linear", "piecewise", "fixed"]
 SAMPLER_NAMES = ["euler", "euler_ancestral", "heun", "dpmpp_2m"]
@@ -584,8 +584,8 @@ class StretchMap:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Where does a motion stretch, tear or fold? Shows the logarithm of the largest stretching (the one-step finite-time "
-        "Lyapunov field) and outlines where the map folds over. Takes the motion between successive frames by optical flow, or the "
-        "smooth field of a drag: lines of 'x, y -> x, y' in pixels."
+        "Lyapunov field) and outlines where the map folds over. Takes the motion between successive frames by optical flow, the drags "
+        "of an edit, or drags written as lines of 'x, y -> x, y' in pixels."
     )
     RETURN_TYPES = ("IMAGE", "MASK", "STRING")
     RETURN_NAMES = ("map", "folds", "report")
@@ -608,29 +608,56 @@ class StretchMap:
                 ),
                 "radius": _float(48.0, 0.5, 4096.0, "How far a drag pulls its surroundings, in pixels. It folds beyond 1.65 radii.", 0.5),
                 "window": _float(3.0, 0.5, 50.0, "Smoothing of the optical flow in pixels: larger is steadier and coarser.", 0.5),
-            }
+            },
+            "optional": {
+                "edit": (TASKS, {"tooltip": "Drags of an edit (Drag Points), as they bend the picture. Goes before points."}),
+            },
         }  # fmt: skip
 
-    def draw(self, image: Tensor, points: str, radius: float, window: float) -> tuple[Tensor, Tensor, str]:
+    def draw(
+        self, image: Tensor, points: str, radius: float, window: float, edit: Any = None
+    ) -> tuple[Tensor, Tensor, str]:
         from ..lmd import drag_field, optical_flow, stretch_map
         from ..lmd.charts import stretch_charts, stretch_report
         from ..lmd.plots import to_image
         from ..lmd.stretch import parse_points
 
         height, width = image.shape[1:3]
-        if points.strip():
-            handles, targets = parse_points(points)
-            fields, under = drag_field(handles, targets, height, width, radius), image[:1]
+        under = image[:1]
+        if edit is not None:
+            result = stretch_map(_warps_of(edit, height, width), backward=True)
+        elif points.strip():
+            result = stretch_map(drag_field(*parse_points(points), height, width, radius))
         elif len(image) > 1:
-            frames = image.movedim(-1, 1).float()
-            fields, under = optical_flow(frames[:-1], frames[1:], window), image[:-1]
+            frames, under = image.movedim(-1, 1).float(), image[:-1]
+            result = stretch_map(optical_flow(frames[:-1], frames[1:], window))
         else:
             raise ValueError(
-                "Expected two or more frames, or `points`, but got one picture. Write a drag such as 60, 60 -> 90, 60."
+                "Expected two or more frames, `points` or `edit`, but got one picture. Write a drag such as 60, 60 -> 90, 60."
             )
-        result = stretch_map(fields)
+        under = under.expand(len(result.stretch), -1, -1, -1)
         charts = torch.cat([to_image(picture) for picture in stretch_charts(result, under)])
         return charts, result.fold.float(), stretch_report(result)
+
+
+def _warps_of(edit: Any, height: int, width: int) -> Tensor:
+    """Return where each place of the picture comes from (N, 2, H, W), minus itself, for every drag among the tasks."""
+    from ..edit import Drag
+    from ..edit.geometry import Canvas
+    from ..edit.parts import place
+
+    drags = [task for task in edit if isinstance(task, Drag)]
+    if not drags:
+        raise ValueError("Expected `edit` with at least one drag, but got none. Wire Drag Points.")
+    for drag in drags:
+        if tuple(drag.mask.shape) != (height, width):
+            raise ValueError(
+                f"Expected the drag's mask of the picture's size {height} x {width}, but got {tuple(drag.mask.shape)}. "
+                "Wire the picture that is edited."
+            )
+    canvas = Canvas((height, width), (height, width), 1.0)
+    origins = torch.stack([place(drag, canvas, canvas).points for drag in drags])
+    return (origins - canvas.pixel_centres()).movedim(-1, 1)
 
 
 NODES = {

@@ -187,6 +187,7 @@ def test_a_cancelled_training_resumes_to_the_same_fill(host: Any, pictures: str)
     whole = host.run(training(name="whole", folder=pictures))
     assert text(whole, "f").startswith("12 latents, 40 steps, error ")
     assert whole.progress("f")[-1] == (40, 40)
+    assert any(e.node == "f" for e in whole.previews)  # the loss chart
     assert len(list((fills(host) / "cache").glob("*.safetensors"))) == 6
     assert "Leaving out broken.png" in host.log()
 
@@ -365,7 +366,26 @@ def test_stretch_of_a_drag_and_of_frames(host: Any) -> None:
     assert "largest stretch x3.02" in drag[0]
     graph["flow"]["inputs"]["image"] = ["one", 0]
     graph["one"] = node("ImageFromBatch", image=["i", 0], batch_index=0, length=1)
-    assert "Expected two or more frames, or `points`" in message(host.run(graph))
+    assert "Expected two or more frames, `points` or `edit`" in message(host.run(graph))
+
+
+def test_stretch_of_an_edits_drag(host: Any) -> None:
+    graph = base()
+    box(graph)
+    drag = {"handles": '[{"x": 50, "y": 72}]', "method": "warp", "mask": ["mask", 0]}
+    for name, target in (("near", 52), ("far", 76)):
+        graph[f"{name} drag"] = node("SlipstreamDrag", targets=f'[{{"x": {target}, "y": 72}}]', **drag)
+        graph[name] = node(
+            "SlipstreamStretchMap", image=["i", 0], points="", radius=12.0, window=3.0, edit=[f"{name} drag", 0]
+        )
+        graph[f"{name} report"], graph[f"{name} map"] = (
+            node("PreviewAny", source=[name, 2]),
+            node("PreviewImage", images=[name, 0]),
+        )
+    result = host.run(graph)
+    near, far = text(result, "near report"), text(result, "far report")
+    assert near.endswith(" 0.00% of the cells fold")
+    assert not far.endswith(" 0.00% of the cells fold")
 
 
 @pytest.mark.parametrize("name", ["masked_regenerate", "latent_fill", "influence_profile", "stretch_map"])
