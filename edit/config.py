@@ -152,6 +152,13 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "drag": {"cfg_scale": 4.0, "energy_scale": 2.0, "w_inpaint": 0.2},
         "appearance": {**_CROSS, "cfg_scale": 5.0, "energy_scale": 2.0, "w_edit": 3.5, "w_content": 5.0},
         "paste": {**_CROSS, "cfg_scale": 4.0, "energy_scale": 1.5},
-        "landmarks": {"cfg_scale": 4.0, "energy_scale": 3.0, "w_edit": 12.0, "w_content": 0.0, "w_inpaint": 0.4, "eta": 0.2},
+        "landmarks": {
+            "cfg_scale": 4.0,
+            "energy_scale": 3.0,
+            "w_edit": 12.0,
+            "w_content": 0.0,
+            "w_inpaint": 0.4,
+            "eta": 0.2,
+        },
     }
 )

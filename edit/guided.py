@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +15,11 @@ from ..core.noise import NoiseSource
 from .config import EditConfig, steps_in
 from .geometry import Placement
 from .invert import Inversion
-from .parts import Part, carried_share, inverse, make_part, on_cells, place, similarity, weighted
+from .parts import Part, inverse, make_part, on_cells, similarity, weighted
 from .picture import EditResult, draft
+from .placing import place_tasks
 from .problem import KeyValue, Pull
-from .tasks import Appearance, Drag, Landmarks, Move, Paste, Task
+from .tasks import Task
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -38,14 +38,14 @@ class GuidedEdit:
             if reference is not None and not any(reference is p for p in self.pictures):
                 self.pictures.append(reference)
         self.canvases = [p.canvas for p in self.pictures]
-        self.placements = check_tasks(tasks, self)
+        self.placements = place_tasks(tasks, self.canvases, [self.picture_of(t) for t in tasks], self.notes)
         parts = [make_part(task, self.canvases, self.picture_of(task)) for task in tasks]
         self.parts = stacked(parts)
         self.target = union(p.target for p in self.parts)
         self.vacated = union(p.vacated for p in self.parts) * (1 - self.target)
         # One cell around the edit is free too: a cell's features and pixels reach into its neighbours.
         self.free = (F.max_pool2d(torch.maximum(self.target, self.vacated), 3, 1, 1) > 0.02).float()
-        self.removed = union(p.source for p in parts if p.picture == 0 and p.carries)
+        self.removed = union(p.removed for p in parts)
         carried = union(p.target for p in self.parts if p.carries)
         self.carried = (F.max_pool2d(carried, 3, 1, 1) > 0.02).float() if carried.ndim else torch.zeros_like(self.free)
         # Around what was vacated; a part that carries nothing keeps its own cells.
@@ -64,11 +64,8 @@ class GuidedEdit:
 
     def _draft(self, encode: Encode | None) -> Tensor:
         """Return clean latents of the cut-and-paste: made in pixels and encoded where pixels are known, else cell by cell."""
-        images = [p.image for p in self.pictures]
-        if encode is not None and all(image is not None for image in images):
-            pixels = [image.movedim(-1, 1) for image in images if image is not None]
-            carried = [(p.picture, placed) for p, placed in zip(self.parts, self.placements) if p.carries]
-            self.draft = draft(pixels, [c.size for c in self.canvases], carried).movedim(1, -1).clamp(0, 1)
+        self.draft = self.draft_image() if encode is not None else None
+        if self.draft is not None and encode is not None:
             return encode(self.draft).float().cpu()
         carried = []
         for part in self.parts:
@@ -77,6 +74,14 @@ class GuidedEdit:
                 carried.append((part.picture, Placement(target, removed, vacated, part.points)))
         sizes = [(round(c.grid[0] * c.cell), round(c.grid[1] * c.cell)) for c in self.canvases]
         return draft([p.clean for p in self.pictures], sizes, carried)
+
+    def draft_image(self) -> Tensor | None:
+        """Return the cut-and-paste (1, H, W, 3) in pixels, None when a picture's pixels are not known."""
+        pixels = [p.image.movedim(-1, 1) for p in self.pictures if p.image is not None]
+        if len(pixels) < len(self.pictures):
+            return None
+        carried = [(p.picture, placed) for p, placed in zip(self.parts, self.placements) if p.carries]
+        return draft(pixels, [c.size for c in self.canvases], carried).movedim(1, -1).clamp(0, 1)
 
     # --- the latents ---
 
@@ -249,87 +254,6 @@ def stacked(parts: Sequence[Part]) -> list[Part]:
         above = union(p.target for p in parts[n + 1 :] if p.carries)
         out.append(replace(part, target=part.target * (1 - above)))
     return out
-
-
-def check_tasks(tasks: Sequence[Task], problem: GuidedEdit) -> list[Placement]:
-    """Return each task's placement in pixels; raises ValueError for what cannot be done, notes what can be done in part."""
-    placements = []
-    for task in tasks:
-        if isinstance(task, Landmarks):
-            raise ValueError(
-                "Expected Move, Paste, Appearance or Drag, but got Landmarks. It exists in published mode only."
-            )
-        placements.append(_check_task(task, problem))
-    for (a, first), (b, second) in combinations(zip(tasks, placements), 2):
-        _check_pair(a, first, b, second)
-    return placements
-
-
-def _check_size(name: str, mask: Tensor, size: tuple[int, int]) -> None:
-    if tuple(mask.shape) != size:
-        raise ValueError(
-            f"Expected `{name}` of the picture's size {size[1]} x {size[0]}, but got {mask.shape[1]} x {mask.shape[0]}. "
-            "Paint it on this picture, or resize it."
-        )
-
-
-def _check_task(task: Task, problem: GuidedEdit) -> Placement:
-    base = problem.canvases[0]
-    own = problem.canvases[problem.picture_of(task)]
-    if isinstance(task, Appearance):
-        _check_size("mask", task.mask, base.size)
-        _check_size("reference_mask", task.reference_mask, own.size)
-        none = torch.zeros_like(task.mask)
-        return Placement(task.mask, none, none, base.pixel_centres())
-    assert isinstance(task, (Move, Paste, Drag))
-    _check_size("mask", task.mask, own.size)
-    if isinstance(task, Drag):
-        for point in [p for pair in task.points for p in pair]:
-            if not (0 <= point[0] <= base.size[1] and 0 <= point[1] <= base.size[0]):
-                raise ValueError(f"Expected points within {base.size[1]} x {base.size[0]} pixels, but got {point}.")
-        if task.method == "energy":
-            none = torch.zeros_like(task.mask)
-            return Placement(task.mask, none, none, base.pixel_centres())
-        _check_targets_inside(task)
-        return place(task, base, own)
-    placed = place(task, base, own)
-    share = carried_share(task, placed)
-    if not bool((placed.target > 0.5).any()):
-        raise ValueError(
-            f"Expected an object that stays in the picture, but got one moved out by ({task.dx:g}, {task.dy:g}) pixels. Move it less."
-        )
-    if share < 0.98:
-        problem.notes.append(f"{1 - share:.0%} of the object lies outside the picture after the edit and was cut off.")
-    return placed
-
-
-def _check_targets_inside(task: Drag) -> None:
-    height, width = task.mask.shape
-    for _, (x, y) in task.points:
-        if task.mask[min(int(y), height - 1), min(int(x), width - 1)] <= 0.5:
-            raise ValueError(
-                f"Expected targets within `mask`, but got ({x:g}, {y:g}). Paint the mask to where the drag goes."
-            )
-
-
-def _overlap(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape:
-        return 0.0
-    return float(torch.minimum(a, b).sum() / min(a.sum(), b.sum()).clamp(min=1))
-
-
-def _check_pair(a: Task, first: Placement, b: Task, second: Placement) -> None:
-    names = f"{type(a).__name__} and {type(b).__name__}"
-    if _overlap(first.target, second.target) > 0.5:
-        raise ValueError(f"Expected tasks with separate targets, but got {names} on one place. Do one after the other.")
-    takes = [t for t in (a, b) if isinstance(t, (Move, Drag))]
-    if len(takes) == 2 and _overlap(takes[0].mask, takes[1].mask) > 0.5:
-        raise ValueError(
-            f"Expected tasks on different objects, but got {names} on the same one. Do one after the other."
-        )
-    for task, other, placed in ((a, b, second), (b, a, first)):
-        if isinstance(task, Move) and isinstance(other, Appearance) and _overlap(task.mask, placed.target) > 0.5:
-            raise ValueError(f"Expected tasks on different objects, but got {names} on the same one. Move it first.")
 
 
 def guided_edit(tasks: Sequence[Task], base: Inversion, config: EditConfig, encode: Encode | None = None) -> GuidedEdit:

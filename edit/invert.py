@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,8 @@ class Inversion:
             return self._features[step]
         x = self.at(step) if latents is None else latents
         with torch.no_grad():
-            found = model.features(x, self.sigmas[step].expand(1), cond or self.cond)
+            device = device_of(model)
+            found = model.features(x.to(device), self.sigmas[step].to(device).expand(1), cond or self.cond)
         if latents is None:
             self._features[step] = [f.cpu() for f in found]
         return found
@@ -93,18 +95,27 @@ def check_model(model: Denoiser) -> None:
             )
 
 
+def device_of(model: Any) -> torch.device | str:
+    return getattr(model, "device", "cpu")
+
+
+def denoise_on_device(model: Any, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+    """Call the network where it is; the loop's own tensors are small and stay where `x` is. `sigma` is one level."""
+    device = device_of(model)
+    return model(x.to(device), sigma.to(device, torch.float32).expand(len(x)), cond).to(x.device)
+
+
 def climb(model: Denoiser, x: Tensor, low: Tensor, high: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
     """Return `x` moved up from level `low` to `high`, and its denoised estimate (DDIM inversion: the estimate one level late).
 
     The network sees the variance-preserving latents of `low` with the time of `high`, as published.
     """
     seen = x * ((1 + high**2) / (1 + low**2)).sqrt()
-    denoised = model(seen, high.expand(len(x)), cond)
+    denoised = denoise_on_device(model, seen, high, cond)
     eps = (seen - denoised) / high
     return x + (high - low) * eps, denoised
 
 
-@torch.no_grad()
 def invert(
     model: Denoiser,
     latents: Tensor,
@@ -128,14 +139,23 @@ def invert(
     """
     config = config or EditConfig()
     check_model(model)
+    # Tensors made in a host's inference mode could not be part of the edit's gradients.
+    with torch.inference_mode(False), torch.no_grad():
+        return _invert(model, latents, cond, config, canvas, image, callback)
+
+
+def _invert(
+    model: Denoiser, latents: Tensor, cond: Conditioning, config: EditConfig, canvas: Canvas | None, image: Tensor | None,
+    callback: Callback | None,
+) -> Inversion:  # fmt: skip
     check_shape("latents", latents, (1, None, None, None), "Invert one picture at a time.")
     check_finite("latents", latents)
-    sigmas = config.sigmas(model.levels).to(latents.device)
+    latents, sigmas = latents.detach().to("cpu", torch.float32, copy=True), config.sigmas(model.levels).cpu()
     bank = AttentionBank(budget=config.memory_limit if config.memory == "auto" else 1 << 62)
     keep = config.memory != "row"
     wanted = steps_in(config.keys, config.steps)
     report = Reporter(config.steps, callback)
-    x = latents.float() * (1 + sigmas[-1] ** 2).sqrt()
+    x = latents * (1 + sigmas[-1] ** 2).sqrt()
     trajectory = [x]
     for step in reversed(range(config.steps)):
         hook = bank.recorder(step) if keep and step in wanted else None
@@ -146,7 +166,7 @@ def invert(
         report("invert", sigmas[step], denoised)
     if not keep:
         bank.clear()
-    stored = torch.cat(trajectory[::-1]).cpu()
+    stored = torch.cat(trajectory[::-1])
     check_finite("inverted latents", stored, "Use float32 or bfloat16 for the network.")
     grid = (latents.shape[-2], latents.shape[-1])
     canvas = canvas or Canvas((8 * grid[0], 8 * grid[1]), grid, 8)
@@ -154,7 +174,8 @@ def invert(
         raise ValueError(
             f"Expected `canvas` of these {grid} latents and this picture, but got {canvas}. Use the one `fit` returned for it."
         )
-    return Inversion(stored, sigmas.cpu(), cond, canvas, image, bank if keep else None, "bank" if keep else "row")
+    kept = None if image is None else image.detach().to("cpu", torch.float32, copy=True)
+    return Inversion(stored, sigmas, cond, canvas, kept, bank if keep else None, "bank" if keep else "row")
 
 
 def _climb_recording(model, x, low, high, cond, hook):  # type: ignore[no-untyped-def]

@@ -18,7 +18,7 @@ from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Reporter
 from .config import EditConfig, steps_in
 from .guided import Encode, guided_edit
-from .invert import Inversion, check_inversions, check_model
+from .invert import Inversion, check_inversions, check_model, denoise_on_device, device_of
 from .picture import EditResult
 from .problem import KeyValue, Problem
 from .published import published_edit
@@ -76,15 +76,23 @@ def edit(
     """
     config, tasks = config or EditConfig(), Tasks.of(tasks)
     check_model(model)
-    sigmas = config.sigmas(model.levels)
+    with torch.inference_mode(False), torch.no_grad():
+        return _edit(model, inversion, tasks, cond, uncond, config, noise, image_model, callback, encode)
+
+
+def _edit(model, inversion, tasks, cond, uncond, config, noise, image_model, callback, encode):  # type: ignore[no-untyped-def]
+    sigmas = config.sigmas(model.levels).cpu()
     problem = _prepare(tasks.items, inversion, config, encode)
     check_inversions(problem.pictures, config, sigmas)
     positive = inversion.cond if cond is None else cond
     conds = [positive] if uncond is None or config.cfg_scale == 1 else [uncond, positive]
     run = _Run(model, image_model or model, problem, conds, config, sigmas, Reporter(_calls(config, problem), callback))
     run.notes += problem.notes
-    with torch.no_grad():
-        x = _sample(run, noise or SeededNoise(42))
+    if config.energy_scale > 0 and not any(i >= problem.first_step for i in config.guided):
+        run.note(
+            f"None of the {config.steps} steps is guided, so `energy_scale` has no effect. Use more steps, or set it to 0."
+        )
+    x = _sample(run, noise or SeededNoise(42))
     check_finite("result", x, "Lower `energy_scale`, or use float32 or bfloat16 for the network.")
     latents = x / (1 + sigmas[-1] ** 2).sqrt()
     return problem.result(latents, tuple(run.notes))
@@ -94,6 +102,11 @@ def _prepare(tasks: Sequence[Task], inversion: Inversion, config: EditConfig, en
     if config.published:
         return published_edit(tasks, inversion, config)
     return guided_edit(tasks, inversion, config, encode)
+
+
+def network_calls(tasks: Task | Tasks | Iterable[Task], inversion: Inversion, config: EditConfig) -> int:
+    """Return the number of reports that `edit` will make, for a progress bar."""
+    return _calls(config, _prepare(Tasks.of(tasks).items, inversion, config, None))
 
 
 def _calls(config: EditConfig, problem: Problem) -> int:
@@ -140,7 +153,7 @@ def _step(
 def _rerun(run: _Run, x: Tensor, step: int) -> Tensor:
     """Return `x` one level up again by a deterministic inversion step, without guidance, bank or image prompt (time travel)."""
     low, high = run.sigmas[step + 1], run.sigmas[step]
-    denoised = run.model(x, low.expand(1), run.conds[-1])
+    denoised = denoise_on_device(run.model, x, low, run.conds[-1])
     run.report("rewind", high, denoised)
     return x + (high - low) * (x - denoised) / low
 
@@ -161,7 +174,7 @@ def _estimate(run: _Run, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 def _call(model: Denoiser, rows: Sequence[Tensor], sigma: Tensor, conds: Sequence[Conditioning]) -> list[Tensor]:
     cond = conds[0].join(*conds[1:]) if len(conds) > 1 else conds[0]
-    return list(model(torch.cat(list(rows)), sigma.expand(len(rows)), cond).split(1))
+    return list(denoise_on_device(model, torch.cat(list(rows)), sigma, cond).split(1))
 
 
 def _call_sharing(
@@ -197,7 +210,7 @@ def _recorded(model: Any, picture: Inversion, step: int) -> AttentionBank:
     bank = AttentionBank(budget=1 << 62)
     x, sigma = picture.network_row(step)
     with model.self_attention(bank.recorder(step)):
-        model(x, torch.full((1,), sigma), picture.cond)
+        denoise_on_device(model, x, torch.tensor(sigma), picture.cond)
     return bank
 
 
@@ -224,13 +237,18 @@ def regional_gradients(
     """Return the gradient of each energy, all from one graph: the latents are differentiated through the decoder features."""
     # A host executes under inference mode, where no graph can be built: leave it, and copy what was made in it.
     with torch.inference_mode(False), torch.enable_grad():
-        z = (x / (1 + sigma**2).sqrt()).detach().clone().requires_grad_(True)
-        seen, level = z * (1 + sigma**2).sqrt(), sigma.clone().expand(len(x))
-        cond = run.problem.pictures[0].cond.map(torch.clone)
-        current = run.model.features(seen, level, cond, checkpoint=run.config.checkpoint)
-        pulls = run.problem.pulls(current, [[f.to(current[0].device).clone() for f in maps] for maps in references])
+        device = device_of(run.model)
+        z = (x / (1 + sigma**2).sqrt()).detach().to(device, copy=True).requires_grad_(True)
+        level = sigma.to(device, copy=True).expand(len(x))
+        seen = z * (1 + level**2).sqrt()
+        features = run.model.features(seen, level, run.problem.pictures[0].cond, checkpoint=run.config.checkpoint)
+        # Energies are cheap and their masks live on the CPU.
+        current = [f.to("cpu", torch.float32) for f in features]
+        pulls = run.problem.pulls(
+            current, [[f.to("cpu", torch.float32, copy=True) for f in maps] for maps in references]
+        )
         gradients = [
             torch.autograd.grad(p.energy, z, retain_graph=n + 1 < len(pulls), allow_unused=True)[0]
             for n, p in enumerate(pulls)
         ]
-    return [torch.zeros_like(x) if g is None else g.detach() for g in gradients], pulls
+    return [torch.zeros_like(x) if g is None else g.detach().to(x) for g in gradients], pulls

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import EditConfig
-from .geometry import Affine, Canvas, Placement, bent, border_of, centre_of, sample_at
+from .geometry import Affine, Canvas, centre_of, sample_at
+from .placing import place
 from .problem import Pull
 from .tasks import Appearance, Drag, Move, Paste, Point, Task
 
@@ -113,36 +114,6 @@ class Part:
                 left = similarity(on_cells(f, canvas, handle), on_cells(r, canvas, handle)).mean()
                 energy = energy + inverse(config.w_edit, close) + config.w_inpaint * left
         return energy / (len(current) * len(self.handles))
-
-
-def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placement:
-    """Return where a task puts things, per pixel of the picture. Also what a preview draws."""
-    pixels = canvas.pixel_centres()
-    if isinstance(task, Drag):
-        pinned = border_of(task.mask)
-        free = task.mask > 0.5
-        points = torch.where(free[..., None], bent(pixels, list(task.points), pinned), pixels)
-        moved = (points - pixels).norm(dim=-1)
-        open_ = uncovered(points) * free
-        return Placement(task.mask * (moved > 0.25), open_, open_, points)
-    points = Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy)).inverse(pixels)
-    target = sample_at(task.mask[None, None], points, source.size)[0, 0]
-    removed = task.mask if isinstance(task, Move) else torch.zeros_like(target)
-    return Placement(target, removed, (removed - target).clamp(min=0), points)
-
-
-def uncovered(points: Tensor, least: float = 0.5) -> Tensor:
-    """Return where (H, W) a map of origins (H, W, 2) stretches its source so far that content must be made up: area below `least`."""
-    padded = F.pad(points.permute(2, 0, 1)[None], (0, 1, 0, 1), mode="replicate")[0].permute(1, 2, 0)
-    across, down = padded[:-1, 1:] - padded[:-1, :-1], padded[1:, :-1] - padded[:-1, :-1]
-    area = (across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]).abs()
-    area[:, -1], area[-1] = area[:, -2], area[-2]
-    return (area < least).float()
-
-
-def carried_share(task: Move | Paste, placement: Placement) -> float:
-    """Return the share of the object that lands within the picture."""
-    return float(placement.target.sum() / (task.mask.sum() * task.scale**2))
 
 
 def make_part(task: Task, canvases: Sequence[Canvas], picture: int) -> Part:

@@ -32,11 +32,11 @@ class EditResult:
     restore: Tensor
 
 
-def fit(image: Tensor, factor: int, multiple: int = 1, max_pixels: int | None = None) -> tuple[Tensor, Canvas]:
+def fit(image: Tensor, factor: int, max_pixels: int | None = None, like: Canvas | None = None) -> tuple[Tensor, Canvas]:
     """Return an IMAGE (1, H, W, 3) ready for a VAE of `factor`, and the canvas that says where its pixels went.
 
-    Sides that are no multiple of `factor * multiple` are padded on the right and below by replication; a picture of more than
-    `max_pixels` is reduced first, and coordinates stay those of the picture that was given.
+    Sides that are no multiple of `factor` are padded on the right and below by replication; a picture of more than `max_pixels`
+    is reduced first, and coordinates stay those of the picture that was given. `like` repeats what made that canvas.
     """
     if image.ndim != 4 or len(image) != 1 or image.shape[-1] != 3:
         raise ValueError(
@@ -46,13 +46,13 @@ def fit(image: Tensor, factor: int, multiple: int = 1, max_pixels: int | None = 
     check_integer("factor", factor, 1)
     height, width = image.shape[1:3]
     shrink = 1.0 if not max_pixels else min(1.0, math.sqrt(max_pixels / (height * width)))
+    shrink = shrink if like is None else factor / like.cell
     pixels = image.movedim(-1, 1)
     if shrink < 1:
         # One factor for both axes keeps every coordinate exact: the rest of the last cell is padding.
         size = (round(height * shrink), round(width * shrink))
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-    step = factor * multiple
-    grid = [-(-n // step) * step for n in pixels.shape[-2:]]
+    grid = [-(-n // factor) * factor for n in pixels.shape[-2:]]
     pad = (0, grid[1] - pixels.shape[-1], 0, grid[0] - pixels.shape[-2])
     padded = F.pad(pixels, pad, mode="replicate").movedim(1, -1)
     return padded, Canvas((height, width), (grid[0] // factor, grid[1] // factor), factor / shrink)

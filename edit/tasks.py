@@ -30,7 +30,9 @@ def check_mask(name: str, mask: Tensor) -> Tensor:
             f"Expected `{name}` as one mask (H, W), but got shape {tuple(mask.shape)}. Give one mask a task."
         )
     check_finite(name, mask, "Paint the mask again.")
-    mask = mask.float().clamp(0, 1)
+    # A mask made in a host's inference mode could not take part in gradients.
+    with torch.inference_mode(False):
+        mask = mask.detach().clone().to("cpu", torch.float32).clamp(0, 1)
     if not bool((mask > 0.5).any()):
         raise ValueError(f"Expected `{name}` with at least one painted pixel, but got an empty mask. Paint the object.")
     return mask

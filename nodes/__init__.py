@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import cow, lmd, models, search, stream
+from . import cow, edit, lmd, models, search, stream
 
-MODULES: tuple[ModuleType, ...] = (models, cow, lmd, stream, search)
+MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, search)
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {id: node for module in MODULES for id, (node, _) in module.NODES.items()}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {id: name for module in MODULES for id, (_, name) in module.NODES.items()}

@@ -1,0 +1,127 @@
+"""From tasks to places: what each covers, takes away and uncovers in the picture, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import Affine, Canvas, Placement, bent, border_of, centre_of, sample_at
+from .tasks import Appearance, Drag, Landmarks, Move, Paste, Task
+
+
+def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placement:
+    """Return where a task puts things, per pixel of the picture. Also what a preview draws."""
+    pixels = canvas.pixel_centres()
+    if isinstance(task, Drag):
+        pinned = border_of(task.mask)
+        free = task.mask > 0.5
+        points = torch.where(free[..., None], bent(pixels, list(task.points), pinned), pixels)
+        moved = (points - pixels).norm(dim=-1)
+        open_ = uncovered(points) * free
+        return Placement(task.mask * (moved > 0.25), open_, open_, points)
+    points = Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy)).inverse(pixels)
+    target = sample_at(task.mask[None, None], points, source.size)[0, 0]
+    removed = task.mask if isinstance(task, Move) else torch.zeros_like(target)
+    return Placement(target, removed, (removed - target).clamp(min=0), points)
+
+
+def uncovered(points: Tensor, least: float = 0.5) -> Tensor:
+    """Return where (H, W) a map of origins (H, W, 2) stretches its source so far that content must be made up: area below `least`."""
+    padded = F.pad(points.permute(2, 0, 1)[None], (0, 1, 0, 1), mode="replicate")[0].permute(1, 2, 0)
+    across, down = padded[:-1, 1:] - padded[:-1, :-1], padded[1:, :-1] - padded[:-1, :-1]
+    area = (across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]).abs()
+    area[:, -1], area[-1] = area[:, -2], area[-2]
+    return (area < least).float()
+
+
+def carried_share(task: Move | Paste, placement: Placement) -> float:
+    """Return the share of the object that lands within the picture."""
+    return float(placement.target.sum() / (task.mask.sum() * task.scale**2))
+
+
+def place_tasks(
+    tasks: Sequence[Task], canvases: Sequence[Canvas], pictures: Sequence[int], notes: list[str]
+) -> list[Placement]:
+    """Return each task's placement in pixels; raises ValueError for what cannot be done, notes what can be done in part.
+
+    `pictures[i]` is the index of task i's reference among `canvases`, 0 for the picture itself.
+    """
+    placements = []
+    for task, picture in zip(tasks, pictures):
+        if isinstance(task, Landmarks):
+            raise ValueError(
+                "Expected Move, Paste, Appearance or Drag, but got Landmarks. It exists in published mode only."
+            )
+        placements.append(_place(task, canvases[0], canvases[picture], notes))
+    for (a, first), (b, second) in combinations(zip(tasks, placements), 2):
+        _check_pair(a, first, b, second)
+    return placements
+
+
+def _check_size(name: str, mask: Tensor, size: tuple[int, int]) -> None:
+    if tuple(mask.shape) != size:
+        raise ValueError(
+            f"Expected `{name}` of the picture's size {size[1]} x {size[0]}, but got {mask.shape[1]} x {mask.shape[0]}. "
+            "Paint it on this picture, or resize it."
+        )
+
+
+def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement:
+    if isinstance(task, Appearance):
+        _check_size("mask", task.mask, base.size)
+        _check_size("reference_mask", task.reference_mask, own.size)
+        none = torch.zeros_like(task.mask)
+        return Placement(task.mask, none, none, base.pixel_centres())
+    assert isinstance(task, (Move, Paste, Drag))
+    _check_size("mask", task.mask, own.size)
+    if isinstance(task, Drag):
+        for point in [p for pair in task.points for p in pair]:
+            if not (0 <= point[0] <= base.size[1] and 0 <= point[1] <= base.size[0]):
+                raise ValueError(f"Expected points within {base.size[1]} x {base.size[0]} pixels, but got {point}.")
+        if task.method == "energy":
+            none = torch.zeros_like(task.mask)
+            return Placement(task.mask, none, none, base.pixel_centres())
+        _check_targets_inside(task)
+        return place(task, base, own)
+    placed = place(task, base, own)
+    share = carried_share(task, placed)
+    if not bool((placed.target > 0.5).any()):
+        raise ValueError(
+            f"Expected an object that stays in the picture, but got one moved out by ({task.dx:g}, {task.dy:g}) pixels. Move it less."
+        )
+    if share < 0.98:
+        notes.append(f"{1 - share:.0%} of the object lies outside the picture after the edit and was cut off.")
+    return placed
+
+
+def _check_targets_inside(task: Drag) -> None:
+    height, width = task.mask.shape
+    for _, (x, y) in task.points:
+        if task.mask[min(int(y), height - 1), min(int(x), width - 1)] <= 0.5:
+            raise ValueError(
+                f"Expected targets within `mask`, but got ({x:g}, {y:g}). Paint the mask to where the drag goes."
+            )
+
+
+def _overlap(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        return 0.0
+    return float(torch.minimum(a, b).sum() / min(a.sum(), b.sum()).clamp(min=1))
+
+
+def _check_pair(a: Task, first: Placement, b: Task, second: Placement) -> None:
+    names = f"{type(a).__name__} and {type(b).__name__}"
+    if _overlap(first.target, second.target) > 0.5:
+        raise ValueError(f"Expected tasks with separate targets, but got {names} on one place. Do one after the other.")
+    takes = [t for t in (a, b) if isinstance(t, (Move, Drag))]
+    if len(takes) == 2 and _overlap(takes[0].mask, takes[1].mask) > 0.5:
+        raise ValueError(
+            f"Expected tasks on different objects, but got {names} on the same one. Do one after the other."
+        )
+    for task, other, placed in ((a, b, second), (b, a, first)):
+        if isinstance(task, Move) and isinstance(other, Appearance) and _overlap(task.mask, placed.target) > 0.5:
+            raise ValueError(f"Expected tasks on different objects, but got {names} on the same one. Move it first.")

@@ -1,0 +1,550 @@
+"""Nodes that edit a photo: invert it once, say what to do, look at a preview, run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CATEGORY = "slipstream/edit"
+INVERSION, TASKS = "SLIPSTREAM_INVERSION", "SLIPSTREAM_EDIT"
+ADD_UP = (TASKS, {"tooltip": "Other tasks for the same run: they add up. Later ones lie on top."})
+MASK_TIP = (
+    "White = the object. Paint it in the mask editor, or take it from any segmentation node. Size of the picture."
+)
+
+
+def _float(default: float, low: float, high: float, step: float, tooltip: str) -> tuple[str, dict[str, Any]]:
+    return ("FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip})
+
+
+def _pixels(default: int, tooltip: str) -> tuple[str, dict[str, Any]]:
+    return _float(default, -16384.0, 16384.0, 0.5, tooltip)
+
+
+@dataclass(frozen=True)
+class HostInversion:
+    """An inverted picture with what the host needs to run its prompt again, and which MODEL it was made with."""
+
+    inversion: Any
+    conditioning: list[Any]
+    model_id: Any
+    config: Any
+
+
+def _model_id(model: Any) -> tuple[Any, ...]:
+    return (id(model.model), getattr(model, "patches_uuid", None))
+
+
+def _single(image: Tensor, name: str) -> Tensor:
+    """Return one RGB picture (1, H, W, 3); raises ValueError for a batch."""
+    if len(image) != 1:
+        raise ValueError(f"Expected `{name}` with one picture, but got {len(image)}. Edit one picture at a time.")
+    return image[..., :3].float()
+
+
+def _factor(vae: Any) -> int:
+    ratio = getattr(vae, "downscale_ratio", 8)
+    return ratio if isinstance(ratio, int) else 8
+
+
+class Invert:
+    """Runs a picture backwards through the MODEL, once for all edits of it."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Runs a photo backwards through the MODEL, so that it can be edited. Needed once per photo: while nothing upstream "
+        "changes the host keeps the result, and editing again costs only the sampling. DDIM inversion (arXiv 2010.02502), as "
+        "used by DiffEditor (arXiv 2402.02583)."
+    )
+    RETURN_TYPES = (INVERSION,)
+    RETURN_NAMES = ("inversion",)
+    OUTPUT_TOOLTIPS = ("The photo in the model's terms, for Edit and for tasks that take from another picture.",)
+    FUNCTION = "invert"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": (
+                    "MODEL",
+                    {"tooltip": "SD1.5, SD2 or SDXL, eps or v-prediction. Quantised and flow models are refused."},
+                ),
+                "vae": ("VAE", {"tooltip": "The VAE of this model."}),
+                "image": (
+                    "IMAGE",
+                    {"tooltip": "One photo, any size. Sides that do not fit the VAE are padded and cut off again."},
+                ),
+                "positive": ("CONDITIONING", {"tooltip": "What the photo shows. A plain description works best."}),
+                "steps": (
+                    "INT",
+                    {
+                        "default": 16,
+                        "min": 2,
+                        "max": 200,
+                        "tooltip": "16 is fast, 50 follows the paper. Edits use the same.",
+                    },
+                ),
+                "megapixels": _float(
+                    1.0, 0.01, 16.0, 0.01, "Larger photos are worked on at this size; untouched pixels keep theirs."
+                ),
+                "memory": (
+                    ["auto", "bank", "row"],
+                    {
+                        "default": "auto",
+                        "tooltip": "bank: keep attention keys and values in RAM (fast re-edits). row: recompute them as an "
+                        "extra batch row (no memory). auto: bank up to 4 GiB.",
+                    },
+                ),
+            }
+        }
+
+    def invert(
+        self, model: Any, vae: Any, image: Tensor, positive: list[Any], steps: int, megapixels: float, memory: str
+    ) -> tuple[HostInversion]:
+        from ..edit import EditConfig, fit, invert
+        from .host.edit_model import HostEditModel, check_model
+        from .host.session import run_on_model
+        from .host.warnings import warn
+
+        check_model(model)
+        config = EditConfig(steps=steps, memory=memory)
+        picture = _single(image, "image")
+        padded, canvas = fit(picture, _factor(vae), max_pixels=round(megapixels * 1e6))
+        latent = {"samples": vae.encode(padded)}
+
+        def work(session: Any) -> Any:
+            ours = HostEditModel(session.denoiser, model)
+            cond = session.conds["positive"]
+            return invert(ours, session.latents, cond, config, canvas, picture, session.callback(steps))
+
+        inversion = run_on_model(model, latent, work, positive=positive)
+        if inversion.memory == "row" and memory == "auto":
+            warn("Invert", "The attention bank would be too large; the photo is run as an extra batch row instead.")
+        # Prepared conditioning belongs to one run: keep the host's own and prepare it anew for each edit.
+        return (HostInversion(replace(inversion, cond=None), positive, _model_id(model), config),)
+
+
+class _TaskNode:
+    CATEGORY = CATEGORY
+    RETURN_TYPES = (TASKS,)
+    RETURN_NAMES = ("tasks",)
+    OUTPUT_TOOLTIPS = ("What to do, for Edit and Edit Preview, or for the next task.",)
+    FUNCTION = "make"
+
+
+def _add(tasks: Any, task: Any) -> tuple[Any]:
+    from ..edit import Tasks
+
+    return (Tasks.of(task) if tasks is None else tasks + task,)
+
+
+def _transform_inputs() -> dict[str, Any]:
+    return {
+        "dx": _pixels(0, "Shift to the right, in pixels of the picture; negative = left."),
+        "dy": _pixels(0, "Shift down, in pixels of the picture; negative = up."),
+        "scale": _float(1.0, 0.125, 8.0, 0.01, "Size: 1 keeps it, 2 doubles it, 0.5 halves it."),
+        "about": (
+            ["object", "image"],
+            {"default": "object", "tooltip": "What stays in place when scaling: the object's or the picture's centre."},
+        ),
+    }
+
+
+class MoveObject(_TaskNode):
+    """Moves and resizes an object."""
+
+    DESCRIPTION = (
+        "Move or resize what is under the mask. The place it leaves is filled in; everything else stays untouched."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"mask": ("MASK", {"tooltip": MASK_TIP}), **_transform_inputs()},
+            "optional": {
+                "tasks": ADD_UP,
+                "fill_from": (
+                    "MASK",
+                    {"tooltip": "Where the vacated area takes its look from. Default: everything but the object."},
+                ),
+            },
+        }
+
+    def make(
+        self,
+        mask: Tensor,
+        dx: float,
+        dy: float,
+        scale: float,
+        about: str,
+        tasks: Any = None,
+        fill_from: Tensor | None = None,
+    ) -> Any:
+        from ..edit import Move
+
+        return _add(tasks, Move(mask, dx, dy, scale, about, fill_from))
+
+
+class PasteObject(_TaskNode):
+    """Pastes an object of another picture."""
+
+    DESCRIPTION = (
+        "Paste what is under the mask of another (inverted) picture. It keeps its own place there plus dx, dy."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "reference": (
+                    INVERSION,
+                    {"tooltip": "The other picture, from an Invert with the same model and steps."},
+                ),
+                "mask": ("MASK", {"tooltip": "White = the object in the other picture. Size of that picture."}),
+                **_transform_inputs(),
+            },
+            "optional": {"tasks": ADD_UP},
+        }
+
+    def make(
+        self, reference: HostInversion, mask: Tensor, dx: float, dy: float, scale: float, about: str, tasks: Any = None
+    ) -> Any:
+        from ..edit import Paste
+
+        return _add(tasks, Paste(reference, mask, dx, dy, scale, about))  # type: ignore[arg-type]
+
+
+class ChangeAppearance(_TaskNode):
+    """Gives an object the look of another."""
+
+    DESCRIPTION = "Give what is under the mask the look (colour, texture) of an object in another inverted picture. Its shape stays."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "mask": ("MASK", {"tooltip": MASK_TIP}),
+                "reference": (
+                    INVERSION,
+                    {"tooltip": "The picture with the look, from an Invert with the same model and steps."},
+                ),
+                "reference_mask": ("MASK", {"tooltip": "White = the object with the look. Size of that picture."}),
+            },
+            "optional": {"tasks": ADD_UP},
+        }
+
+    def make(self, mask: Tensor, reference: HostInversion, reference_mask: Tensor, tasks: Any = None) -> Any:
+        from ..edit import Appearance
+
+        return _add(tasks, Appearance(mask, reference, reference_mask))  # type: ignore[arg-type]
+
+
+def read_points(text: str, name: str) -> list[tuple[float, float]]:
+    """Return (x, y) pairs of a JSON list of {"x": ., "y": .} (KJNodes' PointsEditor) or [x, y]; raises ValueError otherwise."""
+    try:
+        return [
+            (float(p["x"]), float(p["y"])) if isinstance(p, dict) else (float(p[0]), float(p[1]))
+            for p in json.loads(text)
+        ]
+    except (ValueError, TypeError, KeyError, IndexError):
+        example = '[{"x": 120, "y": 80}]'
+        raise ValueError(
+            f"Expected `{name}` as a JSON list of points in pixels such as {example}, but got {text[:80]!r}."
+        ) from None
+
+
+class DragPoints(_TaskNode):
+    """Pulls points of an object to where they should be."""
+
+    DESCRIPTION = (
+        "Pull handle points to target points; only what is under the mask may change. warp bends the region smoothly and repairs it, "
+        "energy is the published point guidance (slower, less exact). Points are pixels of the picture, e.g. from KJNodes' Points Editor."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        handles = '[{"x": 64, "y": 64}]'
+        targets = '[{"x": 80, "y": 64}]'
+        return {
+            "required": {
+                "mask": (
+                    "MASK",
+                    {
+                        "tooltip": "White = what may change. Paint it generously: handles, targets and what bends between them."
+                    },
+                ),
+                "handles": (
+                    "STRING",
+                    {"default": handles, "multiline": True, "tooltip": "JSON list of points: where to take hold."},
+                ),
+                "targets": (
+                    "STRING",
+                    {
+                        "default": targets,
+                        "multiline": True,
+                        "tooltip": "JSON list of points, one per handle: where it goes.",
+                    },
+                ),
+                "method": (
+                    ["warp", "energy"],
+                    {"default": "warp", "tooltip": "warp: fast and exact. energy: as published."},
+                ),
+            },
+            "optional": {"tasks": ADD_UP},
+        }
+
+    def make(self, mask: Tensor, handles: str, targets: str, method: str, tasks: Any = None) -> Any:
+        from ..edit import Drag
+
+        pulled, wanted = read_points(handles, "handles"), read_points(targets, "targets")
+        if len(pulled) != len(wanted):
+            raise ValueError(
+                f"Expected as many `targets` as `handles` ({len(pulled)}), but got {len(wanted)}. Pair them up."
+            )
+        return _add(tasks, Drag(mask, list(zip(pulled, wanted)), method))
+
+
+def library_tasks(tasks: Any, conds: dict[int, Any] | None = None) -> tuple[list[Any], list[HostInversion]]:
+    """Return the tasks with library inversions in place of the node's, and those of the node in order of appearance.
+
+    `conds` maps id(node inversion) to its conditioning prepared for this run.
+    """
+    found: list[HostInversion] = []
+    made: dict[int, Any] = {}
+    out = []
+    for task in tasks:
+        reference = getattr(task, "reference", None)
+        if isinstance(reference, HostInversion):
+            if id(reference) not in made:
+                found.append(reference)
+                cond = (conds or {}).get(id(reference))
+                made[id(reference)] = replace(reference.inversion, cond=cond)
+            task = replace(task, reference=made[id(reference)])
+        out.append(task)
+    return out, found
+
+
+class EditPreview:
+    """Draws what an edit will do."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Draws the tasks on the picture, without any sampling: what moves where (arrow and ghost), what is vacated (red), what may change "
+        "(blue)."
+    )
+    RETURN_TYPES = ("IMAGE", "IMAGE")
+    RETURN_NAMES = ("preview", "draft")
+    OUTPUT_TOOLTIPS = ("Picture with arrows, ghosts and regions.", "The plain cut-and-paste that the edit starts from.")
+    FUNCTION = "draw"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The picture that will be edited."}),
+                "tasks": (TASKS, {"tooltip": "From Move, Paste, Appearance or Drag."}),
+            }
+        }
+
+    def draw(self, image: Tensor, tasks: Any) -> tuple[Tensor, Tensor]:
+        from ..edit.preview import preview
+
+        return preview(_single(image, "image"), library_tasks(tasks)[0])
+
+
+class EditSampler:
+    """Runs the edit."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Runs the tasks on an inverted photo (DiffEditor, arXiv 2402.02583; DragonDiffusion, arXiv 2307.02421). No training and no extra "
+        "model. Every pixel outside the edit comes back untouched. A MODEL patched by an IP-Adapter node gives its image prompt from 20 "
+        "to 40 % of the steps."
+    )
+    RETURN_TYPES = ("IMAGE", "LATENT", "MASK", "STRING")
+    RETURN_NAMES = ("image", "latent", "changed", "report")
+    OUTPUT_TOOLTIPS = (
+        "The edited photo; pixels outside the edit are the original's.",
+        "The edited latent, for further sampling.",
+        "What changed, with a soft edge.",
+        "Cost, and what you should know.",
+    )
+    FUNCTION = "edit"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The MODEL that inverted the photo."}),
+                "vae": ("VAE", {"tooltip": "The VAE of this model."}),
+                "inversion": (INVERSION, {"tooltip": "The photo, from Invert."}),
+                "tasks": (TASKS, {"tooltip": "What to do: Move, Paste, Appearance, Drag, or several."}),
+                "positive": (
+                    "CONDITIONING",
+                    {"tooltip": "What the result shows. The same prompt as for Invert is fine."},
+                ),
+                "negative": ("CONDITIONING", {"tooltip": "What to keep out. Unused at cfg 1."}),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 2**64 - 1,
+                        "control_after_generate": True,
+                        "tooltip": "Noise of the vacated area and of the edited region. Same seed, same result.",
+                    },
+                ),
+                "cfg": _float(
+                    2.0,
+                    0.0,
+                    30.0,
+                    0.1,
+                    "Classifier-free guidance of the edit. 1 halves the cost; the paper uses 4 to 5.",
+                ),
+                "guidance": _float(
+                    0.1, 0.0, 2.0, 0.01, "Strength of the feature guidance, relative to the noise estimate. 0 = off."
+                ),
+                "hold_object": _float(
+                    0.8,
+                    0.0,
+                    1.0,
+                    0.01,
+                    "Share of the steps in which a moved object follows its draft exactly. Lower: "
+                    "blends in more, keeps less. 1: kept as it is.",
+                ),
+                "hold_fill": _float(
+                    0.4,
+                    0.0,
+                    1.0,
+                    0.01,
+                    "Share of the steps in which a vacated area follows a smooth fill. Lower: more is made up there.",
+                ),
+                "noise": _float(
+                    0.4, 0.0, 1.0, 0.01, "Fresh noise within the edit, from 22 to 40 % of the steps (paper: 0.4)."
+                ),
+                "feather": (
+                    "INT",
+                    {"default": 4, "min": 0, "max": 256, "tooltip": "Soft seam around the edit, in pixels."},
+                ),
+                "low_memory": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Recompute activations in the gradient pass: a third slower, a fifth of the memory.",
+                    },
+                ),
+            }
+        }
+
+    def edit(
+        self,
+        model: Any,
+        vae: Any,
+        inversion: HostInversion,
+        tasks: Any,
+        positive: list[Any],
+        negative: list[Any],
+        seed: int,
+        cfg: float,
+        guidance: float,
+        hold_object: float,
+        hold_fill: float,
+        noise: float,
+        feather: int,
+        low_memory: bool,
+    ) -> dict[str, Any]:
+        from ..core.noise import SeededNoise
+        from ..edit import edit, finish, fit
+        from ..edit.guided import guided_edit
+        from ..edit.loop import network_calls
+        from .host.edit_model import HostEditModel, check_model, has_image_prompt, left_out
+        from .host.session import run_on_model
+        from .host.warnings import warn
+
+        check_model(model)
+        config = inversion.config.replace(
+            cfg_scale=cfg,
+            energy_scale=guidance,
+            anchor_object=(0.0, hold_object),
+            anchor_fill=(0.0, hold_fill),
+            eta=noise,
+            feather=feather,
+            checkpoint=low_memory,
+        )
+        _check_made_with(model, [inversion, *library_tasks(tasks)[1]])
+        for name in left_out(model):
+            warn("Edit", f"The patch {name} of this MODEL has no effect on an edit and is left out.")
+        image, canvas = inversion.inversion.image, inversion.inversion.canvas
+        # The draft is encoded before the MODEL is loaded: both at once may not fit.
+        drafted = guided_edit(library_tasks(tasks)[0], inversion.inversion, config).draft_image()
+        factor = _factor(vae)
+        encoded = None if drafted is None else vae.encode(fit(drafted, factor, like=canvas)[0])
+
+        def work(session: Any) -> Any:
+            conds = {id(r): session.conds[f"reference_{n}"] for n, r in enumerate(library_tasks(tasks)[1])}
+            chosen, _ = library_tasks(tasks, conds)
+            base = replace(inversion.inversion, cond=session.conds["source"])
+            plain = HostEditModel(session.denoiser, model)
+            prompted = HostEditModel(session.denoiser, model, image_prompt=True) if has_image_prompt(model) else None
+            total = network_calls(chosen, base, config)
+            result = edit(
+                plain,
+                base,
+                chosen,
+                session.conds["positive"],
+                session.conds["negative"],
+                config,
+                SeededNoise(seed),
+                prompted,
+                session.callback(total),
+                None if encoded is None else lambda image: session.process_in(encoded),
+            )
+            outputs = [session.process_out(t) for t in (result.latents, result.draft_latents) if t is not None]
+            return result, outputs, plain.calls, plain.rows
+
+        references = {f"reference_{n}": r.conditioning for n, r in enumerate(library_tasks(tasks)[1])}
+        size = {"samples": torch.zeros(1, 4, *canvas.grid)}
+        result, outputs, calls, rows = run_on_model(
+            model,
+            size,
+            work,
+            rows=3 + len(references),
+            seed=seed,
+            cfg_scale=cfg,
+            positive=positive,
+            negative=negative,
+            source=inversion.conditioning,
+            **references,
+        )
+        decoded = iter(vae.decode(samples) for samples in outputs)
+        edited = finish(image, result, lambda latents: next(decoded))
+        for note in result.notes:
+            warn("Edit", note)
+        report = "\n".join(
+            [f"{calls} network calls, {rows} rows. Keys and values: {inversion.inversion.memory}.", *result.notes]
+        )
+        return {"ui": {"text": [report]}, "result": (edited, {"samples": outputs[0]}, result.mask, report)}
+
+
+def _check_made_with(model: Any, inversions: list[HostInversion]) -> None:
+    for inversion in inversions:
+        if inversion.model_id != _model_id(model):
+            raise ValueError(
+                "Expected inversions made with this `model`, but got one of another MODEL or of other patches (LoRA). Connect the same "
+                "MODEL to Invert and Edit."
+            )
+
+
+NODES = {
+    "SlipstreamInvert": (Invert, "Invert Photo (Slipstream)"),
+    "SlipstreamMove": (MoveObject, "Move / Resize (Slipstream)"),
+    "SlipstreamPaste": (PasteObject, "Paste Object (Slipstream)"),
+    "SlipstreamAppearance": (ChangeAppearance, "Appearance (Slipstream)"),
+    "SlipstreamDrag": (DragPoints, "Drag Points (Slipstream)"),
+    "SlipstreamEditSampler": (EditSampler, "Edit (Slipstream)"),
+    "SlipstreamEditPreview": (EditPreview, "Edit Preview (Slipstream)"),
+}

@@ -1,0 +1,121 @@
+"""Maps between pixels and cells: closed forms, no wrap-around, sub-pixel, odd sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from slipstream.edit import Drag, Move
+from slipstream.edit.geometry import Affine, Canvas, bent, border_of, centre_of, sample_at
+from slipstream.edit.picture import draft, fill, fit, to_size
+from slipstream.edit.placing import place, uncovered
+from slipstream_tests.edit.small import box, picture
+
+
+def test_the_inverse_undoes_scale_and_shift() -> None:
+    points = torch.rand(7, 2) * 50
+    map_ = Affine((10.0, 20.0), 1.7, (3.5, -8.0))
+    forward = (points - torch.tensor([10.0, 20.0])) * 1.7 + torch.tensor([10.0, 20.0]) + torch.tensor([3.5, -8.0])
+    torch.testing.assert_close(map_.inverse(forward), points)
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(16.0, 8.0), (-16.0, 0.0), (5.0, -3.0)])
+def test_a_shift_by_whole_pixels_moves_the_mask_exactly(dx: float, dy: float) -> None:
+    canvas, mask = Canvas((64, 96), (8, 12), 8), box()
+    placed = place(Move(mask, dx, dy), canvas, canvas)
+    expected = box(16 + int(dy), 16 + int(dx), 40 + int(dy), 40 + int(dx))
+    assert torch.equal(placed.target.round(decimals=4), expected)
+    assert torch.equal(placed.vacated.round(decimals=4), mask * (1 - expected))
+
+
+def test_a_shift_by_half_a_pixel_is_a_soft_edge_of_one_half() -> None:
+    canvas = Canvas((64, 96), (8, 12), 8)
+    target = place(Move(box(), 0.5, 0.0), canvas, canvas).target
+    assert target[20, 16] == pytest.approx(0.5, abs=1e-4)
+    assert target[20, 40] == pytest.approx(0.5, abs=1e-4)
+    assert float(target.sum()) == pytest.approx(24 * 24, abs=0.1)
+
+
+def test_scaling_is_about_the_objects_centre_or_the_pictures() -> None:
+    canvas, mask = Canvas((64, 96), (8, 12), 8), box(8, 8, 24, 24)
+    own = place(Move(mask, scale=2.0), canvas, canvas).target
+    assert torch.equal(own, box(0, 0, 32, 32))
+    about_picture = place(Move(mask, scale=0.5, about="image"), canvas, canvas).target
+    assert torch.equal(about_picture, box(20, 28, 28, 36))
+    assert centre_of(mask, "object") == (16.0, 16.0)
+
+
+def test_nothing_wraps_round_the_border() -> None:
+    canvas = Canvas((64, 96), (8, 12), 8)
+    target = place(Move(box(16, 64, 40, 90), 20.0, 0.0), canvas, canvas).target
+    assert float(target[:, :60].sum()) == 0
+    assert float(target.sum()) == pytest.approx(24 * 12, abs=0.1)  # the rest left the picture
+
+
+def test_cells_hold_the_covered_share_and_padding_is_not_covered() -> None:
+    canvas = Canvas((60, 90), (8, 12), 8)
+    shares = canvas.to_grid(torch.ones(60, 90))
+    assert float(shares[0, 0, 0, 0]) == 1
+    assert float(shares[0, 0, 7, 0]) == pytest.approx(0.5)  # 4 of 8 rows
+    assert float(shares[0, 0, 0, 11]) == pytest.approx(0.25)  # 2 of 8 columns
+
+
+def test_a_cell_reads_where_its_content_comes_from() -> None:
+    values = Canvas((64, 96), (8, 12), 8).cell_centres().permute(2, 0, 1)[None]  # a map that tells its own coordinates
+    points = torch.tensor([[[33.0, 21.0], [50.5, 40.25]]])
+    assert torch.allclose(sample_at(values, points, (64, 96))[0, :, 0].T, points[0])
+
+
+def test_a_bend_is_exact_at_its_points_and_still_at_the_border() -> None:
+    mask = box(8, 8, 56, 88)
+    pairs = [((30.5, 30.5), (42.5, 34.5)), ((60.5, 30.5), (60.5, 30.5))]
+    pinned = border_of(mask)
+    targets = torch.tensor([target for _, target in pairs])
+    torch.testing.assert_close(bent(targets, pairs, pinned), torch.tensor([h for h, _ in pairs]), atol=1e-2, rtol=0)
+    assert float((bent(pinned, pairs, pinned) - pinned).norm(dim=-1).max()) < 0.05
+    assert bool(((pinned[:, 0] >= 8) & (pinned[:, 0] <= 88)).all())
+
+
+def test_stretched_areas_count_as_uncovered() -> None:
+    canvas = Canvas((64, 96), (8, 12), 8)
+    still = canvas.pixel_centres()
+    assert not bool(uncovered(still).any())
+    assert bool(uncovered(still * torch.tensor([0.3, 1.0])).all())  # three times as wide
+    placed = place(Drag(box(8, 8, 56, 88), [((30.0, 30.0), (34.0, 30.0))]), canvas, canvas)
+    assert bool((placed.target[box(8, 8, 56, 88) == 0] == 0).all())
+
+
+@pytest.mark.parametrize("size", [(64, 96), (61, 97), (40, 33), (9, 200)])
+def test_any_size_fits_and_comes_back(size: tuple[int, int]) -> None:
+    image = torch.rand(1, *size, 3)
+    padded, canvas = fit(image, 8)
+    assert padded.shape[1] % 8 == 0
+    assert padded.shape[2] % 8 == 0
+    assert canvas.size == size
+    assert torch.equal(to_size(padded, size), image)
+
+
+def test_a_large_picture_is_reduced_with_one_factor_and_keeps_its_coordinates() -> None:
+    padded, canvas = fit(torch.rand(1, 200, 310, 3), 8, max_pixels=100 * 155)
+    assert canvas.cell == pytest.approx(16, rel=0.01)
+    assert canvas.grid == (padded.shape[1] // 8, padded.shape[2] // 8)
+    again, same = fit(torch.rand(1, 200, 310, 3), 8, like=canvas)
+    assert (same.grid, tuple(again.shape)) == (canvas.grid, tuple(padded.shape))
+    assert to_size(padded, (200, 310)).shape == (1, 200, 310, 3)
+
+
+def test_fill_keeps_what_is_known_and_is_exact_for_a_constant() -> None:
+    values, known = torch.rand(1, 3, 20, 30), torch.ones(1, 1, 20, 30)
+    known[..., 5:12, 8:20] = 0
+    filled = fill(values, known)
+    assert torch.equal(filled[..., :5, :], values[..., :5, :])
+    constant = fill(torch.full((1, 3, 20, 30), 0.4) * known, known)
+    torch.testing.assert_close(constant, torch.full((1, 3, 20, 30), 0.4))
+
+
+def test_the_draft_carries_the_object_and_leaves_no_trace_of_it() -> None:
+    canvas, image = Canvas((64, 96), (8, 12), 8), picture()
+    placed = place(Move(box(), 40.0, 10.0), canvas, canvas)
+    drafted = draft([image.movedim(-1, 1)], [canvas.size], [(0, placed)])
+    red = drafted[0, 0] > 0.5
+    assert torch.equal(red, box(26, 56, 50, 80) > 0)
+    torch.testing.assert_close(drafted[0, 2, 20, 20:36], image[0, 2, 20:36, 2], atol=0.06, rtol=0)
