@@ -15,7 +15,7 @@ CATEGORY = "slipstream/search"
 SCHEDULE, OBJECTIVE, ENTRIES = "SLIPSTREAM_SCHEDULE", "SLIPSTREAM_OBJECTIVE", "SLIPSTREAM_SCHEDULES"
 PRESETS = pathlib.Path(__file__).resolve().parent.parent / "search" / "presets"
 PAIRED, SELF = "same picture as many steps", "same look as many steps"
-PIXELS, LATENT, CLIP_VISION = "pixels", "latent", "clip vision"
+PIXELS, LATENT, CLIP_VISION, INCEPTION = "pixels", "latent", "clip vision", "inception"
 FRECHET, MMD = "frechet", "mmd"
 GUIDER = (
     "GUIDER",
@@ -182,7 +182,7 @@ class SearchSchedule:
         from .host.warnings import warn
 
         config = SearchConfig(
-            steps=steps, strategy=strategy, pairs=pairs, holdout_pairs=max(2 * pairs, 16), evaluations=evaluations or None,
+            steps=steps, strategy=strategy, pairs=pairs, holdout_pairs=2 * pairs, evaluations=evaluations or None,
             seconds=minutes * 60 or None, layers=layers, seed=seed,
         )  # fmt: skip
         path = HostPath(guider, sampler, latent_image, seed, batch, _prompts(clip, prompts, warn), layers)
@@ -236,9 +236,10 @@ class ReferenceObjective:
             "required": {
                 "vae": ("VAE", {"tooltip": "Decodes the samples (or encodes the pictures, for latent features)."}),
                 "features": (
-                    [PIXELS, LATENT, CLIP_VISION],
+                    [PIXELS, LATENT, CLIP_VISION, INCEPTION],
                     {"default": PIXELS, "tooltip": "pixels: coarse colours and edges. latent: the same in the VAE's latents, without "
-                     "decoding samples. clip vision: embeddings; best for real pictures, needs clip_vision."},
+                     "decoding samples. clip vision: embeddings; best for real pictures, needs clip_vision. inception: FID's; needs a "
+                     "file of weights."},
                 ),
                 "distance": (
                     [FRECHET, MMD],
@@ -249,6 +250,11 @@ class ReferenceObjective:
             "optional": {
                 "images": ("IMAGE", {"tooltip": "Reference pictures as a batch, instead of a folder."}),
                 "clip_vision": ("CLIP_VISION", {"tooltip": "For the clip vision features."}),
+                "inception_weights": (
+                    "STRING",
+                    {"default": "", "tooltip": "File with Inception v3 weights (torch-fidelity's for FID, or torchvision's). "
+                     "Nothing is downloaded."},
+                ),
             },
         }  # fmt: skip
 
@@ -258,15 +264,20 @@ class ReferenceObjective:
         return sorted(f"{p} {p.stat().st_mtime_ns}" for p in path.iterdir()) if folder and path.is_dir() else folder
 
     def make(
-        self, vae: Any, features: str, distance: str, folder: str, images: Tensor | None = None, clip_vision: Any = None
-    ) -> tuple[Any]:
+        self, vae: Any, features: str, distance: str, folder: str, images: Tensor | None = None, clip_vision: Any = None,
+        inception_weights: str = "",
+    ) -> tuple[Any]:  # fmt: skip
         from ..search import ReferenceImages
         from ..search.features import load_images
 
         if images is None and not folder.strip():
             raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of pictures.")
         pictures = list(images) if images is not None else load_images(folder)
-        return (ReferenceImages(pictures, make_features(features, vae, clip_vision, pictures[0]), distance),)
+        return (
+            ReferenceImages(
+                pictures, make_features(features, vae, clip_vision, pictures[0], inception_weights), distance
+            ),
+        )
 
 
 class SelfObjective:
@@ -306,8 +317,8 @@ class SelfObjective:
         return (Paired(found) if distance == "paired" else SelfDistribution(found, distance),)
 
 
-def make_features(kind: str, vae: Any, clip_vision: Any, sample: Tensor | None = None) -> Any:
-    """Return library features over the host's VAE and CLIP vision model."""
+def make_features(kind: str, vae: Any, clip_vision: Any, sample: Tensor | None = None, weights: str = "") -> Any:
+    """Return library features over the host's VAE and CLIP vision model, or over the user's Inception weights."""
     from ..search.features import LatentFeatures, NetworkFeatures, PixelFeatures
 
     def decode(latents: Tensor) -> Tensor:
@@ -321,6 +332,10 @@ def make_features(kind: str, vae: Any, clip_vision: Any, sample: Tensor | None =
     if kind == LATENT:
         size = None if sample is None else tuple(8 * max(s // 8, 1) for s in sample.shape[:2])
         return LatentFeatures(encode, size)
+    if kind == INCEPTION:
+        from ..search.inception import inception_embedding
+
+        return NetworkFeatures(decode, inception_embedding(weights), INCEPTION, (299, 299))
     if clip_vision is None:
         raise ValueError(
             "Expected `clip_vision` for these features, but got none. Connect Load CLIP Vision, or compare pixels."

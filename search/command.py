@@ -90,7 +90,7 @@ def make_task(args: argparse.Namespace) -> Task:
     )  # fmt: skip
     config = SearchConfig(
         steps=getattr(args, "steps", 4), strategy=getattr(args, "strategy", "auto"), pairs=args.pairs,
-        holdout_pairs=max(2 * args.pairs, 16), evaluations=getattr(args, "evaluations", 1) or None,
+        holdout_pairs=2 * args.pairs, evaluations=getattr(args, "evaluations", 1) or None,
         seconds=(getattr(args, "minutes", None) or 0) * 60 or None, layers=getattr(args, "layers", False), seed=args.seed,
     )  # fmt: skip
     return Task(path, make_objective(args, pipe), config)

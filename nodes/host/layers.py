@@ -38,8 +38,9 @@ class LayerSwitch:
                     f"Expected a layer mask for this model, but got one that names {name!r}. "
                     f"It was made for another model; this one has {len(known)} blocks such as {next(iter(known), None)!r}."
                 )
-            key = f"diffusion_model.{name}.forward"
-            self.model.add_object_patch(key, self._switched(name, model.get_model_object(key), bypass(known[name])))
+            path, block = known[name]
+            key = f"diffusion_model.{path}.forward"
+            self.model.add_object_patch(key, self._switched(name, model.get_model_object(key), bypass(block)))
         self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._call)
 
     def _switched(self, name: str, forward: Callable[..., Any], shortcut: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,9 +59,30 @@ class LayerSwitch:
             self.skipped = frozenset()
 
 
-def blocks_of(model: Any) -> dict[str, torch.nn.Module]:
-    """Return the blocks of a MODEL that can be skipped, by module path below `diffusion_model`; none for transformers."""
-    return dict(skippable(model.model.diffusion_model))
+def blocks_of(model: Any) -> dict[str, tuple[str, torch.nn.Module]]:
+    """Return {name: (module path below `diffusion_model`, module)} of the blocks that can be skipped; none for transformers.
+
+    The name is diffusers' where the host knows it, so that a mask searched here fits the library's model and the reverse.
+    """
+    names = diffusers_names(model)
+    return {names.get(path, path): (path, block) for path, block in skippable(model.model.diffusion_model)}
+
+
+def diffusers_names(model: Any) -> dict[str, str]:
+    """Return {the host's module path: diffusers' module path} of the residual and attention blocks of a U-Net."""
+    import comfy.utils
+
+    config = getattr(getattr(model.model, "model_config", None), "unet_config", None) or {}
+    try:
+        keys = comfy.utils.unet_to_diffusers(config)
+    except (KeyError, TypeError, IndexError):  # a network that the table was not written for
+        return {}
+    found = {}
+    for theirs, ours in keys.items():
+        if ".resnets." in theirs or ".attentions." in theirs:
+            depth = 3 if theirs.startswith("mid_block") else 4
+            found[".".join(ours.split(".")[: depth - 1])] = ".".join(theirs.split(".")[:depth])
+    return found
 
 
 def with_masks(model: Any, masks: Sequence[LayerMask]) -> Any:

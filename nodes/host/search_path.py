@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from .layers import LayerSwitch, blocks_of
 from .progress import check_interrupt
 
 WRAPPER_KEY = "slipstream_search"
+# These take two ends from the sigmas and choose the steps between them by themselves.
+OWN_STEPS = ("dpm_fast", "dpm_adaptive")
 
 
 class HostPath:
@@ -45,6 +48,11 @@ class HostPath:
         import comfy.sample
         from comfy.patcher_extension import WrappersMP
 
+        if sampler_name(sampler).split()[0] in OWN_STEPS:
+            raise ValueError(
+                f"Expected `sampler` to follow its sigmas, but got {sampler_name(sampler)!r}, which chooses its own steps. "
+                "Use euler, dpmpp_2m or another one."
+            )
         original = guider.model_patcher
         self.switch = LayerSwitch(original, None if layers else ())
         self.model = self.switch.model
@@ -130,13 +138,16 @@ class HostPath:
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the blocks that can be skipped, measured in one sampling of one step."""
-        if not blocks_of(self.model):
+        names = {path: name for name, (path, _) in blocks_of(self.model).items()}
+        if not names:
             raise ValueError(
                 "Expected a U-Net model to search layers, but this model has no blocks that can be skipped. Turn layers off."
             )
         root = self.model.model.diffusion_model
         sigmas = torch.tensor([float(self.sampling.sigma_max), 0.0])
-        return measure(root, lambda: self._batch(sigmas, [0]))
+        return tuple(
+            replace(layer, name=names[layer.name]) for layer in measure(root, lambda: self._batch(sigmas, [0]))
+        )
 
     def identity(self) -> dict[str, Any]:
         """See `SamplingPath.identity`."""

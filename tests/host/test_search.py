@@ -13,7 +13,9 @@ import torch
 from graph import node
 from PIL import Image
 from slipstream import load
-from slipstream.search import LayerMask, ModelPath, Schedule, SearchConfig, search
+from slipstream.search import LayerMask, ModelPath, Paired, Schedule, SearchConfig
+from slipstream.search.evaluation import HOLDOUT, banks
+from slipstream.search.store import Store
 
 TEXT = "a large red circle on a blue background"
 SEED = 5
@@ -24,7 +26,7 @@ def base(cfg: float = 3.0) -> dict[str, Any]:
         "m": node("SlipstreamLoadModel", model="pocket"),
         "p": node("CLIPTextEncode", clip=["m", 1], text=TEXT),
         "n": node("CLIPTextEncode", clip=["m", 1], text=""),
-        "l": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "l": node("EmptyLatentImage", width=32, height=32, batch_size=1),
         "g": node("CFGGuider", model=["m", 0], positive=["p", 0], negative=["n", 0], cfg=cfg),
         "s": node("KSamplerSelect", sampler_name="euler"),
     }
@@ -68,7 +70,7 @@ def pixels(result: Any, name: str) -> np.ndarray:
 
 def library_path(**changes: Any) -> ModelPath:
     pipe = load("pocket")
-    options = {"size": (4, 8, 8), "sampler": "euler", "cfg_scale": 3.0, "seed": SEED, **changes}
+    options = {"size": (4, 4, 4), "sampler": "euler", "cfg_scale": 3.0, "seed": SEED, **changes}
     return ModelPath(pipe.model, pipe.encode_text([TEXT]), pipe.encode_text([""]), **options)
 
 
@@ -84,7 +86,7 @@ def first(host: Any) -> tuple[dict[str, Any], Any]:
 
 
 def test_a_search_feeds_the_stock_sampler_and_saves_a_file(host: Any, first: tuple[dict, Any]) -> None:
-    graph, result = first
+    _, result = first
     report = text_of(result, "report")
     assert "16 schedules tried" in report
     assert all(name in report for name in ("karras", "beta", "simple", "ays_sd15", "* this schedule"))
@@ -110,15 +112,15 @@ def test_the_result_is_the_library_s(first: tuple[dict, Any]) -> None:
     _, result = first
     found = Schedule.load(result.outputs["save"]["text"][0])
     path = library_path()
-    config = SearchConfig(steps=2, pairs=2, holdout_pairs=16, evaluations=16, seed=SEED)
-    host_stock = {n: s for n, s in path.stock(2).items() if n in found.objective["baselines"]}
-    assert {"karras", "exponential", "simple", "sgm_uniform", "beta", "kl_optimal"} <= host_stock.keys()
-    scores = search(path, config).baselines
-    for name in ("karras", "exponential", "simple", "sgm_uniform", "beta", "kl_optimal", "ays_sd15"):
-        # The host's latents are not scaled by the VAE's factor, the library's are.
-        assert scores[name] / found.objective["baselines"][name] == pytest.approx(
-            load("pocket").vae.config.scaling_factor ** 2, rel=2e-3
-        )
+    holdout = banks(path, SearchConfig(steps=2, pairs=2, holdout_pairs=4), Store())[HOLDOUT]
+    score, stock = Paired().prepare(holdout), path.stock(2)
+    scores = {name: score(path.sample(sigmas, holdout.pairs)) for name, sigmas in stock.items()}
+    # The host's latents are not scaled by the VAE's factor, the library's are.
+    scale = load("pocket").vae.config.scaling_factor ** 2
+    for name in ("simple", "sgm_uniform", "beta", "ays_sd15"):
+        assert scores[name] / found.objective["baselines"][name] == pytest.approx(scale, rel=2e-3), name
+    for name in ("karras", "exponential", "kl_optimal"):  # between the table's levels, where the host rounds timesteps
+        assert scores[name] / found.objective["baselines"][name] == pytest.approx(scale, rel=3e-2), name
 
 
 def test_run_again_goes_on_where_it_was(host: Any, first: tuple[dict, Any]) -> None:
@@ -132,17 +134,17 @@ def test_run_again_goes_on_where_it_was(host: Any, first: tuple[dict, Any]) -> N
 
 def test_interrupt_keeps_every_finished_evaluation(host: Any) -> None:
     graph = base()
-    graph["search"] = searching(seed=77, evaluations=40)
+    graph["search"] = searching(seed=77, evaluations=30)
     show(graph, "report", ["search", 3])
     run = host.submit(graph)
     run.wait_for(lambda e: e.type == "progress" and e.data.get("node") == "search" and e.data["value"] >= 14)
     run.interrupt()
     assert run.wait().status == "interrupted"
-    report = text_of(host.run({**graph, "search": searching(seed=77, evaluations=40)}), "report")
+    report = text_of(host.run({**graph, "search": searching(seed=77, evaluations=30)}), "report")
     total, now = int(report.split(" schedules tried")[0].split("\n")[-1]), int(report.split("tried (")[1].split(" ")[0])
     held_out = 5 + 12
-    assert total == 40
-    assert now <= 40 - 14 + held_out
+    assert total == 30
+    assert now <= 30 - 14 + held_out
 
 
 def write_schedule(host: Any, name: str, masks: tuple[LayerMask, ...] = (), **changes: Any) -> None:
@@ -169,9 +171,8 @@ def test_a_layer_mask_samples_as_in_the_library_and_leaves_the_model_alone(host:
     assert np.array_equal(pixels(host.run(alone), plain), pixels(result, plain))
 
     pipe = load("pocket")
-    noise = torch.randn((1, 4, 8, 8), generator=torch.manual_seed(3))
+    noise = torch.randn((1, 4, 4, 4), generator=torch.manual_seed(3))
     path = library_path()
-    path._noise_for_test = noise
     import slipstream.search.paths as paths
 
     class Fixed:
@@ -190,7 +191,7 @@ def test_a_layer_mask_samples_as_in_the_library_and_leaves_the_model_alone(host:
 
 
 def test_a_mask_of_another_model_is_refused_by_block_name(host: Any) -> None:
-    write_schedule(host, "foreign", (LayerMask(3.0, 0.6, ("input_blocks.1.0",)),))
+    write_schedule(host, "foreign", (LayerMask(3.0, 0.6, ("no.such.block",)),))
     graph = base()
     graph["load"] = node("SlipstreamLoadSchedule", file="foreign.json", steps=0)
     graph["apply"] = node("SlipstreamApplyLayerMask", model=["m", 0], schedule=["load", 0])
@@ -198,7 +199,7 @@ def test_a_mask_of_another_model_is_refused_by_block_name(host: Any) -> None:
     sampled(graph, ["load", 1], "g2")
     result = host.run(graph)
     assert not result.ok
-    assert "'input_blocks.1.0'" in result.explain()
+    assert "'no.such.block'" in result.explain()
 
 
 def test_compare_any_number_of_schedules(host: Any) -> None:
@@ -228,7 +229,7 @@ def test_compare_any_number_of_schedules(host: Any) -> None:
     assert pixels(result, "i").std() > 1
 
 
-def test_objective_from_reference_pictures(host: Any, tmp_path: pathlib.Path) -> None:
+def test_reference_pictures_and_prompts(host: Any, tmp_path: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     for i, size in enumerate([(64, 64), (80, 50), (33, 97)]):
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
@@ -236,33 +237,31 @@ def test_objective_from_reference_pictures(host: Any, tmp_path: pathlib.Path) ->
     graph["objective"] = node(
         "SlipstreamReferenceObjective", vae=["m", 2], features="pixels", distance="mmd", folder=str(tmp_path)
     )
-    graph["search"] = searching(custom_objective=["objective", 0], evaluations=12, pairs=4)
+    prompts = f"{TEXT}\n\na small green star\n"
+    graph["search"] = searching(
+        custom_objective=["objective", 0], clip=["m", 1], prompts=prompts, evaluations=12, pairs=4
+    )
     show(graph, "report", ["search", 3])
-    assert "reference-mmd/pixels/3-" in text_of(host.run(graph), "report")
-    (tmp_path / "empty").mkdir()
-    graph["objective"]["inputs"]["folder"] = str(tmp_path / "empty")
-    result = host.run(graph)
-    assert "Expected `folder` with pictures" in result.explain()
-
-
-def test_prompts_take_the_place_of_the_guider_s(host: Any) -> None:
-    graph = base()
-    graph["search"] = searching(clip=["m", 1], prompts=f"{TEXT}\n\na small green star\n", evaluations=12)
-    show(graph, "report", ["search", 3])
-    assert "12 schedules tried" in text_of(host.run(graph), "report")
+    report = text_of(host.run(graph), "report")
+    assert "12 schedules tried" in report
+    assert "reference-mmd/pixels/3-" in report
     graph["search"] = searching(prompts=TEXT, evaluations=12)
     assert "Expected `clip` to encode `prompts`" in host.run(graph).explain()
+    (tmp_path / "empty").mkdir()
+    graph["objective"]["inputs"]["folder"] = str(tmp_path / "empty")
+    graph["search"] = searching(custom_objective=["objective", 0])
+    assert "Expected `folder` with pictures" in host.run(graph).explain()
 
 
 def test_layers_are_searched_in_the_host(host: Any) -> None:
     graph = base()
-    graph["search"] = searching(layers=True, evaluations=40, steps=2)
+    graph["search"] = searching(layers=True, evaluations=30, steps=2, strategy="evolution")
     show(graph, "report", ["search", 3])
     graph["apply"] = node("SlipstreamApplyLayerMask", model=["m", 0], schedule=["search", 0])
     graph["g2"] = node("CFGGuider", model=["apply", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
     sampled(graph, ["search", 1], "g2")
     report = text_of(host.run(graph), "report")
-    assert "40 schedules tried" in report
+    assert "30 schedules tried" in report
     assert "skips" in report or "No layer mask was better" in report
 
 

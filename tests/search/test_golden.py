@@ -144,6 +144,26 @@ def test_euler_on_sigmas_is_ddim_on_custom_steps(golden: pathlib.Path, kind: str
     assert float((final - expected).abs().max() / expected.abs().max()) < 2e-6
 
 
+@pytest.mark.parametrize("case", ["custom4", "uniform4", "uniform6", "custom10", "uniform10"])
+def test_stable_diffusion_s_ddim_ends_at_the_first_level_not_at_zero(golden: pathlib.Path, case: str) -> None:
+    """T2: its last jump goes to alphas_cumprod[0]. A schedule with that terminal gives the recorded result."""
+    data = load_file(golden / "sd_samplers_custom_steps.safetensors")
+    steps = read(golden / "sd_samplers_custom_steps.json")[f"ddim.{case}"]["model_t_inputs"]
+    abar = data["alphas_cumprod"].double()
+    table = ((1 - abar) / abar).sqrt()
+    sigmas = torch.cat([table[steps], table[:1]])
+    by_sigma = {float(s): t for s, t in zip(sigmas, steps)}
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        u = by_sigma[float(sigma)] / 1000
+        scaled = x / (sigma**2 + 1).sqrt()
+        return x - sigma * (torch.tanh(scaled * (0.3 + 0.6 * u)) + 0.1 * torch.sin(torch.tensor(6 * u).double()))
+
+    x = data["noise"].double() * (sigmas[0] ** 2 + 1).sqrt()
+    final = samplers.euler(denoise, x, sigmas) / (table[0] ** 2 + 1).sqrt()
+    torch.testing.assert_close(final.float(), data[f"ddim.{case}"], atol=2e-5, rtol=2e-5)
+
+
 # ------------------------------------------------------------------------------------------------------ operators
 
 

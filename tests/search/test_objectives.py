@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from slipstream.search.features import LatentFeatures, NetworkFeatures, PixelFeatures, fit, grid_features, load_images
+from slipstream.search.inception import inception_embedding
 from slipstream.search.objectives import Paired, ReferenceImages, SelfDistribution, score_or_worst
 from slipstream.search.statistics import frechet_distance, median_bandwidth, mmd, moments
 from torch import Tensor
@@ -38,7 +39,11 @@ def test_paired_is_the_mean_squared_error_of_the_first_pairs() -> None:
     assert score(teacher[:2] + 2) == pytest.approx(4)
 
 
-@pytest.mark.parametrize("features", [LatentFeatures(), PixelFeatures(decode), NetworkFeatures(decode, lambda i: i.flatten(1)[:, :8], "net")])  # fmt: skip
+def embed(images: Tensor) -> Tensor:
+    return images.flatten(1)[:, :8]
+
+
+@pytest.mark.parametrize("features", [LatentFeatures(), PixelFeatures(decode), NetworkFeatures(decode, embed, "net")])
 def test_objectives_on_all_features(features: object) -> None:
     teacher = noise(32, 4, 8, 8)
     for objective in (Paired(features), SelfDistribution(features), SelfDistribution(features, "mmd")):
@@ -133,3 +138,40 @@ def test_fit_covers_and_crops_at_the_centre() -> None:
     image[:, 10:20] = 1
     assert torch.equal(fit(image, 10, 10), torch.ones(10, 10, 3))
     assert fit(torch.rand(7, 9, 3), 64, 48).shape == (64, 48, 3)
+
+
+# ------------------------------------------------------------------------------------------------- Inception
+
+
+def test_inception_needs_a_file_that_is_there() -> None:
+    with pytest.raises(ValueError, match="Slipstream downloads none"):
+        inception_embedding("/nowhere/inception.pth")
+
+
+def test_fid_weights_need_torch_fidelity(tmp_path: pathlib.Path) -> None:
+    torch.save({"fc.weight": torch.zeros(1008, 2048)}, tmp_path / "fid.pth")
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError:
+        with pytest.raises(ValueError, match="pip install torch-fidelity"):
+            inception_embedding(tmp_path / "fid.pth")
+
+
+def test_torchvision_weights_give_pool3_features(tmp_path: pathlib.Path) -> None:
+    try:
+        from torchvision.models import inception_v3
+    except (ImportError, RuntimeError):
+        torch.save({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "inception.pth")
+        with pytest.raises(ValueError, match="Expected torchvision"):
+            inception_embedding(tmp_path / "inception.pth")
+        return
+    network = inception_v3(weights=None, init_weights=False, aux_logits=False).eval()
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    images = torch.rand(2, 299, 299, 3)
+    found = inception_embedding(tmp_path / "inception.pth")(images)
+    assert found.shape == (2, 2048)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    network.fc = torch.nn.Identity()
+    with torch.no_grad():
+        expected = network(((images - mean) / deviation).movedim(-1, 1))
+    torch.testing.assert_close(found, expected)
