@@ -103,7 +103,11 @@ raise SystemExit(slipstream.cli.main(["fail"]))
 def test_an_installation_has_every_file(tmp_path: pathlib.Path) -> None:
     """Installed from a copy, because a build writes beside its sources."""
     pytest.importorskip("setuptools")
-    ignored = shutil.ignore_patterns(".*", "tests", "tools", "benchmarks", "docs", "build", "out", "__pycache__")
+
+    def ignored(folder: str, names: list[str]) -> list[str]:
+        unused = {"tests", "tools", "benchmarks", "docs", "build", "out"} if pathlib.Path(folder) == ROOT else set()
+        return [name for name in names if name.startswith(".") or name in unused | {"__pycache__"}]
+
     copy = shutil.copytree(ROOT, tmp_path / "source", ignore=ignored)
     target = tmp_path / "target"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
@@ -116,7 +120,7 @@ def test_an_installation_has_every_file(tmp_path: pathlib.Path) -> None:
         wanted = {p.name for p in (ROOT / package).glob("*.py")}
         assert wanted == {p.name for p in (installed / package).glob("*.py")}, package
     for data in ("pocket", "web"):
-        wanted = {p.relative_to(ROOT) for p in (ROOT / data).rglob("*") if p.is_file()}
+        wanted = {p.relative_to(ROOT) for p in (ROOT / data).rglob("[!.]*") if p.is_file()}
         assert not {p for p in wanted if not (installed / p).is_file()}, data
     assert list((installed / "pocket").rglob("*.safetensors"))
     found = python("import slipstream.core; print(slipstream.__file__)", cwd=tmp_path, PYTHONPATH=str(target))
