@@ -63,28 +63,28 @@ def masked_regenerate(g: Any) -> None:
 
 def latent_fill(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt, blank, latent = _picture(g, model, "a large green square on a yellow background", 5)
-    many = g.add("EmptyLatentImage", width=128, height=128, batch_size=32, title="32 pictures to learn from")
+    prompt, blank, latent = _picture(g, model, "a large yellow circle in the center on a purple background", 5)
+    many = g.add("EmptyLatentImage", width=128, height=128, batch_size=24, title="24 pictures to learn from")
     learn = g.add(
         "KSampler", model=model, positive=blank, negative=blank, latent_image=many, seed=1, steps=6, cfg=1.0,
         sampler_name="euler", scheduler="normal",
     )  # fmt: skip
     pictures = g.add("VAEDecode", samples=learn, vae=model)
     trained = g.add(
-        "SlipstreamTrainLatentFill", model=model, vae=model, images=pictures, name="pocket_example", folder="", steps=150,
+        "SlipstreamTrainLatentFill", model=model, vae=model, images=pictures, name="pocket_example", folder="", steps=100,
         batch=16, learning_rate=0.002, width=128, height=128, patch=2,
     )  # fmt: skip
-    mask = _box(g, 56, 40, 48, 56)
+    mask = _box(g, 64, 56, 48, 48)
     filled = g.add("SlipstreamLatentFill", model=model, latent=latent, mask=mask, fill=trained["fill"])
     new = g.add(
         "KSampler", model=model, positive=prompt, negative=blank, latent_image=filled, seed=9, steps=6, cfg=3.0,
-        sampler_name="euler", scheduler="normal", denoise=0.6, title="6 steps at denoise 0.6",
+        sampler_name="euler", scheduler="normal", denoise=0.75, title="6 steps at denoise 0.75",
     )  # fmt: skip
     shown = [g.add("VAEDecode", samples=s, vae=model, title=t) for s, t in
              ((latent, "Picture"), (filled, "Filled in one pass"), (new, "Denoised"))]  # fmt: skip
     g.add("SaveImage", images=_side_by_side(g, *shown), filename_prefix="slipstream/latent_fill")
     g.note(
-        "Trains a small fill on 32 pictures, masks a box of the picture, fills it in one pass and denoises it for 6 steps. "
+        "Trains a small fill on 24 pictures, masks a box of the picture, fills it in one pass and denoises it for 6 steps. "
         "The second run loads the finished fill. With your own pictures: name a folder and use some thousand steps.",
         height=200,
     )
