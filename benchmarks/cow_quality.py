@@ -1,6 +1,6 @@
 """COW beside what a user would do instead, at equal network rows: on exact Gaussian fields and on the bundled model.
 
-    python benchmarks/cow_quality.py [--fields 64] [--seeds 4] [--scenes 24] [--out benchmarks/out]
+    python benchmarks/cow_quality.py [--fields 64] [--seeds 4] [--scenes 16] [--out benchmarks/out]
 
 Fields (a square of a random field is kept, the rest starts from zeros; the true conditional distribution is known, means over
 the noise seeds): error of the kept square before anything is pasted (ideal 0), squared jump across its edge over its expectation,
@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fields", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--scenes", type=int, default=24, help="0 leaves the bundled model out")
+    parser.add_argument("--scenes", type=int, default=16, help="0 leaves the bundled model out")
     parser.add_argument("--out", type=pathlib.Path, default=_common.OUT)
     args = parser.parse_args()
     print("Gaussian fields\n\n" + table(measure_fields(args.fields, args.seeds)) + "\n")

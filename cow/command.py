@@ -163,7 +163,7 @@ class ProgressBar:
 
 # The bundled model knows shapes on coloured backgrounds, nothing else: these are its words.
 SCENES = (
-    ("a large red circle on the left on a blue background", 0.7),
+    ("a small white star at the top on a blue background", 0.5),
     ("a small yellow star on the left on a purple background", 0.7),
     ("a large green square on the right on an orange background", 0.3),
 )

@@ -9,11 +9,11 @@ def cow_photo(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
     photo = g.add("SlipstreamExamplePhoto", photo="astronaut")
     canvas = g.add(
-        "SlipstreamSeedCanvas", image=photo["image"], keep=photo["keep"], width=256, height=192, scale=0.25, x=0.7, y=1.0,
+        "SlipstreamSeedCanvas", image=photo["image"], keep=photo["keep"], width=256, height=192, scale=0.25, x=0.5, y=1.0,
         softness=1,
     )  # fmt: skip
     prompt = g.add(
-        "CLIPTextEncode", clip=model, text="a large red circle on the left on a blue background", title="Prompt"
+        "CLIPTextEncode", clip=model, text="a small white star at the top on a blue background", title="Prompt"
     )
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
     encoded = g.add("VAEEncode", pixels=canvas["canvas"], vae=model)

@@ -1,0 +1,66 @@
+"""Write the pictures of docs/cow.md and of the help pages of COW's nodes: python tools/make_cow_pictures.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import sys
+
+import torch
+from torch import Tensor
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HELP, GUIDE = ROOT / "web" / "docs" / "img", ROOT / "docs" / "img"
+PROMPT = "a small yellow star on the left on a purple background"
+
+
+def load_package() -> None:
+    """Import the repository as `slipstream` by path, unless it is installed."""
+    if importlib.util.find_spec("slipstream") is None:
+        spec = importlib.util.spec_from_file_location(
+            "slipstream", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["slipstream"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+
+def main() -> None:
+    load_package()
+    import slipstream
+    from slipstream.core import SeededNoise
+    from slipstream.core.pictures import read_picture, save_picture, side_by_side
+    from slipstream.cow import CowConfig, generate
+    from slipstream.cow.canvas import paste_back, place, plain_background
+    from slipstream.cow.photos import PHOTOS
+
+    pipe = slipstream.load("pocket")
+    photo, mask = (read_picture(path) for path in PHOTOS["astronaut"])
+    canvas = place(photo, mask[..., 0], plain_background(192, 256), 0.25, 0.7, 1.0)
+    latents, cond, uncond = pipe.encode_image(canvas.image), pipe.encode_text([PROMPT]), pipe.encode_text([""])
+
+    def grown(**changes: float) -> tuple[Tensor, list[Tensor]]:
+        config = CowConfig(**{"cfg_scale": 3.0, **changes})  # type: ignore[arg-type]
+        result = generate(pipe.model, latents, canvas.keep, cond, uncond, config, SeededNoise(0))
+        return pipe.decode(result.latents), [pipe.decode(x) for x in result.cycles]
+
+    def small(image: Tensor, height: int = 192) -> Tensor:
+        size = height, round(image.shape[2] * height / image.shape[1])
+        return torch.nn.functional.interpolate(image.movedim(-1, 1), size, mode="area").movedim(1, -1)
+
+    picture, cycles = grown()
+    final = paste_back(picture, canvas, 1)
+    mask_picture = mask[..., :3]
+    save_picture(side_by_side([small(photo), small(mask_picture)]), HELP / "example_photo.jpg")
+    save_picture(side_by_side([small(photo), small(mask_picture), canvas.image]), HELP / "seed_canvas.jpg")
+    save_picture(side_by_side([canvas.image, final]), HELP / "cow_sampler.jpg")
+    steps = [paste_back(cycles[i], canvas) for i in (0, 2, 9)]
+    save_picture(side_by_side([canvas.image, *steps, final]), GUIDE / "cow_cycles.jpg")
+    dial = [grown(preserve=share)[0] for share in (0.0, 1.0)]
+    save_picture(side_by_side([dial[0], picture, dial[1], final]), GUIDE / "cow_preserve.jpg")
+    save_picture(side_by_side([grown(noise_limit=1000.0)[0], picture]), GUIDE / "cow_noise_limit.jpg")
+
+
+if __name__ == "__main__":
+    main()
