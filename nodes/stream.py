@@ -97,11 +97,11 @@ class RCFGGuider:
                 "guidance_scale": (
                     "FLOAT",
                     {
-                        "default": 2.0, "min": 1.0, "max": 30.0, "step": 0.1,
-                        "tooltip": "1 is off. self: 1.2 to 2. onetime: 1.4 to 3. full: as cfg.",
+                        "default": 1.4, "min": 1.0, "max": 30.0, "step": 0.1,
+                        "tooltip": "1 is off. self and onetime: 1.2 to 1.6, more bleaches the picture. full: as cfg.",
                     },
                 ),
-                "delta": ("FLOAT", _DELTA),
+                "delta": ("FLOAT", {**_DELTA, "default": 0.5}),
             }
         }  # fmt: skip
 

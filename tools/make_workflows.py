@@ -259,6 +259,7 @@ def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
     from PIL import Image
 
     # Saved pictures before previews: a node with a preview may run after the one that saves.
+    files = [f for f in files if f.filename.endswith((".png", ".jpg", ".webp"))]
     files = [f for f in files if f.type == "output"] or files
     images = [Image.open(io.BytesIO(f.read())).convert("RGB") for f in files if f.node == files[-1].node][:4]
     across = 2 if len(images) > 2 else len(images)

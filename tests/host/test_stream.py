@@ -236,16 +236,22 @@ def guided(
     inputs = {"model": ["count", 0], "positive": ["p", 0], "negative": ["n", 0], "delta": 1.0, **changes}
     graph["g"] = node("SlipstreamRCFGGuider", guidance=guidance, guidance_scale=scale, **inputs)
     graph["i"] = node("EmptyImage", width=128, height=128, batch_size=1, color=0x3050A0)
-    graph["e"] = node("VAEEncode", pixels=["i", 0], vae=["1", 2]) if picture else node("EmptyLatentImage", width=128, height=128, batch_size=1)  # fmt: skip
+    graph["e"] = node("EmptyLatentImage", width=128, height=128, batch_size=1)
+    if picture:
+        graph["e"] = node("VAEEncode", pixels=["i", 0], vae=["1", 2])
     graph["sig"] = node("BasicScheduler", model=["1", 0], scheduler="normal", steps=6, denoise=0.6 if picture else 1.0)
     graph["k"] = node("KSamplerSelect", sampler_name=sampler)
     graph["r"] = node("RandomNoise", noise_seed=3)
-    graph["x"] = node("SamplerCustomAdvanced", noise=["r", 0], guider=["g", 0], sampler=["k", 0], sigmas=["sig", 0], latent_image=["e", 0])  # fmt: skip
+    sockets = {"noise": "r", "guider": "g", "sampler": "k", "sigmas": "sig", "latent_image": "e"}
+    graph["x"] = node("SamplerCustomAdvanced", **{name: [source, 0] for name, source in sockets.items()})
     graph["d"] = node("ProbeCounted", after=["x", 0], name=graph["count"]["inputs"]["name"])
     return graph
 
 
-@pytest.mark.parametrize(("guidance", "scale", "rows"), [("none", 2.0, 6), ("self", 2.0, 6), ("onetime", 2.0, 7), ("full", 2.0, 12), ("full", 1.0, 6)])  # fmt: skip
+ROWS = [("none", 2.0, 6), ("self", 2.0, 6), ("onetime", 2.0, 7), ("full", 2.0, 12), ("full", 1.0, 6)]
+
+
+@pytest.mark.parametrize(("guidance", "scale", "rows"), ROWS)
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 def test_guider_costs_n_or_n_plus_one_or_two_n_rows(host, report, guidance, scale, rows, sampler) -> None:
     assert sum(report(host.run(guided(guidance, scale, sampler)))) == rows
