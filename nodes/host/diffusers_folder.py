@@ -263,7 +263,7 @@ def operations_with_groups(manual_cast: bool, groups: int) -> Any:
     base = comfy.ops.manual_cast if manual_cast else comfy.ops.disable_weight_init
 
     class Operations(base):  # type: ignore[misc,valid-type]
-        class GroupNorm(base.GroupNorm):  # type: ignore[name-defined,misc]
+        class GroupNorm(base.GroupNorm):  # type: ignore[name-defined]
             def __init__(self, num_groups: int, *args: Any, **kwargs: Any) -> None:
                 super().__init__(groups, *args, **kwargs)
 
@@ -349,6 +349,11 @@ def load_vae(folder: pathlib.Path) -> Any:
     config = read_json(folder / "config.json")
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise ValueError(f"Expected an AutoencoderKL in vae/, but got {config['_class_name']}. Use a stock VAE loader.")
+
+    if config.get("shift_factor") or config.get("latents_mean"):
+        raise ValueError(
+            "Expected a VAE that only scales its latents, but got one that shifts them. Use a stock VAE loader."
+        )
 
     class Network(nn.Module):  # the host sets attributes that a diffusers model has as read-only properties
         def __init__(self, vae: Any) -> None:
