@@ -71,15 +71,22 @@ def captured(
 
 @contextmanager
 def checkpointed(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the context the forward of each module keeps its inputs only and is run again in the backward pass."""
+    """Within the context the forward of each module keeps its inputs only and is run again in the backward pass.
+
+    The weights are frozen in both runs, also when the second comes after the caller's own `frozen` has ended.
+    """
     from torch.utils.checkpoint import checkpoint
 
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    def wrap(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with frozen(module):
+                return forward(*args, **kwargs)
+
+        return lambda *args, **kwargs: checkpoint(run, *args, use_reentrant=False, **kwargs)
 
     before = [vars(module).get("forward") for module in modules]
     for module in modules:
-        module.forward = wrap(module.forward)
+        module.forward = wrap(module, module.forward)
     try:
         yield
     finally:
