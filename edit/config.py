@@ -65,7 +65,7 @@ class EditConfig:
     travel_passes: int = 3
     image_prompt: Span = (0.2, 0.4)
     anchor: Span = (0.0, 1.0)
-    anchor_object: Span = (0.0, 0.8)
+    anchor_object: Span = (0.0, 0.9)
     anchor_fill: Span = (0.0, 0.4)
     own_keys: bool = True
     limit: float = 1.0

@@ -409,7 +409,7 @@ class EditSampler:
                     0.1, 0.0, 2.0, 0.01, "Strength of the feature guidance, relative to the noise estimate. 0 = off."
                 ),
                 "hold_object": _float(
-                    0.8,
+                    0.9,
                     0.0,
                     1.0,
                     0.01,

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from . import edit_probe
+
 TESTS = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = {"model": ("MODEL",), "positive": ("CONDITIONING",), "negative": ("CONDITIONING",)}
 
@@ -288,4 +290,5 @@ NODE_CLASS_MAPPINGS = {
     "ProbeGuider": Guider,
     "ProbeCompare": Compare,
     "ProbeDump": Dump,
+    **edit_probe.NODES,
 }

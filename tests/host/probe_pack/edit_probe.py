@@ -1,0 +1,158 @@
+"""Test-only nodes for editing: tiny native models with weights made in inference mode, patches, and a look at features."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Any
+
+import torch
+
+
+def ours(name: str) -> Any:
+    for module in list(sys.modules.values()):
+        mapping = vars(module).get("NODE_CLASS_MAPPINGS")
+        if isinstance(mapping, dict) and "SlipstreamLoadModel" in mapping and hasattr(module, "WEB_DIRECTORY"):
+            return importlib.import_module(f"{module.__name__}.{name}")
+    raise RuntimeError("the pack is not loaded")
+
+
+# SD1.5 has four levels, SDXL three with many transformers each; both at a hundredth of the width.
+SHAPES: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "channel_mult": [1, 2, 4, 4],
+        "num_res_blocks": [1] * 4,
+        "transformer_depth": [1, 1, 1, 0],
+        "transformer_depth_output": [1] * 6 + [0] * 2,
+        "transformer_depth_middle": 1,
+    },
+    "sdxl": {
+        "channel_mult": [1, 2, 4],
+        "num_res_blocks": [1] * 3,
+        "transformer_depth": [0, 1, 2],
+        "transformer_depth_output": [0, 0, 1, 1, 2, 2],
+        "transformer_depth_middle": 2,
+    },
+}
+
+
+class TinyNative:
+    """A MODEL of a family's shape with random weights, made in inference mode as stock loaders do."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"shape": (list(SHAPES),), "dtype": (["float32", "float8"],)}}
+
+    def make(self, shape: str, dtype: str) -> tuple[Any]:
+        import comfy.model_base
+        import comfy.model_management
+        import comfy.model_patcher
+        import comfy.supported_models
+
+        class Config(comfy.supported_models.SD15):
+            unet_config: dict[str, Any] = {}
+            unet_extra_config: dict[str, Any] = {}
+
+        unet = {
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "context_dim": 64, "num_heads": 2,
+            "num_head_channels": -1, "use_spatial_transformer": True, "legacy": False, "use_linear_in_transformer": shape == "sdxl",
+            "dtype": torch.float32, **{k: list(v) if isinstance(v, list) else v for k, v in SHAPES[shape].items()},
+        }  # fmt: skip
+        config = Config(unet)
+        config.unet_config = unet
+        assert torch.is_inference_mode_enabled()
+        model = comfy.model_base.BaseModel(config, device="cpu")
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.diffusion_model.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
+            if dtype == "float8" and parameter.ndim == 2:
+                parameter.data = parameter.data.to(torch.float8_e4m3fn)
+        device = comfy.model_management.get_torch_device()
+        return (comfy.model_patcher.ModelPatcher(model, device, device),)
+
+
+class PatchAttention:
+    """A MODEL whose attention another node has patched: attn1 replaced in the decoder, or attn2 output scaled."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "patch", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "kind": (["attn1_replace", "attn2_output", "freeu"],)}}
+
+    def patch(self, model: Any, kind: str) -> tuple[Any]:
+        model = model.clone()
+        if kind == "attn1_replace":
+            model.set_model_attn1_replace(lambda q, k, v, extra: q, "output", 1)
+        elif kind == "attn2_output":
+            model.set_model_attn2_output_patch(lambda n, extra: n * 3)
+        else:
+            model.set_model_output_block_patch(lambda h, skip, options: (h * 1.5, skip))
+        return (model,)
+
+
+class LookAtFeatures:
+    """Compares the MODEL's features with those of its own modules, and their gradient with finite differences."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "look", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "positive": ("CONDITIONING",), "checkpoint": ("BOOLEAN",)}}
+
+    def look(self, model: Any, positive: Any, checkpoint: bool) -> Any:
+        edit_model, session_module = ours("nodes.host.edit_model"), ours("nodes.host.session")
+
+        def work(session: Any) -> dict[str, Any]:
+            made = edit_model.HostEditModel(session.denoiser, model)
+            cond = session.conds["positive"]
+            with torch.inference_mode(False), torch.no_grad():
+                x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+                sigma = torch.tensor([2.0])
+                plain = made.features(x, sigma, cond)
+                seen: list[Any] = []
+                handles = [
+                    made.network.output_blocks[i][-1].register_forward_hook(lambda m, a, out: seen.append(out)) for i in made.blocks[-2:]
+                ]  # fmt: skip
+                session.denoiser(x, sigma, cond)
+                for handle in handles:
+                    handle.remove()
+            direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+            def value(at: Any) -> Any:
+                return sum(f.double().square().mean() for f in made.features(at, sigma, cond, checkpoint=checkpoint))
+
+            with torch.inference_mode(False), torch.enable_grad():
+                at = x.clone().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(value(at), at)
+            with torch.inference_mode(False), torch.no_grad():
+                step = 1e-2
+                difference = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
+            layers: list[str] = []
+
+            def hook(layer: str, q: Any, k: Any, v: Any, attend: Any) -> Any:
+                layers.append(layer)
+                return attend(q, k, v)
+
+            with torch.inference_mode(False), torch.no_grad():
+                normal = made(x, sigma, cond)
+                with made.self_attention(hook):
+                    hooked = made(x, sigma, cond)
+            return {
+                "shapes": [list(f.shape) for f in plain],
+                "same": all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, seen)),
+                "analytic": float((gradient * direction).sum()),
+                "numeric": float(difference),
+                "layers": sorted(set(layers)),
+                "unchanged": float((normal - hooked).abs().max()),
+                "calls": made.calls,
+            }
+
+        report = session_module.run_on_model(model, {"samples": torch.zeros(1, 4, 16, 16)}, work, positive=positive)
+        return {"ui": {"report": [json.dumps(report)]}}
+
+
+NODES = {"ProbeTinyNative": TinyNative, "ProbePatchAttention": PatchAttention, "ProbeFeatures": LookAtFeatures}
