@@ -15,7 +15,6 @@ import argparse
 import json
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,13 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import conftest  # noqa: E402, F401  makes `slipstream` importable from a checkout
-
-from slipstream.core import Conditioning, DiffusersDenoiser  # noqa: E402
-from slipstream.core.schedules import scaled_linear_alphas_cumprod  # noqa: E402
-from slipstream.stream import StreamBatch, StreamConfig  # noqa: E402
+from _common import ROOT
+from slipstream.core import Conditioning, DiffusersDenoiser
+from slipstream.core.schedules import scaled_linear_alphas_cumprod
+from slipstream.stream import StreamBatch, StreamConfig
 
 STEPS = {1: [45], 2: [32, 45], 4: [0, 16, 32, 45]}
 WARM_UP = 6
@@ -133,10 +129,11 @@ def compare(setting: Setting, unet: Any, count: int, repeats: int) -> dict[str, 
         error = float((torch.cat([f.latents for f in got]) - expected).abs().max() / expected.abs().max())  # type: ignore[union-attr, operator]
         assert error < 1e-4, (setting, error)
     blocks: dict[str, list[float]] = {"theirs": [], "ours": []}
-    for _ in range(repeats):
-        if theirs:
-            blocks["theirs"].append(timed(theirs, frames))
-        blocks["ours"].append(timed(stream.push, frames))
+    runs = {"theirs": theirs, "ours": stream.push}
+    for i in range(repeats):
+        for name in sorted(runs, reverse=bool(i % 2)):  # who goes first alternates
+            if (run := runs[name]) is not None:
+                blocks[name].append(timed(run, frames))
     stream.drain()
     return {"setting": setting.label, **costs(setting, unet, cond, uncond, frames, lag)} | {
         "upstream_ms": statistics.median(blocks["theirs"]) if theirs else None,
@@ -174,7 +171,8 @@ def main() -> None:
         row = compare(setting, unet, args.frames, args.repeats)
         rows.append(row)
         upstream = row["upstream_ms"]
-        speed = "not installed" if upstream is None else f"{upstream:6.2f} -> {row['ours_ms']:6.2f} ms  {upstream / row['ours_ms']:.2f}x"  # fmt: skip
+        ours_ms = row["ours_ms"]
+        speed = f"{upstream:6.2f} -> {ours_ms:6.2f} ms  {upstream / ours_ms:.2f}x" if upstream else "not installed"
         print(
             f"{row['setting']:48} calls {row['upstream_calls']:4} -> {row['calls']:4}  rows {row['upstream_rows']:4} -> "
             f"{row['rows']:4}  {speed}",

@@ -100,7 +100,8 @@ class DiffusersDenoiser:
         """
         rows = len(sigma)
         scale_in, skip, scale_out = self.prediction.coefficients(sigma.reshape(-1, 1, 1, 1))
-        time, condition = self.network_time(sigma), self.network_condition(cond.expand(rows))
+        # Contiguous: every attention layer would copy a row that is only expanded.
+        time, condition = self.network_time(sigma), self.network_condition(cond.expand(rows).map(Tensor.contiguous))
         plain, dtype = bool((skip == 1).all()), self.dtype
 
         def denoise(x: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class StreamBatch:
         """Frames that were pushed or skipped and have not come out yet."""
         return len(self._waiting) + sum(group.size + len(group.skipped) for group in self._groups)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def push(self, latents: Tensor, meta: Any = None, cond: Any = None, uncond: Any = None) -> list[StreamFrame]:
         """Add frames (B, C, H, W), scaled as the model takes them, and return those that finished.
 
@@ -112,7 +112,7 @@ class StreamBatch:
                 finished += self._enter(self.config.frame_group)
             return finished
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def advance(self) -> list[StreamFrame]:
         """Run one pass without a new frame and return what finished; does nothing when no frame is in flight."""
         with self._lock:
@@ -298,7 +298,10 @@ class StreamBatch:
             group = self._groups.pop()
             assert group.result is not None
             age = self.passes - 1 - group.born
-            for row, id, meta, arrived in zip(group.result.split(1), group.ids, group.metas, group.arrived):
+            with torch.inference_mode(False):
+                result = group.result.clone()  # a plain tensor of its own: the caller may do with it what he likes
+            rows = (result,) if group.size == 1 else result.split(1)
+            for row, id, meta, arrived in zip(rows, group.ids, group.metas, group.arrived):
                 self._newest = StreamFrame(id, row, meta, age, arrived, now - arrived)
                 finished.append(self._newest)
             finished += [_repeat(finished[-1], skipped, self.passes) for skipped in group.skipped]

@@ -136,6 +136,20 @@ def test_inputs_are_not_changed(model, frames, cond) -> None:
     assert torch.equal(frames, before)
 
 
+def test_results_are_plain_tensors(model, frames, cond) -> None:
+    """Streams run in inference mode, but what comes out can be trained on and written to."""
+    stream = StreamBatch(model, cond)
+    first = stream.push(frames[:3])[0].latents
+    assert not first.is_inference()
+    kept = first.clone()
+    first.mul_(0)
+    second = stream.push(frames[3:4])
+    assert not torch.equal(first, kept)
+    weight = torch.ones(1, requires_grad=True)
+    (second[0].latents * weight).sum().backward()
+    assert weight.grad is not None
+
+
 def test_meta_comes_back(model, frames, cond) -> None:
     stream = StreamBatch(model, cond)
     out = stream.push(frames[:3], ["a", "b", "c"]) + stream.push(frames[3:4], {"pts": 3}) + stream.drain()
