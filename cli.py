@@ -10,7 +10,7 @@ from importlib import import_module
 
 from . import __version__
 
-COMMANDS: tuple[str, ...] = ("cow", "lmd", "search", "stream")
+COMMANDS: tuple[str, ...] = ("cow", "edit", "lmd", "search", "stream")
 
 
 def build_parser() -> argparse.ArgumentParser:
