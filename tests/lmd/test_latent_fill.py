@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from slipstream.lmd import FillConfig, LatentFill, latents_kind
-from slipstream.lmd.latent_fill import FORMAT, position_embedding, read_tensors
+from slipstream.lmd.latent_fill import FORMAT, interpolate, position_embedding, read_tensors
 
 TINY = FillConfig(channels=3, height=8, width=12, patch=2, dim=16, depth=2, heads=2, decoder_dim=16, decoder_depth=1,
-                  decoder_heads=2, mean=(0.5, -1.0, 2.0), std=(2.0, 0.5, 1.0), latents="3 channels, scale 1, shift 0")  # fmt: skip
+                  decoder_heads=2, interpolate=False, mean=(0.5, -1.0, 2.0), std=(2.0, 0.5, 1.0), latents="3 channels, scale 1, shift 0")  # fmt: skip
 
 
 def latents_of(batch: int = 2) -> torch.Tensor:
@@ -72,6 +72,28 @@ def test_prediction_does_not_see_hidden_tokens_and_depends_on_visible_ones() -> 
     assert torch.equal(fill.predict(other, hidden), base)
     other[:, 0] += 1
     assert not torch.allclose(fill.predict(other, hidden), base)
+
+
+def test_interpolation_equals_its_definition_cell_by_cell() -> None:
+    latents = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(2))
+    visible = (torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(3)) > 0.6).float()
+    places = torch.stack(torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing="ij"), -1).reshape(-1, 2)
+    weights = 1 / (torch.cdist(places, places) + 0.1) ** 3
+    weights = weights.fill_diagonal_(0)[None] * visible.flatten(2)
+    weights = weights / weights.sum(-1, keepdim=True)
+    expected = torch.einsum("bij,bcj->bci", weights, latents.flatten(2)).unflatten(2, (5, 7))
+    assert torch.allclose(interpolate(latents, visible), expected, atol=1e-5)
+
+
+def test_an_untrained_fill_is_the_interpolation_and_a_plain_one_is_not() -> None:
+    latents, mask = latents_of(), hole()
+    mask[:, 2:6, 2:8] = 1  # whole tokens
+    expected = interpolate(latents, 1 - mask[:, None].expand(2, -1, -1, -1))
+    inside = mask[:, None].expand_as(latents) > 0
+    smooth = LatentFill(dataclasses.replace(TINY, interpolate=True)).fill(latents, mask)
+    assert torch.allclose(smooth[inside], expected[inside], atol=1e-5)
+    plain = LatentFill(TINY).fill(latents, mask)
+    assert not torch.allclose(plain[inside], expected[inside], atol=0.1)
 
 
 def test_masks_at_pixel_size_count_every_touched_cell() -> None:
