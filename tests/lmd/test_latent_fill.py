@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from slipstream.lmd import FillConfig, LatentFill, latents_kind
 from slipstream.lmd.latent_fill import FORMAT, interpolate, position_embedding, read_tensors
 
-TINY = FillConfig(channels=3, height=8, width=12, patch=2, dim=16, depth=2, heads=2, decoder_dim=16, decoder_depth=1,
-                  decoder_heads=2, interpolate=False, mean=(0.5, -1.0, 2.0), std=(2.0, 0.5, 1.0), latents="3 channels, scale 1, shift 0")  # fmt: skip
+TINY = FillConfig(
+    channels=3, height=8, width=12, patch=2, dim=16, depth=2, heads=2, decoder_dim=16, decoder_depth=1, decoder_heads=2,
+    interpolate=False, mean=(0.5, -1.0, 2.0), std=(2.0, 0.5, 1.0), latents="3 channels, scale 1, shift 0",
+)  # fmt: skip
 
 
 def latents_of(batch: int = 2) -> torch.Tensor:
