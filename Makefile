@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Any torch works; this one installs a small CPU build where the index offers it. TORCH= keeps what the venv has.
+# Any torch from 2.1 on works. Where the package index offers CUDA builds only, name a smaller one:
+# `make demo TORCH=torch PIP_EXTRA_INDEX_URL=<index of CPU builds>`. A torch that the venv has already is kept.
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint bench clean

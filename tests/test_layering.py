@@ -46,7 +46,7 @@ def test_imports_follow_the_layers(path: pathlib.Path) -> None:
             assert top not in LAYERS, f"{path}: absolute import of our own folder {name}"
             assert layer == "nodes" or top not in HOST, f"{path}: imports the host outside nodes/"
         elif level > depth and top:
-            assert top in LAYERS[layer] | {"_version"}, f"{path}: {layer} must not import {name}"
+            assert top in LAYERS[layer], f"{path}: {layer} must not import {name}"
 
 
 def test_every_folder_is_listed_for_packaging() -> None:
