@@ -22,12 +22,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from _common import ROOT
 from slipstream.core import Conditioning, DiffusersDenoiser
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.stream import StreamBatch, StreamConfig
+from torch import Tensor
 
 STEPS = {1: [45], 2: [32, 45], 4: [0, 16, 32, 45]}
 WARM_UP = 6

@@ -203,6 +203,8 @@ class StreamBatch:
         if len(metas) != len(latents):
             raise ValueError(f"Expected {len(latents)} entries in `meta`, one per frame, but got {len(metas)}.")
         now = time.perf_counter()
+        # Kept in float32 whatever the network computes in: noise levels and guidance lose digits in half precision.
+        latents = latents.float()
         for i, row in enumerate((latents,) if len(latents) == 1 else latents.split(1)):
             own = tuple(None if c is None else c.take([i % c.rows]) for c in (cond, uncond))
             self._waiting.append(Waiting(row, self._arrived, metas[i], now, *own))

@@ -150,6 +150,13 @@ def test_results_are_plain_tensors(model, frames, cond) -> None:
     assert weight.grad is not None
 
 
+def test_half_precision_frames_are_streamed_in_float32(model, frames, cond) -> None:
+    half = frames.half()
+    got = collect(StreamBatch(model, cond), half)
+    assert torch.equal(stacked(got), stacked(collect(StreamBatch(model, cond), half.float())))
+    assert got[0].latents.dtype == torch.float32
+
+
 def test_meta_comes_back(model, frames, cond) -> None:
     stream = StreamBatch(model, cond)
     out = stream.push(frames[:3], ["a", "b", "c"]) + stream.push(frames[3:4], {"pts": 3}) + stream.drain()
