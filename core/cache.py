@@ -1,4 +1,4 @@
-"""One byte-bounded cache for models, prompt embeddings, inversions and teacher runs: device, then host memory, then out."""
+"""One byte-bounded cache for models, prompt embeddings and inversions: device, then host memory, then out."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ CACHES: WeakSet[Cache] = WeakSet()
 MODELS = Cache("models", 16 * GIB, 16 * GIB)
 PROMPTS = Cache("prompt embeddings", GIB // 4, GIB // 4)
 INVERSIONS = Cache("inversions", GIB, 4 * GIB)
-TEACHER_RUNS = Cache("teacher runs", GIB, 4 * GIB)
+# A search keeps its teacher runs in its own store on disk: they must survive the process.
 
 
 def fingerprint(*paths: pathlib.Path) -> str:

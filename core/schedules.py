@@ -246,10 +246,14 @@ SCHEDULES: dict[str, Callable[[Levels, int], Tensor]] = {
 def make_sigmas(name: str, levels: Levels, steps: int, strength: float = 1.0) -> Tensor:
     """Return `steps` descending sigmas plus the terminal 0 from a named schedule.
 
-    `strength` below 1 keeps the last `steps` levels of a finer schedule of round(steps / strength), for image to image.
+    `strength` below 1 keeps the last `steps` levels of a finer schedule of round(steps / strength), for image to image;
+    raises ValueError when that is finer than the training levels.
     """
     check_choice("schedule", name, SCHEDULES)
     check_integer("steps", steps, 1, TRAIN_STEPS)
-    check_range("strength", strength, 0.001, 1)
-    total = min(round(steps / strength), TRAIN_STEPS)
+    check_range("strength", strength, 1 / TRAIN_STEPS, 1)
+    total = round(steps / strength)
+    if total > TRAIN_STEPS:
+        remedy = f"Use at most {int(TRAIN_STEPS * strength)} steps at this strength."
+        check_range("strength", strength, steps / TRAIN_STEPS, 1, remedy)
     return SCHEDULES[name](levels, total)[-(steps + 1) :]

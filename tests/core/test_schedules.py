@@ -189,7 +189,8 @@ class TestSchedules:
     @pytest.mark.parametrize(
         ("arguments", "named"),
         [(("linear", SD, 10), "schedule"), (("karras", SD, 0), "steps"), (("karras", SD, 10.5), "steps"),
-         (("karras", SD, 10, 0.0), "strength"), (("karras", SD, 10, math.nan), "strength")],
+         (("karras", SD, 10, 0.0), "strength"), (("karras", SD, 10, math.nan), "strength"),
+         (("leading", SD, 20, 0.005), "strength")],
     )  # fmt: skip
     def test_bad_input_is_named(self, arguments: tuple[object, ...], named: str) -> None:
         with pytest.raises(ValueError, match=f"^Expected `{named}`"):
