@@ -263,7 +263,7 @@ class TrainLatentFill:
     RETURN_NAMES = ("fill", "loss chart", "report")
     OUTPUT_TOOLTIPS = (
         "The trained fill, for Latent Fill.",
-        "Error on masked patches over the steps; 1 is what filling with the mean gives.",
+        "Error on masked patches over the steps, as a share of the variance. It starts from a smooth interpolation.",
         "Pictures, steps, last error, and where the file is.",
     )
     FUNCTION = "train"
