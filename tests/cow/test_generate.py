@@ -431,6 +431,12 @@ def test_bad_input_names_the_argument(more, message):
         run(**more)
 
 
+def test_latents_of_another_vae_are_refused():
+    model = DiffusersDenoiser(ExactUnet("epsilon"), scaled_linear_alphas_cumprod())
+    with pytest.raises(ValueError, match="not of this model's kind: use its own VAE"):
+        generate(model, torch.randn(1, 16, 8, 12), corner(), constant_cond(), None, TEN, SeededNoise(0))
+
+
 def test_an_empty_mask_names_its_row():
     with pytest.raises(ValueError, match="empty mask in row 1"):
         run(latents=canvas(2), mask=torch.cat([corner(), corner() * 0]))
