@@ -7,7 +7,7 @@ from PIL import Image
 from slipstream.cli import main
 from slipstream.search import Schedule
 
-SMALL = ["--size", "64", "64", "--pairs", "2"]
+SMALL = ["--size", "32", "32", "--pairs", "2"]
 
 
 def test_search_writes_a_schedule_and_goes_on(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

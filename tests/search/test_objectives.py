@@ -167,9 +167,9 @@ def test_torchvision_weights_give_pool3_features(tmp_path: pathlib.Path) -> None
         return
     network = inception_v3(weights=None, init_weights=False, aux_logits=False).eval()
     torch.save(network.state_dict(), tmp_path / "inception.pth")
-    images = torch.rand(2, 299, 299, 3)
+    images = torch.rand(1, 299, 299, 3)
     found = inception_embedding(tmp_path / "inception.pth")(images)
-    assert found.shape == (2, 2048)
+    assert found.shape == (1, 2048)
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     network.fc = torch.nn.Identity()
     with torch.no_grad():

@@ -76,7 +76,7 @@ def cluster():  # type: ignore[no-untyped-def]
     ray.shutdown()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)  # three processes that import torch, on a machine that may be busy
 def test_two_ray_workers_share_a_search_and_a_dead_one_is_replaced(
     cluster: RayExecutor, tmp_path: pathlib.Path
 ) -> None:
