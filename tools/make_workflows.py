@@ -47,6 +47,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 COLUMN, GAP, WIDTH = 90, 50, 300
 EXTRA_HEIGHT = {
     "SlipstreamSeedCanvas": 240,
+    "SlipstreamCowSampler": 40,
     "SaveImage": 280,
     "PreviewImage": 280,
     "LoadImage": 300,
