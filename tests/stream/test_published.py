@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from slipstream.core import Conditioning, DiffusersDenoiser, ReplayNoise, SeededNoise
+from slipstream.core.pipeline import Pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
 from slipstream.stream.config import boundary_scalings, lcm_timesteps
@@ -157,6 +158,27 @@ def test_turbo_text_to_image(tensors, model) -> None:
     stream = StreamBatch(model, prompt(tensors, "A"), None, config)
     got = stream.push(tensors["sd_turbo_txt2img/x_T"])
     assert_close(torch.cat([f.latents for f in got]), tensors["sd_turbo_txt2img/out"])
+
+
+def test_image_level_with_a_tiny_vae(tensors, model) -> None:
+    """Images in [0, 1] to images in [0, 1] through the pipeline: 2x - 1, encode, stream, decode, clamp(x / 2 + 0.5)."""
+    from diffusers import AutoencoderTiny
+
+    vae = AutoencoderTiny.from_pretrained(FOLDER / "vae_tiny").eval()
+    pipe = Pipeline(model, [], vae, torch.device("cpu"), torch.float32)
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    config = StreamConfig(t_index_list=[32, 45], guidance="self", guidance_scale=1.4, delta=0.5, consistency=True)
+    stream = StreamBatch(model, prompt(tensors, "A"), None, config)
+    finished = [
+        f for image in images for f in stream.push(pipe.encode_image(image.movedim(0, -1)[None]))
+    ] + stream.drain()
+    got = pipe.decode(torch.cat([f.latents for f in finished]))
+    with torch.no_grad():
+        latents = vae.encode(images * 2 - 1).latents
+        alone = [StreamBatch(model, prompt(tensors, "A"), None, config) for _ in images]
+        denoised = torch.cat([(s.push(x) + s.drain())[0].latents for s, x in zip(alone, latents.split(1))])
+        expected = (vae.decode(denoised).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(got.movedim(-1, 1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_recorded_time_steps_and_scalings() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from slipstream.core import Conditioning, DiffusersDenoiser
+from slipstream.core.graphs import replayed
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.stream import StreamBatch, StreamConfig
 from slipstream.stream.stability import Motion, join_rows, sharing
@@ -149,3 +150,25 @@ def test_a_model_without_attention_is_refused() -> None:
         stream.push(torch.zeros(1, 4, 8, 8))
     with pytest.raises(ValueError, match="GaussianDenoiser"):
         sharing(GaussianDenoiser(), (0, 2))
+
+
+# -- recorded networks
+
+
+def test_a_recorded_network_gives_the_numbers_of_the_plain_one(network) -> None:
+    """Static rows fit a network that is replayed for one shape (core/graphs.py; recorded by calling, without a GPU)."""
+
+    def record(run):
+        output = run()
+        return lambda: output.copy_(run()), output
+
+    cond, uncond = Conditioning(torch.randn(1, 3, 8)), Conditioning(torch.randn(1, 3, 8))
+    frames = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for guidance, rows in (("self", 3), ("onetime", 4), ("full", 6)):
+        config = StreamConfig(strength=0.6, steps=3, guidance=guidance)
+        plain = results(StreamBatch(network, cond, uncond, config), frames)
+        fast = replayed(network, rows, 8, 8, cond, record=record)
+        assert fast is not network
+        got = results(StreamBatch(fast, cond, uncond, config.changed(static_rows=True)), frames)
+        torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
+        assert fast.rows == rows * (5 + 3 - 1)
