@@ -52,3 +52,20 @@ def test_pictures_are_finite(teacher_pictures):
     assert teacher_pictures.shape == (COUNT, 3, 128, 128)
     assert teacher_pictures.isfinite().all()
     assert torch.stack([p.std() for p in teacher_pictures]).min() > 0.01
+
+
+@pytest.fixture(scope="module")
+def student_pictures(root, captions):
+    pipe = sampling.load_pipeline(root / "pocket", student=True)
+    noise = sampling.start_noise(pipe.unet, COUNT, seed=0)
+    return {n: sampling.decode(pipe.vae, sampling.lcm_latents(pipe, captions, noise, n, seed=0)) for n in (4, 1)}
+
+
+@pytest.mark.parametrize("steps", [4, 1])
+def test_student_draws_what_the_caption_says_in_few_steps(student_pictures, scenes, steps):
+    scores = reading.score(reading.load_checker(), student_pictures[steps], scenes)
+    bars = {
+        4: {"background": 0.9, "colour": 0.85, "place": 0.85, "shape": 0.7},
+        1: {"background": 0.85, "colour": 0.7, "place": 0.8},
+    }
+    assert {k: v for k, v in scores.items() if v < bars[steps].get(k, 0)} == {}

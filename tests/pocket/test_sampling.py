@@ -32,4 +32,4 @@ def test_noise_of_a_picture_does_not_depend_on_how_many(pipe):
 
 def test_contact_sheet_holds_every_picture():
     sheet = sampling.contact_sheet(torch.ones(3, 3, 64, 64), ["red"] * 3, columns=2)
-    assert sheet.size == (2 * 68, 2 * (64 + 4 + 46))
+    assert sheet.size == (2 * 68, 2 * (64 + 4 + 58))

@@ -98,7 +98,7 @@ def contact_sheet(pictures: Tensor, captions: Sequence[str], columns: int = 8) -
 
     from PIL import Image, ImageDraw
 
-    side, gap, text = pictures.shape[-1], 4, 46
+    side, gap, text = pictures.shape[-1], 4, 58
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + gap), rows * (side + gap + text)), "white")
     draw = ImageDraw.Draw(sheet)
