@@ -96,7 +96,7 @@ def task_graph(kind: str) -> dict[str, Any]:
         graph["t"] = node("SlipstreamPaste", reference=["inv", 0], mask=["there", 0], **{**MOVE, "scale": 0.75})
     elif kind == "appearance":
         box(graph, "there", 80, 80, 32, 32)
-        graph["t"] = node("SlipstreamAppearance", mask=["there", 0], reference=["inv", 0], reference_mask=["mask", 0])
+        graph["t"] = node("SlipstreamAppearance", mask=["mask", 0], reference=["inv", 0], reference_mask=["there", 0])
     else:
         box(graph, "free", 8, 24, 88, 72)
         graph["t"] = node("SlipstreamDrag", mask=["free", 0], handles=handles, targets=targets, method=kind.split()[1])
