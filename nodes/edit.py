@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -35,8 +37,23 @@ class HostInversion:
     config: Any
 
 
+_NAMES: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
+
+
 def _model_id(model: Any) -> tuple[Any, ...]:
-    return (id(model.model), getattr(model, "patches_uuid", None))
+    """Return what tells MODELs of other weights or weight patches apart; an `id` alone may be given out again."""
+    return (_NAMES.setdefault(model.model, object()), getattr(model, "patches_uuid", None))
+
+
+def _digest(value: Any) -> str:
+    """Return a hash of the contents of all tensors in a value."""
+    from ..core.cache import tensors_in
+
+    whole = hashlib.sha256()
+    for tensor in tensors_in(value):
+        whole.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        whole.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return whole.hexdigest()
 
 
 def _single(image: Tensor, name: str) -> Tensor:
@@ -105,6 +122,7 @@ class Invert:
     def invert(
         self, model: Any, vae: Any, image: Tensor, positive: list[Any], steps: int, megapixels: float, memory: str
     ) -> tuple[HostInversion]:
+        from ..core.cache import INVERSIONS
         from ..edit import EditConfig, fit, invert
         from .host.edit_model import HostEditModel, check_model
         from .host.session import run_on_model
@@ -119,13 +137,16 @@ class Invert:
         def work(session: Any) -> Any:
             ours = HostEditModel(session.denoiser, model)
             cond = session.conds["positive"]
-            return invert(ours, session.latents, cond, config, canvas, picture, session.callback(steps))
+            made = invert(ours, session.latents, cond, config, canvas, picture, session.callback(steps))
+            # Prepared conditioning belongs to one run: keep the host's own and prepare it anew for each edit.
+            return replace(made, cond=None)
 
-        inversion = run_on_model(model, latent, work, positive=positive)
+        key = (_model_id(model), _digest([latent["samples"], picture]), _digest(positive), canvas, steps, memory)
+        # The host's own cache forgets a photo once another goes through the same node.
+        inversion = INVERSIONS.get(key, lambda: run_on_model(model, latent, work, positive=positive))
         if inversion.memory == "row" and memory == "auto":
             warn("Invert", "The attention bank would be too large; the photo is run as an extra batch row instead.")
-        # Prepared conditioning belongs to one run: keep the host's own and prepare it anew for each edit.
-        return (HostInversion(replace(inversion, cond=None), positive, _model_id(model), config),)
+        return (HostInversion(inversion, positive, _model_id(model), config),)
 
 
 class _TaskNode:

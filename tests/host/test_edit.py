@@ -146,6 +146,19 @@ def test_editing_again_costs_only_the_sampling(host: Any) -> None:
     assert "out" in again.executed_nodes
 
 
+def test_a_photo_that_was_inverted_before_is_not_inverted_again(host: Any) -> None:
+    first, second = task_graph("move"), task_graph("move")
+    for graph, steps in ((first, 9), (second, 9)):
+        graph["inv"]["inputs"]["steps"] = steps
+    assert host.run(first).progress("inv")
+    assert host.run(task_graph("drag warp")).ok
+    second["inv"]["inputs"]["megapixels"] = 0.9  # another call of the node, the same work
+    again = host.run(second)
+    assert again.ok, again.explain()
+    assert "inv" in again.executed_nodes
+    assert not again.progress("inv")
+
+
 def test_the_same_seed_gives_the_same_picture_after_other_work(host: Any) -> None:
     first = host.run(task_graph("move"))
     assert host.run(task_graph("drag energy")).ok
