@@ -16,6 +16,8 @@ overhead share of a search's time that is not spent in the network
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +27,7 @@ import _mixtures
 import torch
 from slipstream.core import Conditioning, load
 from slipstream.core.schedules import with_zero
-from slipstream.search import ModelPath, Paired, ReferenceImages, SearchConfig, SearchResult, search
+from slipstream.search import ModelPath, Paired, ReferenceImages, Schedule, SearchConfig, SearchResult, search
 from slipstream.search.comparison import Interval, interval
 from slipstream.search.evaluation import teacher_sigmas
 from slipstream.search.statistics import frechet_distance, moments
@@ -160,47 +162,63 @@ def search_pocket(pipe: Any, steps: int, evaluations: int, **changes: Any) -> Se
     return search(path, config, Paired())
 
 
-def pocket(images: int, seeds: int, evaluations: int, steps: Sequence[int] = (2, 3, 4)) -> None:
+def pocket(images: int, seeds: Sequence[int], evaluations: int, steps: Sequence[int], known: Sequence[str]) -> None:
     pipe, judge = load("pocket"), Judge()
-    schedules: dict[int, dict[str, Tensor]] = {}
-    for count in steps:
-        begin = time.perf_counter()
-        result = search_pocket(pipe, count, evaluations)
-        path = pocket_path(pipe, [""], 0)
-        schedules[count] = {"* searched": result.schedule.sigmas, **path.stock(count)}
-        _common.OUT.mkdir(parents=True, exist_ok=True)
-        result.schedule.save(_common.OUT / f"pocket_{count}.json")
-        print(
-            f"\n{count} steps: {result.evaluations} evaluations of 16 pairs, {result.calls} network calls, "
-            f"{time.perf_counter() - begin:.0f} s; timesteps {[round(t) for t in result.schedule.timesteps or ()]}",
-            flush=True,
-        )
-    measured: dict[tuple[int, str], list[tuple[float, float, float]]] = {}
-    many: list[float] = []
-    for seed in range(seeds):
-        scenes, texts = captions(images, 5000 + seed)
-        path = pocket_path(pipe, texts, 900 + seed)
-        teacher = judge.pictures(pipe, path.sample(teacher_sigmas(path.table(), 50), range(images)))
-        target = moments(judge.vectors(teacher))
-        many.append(judge.right(teacher, scenes))
-        for count, named in schedules.items():
-            for name, sigmas in named.items():
-                pictures = judge.pictures(pipe, path.sample(sigmas, range(images)))
-                own = moments(judge.vectors(pictures))
-                measured.setdefault((count, name), []).append(
-                    (
-                        frechet_distance(*own, *target),
-                        frechet_distance(*own, *judge.real),
-                        judge.right(pictures, scenes),
-                    )
-                )
-    print(f"\n{images} pictures x {seeds} seeds, captions and noise not searched on, cfg 3, euler (DDIM)")
-    print(f"50 steps: all attributes right in {interval(many)}")
-    for count in schedules:
-        report_pocket(count, {n: v for (c, n), v in measured.items() if c == count})
+    path = pocket_path(pipe, [""], 0)
+    searched = {s.steps: s for s in map(Schedule.load, known)} or {
+        count: searched_schedule(pipe, count, evaluations) for count in steps
+    }
+    schedules = {
+        count: {"* searched": schedule.sigmas, **path.stock(count)} for count, schedule in sorted(searched.items())
+    }
+    parts = [measured(pipe, judge, schedules, images, seed) for seed in seeds]
+    print(f"\n{images} pictures x {len(parts)} seeds, captions and noise not searched on, cfg 3, euler (DDIM)")
+    print(f"50 steps: all attributes right in {interval([p['50 steps'][2] for p in parts])}")
+    for count, named in schedules.items():
+        print(f"\n{count} steps searched: timesteps {[round(t) for t in searched[count].timesteps or ()]}")
+        report_pocket(count, {name: [p[f"{count} {name}"] for p in parts] for name in named})
 
 
-def report_pocket(count: int, rows: dict[str, list[tuple[float, float, float]]]) -> None:
+def searched_schedule(pipe: Any, count: int, evaluations: int) -> Schedule:
+    begin = time.perf_counter()
+    result = search_pocket(pipe, count, evaluations)
+    spent = f"{result.calls} network calls, {time.perf_counter() - begin:.0f} s"
+    print(f"{count} steps: {result.evaluations} evaluations of 16 pairs, {spent}", flush=True)
+    _common.OUT.mkdir(parents=True, exist_ok=True)
+    result.schedule.save(_common.OUT / f"pocket_{count}.json")
+    return result.schedule
+
+
+def measured(
+    pipe: Any, judge: Judge, schedules: dict[int, dict[str, Tensor]], images: int, seed: int
+) -> dict[str, list[float]]:
+    """Return {steps and name: [FD to 50 steps, FD to real scenes, right]} of one seed; kept in benchmarks/out by content."""
+    path = pocket_path(pipe, (made := captions(images, 5000 + seed))[1], 900 + seed)
+    levels = {str(c): {n: s.tolist() for n, s in named.items()} for c, named in schedules.items()}
+    content = json.dumps([path.identity(), images, seed, levels], sort_keys=True)
+    kept = _common.OUT / f"pocket_{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+
+    def cells(latents: Tensor) -> list[float]:
+        pictures = judge.pictures(pipe, latents)
+        own = moments(judge.vectors(pictures))
+        to_many = frechet_distance(*own, *(target or own))
+        return [to_many, frechet_distance(*own, *judge.real), judge.right(pictures, made[0])]
+
+    target: Any = None
+    teacher = path.sample(teacher_sigmas(path.table(), 50), range(images))
+    found = {"50 steps": cells(teacher)}
+    target = moments(judge.vectors(judge.pictures(pipe, teacher)))
+    for count, named in schedules.items():
+        for name, sigmas in named.items():
+            found[f"{count} {name}"] = cells(path.sample(sigmas, range(images)))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found))
+    return found
+
+
+def report_pocket(count: int, rows: dict[str, list[list[float]]]) -> None:
     print(f"\n{count} steps{'':<20} FD to 50 steps      FD to real scenes   all attributes right")
     for name, values in sorted(rows.items(), key=lambda pair: sum(v[0] for v in pair[1])):
         cells = [interval([v[i] for v in values]) for i in range(3)]
@@ -263,6 +281,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["toys", "pocket", "layers", "overhead"])
     parser.add_argument("--images", type=int, default=48, help="pictures per seed for the pocket model")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--schedules", nargs="*", default=[], help="measure these files instead of searching")
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 3, 4], help="step counts for the pocket model")
     parser.add_argument("--evaluations", type=int, default=40, help="of each search on the pocket model")
     args = parser.parse_args()
@@ -270,7 +290,8 @@ def main() -> None:
     if "toys" in args.parts:
         toys(args.seeds)
     if "pocket" in args.parts:
-        pocket(args.images, args.seeds, args.evaluations, args.steps)
+        seeds = range(args.first_seed, args.first_seed + args.seeds)
+        pocket(args.images, seeds, args.evaluations, args.steps, args.schedules)
     if "layers" in args.parts:
         layers(args.evaluations, args.steps)
     if "overhead" in args.parts:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +16,8 @@ from ..core.denoiser import EPS, FLOW
 from ..core.progress import Step
 from .comparison import calls_per_sample
 from .config import SearchConfig
-from .evaluation import HOLDOUT, SEARCH, PairBank, Task, TaskFactory, banks, judged, limits_of, rung_sizes
+from .dispatch import Dispatcher
+from .evaluation import HOLDOUT, SEARCH, Task, TaskFactory, banks, judged, limits_of, rung_sizes
 from .objectives import Objective, Paired
 from .paths import SamplingPath
 from .schedule import Schedule
@@ -27,10 +25,7 @@ from .space import Candidate, Genome, Space, candidate_of
 from .starts import from_trajectory, starting_genomes
 from .store import Record, Store
 from .strategies import Ask, Evolution, Strategy, auto, coordinate, evolve, published
-from .workers import Executor, evaluate_in_worker, worker_count
-
-logger = logging.getLogger(__name__)
-RETRIES = 2
+from .workers import Executor
 
 
 @dataclass(frozen=True)
@@ -110,16 +105,16 @@ class Search:
         callback: Callable[[Step], None] | None = None,
     ) -> None:  # fmt: skip
         self.task, self.config, self.path, self.store = task, task.config, task.path, store
-        self.executor, self.factory, self.callback = executor, factory, callback
+        self.callback = callback
         self.job = hashlib.sha256(json.dumps(job_identity(task), sort_keys=True).encode()).hexdigest()[:16]
         self.banks = banks(task.path, task.config, store)
+        self.dispatch = Dispatcher(task, store, self.job, executor, factory, self._waiting)
         costs = {layer.name: layer.cost for layer in self.path.layers()} if self.config.layers else {}
         self.space = Space(self.path.table(), self.config, costs)
-        self.flying: dict[tuple[str, str], tuple[Future[Record], tuple[float, ...], int]] = {}
         self.counted: dict[str, Record] = {}
         self.scores: dict[str, tuple[float, Candidate]] = {}
         self.history: list[tuple[int, float]] = []
-        self.seconds, self.calls, self.evaluated_now = 0.0, 0, 0
+        self.seconds, self.calls = 0.0, 0
         self.warnings: list[str] = []
         self.stock: dict[str, Tensor] = {}
         self.stock_scores: dict[str, float] = {}
@@ -137,7 +132,7 @@ class Search:
             self._search(self._strategy(list(starts.values())), starts)
             return self._result(*self._final())
         finally:
-            self._collect(wait=False)
+            self.dispatch.abandon()
 
     def _starts(self) -> dict[str, Genome]:
         starts = starting_genomes(self.space, self.stock)
@@ -206,7 +201,7 @@ class Search:
         for i, candidate in enumerate(ask.candidates):
             if candidate.key not in self.counted:
                 self._check_budget()
-            record = self._obtain(bank, ask.candidates[i:], limits, rungs)
+            record = self.dispatch.obtain(bank, ask.candidates[i:], limits, rungs)
             score, used, _ = judged(record, limits, rungs)
             self._count(candidate, score, used, names.get(candidate.key))
             scores.append(score)
@@ -242,84 +237,6 @@ class Search:
         if new:
             self._report("search", candidate, score)
 
-    def _obtain(self, bank: PairBank, candidates: Sequence[Candidate], limits: tuple[float, ...], rungs: int) -> Record:
-        """Return a sufficient record of the first candidate; idle workers and other processes take the next ones."""
-        wanted = candidates[0]
-        while True:
-            record = self.store.get(bank.key, wanted.key)
-            if record is not None and judged(record, limits, rungs)[2]:
-                return record
-            self._collect()
-            if self.executor is not None:
-                self._fly(bank, candidates, limits, rungs)
-                if (bank.key, wanted.key) in self.flying:
-                    self._land(bank.key, wanted)
-                    continue
-            else:
-                free = next((c for c in candidates if self._mine(bank, c, limits, rungs)), None)
-                if free is not None:
-                    self._put(bank, free, self.task.evaluate(bank, free, limits))
-                    continue
-            time.sleep(0.02)  # another process is at it
-            self.store.forget(bank.key, wanted.key)
-            if self.callback is not None:
-                self.callback(self._step("search", wanted, math.inf))
-
-    def _mine(self, bank: PairBank, candidate: Candidate, limits: tuple[float, ...], rungs: int) -> bool:
-        record = self.store.get(bank.key, candidate.key)
-        done = record is not None and judged(record, limits, rungs)[2]
-        return not done and self.store.claim(bank.key, candidate.key)
-
-    def _put(self, bank: PairBank, candidate: Candidate, record: Record) -> None:
-        self.evaluated_now += 1
-        self.store.put(bank.key, candidate.key, record)
-        if self.store.problem and self.store.problem not in self.warnings:
-            self.warnings.append(self.store.problem)
-
-    def _fly(
-        self, bank: PairBank, candidates: Sequence[Candidate], limits: tuple[float, ...], rungs: int, attempt: int = 0
-    ) -> None:
-        assert self.executor is not None
-        score_needs_teacher = (self.task.objective if bank.name == SEARCH else self.task.rerank).needs_teacher  # type: ignore[union-attr]
-        for candidate in candidates:
-            if len(self.flying) >= worker_count(self.executor):
-                return
-            key = (bank.key, candidate.key)
-            if key in self.flying or not self._mine(bank, candidate, limits, rungs):
-                continue
-            teacher = bank.teacher() if score_needs_teacher else None
-            future = self.executor.submit(
-                evaluate_in_worker, self.factory, self.job, bank.name, teacher, candidate, limits
-            )
-            self.flying[key] = (future, limits, attempt)
-
-    def _land(self, bank_key: str, candidate: Candidate) -> None:
-        """Wait for one flying candidate; a failed one is sent again."""
-        future, limits, attempt = self.flying[bank_key, candidate.key]
-        try:
-            record = future.result()
-        except Exception:
-            del self.flying[bank_key, candidate.key]
-            if attempt >= RETRIES:
-                raise
-            logger.warning("An evaluation failed in its worker: it is run again.", exc_info=True)
-            bank = next(b for b in self.banks.values() if b.key == bank_key)
-            self._fly(bank, [candidate], limits, len(limits), attempt + 1)
-            return
-        self.evaluated_now += 1
-        self.store.put(bank_key, candidate.key, record)
-        self.flying.pop((bank_key, candidate.key), None)
-
-    def _collect(self, wait: bool = True) -> None:
-        """Store what idle workers have finished ahead of need; drop what cannot be finished any more."""
-        for (bank_key, key), (future, _, _) in list(self.flying.items()):
-            if future.done() and future.exception() is None:
-                self.store.put(bank_key, key, future.result())
-                self.evaluated_now += 1
-                del self.flying[bank_key, key]
-            elif not wait:
-                future.cancel()
-
     # ---------------------------------------------------------------------------------------------------- result
 
     def _final(self) -> tuple[list[tuple[Candidate, float]], dict[str, float]]:
@@ -334,7 +251,7 @@ class Search:
         pool = list(dict.fromkeys([*chosen, *stock.values()]))
         scores: dict[str, float] = {}
         for i, candidate in enumerate(pool):
-            record = self._obtain(bank, pool[i:], (math.inf,), 1)
+            record = self.dispatch.obtain(bank, pool[i:], (math.inf,), 1)
             scores[candidate.key] = record[-1].score
             self._report("final", candidate, record[-1].score, i + 1, len(pool))
         return [(c, scores[c.key]) for c in chosen], {n: scores[c.key] for n, c in stock.items()}
@@ -356,10 +273,12 @@ class Search:
             self.warnings.append("One step with the first level pinned leaves nothing to search.")
         if self.config.layers and not winner.masks:
             self.warnings.append("No layer mask was better than the full network at this cost: none is returned.")
+        if self.store.problem:
+            self.warnings.append(self.store.problem)
         schedule = self._schedule(winner, value, baselines, name)
         return SearchResult(
             schedule, tuple(self.history), baselines, tuple(order), len(self.counted), self.calls, self.seconds,
-            self.evaluated_now, tuple(self.warnings),
+            self.dispatch.evaluated, tuple(self.warnings),
         )  # fmt: skip
 
     def _schedule(self, winner: Candidate, value: float, baselines: dict[str, float], name: str) -> Schedule:
@@ -396,6 +315,10 @@ class Search:
         )
 
     # -------------------------------------------------------------------------------------------------- progress
+
+    def _waiting(self, candidate: Candidate) -> None:
+        """Let the callback stop the search while another process evaluates what is needed next."""
+        self._report("search", candidate, math.inf)
 
     def _report(self, phase: str, candidate: Candidate, score: float, index: int = 0, total: int = 0) -> None:
         if self.callback is not None:

@@ -17,7 +17,7 @@ from ..core.layers import Layer, LayerModel
 from ..core.noise import SeededNoise
 from ..core.samplers import SAMPLERS, sample
 from ..core.schedules import ALIGN_YOUR_STEPS, SCHEDULES, FlowLevels, align_your_steps, make_sigmas, table_of
-from .digests import digest, weights
+from .digests import digest, weights_digest
 from .schedule import LayerMask, skipped_at
 
 
@@ -221,7 +221,7 @@ def model_identity(model: Denoiser, name: str = "") -> dict[str, Any]:
     network = getattr(model, "unet", None)
     return {
         "name": name,
-        "hash": digest(*weights(network)) if isinstance(network, nn.Module) else digest(table_of(model.levels)),
+        "hash": weights_digest(network.parameters() if isinstance(network, nn.Module) else [table_of(model.levels)]),
         "class": type(network or model).__name__,
         "prediction": getattr(getattr(model, "prediction", None), "kind", model.space.name),
         "sigma_min": float(model.sigma_min),

@@ -13,20 +13,14 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_integer
+from . import parsing
+from .parsing import MAX_LEVELS, METADATA_KEY, ScheduleError
 
 FORMAT = "slipstream-schedule"
 VERSION = 1
-METADATA_KEY = "slipstream_schedule"
-MAX_LEVELS = 1001
 MAX_BYTES = 1 << 20
-MAX_SIGMA = 1e5
 REQUIRED = ("format", "version", "sigmas", "model", "sampler", "cfg", "steps", "nfe")
-MODEL_FIELDS = ("name", "hash", "class", "prediction", "sigma_min", "sigma_max", "shift")
 OPTIONAL = ("name", "timesteps", "logsnr", "masks", "objective", "search", "source", "warnings")
-
-
-class ScheduleError(ValueError):
-    """A schedule that cannot be used; the message starts with the name of the field that is wrong."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ class Schedule:
     warnings: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        _check_levels(self.levels)
+        parsing.check_levels(self.levels)
         if self.timesteps is not None and len(self.timesteps) != sum(s > 0 for s in self.levels):
             raise ScheduleError(
                 f"timesteps: expected one for each of the {sum(s > 0 for s in self.levels)} levels above 0, "
@@ -182,22 +176,24 @@ class Schedule:
         for name in data:
             if name not in REQUIRED + OPTIONAL:
                 raise ScheduleError(f"{name}: not a field of a schedule file.")
-        levels = _numbers(data["sigmas"], "sigmas")
-        _check_levels(levels)
-        _check_length(data, levels)
+        levels = parsing.numbers(data["sigmas"], "sigmas")
+        parsing.check_levels(levels)
+        parsing.check_length(data, levels)
         return cls(
             levels=levels,
-            model=_model(data["model"]),
-            sampler=_text(data["sampler"], "sampler", optional=True),
-            cfg_scale=None if data["cfg"] is None else _number(data["cfg"], "cfg", -1000, 1000),
-            nfe=_whole(data["nfe"], "nfe", 0, 10 * MAX_LEVELS),
-            name=_text(data.get("name", ""), "name") or "",
-            timesteps=None if data.get("timesteps") is None else _numbers(data["timesteps"], "timesteps"),
-            masks=_masks(data.get("masks", [])),
-            objective=_mapping(data.get("objective"), "objective"),
-            search=_mapping(data.get("search"), "search"),
-            source=_text(data.get("source", ""), "source") or "",
-            warnings=tuple(_text(w, "warnings") or "" for w in _list(data.get("warnings", []), "warnings")),
+            model=parsing.model_of(data["model"]),
+            sampler=parsing.text(data["sampler"], "sampler", optional=True),
+            cfg_scale=None if data["cfg"] is None else parsing.number(data["cfg"], "cfg", -1000, 1000),
+            nfe=parsing.whole(data["nfe"], "nfe", 0, 10 * MAX_LEVELS),
+            name=parsing.text(data.get("name", ""), "name") or "",
+            timesteps=None if data.get("timesteps") is None else parsing.numbers(data["timesteps"], "timesteps"),
+            masks=tuple(LayerMask(*m) for m in parsing.masks_of(data.get("masks", []))),
+            objective=parsing.mapping(data.get("objective"), "objective"),
+            search=parsing.mapping(data.get("search"), "search"),
+            source=parsing.text(data.get("source", ""), "source") or "",
+            warnings=tuple(
+                parsing.text(w, "warnings") or "" for w in parsing.a_list(data.get("warnings", []), "warnings")
+            ),
         )
 
     def save(self, path: str | pathlib.Path) -> pathlib.Path:
@@ -218,12 +214,12 @@ class Schedule:
         """Read a schedule from JSON or from the metadata of any safetensors file; raises ScheduleError or OSError."""
         path = pathlib.Path(path)
         if path.suffix == ".safetensors":
-            return cls.from_dict(_from_metadata(path))
+            return cls.from_dict(parsing.from_metadata(path))
         if path.stat().st_size > MAX_BYTES:
             raise ScheduleError(
                 f"file: expected at most {MAX_BYTES} bytes, but got {path.stat().st_size}. This is not a schedule file."
             )
-        return cls.from_dict(_parse(path.read_bytes()))
+        return cls.from_dict(parsing.parse(path.read_bytes()))
 
 
 def embed(schedule: Schedule, source: str | pathlib.Path, target: str | pathlib.Path) -> None:
@@ -234,29 +230,6 @@ def embed(schedule: Schedule, source: str | pathlib.Path, target: str | pathlib.
     with safe_open(source, "pt") as file:
         metadata = {**(file.metadata() or {}), METADATA_KEY: json.dumps(schedule.to_dict(), allow_nan=False)}
         save_file({key: file.get_tensor(key) for key in file.keys()}, target, metadata)
-
-
-def _from_metadata(path: pathlib.Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-    except SafetensorError as error:
-        raise ScheduleError(f"file: not a safetensors file ({error}).") from error
-    if text is None:
-        raise ScheduleError(f"file: the safetensors metadata has no {METADATA_KEY!r}.")
-    return _parse(text)
-
-
-def _parse(text: str | bytes) -> Any:
-    def refuse(constant: str) -> None:
-        raise ScheduleError(f"file: {constant} is not a number a schedule may hold.")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ScheduleError(f"file: not valid JSON ({error}).") from error
 
 
 def _logsnr(sigma: float, flow: bool) -> float:
@@ -279,97 +252,3 @@ def _interpolate(levels: Sequence[float], count: int, flow: bool) -> tuple[float
         ratio = math.exp(-value / 2)
         found.append(ratio / (1 + ratio) if flow else ratio)
     return (levels[0], *found, levels[-1])
-
-
-def _check_levels(levels: Sequence[float]) -> None:
-    if not 2 <= len(levels) <= MAX_LEVELS:
-        raise ScheduleError(f"sigmas: expected between 2 and {MAX_LEVELS} levels, but got {len(levels)}.")
-    for i, sigma in enumerate(levels):
-        if not math.isfinite(sigma) or not 0 <= sigma <= MAX_SIGMA:
-            raise ScheduleError(f"sigmas: expected levels between 0 and {MAX_SIGMA:g}, but got {sigma} at {i}.")
-        if i and sigma >= levels[i - 1]:
-            raise ScheduleError(
-                f"sigmas: expected levels that descend strictly, but got {levels[i - 1]} then {sigma} at {i}."
-            )
-
-
-def _check_length(data: dict[str, Any], levels: Sequence[float]) -> None:
-    steps = _whole(data["steps"], "steps", 1, MAX_LEVELS - 1)
-    if steps != len(levels) - 1:
-        raise ScheduleError(
-            f"steps: expected {len(levels) - 1} for {len(levels)} sigmas (the last is where it ends), but got {steps}."
-        )
-    if data.get("logsnr") is not None and len(_list(data["logsnr"], "logsnr")) != len(levels):
-        raise ScheduleError(f"logsnr: expected {len(levels)} values like sigmas, but got {len(data['logsnr'])}.")
-
-
-def _number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ScheduleError(f"{name}: expected a number, but got {value!r:.60}.")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise ScheduleError(f"{name}: expected a finite number between {low:g} and {high:g}, but got {value}.")
-    return float(value)
-
-
-def _whole(value: Any, name: str, low: int, high: int) -> int:
-    number = _number(value, name, low, high)
-    if number != int(number):
-        raise ScheduleError(f"{name}: expected a whole number, but got {value}.")
-    return int(number)
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ScheduleError(f"{name}: expected a list, but got {type(value).__name__}.")
-    if len(value) > MAX_LEVELS:
-        raise ScheduleError(f"{name}: expected at most {MAX_LEVELS} entries, but got {len(value)}.")
-    return value
-
-
-def _numbers(value: Any, name: str) -> tuple[float, ...]:
-    return tuple(_number(v, name) for v in _list(value, name))
-
-
-def _text(value: Any, name: str, optional: bool = False) -> str | None:
-    if value is None and optional:
-        return None
-    if not isinstance(value, str) or len(value) > 2000:
-        raise ScheduleError(f"{name}: expected a text of at most 2000 characters, but got {value!r:.60}.")
-    return value
-
-
-def _mapping(value: Any, name: str) -> dict[str, Any] | None:
-    if value is not None and not isinstance(value, dict):
-        raise ScheduleError(f"{name}: expected an object or null, but got {type(value).__name__}.")
-    return value
-
-
-def _model(value: Any) -> dict[str, Any]:
-    model = _mapping(value, "model") or {}
-    for name in model:
-        if name not in MODEL_FIELDS:
-            raise ScheduleError(f"model.{name}: not a field of a model.")
-    for name in ("sigma_min", "sigma_max"):
-        if name not in model:
-            raise ScheduleError(f"model.{name}: missing.")
-        _number(model[name], f"model.{name}", 0, MAX_SIGMA)
-    if model.get("shift") is not None:
-        _number(model["shift"], "model.shift", 0, 1000)
-    for name in ("name", "hash", "class", "prediction"):
-        _text(model.get(name), f"model.{name}", optional=True)
-    return model
-
-
-def _masks(value: Any) -> tuple[LayerMask, ...]:
-    masks = []
-    for i, entry in enumerate(_list(value, "masks")):
-        name = f"masks[{i}]"
-        if not isinstance(entry, dict) or set(entry) != {"sigma_high", "sigma_low", "skip"}:
-            raise ScheduleError(f"{name}: expected an object with sigma_high, sigma_low and skip.")
-        high = _number(entry["sigma_high"], f"{name}.sigma_high", 0, MAX_SIGMA)
-        low = _number(entry["sigma_low"], f"{name}.sigma_low", 0, MAX_SIGMA)
-        if low >= high:
-            raise ScheduleError(f"{name}: expected sigma_low below sigma_high, but got {low} and {high}.")
-        skip = tuple(_text(s, f"{name}.skip") or "" for s in _list(entry["skip"], f"{name}.skip"))
-        masks.append(LayerMask(high, low, skip))
-    return tuple(masks)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core.layers import Layer, measure
 from ...core.noise import SeededNoise
 from ...core.schedules import ALIGN_YOUR_STEPS, DiscreteLevels, align_your_steps, table_of
-from ...search.digests import digest
+from ...search.digests import digest, weights_digest
 from ...search.paths import RowNoise, Trajectory
 from ...search.schedule import LayerMask
 from .denoiser import levels_of, noise_space
@@ -206,15 +206,17 @@ def sampler_name(sampler: Any) -> str:
 def model_identity(model: Any, table: Tensor, sampling: Any) -> dict[str, Any]:
     """Return name, hash, class, prediction, sigma_min, sigma_max and shift of a MODEL; the hash covers LoRA patches."""
     network = model.model.diffusion_model
-    config = type(getattr(model.model, "model_config", model.model)).__name__
-    found = hashlib.sha256(digest(*original_weights(model), table).encode())
-    for key in sorted(model.patches):
-        for patch in model.patches[key]:
-            found.update(repr((key, patch[0], patch[2])).encode())
-            found.update(digest(*list(tensors_in(patch[1]))[:4]).encode())
+    found = weights_digest(original_weights(model))
+    if model.patches:
+        patched = hashlib.sha256(found.encode())
+        for key in sorted(model.patches):
+            for patch in model.patches[key]:
+                patched.update(repr((key, patch[0], patch[2])).encode())
+                patched.update(digest(*list(tensors_in(patch[1]))[:4]).encode())
+        found = patched.hexdigest()[:16]
     return {
-        "name": config,
-        "hash": found.hexdigest()[:16],
+        "name": type(getattr(model.model, "model_config", model.model)).__name__,
+        "hash": found,
         "class": type(network).__name__,
         "prediction": "flow" if noise_space(sampling).name == "flow" else prediction_name(sampling),
         "sigma_min": float(table[0]),
@@ -229,13 +231,11 @@ def prediction_name(sampling: Any) -> str:
     return next((known[n] for n in names if n in known), "epsilon")
 
 
-def original_weights(model: Any, per_tensor: int = 64) -> Iterator[Tensor]:
-    """Yield some values of each parameter as loaded from its file, also while patches are applied to it."""
+def original_weights(model: Any) -> Iterator[Tensor]:
+    """Yield each parameter as loaded from its file, also while patches are applied to it."""
     for name, parameter in model.model.diffusion_model.named_parameters():
         backup = model.backup.get(f"diffusion_model.{name}")
-        tensor = parameter if backup is None else getattr(backup, "weight", backup)
-        flat = tensor.detach().flatten()
-        yield flat[:: max(1, len(flat) // per_tensor)][:per_tensor]
+        yield parameter if backup is None else getattr(backup, "weight", backup)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ from PIL import Image
 from slipstream import load
 from slipstream.search import LayerMask, ModelPath, Paired, Schedule, SearchConfig
 from slipstream.search.evaluation import HOLDOUT, banks
+from slipstream.search.paths import model_identity
 from slipstream.search.store import Store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -101,6 +102,7 @@ def test_a_search_feeds_the_stock_sampler_and_saves_a_file(host: Any, first: tup
     schedule = Schedule.load(result.outputs["save"]["text"][0])
     assert schedule.steps == schedule.nfe == 2
     assert schedule.sampler == "euler"
+    assert schedule.model["hash"] == model_identity(pocket().model)["hash"]  # one hash under both module namings
     assert schedule.cfg_scale == 3.0
     assert schedule.objective["value"] <= min(schedule.objective["baselines"].values())
     assert pixels(result, "i").std() > 1

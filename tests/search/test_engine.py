@@ -278,4 +278,4 @@ def test_an_executor_needs_a_factory() -> None:
 def test_no_candidate_is_sampled_twice() -> None:
     engine = Search(Task(jobs.make_path(), Paired(), jobs.make_config(halving=False)), Store())
     engine.run()
-    assert engine.evaluated_now == len(engine.counted) + engine.store.count("holdout 48")
+    assert engine.dispatch.evaluated == len(engine.counted) + engine.store.count("holdout 48")

@@ -87,6 +87,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         ("sigmas", [14.6], "sigmas: expected between 2 and 1001 levels, but got 1"),
         ("sigmas", [], "sigmas: expected between 2"),
         ("sigmas", [float(i) for i in range(5000, 0, -1)], "sigmas: expected at most 1001 entries, but got 5000"),
+        ("sigmas", [10**400, 4.0, 1.0, 0.2, 0.0], "sigmas: expected a finite number"),
         ("steps", 7, "steps: expected 4 for 5 sigmas"),
         ("steps", 3.5, "steps: expected a whole number"),
         ("nfe", "4", "nfe: expected a number"),
@@ -121,6 +122,7 @@ def test_each_error_names_its_field(field: str, value: Any, says: str) -> None:
         (b"[1, 2]", "expected a JSON object, but got list"),
         (b'{"format": "slipstream-schedule", "version": 1, "nfe": NaN}', "NaN is not a number"),
         (b"[" * 100_000, "not valid JSON"),
+        (b"1" * 10_000, "not valid JSON"),
         (b" " * (2 << 20), "expected at most"),
     ],
 )
