@@ -28,7 +28,7 @@ def search_schedule(g: Any) -> None:
     model, guider, sampler, empty = _guided(g)
     found = g.add(
         "SlipstreamSearchSchedule", guider=guider, sampler=sampler, latent_image=empty, clip=model, steps=3,
-        evaluations=36, pairs=8, prompts=PROMPTS,
+        evaluations=30, pairs=8, prompts=PROMPTS,
     )  # fmt: skip
     noise = g.add("RandomNoise", noise_seed=7)
     shown = []
@@ -53,16 +53,14 @@ def search_schedule(g: Any) -> None:
 
 def compare_schedules(g: Any) -> None:
     model, guider, sampler, empty = _guided(g)
-    preset = g.add("SlipstreamLoadSchedule", file="preset: ays_sd15_10", steps=3)
+    searched = g.add("SlipstreamLoadSchedule", file="preset: pocket_3", title="Searched for this model")
+    published = g.add("SlipstreamLoadSchedule", file="preset: ays_sdxl_10", steps=3, title="Published for SDXL")
+    more = g.add("SlipstreamAddSchedule", name="SDXL list, resampled", schedule=published["schedule"])
     beta = g.add("BasicScheduler", model=model, scheduler="beta", steps=4, denoise=1.0)
-    more = g.add("SlipstreamAddSchedule", name="beta, one step more", sigmas=beta)
-    more = g.add(
-        "SlipstreamAddSchedule", name="hand made",
-        sigmas=g.add("ManualSigmas", sigmas="14.6146, 4.0, 1.0, 0.0"), schedules=more,
-    ) if "ManualSigmas" in g.object_info else more  # fmt: skip
+    more = g.add("SlipstreamAddSchedule", name="beta, one step more", sigmas=beta, schedules=more)
     result = g.add(
         "SlipstreamCompareSchedules", guider=guider, sampler=sampler, latent_image=empty, clip=model, stock_steps=3,
-        pairs=6, repeats=3, schedule=preset["schedule"], schedules=more, prompts=PROMPTS,
+        pairs=6, repeats=3, schedule=searched["schedule"], schedules=more, prompts=PROMPTS,
     )  # fmt: skip
     g.add("PreviewAny", source=result["table"], title="Table")
     g.add("SaveImage", images=result["chart"], filename_prefix="slipstream/compare_schedules", title="Chart")
