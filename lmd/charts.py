@@ -24,8 +24,8 @@ def schedule_chart(schedule: MaskSchedule) -> Any:
 
 
 def loss_chart(losses: Sequence[float], total: int, start: int = 0) -> Any:
-    """Return the loss from step `start` on, each point the mean of a hundredth of it, as a share of the variance."""
-    width = max(1, len(losses) // 100)
+    """Return the loss from step `start` on, each point the mean of a thirtieth of it, as a share of the variance."""
+    width = max(1, len(losses) // 30)
     parts = [losses[i : i + width] for i in range(0, len(losses), width)]
     x = [start + min((i + 0.5) * width, len(losses)) for i in range(len(parts))]
     line = Line("loss", x, [sum(p) / len(p) for p in parts])

@@ -81,9 +81,9 @@ def draw_regenerate(pipe: Any) -> None:
 
 def draw_fill(pipe: Any) -> None:
     rng = np.random.default_rng(0)
-    pictures = (render([sample_scene(rng) for _ in range(400)], 128).movedim(1, -1) + 1) / 2
-    result = train(pipe.encode_image(pictures), FillConfig(), TrainConfig(steps=500, learning_rate=2e-3))
-    save(loss_chart(result.losses, 500), "train_latent_fill")
+    pictures = (render([sample_scene(rng) for _ in range(300)], 128).movedim(1, -1) + 1) / 2
+    result = train(pipe.encode_image(pictures), FillConfig(), TrainConfig(steps=300, learning_rate=2e-3))
+    save(loss_chart(result.losses, 300), "train_latent_fill")
     image, mask = picture_of(STAR), torch.zeros(16, 16)
     mask[8:15, 7:14] = 1
     filled = result.fill.fill(pipe.encode_image(image), mask)
