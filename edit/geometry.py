@@ -58,12 +58,13 @@ def _centres(height: int, width: int, step: float) -> Tensor:
 @dataclass(frozen=True)
 class Placement:
     """A task in pixels: its target region (H, W), what it takes away, what of that stays uncovered, and where each pixel comes
-    from (H, W, 2)."""
+    from (H, W, 2). `bends`: what it takes away is torn open by a bend, so that it is filled after the bend, not before."""
 
     target: Tensor
     removed: Tensor
     vacated: Tensor
     points: Tensor
+    bends: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,26 +98,33 @@ def sample_at(values: Tensor, points: Tensor, size: tuple[int, int], mode: str =
     )
 
 
-def bent(points: Tensor, pairs: Sequence[tuple[Point, Point]], pinned: Tensor, power: float = 3.0) -> Tensor:
-    """Return where points (..., 2) come from under a smooth bend that takes every handle to its target.
+def bent(points: Tensor, pairs: Sequence[tuple[Point, Point]], free: Tensor, power: float = 3.0) -> Tensor:
+    """Return where points (..., 2) come from under a bend that takes every handle to its target.
 
-    Shepard's interpolation of the shifts (weights 1 / distance^power): exact at the targets, none at the `pinned` points (N, 2).
+    Shepard's interpolation of the shifts (weights 1 / distance^power to the targets), times `free` (...) in [0, 1]: exact at
+    targets where `free` is 1, none where it is 0. One pair carries everything; a pair that stays pins its surroundings.
     """
-    targets = torch.cat([points.new_tensor([t for _, t in pairs]), pinned.to(points)])
+    targets = points.new_tensor([t for _, t in pairs])
     pulls = points.new_tensor([[h[0] - t[0], h[1] - t[1]] for h, t in pairs])
-    distance = torch.cdist(points.reshape(-1, 2), targets)
-    weights = 1 / (distance**power + 1e-6)
-    weights = weights[:, : len(pairs)] / weights.sum(-1, keepdim=True)
-    return points + (weights @ pulls).reshape(points.shape)
+    weights = 1 / (torch.cdist(points.reshape(-1, 2), targets) ** power + 1e-6)
+    weights = weights / weights.sum(-1, keepdim=True)
+    return points + free[..., None] * (weights @ pulls).reshape(points.shape)
 
 
-def border_of(mask: Tensor, count: int = 96) -> Tensor:
-    """Return up to `count` points (N, 2) spread along the inner border of a mask (H, W), the picture's own border included."""
-    inside = F.pad((mask > 0.5).float(), (1, 1, 1, 1))
-    eroded = -F.max_pool2d(-inside[None], 3, 1)[0]
-    ys, xs = ((mask > 0.5) & (eroded < 0.5)).nonzero(as_tuple=True)
-    points = torch.stack([xs + 0.5, ys + 0.5], -1)
-    # Ordered by angle about their middle, so that the choice is even along a simple outline.
-    offset = points - points.mean(0)
-    points = points[torch.atan2(offset[:, 1], offset[:, 0]).argsort()]
-    return points[torch.linspace(0, len(points) - 1, min(count, len(points))).round().long()]
+def depth(mask: Tensor, most: int) -> Tensor:
+    """Return how many pixels (at most `most`) each pixel of a mask (H, W) lies within it; the picture's border is no edge."""
+    inside = (mask > 0.5).float()[None, None]
+    deep = torch.zeros_like(inside)
+    for _ in range(most):
+        deep = deep + inside
+        inside = 1 - F.max_pool2d(F.pad(1 - inside, (1, 1, 1, 1)), 3, 1)
+    return deep[0, 0]
+
+
+def freedom(mask: Tensor, targets: Sequence[Point]) -> Tensor:
+    """Return 1 deep inside a mask (H, W) and at all targets, fading to 0 at its edge over half of the least depth of a target."""
+    deep = depth(mask, 64)
+    height, width = mask.shape
+    reached = [float(deep[min(int(y), height - 1), min(int(x), width - 1)]) for x, y in targets]
+    share = (deep / max(1.0, min(reached) / 2)).clamp(max=1)
+    return share * share * (3 - 2 * share)

@@ -71,7 +71,7 @@ class GuidedEdit:
         for part in self.parts:
             if part.points is not None:
                 target, removed, vacated = part.target[0, 0], part.removed[0, 0], part.vacated[0, 0]
-                carried.append((part.picture, Placement(target, removed, vacated, part.points)))
+                carried.append((part.picture, Placement(target, removed, vacated, part.points, part.bends)))
         sizes = [(round(c.grid[0] * c.cell), round(c.grid[1] * c.cell)) for c in self.canvases]
         return draft([p.clean for p in self.pictures], sizes, carried)
 

@@ -61,6 +61,7 @@ class Part:
     source: Tensor
     points: Tensor | None
     fill_from: Tensor | None = None
+    bends: bool = False
     # A drag by energy changes what lies in `free` and pulls at `handles` (P, 3, 3, 2) -> `targets` (P, 3, 3, 2), pixels.
     handles: Tensor | None = None
     targets: Tensor | None = None
@@ -140,7 +141,9 @@ def make_part(task: Task, canvases: Sequence[Canvas], picture: int) -> Part:
         points = affine.inverse(base.cell_centres())
     fill = base.to_grid(task.fill_from) if isinstance(task, Move) and task.fill_from is not None else None
     target, removed, vacated = (base.to_grid(m) for m in (placed.target, placed.removed, placed.vacated))
-    return Part(target, removed, vacated, picture, canvases[picture].to_grid(task.mask), points, fill)
+    return Part(
+        target, removed, vacated, picture, canvases[picture].to_grid(task.mask), points, fill, isinstance(task, Drag)
+    )
 
 
 def _block(point: Point, cell: float) -> Tensor:

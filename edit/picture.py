@@ -78,17 +78,20 @@ def draft(
     `values[i]` (1, C, H_i, W_i) is picture i in any space (pixels, latents), `sizes[i]` its extent in the unit of the placements'
     points. Placements are (picture index, Placement) at the resolution of `values[0]`; later ones lie on top.
     """
-    out = values[0]
-    gone = torch.zeros_like(out[:, :1])
-    for _, placed in placements:
-        gone = torch.maximum(gone, placed.removed[None, None].to(out))
-    # Half-covered border pixels of an object would bleed its colour into the fill.
-    known = 1 - (F.max_pool2d((gone > 0).float(), 3, 1, 1) if bool(gone.any()) else gone)
-    out = torch.where(known > 0.5, out, fill(out, known))
+    out = refilled(values[0], [placed.removed for _, placed in placements if not placed.bends])
     for picture, placed in placements:
         carried = sample_at(values[picture], placed.points, sizes[picture])
         out = out + placed.target[None, None].to(out) * (carried - out)
-    return out
+    return refilled(out, [placed.removed for _, placed in placements if placed.bends])
+
+
+def refilled(values: Tensor, gone: Sequence[Tensor]) -> Tensor:
+    """Return values (1, C, H, W) with the regions `gone` (H, W) filled from around them."""
+    if not gone or not any(bool((g > 0).any()) for g in gone):
+        return values
+    # Half-covered border pixels of an object would bleed its colour into the fill: leave out one more.
+    hole = F.max_pool2d((torch.stack([g.to(values) for g in gone]).amax(0) > 0).float()[None, None], 3, 1, 1)
+    return torch.where(hole > 0.5, fill(values, 1 - hole), values)
 
 
 def finish(image: Tensor, result: EditResult, decode: Callable[[Tensor], Tensor]) -> Tensor:

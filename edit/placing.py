@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import Affine, Canvas, Placement, bent, border_of, centre_of, sample_at
+from .geometry import Affine, Canvas, Placement, bent, centre_of, freedom, sample_at
 from .tasks import Appearance, Drag, Landmarks, Move, Paste, Task
 
 
@@ -17,12 +17,11 @@ def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placemen
     """Return where a task puts things, per pixel of the picture. Also what a preview draws."""
     pixels = canvas.pixel_centres()
     if isinstance(task, Drag):
-        pinned = border_of(task.mask)
-        free = task.mask > 0.5
-        points = torch.where(free[..., None], bent(pixels, list(task.points), pinned), pixels)
-        moved = (points - pixels).norm(dim=-1)
-        open_ = uncovered(points) * free
-        return Placement(task.mask * (moved > 0.25), open_, open_, points)
+        free = freedom(task.mask, [target for _, target in task.points])
+        points = bent(pixels, list(task.points), free)
+        moved = ((points - pixels).norm(dim=-1) > 0.25) * (task.mask > 0.5)
+        torn = uncovered(points) * moved
+        return Placement(moved * (1 - torn), torn, torn, points, bends=True)
     points = Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy)).inverse(pixels)
     target = sample_at(task.mask[None, None], points, source.size)[0, 0]
     removed = task.mask if isinstance(task, Move) else torch.zeros_like(target)
@@ -30,10 +29,10 @@ def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placemen
 
 
 def uncovered(points: Tensor, least: float = 0.5) -> Tensor:
-    """Return where (H, W) a map of origins (H, W, 2) stretches its source so far that content must be made up: area below `least`."""
+    """Return where (H, W) a map of origins (H, W, 2) tears open and content must be made up: source area below `least`, or folded."""
     padded = F.pad(points.permute(2, 0, 1)[None], (0, 1, 0, 1), mode="replicate")[0].permute(1, 2, 0)
     across, down = padded[:-1, 1:] - padded[:-1, :-1], padded[1:, :-1] - padded[:-1, :-1]
-    area = (across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]).abs()
+    area = across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]
     area[:, -1], area[-1] = area[:, -2], area[-2]
     return (area < least).float()
 

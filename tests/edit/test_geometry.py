@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from slipstream.edit import Drag, Move
-from slipstream.edit.geometry import Affine, Canvas, bent, border_of, centre_of, sample_at
+from slipstream.edit.geometry import Affine, Canvas, bent, centre_of, depth, freedom, sample_at
 from slipstream.edit.picture import draft, fill, fit, to_size
 from slipstream.edit.placing import place, uncovered
 from slipstream_tests.edit.small import box, picture
@@ -65,23 +65,40 @@ def test_a_cell_reads_where_its_content_comes_from() -> None:
     assert torch.allclose(sample_at(values, points, (64, 96))[0, :, 0].T, points[0])
 
 
-def test_a_bend_is_exact_at_its_points_and_still_at_the_border() -> None:
+def test_a_bend_is_exact_at_its_points_and_still_at_the_edge_of_the_mask() -> None:
     mask = box(8, 8, 56, 88)
     pairs = [((30.5, 30.5), (42.5, 34.5)), ((60.5, 30.5), (60.5, 30.5))]
-    pinned = border_of(mask)
-    targets = torch.tensor([target for _, target in pairs])
-    torch.testing.assert_close(bent(targets, pairs, pinned), torch.tensor([h for h, _ in pairs]), atol=1e-2, rtol=0)
-    assert float((bent(pinned, pairs, pinned) - pinned).norm(dim=-1).max()) < 0.05
-    assert bool(((pinned[:, 0] >= 8) & (pinned[:, 0] <= 88)).all())
+    targets = [target for _, target in pairs]
+    pixels = Canvas((64, 96), (8, 12), 8).pixel_centres()
+    points = bent(pixels, pairs, freedom(mask, targets))
+    for (hx, hy), (tx, ty) in pairs:
+        torch.testing.assert_close(points[int(ty), int(tx)], torch.tensor([hx, hy]), atol=1e-3, rtol=0)
+    assert torch.equal(points[mask == 0], pixels[mask == 0])
 
 
-def test_stretched_areas_count_as_uncovered() -> None:
+def test_one_pair_carries_everything_deep_inside() -> None:
+    mask = box(8, 8, 56, 88)
+    pairs = [((30.5, 30.5), (40.5, 30.5))]
+    pixels = Canvas((64, 96), (8, 12), 8).pixel_centres()
+    shift = bent(pixels, pairs, freedom(mask, [pairs[0][1]])) - pixels
+    torch.testing.assert_close(shift[24:40, 24:72], torch.tensor([-10.0, 0.0]).expand(16, 48, 2))
+
+
+def test_depth_counts_pixels_from_the_edge_but_not_from_the_pictures_border() -> None:
+    deep = depth(box(0, 8, 20, 30), 64)
+    assert (deep[5, 8], deep[5, 10], deep[0, 19], deep[19, 19], deep[40, 40]) == (1, 3, 11, 1, 0)
+    assert float(depth(torch.ones(9, 9), 64).min()) == 64
+
+
+def test_torn_and_folded_areas_count_as_uncovered() -> None:
     canvas = Canvas((64, 96), (8, 12), 8)
     still = canvas.pixel_centres()
     assert not bool(uncovered(still).any())
     assert bool(uncovered(still * torch.tensor([0.3, 1.0])).all())  # three times as wide
+    assert bool(uncovered(still * torch.tensor([-1.0, 1.0])).all())  # mirrored
     placed = place(Drag(box(8, 8, 56, 88), [((30.0, 30.0), (34.0, 30.0))]), canvas, canvas)
     assert bool((placed.target[box(8, 8, 56, 88) == 0] == 0).all())
+    assert bool(placed.removed.any())
 
 
 @pytest.mark.parametrize("size", [(64, 96), (61, 97), (40, 33), (9, 200)])

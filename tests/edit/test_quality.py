@@ -1,0 +1,50 @@
+"""The default edit on the bundled model against rendered truth: a few of the scenes of benchmarks/edit_quality.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+import pytest
+import torch
+from slipstream_tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        spec = importlib.util.spec_from_file_location("edit_quality", ROOT / "benchmarks" / "edit_quality.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["edit_quality"] = module
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def test_a_moved_object_is_where_it_should_be_and_the_rest_is_the_truth(bench: Any) -> None:
+    pipe = bench.slipstream.load("pocket")
+    measured, methods = bench.Bench(pipe, bench.load_checker()), bench.Methods(pipe, pipe.encode_text([""]))
+    cases = bench.make_cases(3)
+    ours = measured.measure(cases, methods.ours(bench.EditConfig.fast()))
+    rival = measured.measure(cases, methods.inpaint(16, composite_back=True))
+    pasted = measured.measure(cases, methods.img2img(16, 0.3))
+    assert ours["found"] == 1.0  # within one latent cell
+    assert ours["position"] < 0.3
+    assert ours["background PSNR"] > 40
+    for other in (rival, pasted):
+        assert ours["position"] < other["position"] + 0.02
+        assert ours["background PSNR"] > other["background PSNR"] + 3
+
+
+def test_a_drag_by_warp_lands_nearer_than_one_by_energy(bench: Any) -> None:
+    pipe = bench.slipstream.load("pocket")
+    measured, methods = bench.Bench(pipe, bench.load_checker()), bench.Methods(pipe, pipe.encode_text([""]))
+    cases, config = bench.make_drags(2), bench.EditConfig.fast()
+    warp = bench.drag_error(measured, cases, methods, config, "warp")
+    assert warp["mean distance"] < 1.0
+    assert torch.isfinite(torch.tensor(list(warp.values()))).all()
