@@ -15,13 +15,13 @@ def _prompts(g: Any, model: Any, text: str) -> tuple[Any, Any]:
 
 
 def stream_video(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
+    model = g.add("SlipstreamLoadModel", model="pocket-lcm")
     prompt, blank = _prompts(g, model, GREEN)
     video = g.add("LoadVideo", file=g.upload("assets/ball.mp4"))
     parts = g.add("GetVideoComponents", video=video)
     stream = g.add(
         "SlipstreamStreamFrames", model=model, positive=prompt, negative=blank, vae=model, frames=parts["images"],
-        strength=0.75, steps=3, guidance="onetime", guidance_scale=1.6, seed=3,
+        strength=0.75, steps=2, guidance="none", guidance_scale=1.0, seed=3,
     )  # fmt: skip
     both = g.add("ImageStitch", image1=parts["images"], image2=stream, direction="right", spacing_width=4)
     result = g.add("CreateVideo", images=both, audio=parts["audio"], fps=parts["fps"])
@@ -31,8 +31,8 @@ def stream_video(g: Any) -> None:
     g.add("PreviewImage", images=some, title="Frames 6 to 9")
     g.note(
         "Every frame of the clip is repainted by the same noise, so what rests does not flicker. **strength** says how much; "
-        "**steps** 1 to 4 are enough for LCM and Turbo models. The sound is kept. The clip is `assets/ball.mp4` of this pack: "
-        "upload it in Load Video if it is missing."
+        "**steps** 1 to 4 are enough for LCM and Turbo models, which need no guidance; for others choose onetime and 4 steps "
+        "or more. The sound is kept. The clip is `assets/ball.mp4` of this pack: upload it in Load Video if it is missing."
     )
 
 
@@ -42,7 +42,7 @@ def rcfg_guider(g: Any) -> None:
     plain = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=2.0, title="Plain CFG: 2 N rows")
     ours = g.add(
         "SlipstreamRCFGGuider", model=model, positive=prompt, negative=blank, guidance="onetime", guidance_scale=1.5,
-        delta=0.5, title="RCFG: N + 1 rows",
+        delta=0.25, title="RCFG: N + 1 rows",
     )  # fmt: skip
     noise = g.add("RandomNoise", noise_seed=11)
     sampler = g.add("KSamplerSelect", sampler_name="euler")
@@ -58,7 +58,7 @@ def rcfg_guider(g: Any) -> None:
     g.add("SaveImage", images=both, filename_prefix="slipstream/rcfg")
     g.note(
         "Above plain CFG, below residual CFG from the same noise, for about half the work. A guidance scale of 1.2 to 1.6 is "
-        "enough here; with many steps a **delta** below 1 keeps the colours natural."
+        "enough here; with many steps a small **delta** keeps the colours natural."
     )
 
 
