@@ -1,6 +1,6 @@
 """COW beside what a user would do instead, at equal network rows: on exact Gaussian fields and on the bundled model.
 
-    python benchmarks/cow_quality.py [--fields 64] [--seeds 4] [--scenes 16] [--out benchmarks/out]
+    python benchmarks/cow_quality.py [--fields 64] [--seeds 4] [--scenes 8] [--out benchmarks/out]
 
 Fields (a square of a random field is kept, the rest starts from zeros; the true conditional distribution is known, means over
 the noise seeds): error of the kept square before anything is pasted (ideal 0), squared jump across its edge over its expectation,
@@ -8,8 +8,10 @@ before and after the true square is pasted back (1), variance of the background 
 background given the square, per dimension (1).
 
 Scenes (one object of a rendered scene with two is kept on grey, the prompt is the whole caption): PSNR of the kept pixels before
-pasting, squared jump across the edge of the mask over that of the true scene (1), and what the attribute checker reads after
-pasting: the surroundings are the background's colour and the other object's colour and shape.
+pasting (8 pixels inside the edge and more, where no cell of the latents is shared); squared jump across the edge of the mask over
+that of the true scene (1 is ideal, autoencoders blur it); halo, the root mean square error (of 255) in the 6 pixels around the
+mask, where a second outline of the subject shows; and what the attribute checker reads after pasting: the surroundings are the
+background's colour and the other object's colour and shape.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ import torch
 from baselines import image_to_image, masked_replacement, repaint
 from fields import Bed
 from slipstream.core import CFG, Conditioning, NoiseSpace, SeededNoise, make_sigmas
+from slipstream.core.cache import INVERSIONS
 from slipstream.core.guidance import Denoise
+from slipstream.core.masks import grow
 from slipstream.core.noise import NoiseSource
 from slipstream.core.pictures import save_picture, side_by_side
 from slipstream.core.schedules import Levels
@@ -38,8 +42,8 @@ from torch import Tensor
 Run = Callable[[NoiseSource], Tensor]
 COW = {
     "COW, one final replacement": {"preserve": 0.2},
-    "COW (default)": {},
-    "COW, replacement to the end": {"preserve": 1.0},
+    "COW, replacement for 60 %": {"preserve": 0.6},
+    "COW (default: to the end)": {},
     "COW without noise limit": {"noise_limit": 1000.0},
 }
 
@@ -89,7 +93,7 @@ def measure_scenes(count: int, out: pathlib.Path) -> dict[str, dict[str, float]]
 
     model = pipe.model
     runs = others(CFG(model, cond, uncond, 3.0), latents, keep, model.levels, model.space)
-    for name, changes in COW.items():
+    for name, changes in list(COW.items())[:3]:  # all of these subjects invert well: the noise limit is idle
         config = CowConfig(steps=10, cfg_scale=3.0, **changes)
         runs[name] = lambda n, c=config: generate(model, latents, masks, cond, uncond, c, n).latents
     wanted = labels(scenes)
@@ -97,6 +101,7 @@ def measure_scenes(count: int, out: pathlib.Path) -> dict[str, dict[str, float]]
     shown = {"canvas": canvas}
     for name, run in runs.items():
         model.rows = 0
+        INVERSIONS.clear()  # each method pays for its own
         picture = pipe.decode(run(SeededNoise(0)))
         found[name] = read(checker, picture, truth, masks, wanted, model.rows / count)
         shown[name] = composite(picture, truth, masks)
@@ -111,13 +116,15 @@ def read(
     """Return the measures of pictures (B, H, W, 3) whose kept part is `masks` (B, H, W)."""
     pasted = composite(picture, truth, masks)
     seen = predict(checker, pasted.movedim(-1, 1) * 2 - 1)
-    kept = masks > 0.99
+    kept = grow(masks, -8) > 0.99
     error = float((picture - truth)[kept].square().mean())
+    ring = (grow(masks, 6) > 0.5) & (masks < 0.01)
+    halo = 255 * float((picture - truth)[ring].square().mean().sqrt())
     right = {k: 100 * float((seen[k] == wanted[k]).float().mean()) for k in ("background", "colour2", "shape2")}
     return {
         "rows": rows, "kept PSNR": -10 * float(np.log10(max(error, 1e-10))),
         "seam": jump(picture, masks) / jump(truth, masks), "seam after paste": jump(pasted, masks) / jump(truth, masks),
-        "background %": right["background"], "other colour %": right["colour2"], "other shape %": right["shape2"],
+        "halo": halo, "background %": right["background"], "other colour %": right["colour2"], "other shape %": right["shape2"],
     }  # fmt: skip
 
 
@@ -135,7 +142,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
     columns = list(next(iter(found.values())))
     lines = [f"| method | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
     for name, row in found.items():
-        cells = [f"{v:.0f}" if c in ("calls", "rows") or "%" in c else f"{v:.2f}" for c, v in row.items()]
+        cells = [f"{v:.0f}" if c in ("calls", "rows", "halo") or "%" in c else f"{v:.2f}" for c, v in row.items()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -144,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fields", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--scenes", type=int, default=16, help="0 leaves the bundled model out")
+    parser.add_argument("--scenes", type=int, default=8, help="0 leaves the bundled model out")
     parser.add_argument("--out", type=pathlib.Path, default=_common.OUT)
     args = parser.parse_args()
     print("Gaussian fields\n\n" + table(measure_fields(args.fields, args.seeds)) + "\n")

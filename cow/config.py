@@ -27,7 +27,8 @@ class CowConfig:
             sampler believes in. As "sigma", noise levels of the model itself.
         unit: "time" or "sigma".
         eta, final_eta: variance of the fresh noise in the cycles and in the final phase, 0 deterministic, 1 ancestral.
-        preserve: the share of the final steps in which the subject is put back: 0 none, 1 all (its latents end exact).
+        preserve: the share of the final steps in which the subject is put back: 1 all (its latents end exact), 0 none (it
+            follows the prompt from there on). The published code puts it back once, at 0.2.
         noise_limit: the subject's inverted noise is scaled back to this root mean square per channel where it is stronger.
         repel: weight of the optional `suppress` and `enhance` conditionings.
     """
@@ -42,7 +43,7 @@ class CowConfig:
     unit: str = "time"
     eta: float = 1.0
     final_eta: float = 0.1
-    preserve: float = 0.6
+    preserve: float = 1.0
     noise_limit: float = 1.0
     repel: float = 1.0
 

@@ -151,7 +151,7 @@ class CowSampler:
                 ),
                 "preserve": _float(
                     d.preserve, 0.0, 1.0,
-                    "How long the subject is held in the final phase. 0: free to follow the prompt. 1: its latents stay exact.",
+                    "How long the subject is held in the final phase. 1: its latents stay exact. 0: free to follow the prompt.",
                     display="slider",
                 ),
                 "low": _float(d.low, 0.0, 1000.0, "The cycles go down to here. As training time: 0 clean, 1 pure noise."),

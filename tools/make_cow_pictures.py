@@ -57,8 +57,8 @@ def main() -> None:
     save_picture(side_by_side([canvas.image, final]), HELP / "cow_sampler.jpg")
     steps = [paste_back(cycles[i], canvas) for i in (0, 2, 9)]
     save_picture(side_by_side([canvas.image, *steps, final]), GUIDE / "cow_cycles.jpg")
-    dial = [grown(preserve=share)[0] for share in (0.0, 1.0)]
-    save_picture(side_by_side([dial[0], picture, dial[1], final]), GUIDE / "cow_preserve.jpg")
+    dial = [grown(preserve=share)[0] for share in (0.0, 0.6)]
+    save_picture(side_by_side([*dial, picture, final]), GUIDE / "cow_preserve.jpg")
     save_picture(side_by_side([grown(noise_limit=1000.0)[0], picture]), GUIDE / "cow_noise_limit.jpg")
 
 

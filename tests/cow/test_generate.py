@@ -187,13 +187,14 @@ def test_preserve_counts_the_final_replacements():
 def test_full_mask_skips_the_cycles_with_the_same_result():
     full = torch.ones(1, 8, 12)
     short = GaussianDenoiser(std=0.8)
-    result = run(short, mask=full)
-    plan = make_plan(TEN, short.levels, make_sigmas("leading", short.levels, 10))
+    config = CowConfig(steps=10, cycles=3, preserve=0.6)
+    result = run(short, mask=full, config=config)
+    plan = make_plan(config, short.levels, make_sigmas("leading", short.levels, 10))
     assert (short.calls, result.cycles) == (2 * plan.stop, [])
     # One free cell far from all others: independent pixels, so every kept cell of the long way must be the same.
     almost = full.clone()
     almost[:, 0, 0] = 0
-    long = run(mask=almost)
+    long = run(mask=almost, config=config)
     assert len(long.cycles) == 3
     kept = almost[0] == 1
     assert torch.equal(result.latents[..., kept], long.latents[..., kept])
@@ -385,7 +386,7 @@ def test_a_callback_that_raises_stops_within_one_call(at):
 
 def test_the_default_range_is_the_published_one_with_levels_aligned():
     levels = GaussianDenoiser().levels
-    plan = make_plan(CowConfig(), levels, make_sigmas("leading", levels, 10))
+    plan = make_plan(CowConfig(preserve=0.6), levels, make_sigmas("leading", levels, 10))
     assert (plan.low, plan.high, plan.stop) == (5, 7, 2)
     timesteps = levels.timestep(torch.tensor(plan.levels)[[plan.stop, plan.low, plan.high]])
     assert timesteps.tolist() == [101, 401, 601]
