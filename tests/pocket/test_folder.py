@@ -11,7 +11,7 @@ from slipstream_tools.pocket.models import build_tokenizer
 from slipstream_tools.pocket.scenes import VOCABULARY, caption, sample_scene
 
 MB = 1e6
-PARTS = ["unet", "vae", "text_encoder"]
+PARTS = ["unet", "unet_lcm", "vae", "text_encoder"]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,14 @@ def test_schedule_is_stable_diffusions(pocket):
     wanted = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
     assert {k: config[k] for k in wanted} == wanted
     assert config["num_train_timesteps"] == 1000
+
+
+def test_the_student_has_the_teachers_shape_and_the_lcm_settings(pocket):
+    teacher, student = (json.loads((pocket / unet / "config.json").read_text()) for unet in ("unet", "unet_lcm"))
+    assert {k: v for k, v in teacher.items() if k[0] != "_"} == {k: v for k, v in student.items() if k[0] != "_"}
+    config = json.loads((pocket / "scheduler_lcm" / "scheduler_config.json").read_text())
+    assert config["_class_name"] == "LCMScheduler"
+    assert (config["original_inference_steps"], config["timestep_scaling"]) == (50, 10.0)
 
 
 def test_encoding_and_decoding_keeps_a_picture(pocket):

@@ -20,9 +20,9 @@ from .training import Average, Loop, apply_gradients, cosine, processes, rank
 
 @dataclasses.dataclass(frozen=True)
 class LcmSettings:
-    """What the bundled student was distilled with (Luo et al. 2023, Latent Consistency Models)."""
+    """Those of the bundled student, on two processes (Luo et al. 2023, Latent Consistency Models)."""
 
-    minutes: float = 30.0
+    minutes: float = 25.0
     res: int = 128
     latents: int = 5000
     batch: int = 24  # per process

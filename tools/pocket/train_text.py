@@ -20,7 +20,7 @@ CLASSES = (8, 4, 2, 9, 7, 3, 9, 7, 3, 8)
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
-    """What the bundled text encoder was trained with."""
+    """Enough for all attributes to be readable; more changes nothing."""
 
     minutes: float = 2.0
     batch: int = 64
