@@ -91,7 +91,10 @@ def test_train_then_fill_then_resume_is_instant(
     assert fill.stat().st_mtime_ns == stamp
     common = ("--fill", fill, "--image", image, "--mask", folder / "mask.png")
     assert lmd("fill", *common, "--steps", 0, "--out", tmp_path / "only.png") == 0
-    assert lmd("fill", *common, "--steps", 2, "--prompt", "a red circle", "--out", tmp_path / "both.png") == 0
+    assert (
+        lmd("fill", *common, "--steps", 2, "--strength", 1, "--prompt", "a red circle", "--out", tmp_path / "both.png")
+        == 0
+    )
     capsys.readouterr()
     assert changed(tmp_path / "only.png", tmp_path / "both.png")[40:88, 40:88].mean() > 0.01
     assert changed(tmp_path / "both.png", image)[:32].max() == 0
