@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import check_finite
+from ..core.checks import check_finite, check_shape
 from ..core.denoiser import Denoiser
 from ..core.noise import NoiseSource, SeededNoise
 from .config import StreamConfig, stage_sigmas
@@ -86,6 +86,7 @@ class StreamBatch:
         self._x: Tensor | None = None
         self._reference: Tensor | None = None
         self._newest: StreamFrame | None = None  # the newest finished frame, for feedback and repeats
+        self._finished: list[StreamFrame] = []  # kept here until returned: a pass that fails loses none of them
         self._bank: Tensor | None = None  # (steps, C, H, W): the fixed noise of each step
         self._motion = Motion()
         self._tracks: dict[float, Track] = {}
@@ -107,19 +108,28 @@ class StreamBatch:
         """
         with self._lock:
             self._accept(latents, meta, cond, uncond)
-            finished: list[StreamFrame] = []
             while len(self._waiting) >= self.config.frame_group:
-                finished += self._enter(self.config.frame_group)
-            return finished
+                self._enter(self.config.frame_group)
+            return self._hand_out()
 
     @torch.inference_mode()
     def advance(self) -> list[StreamFrame]:
         """Run one pass without a new frame and return what finished; does nothing when no frame is in flight."""
         with self._lock:
-            if self._waiting:
-                return self._enter(len(self._waiting))
-            return self._pass() if self._groups else []
+            self._advance()
+            return self._hand_out()
 
+    def _advance(self) -> None:
+        if self._waiting:
+            self._enter(len(self._waiting))
+        elif self._groups:
+            self._pass()
+
+    def _hand_out(self) -> list[StreamFrame]:
+        finished, self._finished = self._finished, []
+        return finished
+
+    @torch.inference_mode()
     def skip(self, meta: Any = None) -> list[StreamFrame]:
         """Take note of a frame that is not worth processing: it comes out in its turn as a repeat of the frame before it.
 
@@ -127,28 +137,33 @@ class StreamBatch:
         that. Raises ValueError when no frame came before.
         """
         with self._lock:
-            finished = self.advance()
+            self._advance()
             skipped = Skipped(self._arrived, meta, time.perf_counter(), self.passes)
             if self._groups:
                 self._groups[0].skipped.append(skipped)
             elif self._newest is not None:
-                finished.append(_repeat(self._newest, skipped, self.passes))
+                self._finished.append(_repeat(self._newest, skipped, self.passes))
             else:
                 raise ValueError("Expected a frame before the first skip, but got none. Push the first frame.")
             self._arrived += 1
-            return finished
+            return self._hand_out()
 
+    @torch.inference_mode()
     def drain(self) -> list[StreamFrame]:
-        """Finish all frames in flight and return them; the stream can be pushed to again."""
-        finished: list[StreamFrame] = []
-        while self.in_flight:
-            finished += self.advance()
-        return finished
+        """Finish all frames in flight and return them; the stream can be pushed to again.
+
+        When a pass fails, the frames that were finished before it come with the next call.
+        """
+        with self._lock:
+            while self.in_flight:
+                self._advance()
+            return self._hand_out()
 
     def clear(self) -> None:
         """Drop all frames in flight and the memory of earlier ones."""
         with self._lock:
             self._waiting.clear()
+            self._finished.clear()
             self._groups.clear()
             self._plans.clear()
             self._x = self._reference = self._newest = None
@@ -190,6 +205,8 @@ class StreamBatch:
             raise ValueError(
                 f"Expected `latents` of shape (frames, channels, height, width) with at least one frame, but got {got}."
             )
+        channels = getattr(self.model, "latent_channels", latents.shape[1])
+        check_shape("latents", latents, (None, channels, None, None), "Use the VAE that belongs to this model.")
         current = self._waiting[0].latents.shape if self._waiting else None if self._x is None else self._x.shape
         if current is not None and current[1:] != latents.shape[1:]:
             raise ValueError(
@@ -210,7 +227,7 @@ class StreamBatch:
             self._waiting.append(Waiting(row, self._arrived, metas[i], now, *own))
             self._arrived += 1
 
-    def _enter(self, count: int) -> list[StreamFrame]:
+    def _enter(self, count: int) -> None:
         """Noise `count` waiting frames to their first level and run a pass with them."""
         entering = self._waiting[:count]
         x0 = entering[0].latents if count == 1 else torch.cat([frame.latents for frame in entering])
@@ -221,7 +238,7 @@ class StreamBatch:
         self._groups.appendleft(Group(ids, metas, arrived, track, self.passes, own, own_negative))
         self._x = x if self._x is None else torch.cat((x, self._x))
         self._reference = reference if self._reference is None else torch.cat((reference, self._reference))
-        return self._pass()
+        self._pass()
 
     def _noised(self, x0: Tensor) -> tuple[Tensor, Tensor, Track]:
         """Return the latents at their first level, the frame that stands behind them, and the steps they take."""
@@ -267,7 +284,7 @@ class StreamBatch:
 
     # -- a pass
 
-    def _pass(self) -> list[StreamFrame]:
+    def _pass(self) -> None:
         """Denoise all frames in flight by one step each, in one network call."""
         config, x, reference = self.config, self._x, self._reference
         assert x is not None
@@ -290,11 +307,10 @@ class StreamBatch:
             self._x = plan.move(denoised[plan.kept], x[plan.kept])
             kept = reference[plan.kept]
             self._reference = kept if plan.reference_shift is None else kept - plan.reference_shift
-        return self._emit()
+        self._emit()
 
-    def _emit(self) -> list[StreamFrame]:
+    def _emit(self) -> None:
         """Take finished frames off the old end; a frame with fewer steps waits for those that came before it."""
-        finished: list[StreamFrame] = []
         now = time.perf_counter()
         while self._groups and self._groups[-1].result is not None:
             group = self._groups.pop()
@@ -305,9 +321,9 @@ class StreamBatch:
             rows = (result,) if group.size == 1 else result.split(1)
             for row, id, meta, arrived in zip(rows, group.ids, group.metas, group.arrived):
                 self._newest = StreamFrame(id, row, meta, age, arrived, now - arrived)
-                finished.append(self._newest)
-            finished += [_repeat(finished[-1], skipped, self.passes) for skipped in group.skipped]
-        return finished
+                self._finished.append(self._newest)
+            newest = self._finished[-1]
+            self._finished += [_repeat(newest, skipped, self.passes) for skipped in group.skipped]
 
     def _plan(self, active: list[Group], x: Tensor) -> Plan:
         parts = (self.model, self.config, self.cond, self.uncond, active, x, self.noise)

@@ -335,7 +335,7 @@ def test_skips_in_a_group_that_is_not_full(model, frames, cond) -> None:
         (torch.full((1, 4, 8, 6), float("nan")), "finite"),
         (torch.full((1, 4, 8, 6), float("inf")), "finite"),
         (torch.zeros(1, 4, 8, 5), "Resize the frames"),
-        (torch.zeros(1, 3, 6, 5), "like the frames in flight"),
+        (torch.zeros(1, 3, 6, 5), "Use the VAE that belongs"),
     ],
 )
 def test_a_bad_frame_is_refused_and_the_stream_goes_on(model, frames, cond, latents, message) -> None:
@@ -387,23 +387,35 @@ def test_a_failing_network_loses_no_frame(model, frames, cond) -> None:
     expected = stacked(collect(StreamBatch(model, cond), frames))
 
     class Failing(GaussianDenoiser):
-        fail = False
+        left = 1000
 
         def __call__(self, x, sigma, cond):
-            if self.fail:
+            if self.left == 0:
                 raise RuntimeError("no")
+            self.left -= 1
             return super().__call__(x, sigma, cond)
 
     failing = Failing(0.7, 0.2, model.space)
     stream = StreamBatch(failing, cond)
-    out = stream.push(frames[:3])
-    failing.fail = True
+    failing.left = 3  # of the five passes that this push needs
     with pytest.raises(RuntimeError, match="no"):
-        stream.push(frames[3:4])
-    failing.fail = False
-    out += stream.advance() + stream.push(frames[4:]) + stream.drain()
+        stream.push(frames[:5])
+    failing.left = 1000
+    out = stream.advance() + stream.push(frames[5:])
+    failing.left = 0
+    with pytest.raises(RuntimeError, match="no"):
+        stream.drain()
+    failing.left = 1000
+    out += stream.drain()
     assert [f.id for f in out] == list(range(7))
     assert torch.equal(stacked(out), expected)
+
+
+def test_latents_of_another_model_leave_the_stream_as_it_was(model, frames, cond) -> None:
+    stream = StreamBatch(model, cond)
+    with pytest.raises(ValueError, match=r"^Expected `latents` of shape \(any, 4, any, any\)"):
+        stream.push(torch.zeros(1, 5, 8, 8))
+    assert [f.id for f in stream.push(frames) + stream.drain()] == list(range(7))
 
 
 # -- pure noise, long runs, SDXL parts
