@@ -295,7 +295,7 @@ class DragPoints(_TaskNode):
                 "mask": (
                     "MASK",
                     {
-                        "tooltip": "White = what may change. Paint it generously: handles, targets and what bends between them."
+                        "tooltip": "White = what may change. Its interior goes with the handles, its edge stays: paint generously."
                     },
                 ),
                 "handles": (

@@ -24,7 +24,7 @@ from torch import Tensor
 OTHER = os.environ.get("SLIPSTREAM_GOLDEN_EDIT")
 FOLDER = pathlib.Path(OTHER or pathlib.Path(__file__).resolve().parent.parent / "golden" / "edit")
 # To save time these runs stop after the first steps, where they differ from the others; set the variable to run them to the end.
-SHORT = () if OTHER else ("resize_up", "appearance")
+SHORT = () if OTHER else ("resize_up", "appearance", "drag", "paste")
 
 
 class Enough(Exception):  # noqa: N818
