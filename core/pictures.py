@@ -34,16 +34,24 @@ def read_picture(path: str | pathlib.Path) -> Tensor:
     return numpy_to_image(np.array(picture))
 
 
+def check_picture_name(path: str | pathlib.Path) -> None:
+    """Raise ValueError unless `path` names a picture format that can be written: ask before the work, not after it."""
+    from PIL import Image
+
+    path = pathlib.Path(path).expanduser()
+    Image.init()
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE or path.is_dir():
+        raise ValueError(f"Expected a picture name such as out.png, but got {path.name!r}. Add .png or .jpg.")
+
+
 def save_picture(image: Tensor, path: str | pathlib.Path) -> pathlib.Path:
     """Write the first picture of IMAGE (B, H, W, 3) in [0, 1]; folders are made, the format follows the name."""
     from PIL import Image
 
+    check_picture_name(path)
     path = pathlib.Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        Image.fromarray(image_to_numpy(image[:1])[0]).save(path, quality=92)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"Expected a picture name such as out.png, but got {path.name!r} ({error}).") from error
+    Image.fromarray(image_to_numpy(image[:1])[0]).save(path, quality=92)
     return path
 
 

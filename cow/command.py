@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.noise import SeededNoise
-from ..core.pictures import read_picture, save_picture, side_by_side
+from ..core.pictures import check_picture_name, read_picture, save_picture, side_by_side
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
 from .canvas import GREY, Canvas, noise_background, paste_back, picture_background, place, plain_background
@@ -20,6 +20,7 @@ from .photos import PHOTOS
 from .sampling import CowResult, generate
 
 PHOTO, MASK = PHOTOS["astronaut"]
+BUNDLED_CFG = {"pocket": 3.0, "pocket-lcm": 1.0}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -55,7 +56,9 @@ def _add_run(group: Any) -> None:
     default = CowConfig()
     group.add_argument("--model", default="pocket", help='"pocket", a diffusers folder or a .safetensors file')
     group.add_argument("--steps", type=int, default=default.steps)
-    group.add_argument("--cfg", type=float, help="guidance (default 3 for the bundled model, else 7.5)")
+    group.add_argument(
+        "--cfg", type=float, help="guidance (default 3 for the bundled model, 1 for its student, else 7.5)"
+    )
     group.add_argument("--inversion-cfg", type=float, default=default.inversion_cfg)
     group.add_argument("--cycles", type=int, default=default.cycles)
     group.add_argument("--low", type=float, default=default.low, help="the cycles' range in shares of training time")
@@ -68,8 +71,10 @@ def _add_run(group: Any) -> None:
 
 def run_cow(args: argparse.Namespace) -> int:
     """Make one picture."""
+    for path in filter(None, (args.out, args.strip)):
+        check_picture_name(path)
     photo, keep = _subject(args.image, args.mask, args.invert_mask)
-    cfg_scale = args.cfg if args.cfg is not None else 3.0 if args.model == "pocket" else CowConfig.cfg_scale
+    cfg_scale = BUNDLED_CFG.get(args.model, CowConfig.cfg_scale) if args.cfg is None else args.cfg
     config = CowConfig(
         steps=args.steps, cfg_scale=cfg_scale, inversion_cfg=args.inversion_cfg, cycles=args.cycles, low=args.low,
         high=args.high, preserve=args.preserve,

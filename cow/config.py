@@ -11,6 +11,7 @@ from ..core.checks import check_choice, check_integer, check_range, check_sigmas
 from ..core.schedules import SCHEDULES, Levels, nearest_step, percent_to_sigma
 
 UNITS = ("time", "sigma")
+TOP = 0.9
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def make_plan(config: CowConfig, levels: Levels, sigmas: Tensor) -> Plan:
     low, high = (len(sigmas) - 1 - nearest_step(sigmas, level) for level in _range(config, levels))
     if low >= high:
         raise _empty_range(config, levels, sigmas)
+    _check_top(config, levels, float(sigmas[len(sigmas) - 1 - high]))
     stop = low - round(config.preserve * low)
     return Plan(tuple(sigmas.flip(0).tolist()), low, high, stop, config.cycles)
 
@@ -114,6 +116,16 @@ def _range(config: CowConfig, levels: Levels) -> tuple[float, float]:
     if config.unit == "sigma":
         return config.low, config.high
     return percent_to_sigma(levels, config.low), percent_to_sigma(levels, config.high)
+
+
+def _check_top(config: CowConfig, levels: Levels, sigma: float) -> None:
+    """Refuse to invert into pure noise: there the latents hold nothing of the subject, and the steps are too long to be exact."""
+    top = percent_to_sigma(levels, TOP)
+    if sigma > top:
+        raise ValueError(
+            f"Expected `high` at a noise level of at most {top:.3g} ({TOP} of the training time), but got {sigma:.3g} "
+            f"(`high` {config.high}). Lower it; 0.6 is the default."
+        )
 
 
 def _empty_range(config: CowConfig, levels: Levels, sigmas: Tensor) -> ValueError:

@@ -239,7 +239,7 @@ def progress(session: Session) -> Callback:
 
 
 NODES = {
-    "SlipstreamSeedCanvas": (SeedCanvas, "Seed Canvas"),
-    "SlipstreamCowSampler": (CowSampler, "Cow Sampler"),
-    "SlipstreamExamplePhoto": (ExamplePhoto, "Example Photo"),
+    "SlipstreamSeedCanvas": (SeedCanvas, "Seed Canvas (Slipstream)"),
+    "SlipstreamCowSampler": (CowSampler, "Cow Sampler (Slipstream)"),
+    "SlipstreamExamplePhoto": (ExamplePhoto, "Example Photo (Slipstream)"),
 }

@@ -404,7 +404,26 @@ def test_any_descending_levels_do():
     assert torch.isfinite(run(sigmas=sigmas).latents).all()
 
 
+@pytest.mark.parametrize("space", [EPS, FLOW])
+def test_the_inversion_carries_the_noise_of_its_level_at_the_default_settings(space):
+    """Gaussian data: 20 steps up to the default range keep the marginal standard deviation within 4 %."""
+    model = GaussianDenoiser(std=0.8, space=space)
+    plan = make_plan(CowConfig(), model.levels, make_sigmas("leading", model.levels, 20))
+    levels = torch.tensor(plan.levels[: plan.high + 1])
+    clean = 0.8 * SeededNoise(0)(torch.empty(4, 4, 32, 32))
+    inverted = invert(CFG(model, constant_cond(), None, 1.0), clean, levels, space, Reporter(plan.high))[-1]
+    expected = ((space.scale(levels[-1]) * 0.8) ** 2 + levels[-1] ** 2).sqrt()
+    assert float(inverted.std() / expected) == pytest.approx(1, abs=0.04)
+
+
 # Bad input
+
+
+@pytest.mark.parametrize("space", [EPS, FLOW])
+def test_a_range_that_reaches_pure_noise_is_refused(space):
+    model = GaussianDenoiser(space=space)
+    with pytest.raises(ValueError, match=r"^Expected `high` at a noise level of at most .*Lower it"):
+        make_plan(CowConfig(high=1.0), model.levels, make_sigmas("uniform", model.levels, 20))
 
 
 def test_steps_so_few_that_the_range_is_empty():
