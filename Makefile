@@ -27,7 +27,7 @@ lint: $(BIN)/.test
 	$(BIN)/mypy core cow stream search edit lmd
 
 test: $(BIN)/.test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(BIN)/.base
 	for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
