@@ -62,4 +62,19 @@ def rcfg_guider(g: Any) -> None:
     )
 
 
-WORKFLOWS = {"stream_video": stream_video, "rcfg_guider": rcfg_guider}
+def similarity_filter(g: Any) -> None:
+    video = g.add("LoadVideo", file=g.upload("assets/ball.mp4"))
+    parts = g.add("GetVideoComponents", video=video)
+    kept = g.add(
+        "SlipstreamSimilarityFilter", frames=parts["images"], similarity=0.8, max_skip=10, blocks=1, filter_seed=0
+    )
+    g.add("PreviewImage", images=kept, title="Kept frames")
+    g.add("PreviewAny", source=kept["indices"], title="Their numbers")
+    g.add("PreviewAny", source=kept["count"], title="How many")
+    g.note(
+        "Frames that look like the last kept one are left out, the more alike the likelier. **blocks** 1 compares whole "
+        "pictures, as published; more blocks notice small things that move. Stream Frames has the same filter built in."
+    )
+
+
+WORKFLOWS = {"stream_video": stream_video, "rcfg_guider": rcfg_guider, "similarity_filter": similarity_filter}
