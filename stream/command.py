@@ -29,7 +29,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output", required=True, help="video file, or a folder for PNG files")
     parser.add_argument("--prompt", default="", help="what the video shall show")
     parser.add_argument("--negative", default="", help="used by onetime and full guidance")
-    parser.add_argument("--model", default="pocket-lcm", help='"pocket-lcm", "pocket", a diffusers folder or a .safetensors file')
+    parser.add_argument(
+        "--model", default="pocket-lcm", help='"pocket-lcm", "pocket", a diffusers folder or a .safetensors file'
+    )
     parser.add_argument("--vae", help="another VAE, for example a tiny one (TAESD)")
     parser.add_argument("--device", help="cpu, cuda ... (default: what there is)")
     parser.add_argument("--size", help="WIDTHxHEIGHT (default: as the input, in whole latent cells)")
