@@ -135,7 +135,10 @@ class Judge:
 
         self.checker = load_checker()
         real = self.raw(render(captions(2000, 77)[0], 128))
-        self.mean, self.deviation = real.mean(0), real.std(0).clamp(min=1e-6)
+        # Units that never fire on real scenes have no scale to be standardised with.
+        self.alive = real.std(0) > 1e-4 * real.std(0).max()
+        real = real[:, self.alive]
+        self.mean, self.deviation = real.mean(0), real.std(0)
         self.real = moments((real - self.mean) / self.deviation)
 
     def raw(self, pictures: Tensor) -> Tensor:
@@ -147,7 +150,7 @@ class Judge:
         return torch.cat([pipe.decode(part) for part in latents.split(16)]).movedim(-1, 1) * 2 - 1
 
     def vectors(self, pictures: Tensor) -> Tensor:
-        return (self.raw(pictures) - self.mean) / self.deviation
+        return (self.raw(pictures)[:, self.alive] - self.mean) / self.deviation
 
     def right(self, pictures: Tensor, scenes: Sequence[Any]) -> float:
         from slipstream_tools.pocket.checker import score
