@@ -6,16 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
-
-
-def weights(network: nn.Module, per_tensor: int = 64) -> list[Tensor]:
-    """Return evenly spaced values of each parameter: enough to tell two checkpoints apart, in milliseconds."""
-    picked = []
-    for parameter in network.parameters():
-        flat = parameter.detach().flatten()
-        picked.append(flat[:: max(1, len(flat) // per_tensor)][:per_tensor].to("cpu", torch.float16))
-    return picked
+from torch import Tensor
 
 
 def digest(*tensors: Tensor | None) -> str:

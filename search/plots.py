@@ -211,7 +211,7 @@ def _bars(canvas: Canvas, cells: Sequence[Interval], left: float, width: float) 
         canvas.box(min(axis(0), end), y - 9, max(axis(0), end), y + 9, ACCENT if cell.mean == best else BAR)
         tip = end
         if math.isfinite(cell.half) and axis(cell.mean) <= left + width:
-            ends = [min(axis(cell.mean + sign * cell.half), left + width) for sign in (-1, 1)]
+            ends = [min(max(axis(cell.mean + sign * cell.half), left), left + width) for sign in (-1, 1)]
             canvas.line([(ends[0], y), (ends[1], y)], INK, 1.2)
             tip = max(end, ends[1])
         canvas.text(tip + 6, y, f"{cell.mean:.3g}", 12)
