@@ -90,6 +90,9 @@ class StreamConfig:
         check_integer("num_inference_steps", self.num_inference_steps, 1, LCM_GRID)
         if self.strength is not None:
             check_range("strength", self.strength, 0.001, 1)
+            # More steps than training levels below the strength would repeat levels: passes without effect.
+            most = max(int(self.strength * TRAIN_STEPS) - 1, 1)
+            check_integer("steps", self.steps, 1, most, f"Use at most {most} steps at strength {self.strength}.")
         elif self.sigmas is not None:
             levels = torch.as_tensor(self.sigmas, dtype=torch.float32).detach().cpu()
             check_sigmas("sigmas", levels, minimum=1)

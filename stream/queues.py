@@ -248,7 +248,8 @@ class StreamThreads:
     def __exit__(self, *exc: Any) -> None:
         self.stop()
         for thread in self._threads:
-            thread.join()
+            # A camera that gives no more frames holds its thread for ever; that one is a daemon and may be left behind.
+            thread.join(5.0 if thread.name.endswith("capture") else None)
 
     def _run(
         self, name: str, stage: Callable[..., Any], inbox: Iterable[Item], outbox: FrameQueue[Item] | None

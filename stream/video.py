@@ -12,6 +12,7 @@ from fractions import Fraction
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -59,6 +60,11 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]: ...
 
 
+def upright(picture: np.ndarray, rotation: int) -> np.ndarray:
+    """Return a picture (H, W, C) turned counterclockwise by `rotation` degrees: phones film sideways and say so."""
+    return np.rot90(picture, round(rotation / 90) % 4)
+
+
 class VideoSource:
     """Frames of a video file or camera, IMAGE (H, W, 3) in [0, 1]; what is damaged is left out and said in `problem`."""
 
@@ -90,7 +96,8 @@ class VideoSource:
                     first = frame.pts or 0  # a camera counts from when it was switched on
                 pts = max(frame.pts - first, pts + 1) if frame.pts is not None else pts + step if read else 0
                 read += 1
-                yield numpy_to_image(frame.to_ndarray(format="rgb24"))[0], Stamp(pts, self.time_base)
+                picture = upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0))
+                yield numpy_to_image(picture)[0], Stamp(pts, self.time_base)
         if read < self.count or self.damaged:
             self.problem = (
                 f"the video is damaged or cut off: {read} of {self.count or 'an unknown number of'} frames read"

@@ -13,7 +13,7 @@ from slipstream.cli import main
 from slipstream.core.pictures import save_picture
 from slipstream.stream import video
 from slipstream.stream.command import fitted
-from slipstream.stream.video import FolderSource, Stamp, VideoSink, VideoSource, fit, open_sink, open_source
+from slipstream.stream.video import FolderSource, Stamp, VideoSink, VideoSource, fit, open_sink, open_source, upright
 
 av = pytest.importorskip("av")
 CLIP = pathlib.Path(__file__).resolve().parent.parent.parent / "assets" / "ball.mp4"
@@ -258,7 +258,9 @@ def test_command_says_that_a_video_was_cut_off(tmp_path, caplog) -> None:
         (["--input", str(CLIP), "--t-index", "45,32"], "ascend"),
         (["--input", str(CLIP), "--size", "big"], "WIDTHxHEIGHT"),
         (["--input", str(CLIP), "--size", "0x0"], "WIDTHxHEIGHT"),
-        (["--input", str(CLIP), "--scale", "-1"], "`guidance_scale`"),
+        (["--input", str(CLIP), "--cfg", "-1"], "`guidance_scale`"),
+        (["--input", str(CLIP), "--graph", "--cross-frame"], "--graph or --cross-frame"),
+        (["--input", str(CLIP), "--strength", "0.02", "--steps", "50"], "at most 19 steps"),
         (["--input", str(CLIP), "--strength", "2"], "`strength`"),
         (["--input", str(CLIP), "--similarity", "-1"], "`threshold`"),
         (["--input", str(CLIP), "--model", "no/such/model"], "no/such/model"),
@@ -273,3 +275,12 @@ def test_a_users_mistake_is_one_sentence(tmp_path, capsys, options, message) -> 
 
 def test_stamp() -> None:
     assert Stamp(45, Fraction(1, 30)).seconds == 1.5
+
+
+@pytest.mark.parametrize(("rotation", "corner"), [(0, (0, 0)), (90, (3, 0)), (-90, (0, 1)), (180, (1, 3))])
+def test_pictures_are_turned_as_the_camera_says(rotation, corner) -> None:
+    """The display matrix counts counterclockwise: a mark in the first corner of 2 x 4 pixels ends in another."""
+    picture = np.zeros((2, 4, 3), np.uint8)
+    picture[0, 0] = 255
+    turned = upright(picture, rotation)
+    assert tuple(np.argwhere(turned[..., 0])[0]) == corner
