@@ -24,7 +24,9 @@ demo: $(BIN)/.base
 lint: $(BIN)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy core cow stream search edit lmd
+	# mypy needs the package under its name, whatever the checkout's folder is called.
+	mkdir -p build && ln -sfn .. build/slipstream
+	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml $(addprefix -p slipstream.,core cow stream search edit lmd)
 
 test: $(BIN)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
