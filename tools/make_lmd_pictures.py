@@ -1,4 +1,4 @@
-"""Draw the pictures of the latent masking help pages into web/docs/img: python tools/pictures_lmd.py (two CPU minutes)."""
+"""Draw the pictures of the latent masking help pages into web/docs/img: python tools/make_lmd_pictures.py (two CPU minutes)."""
 
 from __future__ import annotations
 
