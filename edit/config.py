@@ -13,7 +13,6 @@ from ..core.checks import check_choice, check_integer, check_range
 from ..core.schedules import SCHEDULES, DiscreteLevels, Levels, make_sigmas
 
 Span = tuple[float, float]
-NEVER: Span = (0.0, 0.0)
 MEMORY = ("auto", "bank", "row")
 
 

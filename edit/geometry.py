@@ -44,11 +44,6 @@ class Canvas:
         padded = F.pad(mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]))
         return F.interpolate(padded, self.grid, mode="area")
 
-    def to_pixels(self, weights: Tensor) -> Tensor:
-        """Return weights of the grid (1, 1, h, w) at picture size (H, W), bilinear."""
-        points = self.normalised(self.pixel_centres())[None].to(weights)
-        return F.grid_sample(weights, points, "bilinear", "border", align_corners=False)[0, 0]
-
 
 def _centres(height: int, width: int, step: float) -> Tensor:
     ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
