@@ -6,6 +6,7 @@ The host is found at COMFYUI_PATH, else ~/ComfyUI; its Python at COMFYUI_PYTHON,
     host_models          its folders diffusers/, loras/, controlnet/, checkpoints/: put files there, the host lists them at once
     example(name, {...}) the API-format prompt of example_workflows/NAME.json, with values changed ("KSampler.seed": 3)
     report(result)       what a probe node found
+    lora                 the name of a random LoRA that fits the pocket model, in kohya's layout
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # The pack must load from a folder of any name.
 PACK_NAME = "slip-stream.v0"
-MODEL_KINDS = ("diffusers", "loras", "controlnet", "checkpoints", "vae", "embeddings")
+MODEL_KINDS = ("diffusers", "loras", "controlnet", "checkpoints", "vae", "vae_approx", "embeddings")
 
 
 def load(name: str) -> Any:
@@ -100,3 +101,24 @@ def report() -> Callable[[Any], Any]:
         return json.loads(found)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def lora(host_models: pathlib.Path) -> str:
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    layers = {
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": (32, 64),
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (96, 96),
+        "lora_unet_up_blocks_2_attentions_1_transformer_blocks_0_attn2_to_v": (32, 64),
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj": (64, 64),
+    }
+    for name, (out, inner) in layers.items():
+        tensors[f"{name}.lora_up.weight"] = torch.randn(out, 4, generator=generator)
+        tensors[f"{name}.lora_down.weight"] = 0.3 * torch.randn(4, inner, generator=generator)
+        tensors[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, host_models / "loras" / "tiny.safetensors")
+    return "tiny.safetensors"

@@ -79,17 +79,31 @@ def test_ksampler_equals_sampler_custom_advanced(host: Any, report: Any) -> None
     assert report(host.run(graph))["difference"] == 0
 
 
-def test_library_and_host_agree_on_pixels(plain: np.ndarray) -> None:
-    pipe = slipstream.load("pocket", device="cpu")
+@pytest.mark.parametrize(("name", "cfg"), [("pocket", 3.0), ("pocket-lcm", 1.0)])
+def test_library_and_host_agree_on_pixels(host: Any, name: str, cfg: float) -> None:
+    pipe = slipstream.load(name, device="cpu")
     cond = pipe.encode_text([PROMPT, ""])
     sigmas = make_sigmas("simple", pipe.model.levels, 4)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         # The host starts at the top level from the variance of the noised data, not of the noise alone.
         x = noise * (1 + sigmas[0] ** 2).sqrt()
-        latents = euler(CFG(pipe.model, cond.take([0]), cond.take([1]), 3.0), x, sigmas)
+        latents = euler(CFG(pipe.model, cond.take([0]), cond.take([1]), cfg), x, sigmas)
         picture = image_to_numpy(pipe.decode(latents)).astype(int)
-    assert difference(picture, plain) <= 2
+    assert difference(picture, pixels(host.run(base(model=name, cfg=cfg)))) <= 2
+
+
+def test_the_student_makes_the_picture_in_four_steps_without_guidance(host: Any) -> None:
+    assert "pocket-lcm" in host.object_info()["SlipstreamLoadModel"]["input"]["required"]["model"][0]
+    settings = {"sampler_name": "lcm", "scheduler": "sgm_uniform", "cfg": 1.0}
+    student, teacher = (pixels(host.run(base(model=name, **settings)))[0] for name in ("pocket-lcm", "pocket"))
+    assert difference(student, teacher) > 30
+    border = np.median(student[[0, -1]].reshape(-1, 3), axis=0)
+    assert border[2] > border[0] + 50  # a blue background ...
+    red = student[..., 0] > student[..., 2] + 50
+    assert 0.1 < red.mean() < 0.6  # ... with a large red thing on it
+    rows, columns = np.nonzero(red)
+    assert abs(int(np.ptp(rows)) - int(np.ptp(columns))) < 16  # as high as it is wide
 
 
 def test_same_seed_same_picture_after_other_nodes_ran(host: Any, plain: np.ndarray) -> None:
@@ -162,27 +176,10 @@ def test_previews_show_the_picture(host: Any) -> None:
     assert np.abs(last - picture).mean() < 25
 
 
-def kohya_lora(path: pathlib.Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    layers = {
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": (32, 64),
-        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (96, 96),
-        "lora_unet_up_blocks_2_attentions_1_transformer_blocks_0_attn2_to_v": (32, 64),
-        "lora_te_text_model_encoder_layers_0_self_attn_q_proj": (64, 64),
-    }
-    for name, (out, inner) in layers.items():
-        tensors[f"{name}.lora_up.weight"] = torch.randn(out, 4, generator=generator)
-        tensors[f"{name}.lora_down.weight"] = 0.3 * torch.randn(4, inner, generator=generator)
-        tensors[f"{name}.alpha"] = torch.tensor(4.0)
-    save_file(tensors, path)
-
-
-def test_lora_changes_the_picture_and_leaves_no_trace(host: Any, host_models: pathlib.Path, plain: np.ndarray) -> None:
-    kohya_lora(host_models / "loras" / "tiny.safetensors")
+def test_lora_changes_the_picture_and_leaves_no_trace(host: Any, lora: str, plain: np.ndarray) -> None:
     graph = base()
     graph["lora"] = node(
-        "LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny.safetensors", strength_model=1.0, strength_clip=1.0
+        "LoraLoader", model=["1", 0], clip=["1", 1], lora_name=lora, strength_model=1.0, strength_clip=1.0
     )
     graph["k"]["inputs"]["model"], graph["p"]["inputs"]["clip"] = ["lora", 0], ["lora", 1]
     before = len(host.log())
