@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import sys
 
-import torch
-from torch import Tensor
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import _common  # noqa: E402, F401
+import slipstream  # noqa: E402
+import torch  # noqa: E402
+from slipstream.core import SeededNoise  # noqa: E402
+from slipstream.core.pictures import read_picture, save_picture, side_by_side  # noqa: E402
+from slipstream.cow import CowConfig, generate  # noqa: E402
+from slipstream.cow.canvas import paste_back, place, plain_background  # noqa: E402
+from slipstream.cow.photos import PHOTOS  # noqa: E402
+from torch import Tensor  # noqa: E402
+
 HELP, GUIDE = ROOT / "web" / "docs" / "img", ROOT / "docs" / "img"
 PROMPT = "a small yellow star on the left on a purple background"
 
 
-def load_package() -> None:
-    """Import the repository as `slipstream` by path, unless it is installed."""
-    if importlib.util.find_spec("slipstream") is None:
-        spec = importlib.util.spec_from_file_location(
-            "slipstream", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["slipstream"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-
-
 def main() -> None:
-    load_package()
-    import slipstream
-    from slipstream.core import SeededNoise
-    from slipstream.core.pictures import read_picture, save_picture, side_by_side
-    from slipstream.cow import CowConfig, generate
-    from slipstream.cow.canvas import paste_back, place, plain_background
-    from slipstream.cow.photos import PHOTOS
-
     pipe = slipstream.load("pocket")
     photo, mask = (read_picture(path) for path in PHOTOS["astronaut"])
     canvas = place(photo, mask[..., 0], plain_background(192, 256), 0.25, 0.7, 1.0)

@@ -5,20 +5,13 @@ python tools/make_stream_pictures.py
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-if "slipstream" not in sys.modules and importlib.util.find_spec("slipstream") is None:
-    spec = importlib.util.spec_from_file_location(
-        "slipstream", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["slipstream"] = package = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(package)
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import _common  # noqa: E402, F401
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from slipstream.core import SeededNoise, load, make_sigmas, sample  # noqa: E402
