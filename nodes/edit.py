@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -478,12 +478,8 @@ class EditSampler:
         feather: int,
         low_memory: bool,
     ) -> dict[str, Any]:
-        from ..core.noise import SeededNoise
-        from ..edit import edit, finish, fit
-        from ..edit.guided import guided_edit
-        from ..edit.loop import network_calls
-        from .host.edit_model import HostEditModel, check_model, has_image_prompt, left_out
-        from .host.session import run_on_model
+        from ..edit import finish
+        from .host.edit_model import check_model, left_out
         from .host.warnings import warn
 
         check_model(model)
@@ -499,56 +495,83 @@ class EditSampler:
         _check_made_with(model, [inversion, *library_tasks(tasks)[1]])
         for name in left_out(model):
             warn("Edit", f"The patch {name} of this MODEL has no effect on an edit and is left out.")
-        image, canvas = inversion.inversion.image, inversion.inversion.canvas
         # The draft is encoded before the MODEL is loaded: both at once may not fit.
-        drafted = guided_edit(library_tasks(tasks)[0], inversion.inversion, config).draft_image()
-        factor = _factor(vae)
-        encoded = None if drafted is None else vae.encode(fit(drafted, factor, like=canvas)[0])
-
-        def work(session: Any) -> Any:
-            conds = {id(r): session.conds[f"reference_{n}"] for n, r in enumerate(library_tasks(tasks)[1])}
-            chosen, _ = library_tasks(tasks, conds)
-            base = replace(inversion.inversion, cond=session.conds["source"])
-            plain = HostEditModel(session.denoiser, model)
-            prompted = HostEditModel(session.denoiser, model, image_prompt=True) if has_image_prompt(model) else None
-            total = network_calls(chosen, base, config)
-            result = edit(
-                plain,
-                base,
-                chosen,
-                session.conds["positive"],
-                session.conds["negative"],
-                config,
-                SeededNoise(seed),
-                prompted,
-                session.callback(total),
-                None if encoded is None else lambda image: session.process_in(encoded),
-            )
-            outputs = [session.process_out(t) for t in (result.latents, result.draft_latents) if t is not None]
-            return result, outputs, plain.calls, plain.rows
-
-        references = {f"reference_{n}": r.conditioning for n, r in enumerate(library_tasks(tasks)[1])}
-        size = {"samples": torch.zeros(1, 4, *canvas.grid)}
-        result, outputs, calls, rows = run_on_model(
-            model,
-            size,
-            work,
-            rows=3 + len(references),
-            seed=seed,
-            cfg_scale=cfg,
-            positive=positive,
-            negative=negative,
-            source=inversion.conditioning,
-            **references,
-        )
-        decoded = iter(vae.decode(samples) for samples in outputs)
-        edited = finish(image, result, lambda latents: next(decoded))
-        for note in result.notes:
+        draft = _encoded_draft(vae, inversion, tasks, config)
+        run = _run_edit(model, inversion, tasks, config, draft, positive, negative, seed)
+        decoded = iter(vae.decode(samples) for samples in run.latents)
+        edited = finish(inversion.inversion.image, run.result, lambda latents: next(decoded))
+        for note in run.result.notes:
             warn("Edit", note)
-        report = "\n".join(
-            [f"{calls} network calls, {rows} rows. Keys and values: {inversion.inversion.memory}.", *result.notes]
+        cost = f"{run.calls} network calls, {run.rows} rows. Keys and values: {inversion.inversion.memory}."
+        report = "\n".join([cost, *run.result.notes])
+        return {"ui": {"text": [report]}, "result": (edited, {"samples": run.latents[0]}, run.result.mask, report)}
+
+
+class _EditRun(NamedTuple):
+    """What the library returned, its latents (of the edit, and of the draft where there is one) as the host's, the cost."""
+
+    result: Any
+    latents: list[Tensor]
+    calls: int
+    rows: int
+
+
+def _encoded_draft(vae: Any, inversion: HostInversion, tasks: Any, config: Any) -> Tensor | None:
+    """Return the latents of the plain cut-and-paste that the edit starts from, None where the tasks need none."""
+    from ..edit import fit
+    from ..edit.guided import guided_edit
+
+    drafted = guided_edit(library_tasks(tasks)[0], inversion.inversion, config).draft_image()
+    if drafted is None:
+        return None
+    return vae.encode(fit(drafted, _factor(vae), like=inversion.inversion.canvas)[0])
+
+
+def _run_edit(
+    model: Any, inversion: HostInversion, tasks: Any, config: Any, draft: Tensor | None,
+    positive: list[Any], negative: list[Any], seed: int,
+) -> _EditRun:  # fmt: skip
+    """Run the library's `edit` on a MODEL, with the prompts of all inverted pictures prepared for this run."""
+    from ..core.noise import SeededNoise
+    from ..edit import edit
+    from ..edit.loop import network_calls
+    from .host.edit_model import HostEditModel, has_image_prompt
+    from .host.session import run_on_model
+
+    others = {f"reference_{n}": other for n, other in enumerate(library_tasks(tasks)[1])}
+
+    def work(session: Any) -> _EditRun:
+        chosen, _ = library_tasks(tasks, {id(other): session.conds[name] for name, other in others.items()})
+        base = replace(inversion.inversion, cond=session.conds["source"])
+        plain = HostEditModel(session.denoiser, model)
+        prompted = HostEditModel(session.denoiser, model, image_prompt=True) if has_image_prompt(model) else None
+        result = edit(
+            plain,
+            base,
+            chosen,
+            session.conds["positive"],
+            session.conds["negative"],
+            config,
+            SeededNoise(seed),
+            prompted,
+            session.callback(network_calls(chosen, base, config)),
+            None if draft is None else lambda image: session.process_in(draft),
         )
-        return {"ui": {"text": [report]}, "result": (edited, {"samples": outputs[0]}, result.mask, report)}
+        latents = [session.process_out(t) for t in (result.latents, result.draft_latents) if t is not None]
+        return _EditRun(result, latents, plain.calls, plain.rows)
+
+    return run_on_model(
+        model,
+        {"samples": torch.zeros(1, 4, *inversion.inversion.canvas.grid)},
+        work,
+        rows=3 + len(others),
+        seed=seed,
+        cfg_scale=config.cfg_scale,
+        positive=positive,
+        negative=negative,
+        source=inversion.conditioning,
+        **{name: other.conditioning for name, other in others.items()},
+    )
 
 
 def _check_made_with(model: Any, inversions: list[HostInversion]) -> None:
