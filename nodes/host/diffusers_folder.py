@@ -275,9 +275,7 @@ def operations_with_groups(manual_cast: bool, groups: int) -> Any:
 
 def load_text_encoder(folder: pathlib.Path) -> Any:
     """Return a CLIP: the host's own text model and tokenizer with the weights and words of a CLIPTextModel."""
-    import comfy.clip_model
     import comfy.sd
-    import comfy.sd1_clip
     import folder_paths
     from comfy.supported_models_base import ClipTarget
 
@@ -287,20 +285,29 @@ def load_text_encoder(folder: pathlib.Path) -> Any:
         raise ValueError(
             "Expected tokenizer/vocab.json and merges.txt of CLIP, but they are missing. Download the whole folder."
         )
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    words, tokenizer = tokenizer_classes(folder / "tokenizer", config)
+    target = ClipTarget(tokenizer, clip_class(config, words(embeddings)))
+    state = text_state(folder / "text_encoder")
+    size = sum(tensor.numel() for tensor in state.values())
+    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, parameters=size)
+    missing, _ = clip.load_sd(state)
+    absent = [key for key in missing if "text_projection" not in key and "logit_scale" not in key]
+    if absent:
+        raise ValueError(
+            f"Expected a CLIPTextModel in text_encoder/, but it lacks {absent[0]}. Use a stock checkpoint loader."
+        )
+    return clip
 
-    class TextModel(comfy.clip_model.CLIPTextModel):
-        def __init__(self, config_dict: dict[str, Any], dtype: Any, device: Any, operations: Any) -> None:
-            super().__init__(config_dict, dtype, device, operations)
-            # The host's class has CLIP's vocabulary size built in.
-            words = operations.Embedding(
-                config_dict["vocab_size"], config_dict["hidden_size"], dtype=dtype, device=device
-            )
-            self.text_model.embeddings.token_embedding = words
+
+def tokenizer_classes(folder: pathlib.Path, config: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the host's tokenizer with the words of `folder`: the class of one encoder, and that of a CLIP made of it."""
+    import comfy.sd1_clip
 
     class Words(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = {}) -> None:  # noqa: B006
             super().__init__(
-                str(folder / "tokenizer"), max_length=config["max_position_embeddings"],
+                str(folder), max_length=config["max_position_embeddings"],
                 embedding_directory=embedding_directory, embedding_size=config["hidden_size"],
             )  # fmt: skip
 
@@ -308,9 +315,23 @@ def load_text_encoder(folder: pathlib.Path) -> Any:
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = {}) -> None:  # noqa: B006
             super().__init__(embedding_directory, tokenizer_data, tokenizer=Words)
 
-    embeddings = folder_paths.get_folder_paths("embeddings")
-    words = Words(embeddings)
+    return Words, Tokenizer
+
+
+def clip_class(config: dict[str, Any], words: Any) -> Any:
+    """Return the host's text model as a class, of the size in `config` and with the special tokens of the tokenizer `words`."""
+    import comfy.clip_model
+    import comfy.sd1_clip
+
     special = {"start": words.start_token, "end": words.end_token, "pad": words.pad_token}
+
+    class TextModel(comfy.clip_model.CLIPTextModel):
+        def __init__(self, config_dict: dict[str, Any], dtype: Any, device: Any, operations: Any) -> None:
+            super().__init__(config_dict, dtype, device, operations)
+            # The host's class has CLIP's vocabulary size built in.
+            self.text_model.embeddings.token_embedding = operations.Embedding(
+                config_dict["vocab_size"], config_dict["hidden_size"], dtype=dtype, device=device
+            )
 
     class Clip(comfy.sd1_clip.SDClipModel):
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = {}) -> None:  # noqa: B006
@@ -324,16 +345,7 @@ def load_text_encoder(folder: pathlib.Path) -> Any:
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = {}) -> None:  # noqa: B006
             super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=Clip)
 
-    state = text_state(folder / "text_encoder")
-    size = sum(tensor.numel() for tensor in state.values())
-    clip = comfy.sd.CLIP(ClipTarget(Tokenizer, ClipModel), embedding_directory=embeddings, parameters=size)
-    missing, _ = clip.load_sd(state)
-    absent = [key for key in missing if "text_projection" not in key and "logit_scale" not in key]
-    if absent:
-        raise ValueError(
-            f"Expected a CLIPTextModel in text_encoder/, but it lacks {absent[0]}. Use a stock checkpoint loader."
-        )
-    return clip
+    return ClipModel
 
 
 # --------------------------------------------------------------------------------------------------------- VAE
