@@ -216,19 +216,22 @@ def _job_file(path: Any, config: Any, objective: Any) -> pathlib.Path:
     return user_folder("search") / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.sqlite"
 
 
-class ReferenceObjective:
+class _ObjectiveNode:
+    CATEGORY = CATEGORY
+    RETURN_TYPES = (OBJECTIVE,)
+    RETURN_NAMES = ("objective",)
+    OUTPUT_TOOLTIPS = ("For the custom_objective input.",)
+    FUNCTION = "make"
+
+
+class ReferenceObjective(_ObjectiveNode):
     """Objective: pictures like those in a folder or a batch."""
 
-    CATEGORY = CATEGORY
     DESCRIPTION = (
         "For Search Schedule and Compare Schedules: how far the samples' distribution is from that of reference pictures. With CLIP "
         "vision and mmd this is CMMD (arXiv 2401.09603) up to its scale; with frechet the Frechet distance on the chosen features, "
         "the paper's objective when the features are Inception's."
     )
-    RETURN_TYPES = (OBJECTIVE,)
-    RETURN_NAMES = ("objective",)
-    OUTPUT_TOOLTIPS = ("For the custom_objective input.",)
-    FUNCTION = "make"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -280,18 +283,13 @@ class ReferenceObjective:
         )
 
 
-class SelfObjective:
+class SelfObjective(_ObjectiveNode):
     """Objective: the look of the model's own many-step samples, on features of choice."""
 
-    CATEGORY = CATEGORY
     DESCRIPTION = (
         "For Search Schedule and Compare Schedules: how far the samples are from what the model itself makes in many steps, either "
         "picture by picture (paired) or as a distribution (frechet, mmd), on features of your choice."
     )
-    RETURN_TYPES = (OBJECTIVE,)
-    RETURN_NAMES = ("objective",)
-    OUTPUT_TOOLTIPS = ("For the custom_objective input.",)
-    FUNCTION = "make"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
