@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.pictures import font
 from ..core.tensors import numpy_to_image
 
 BACKGROUND, INK, GRID = (255, 255, 255), (40, 44, 52), (225, 228, 232)
@@ -27,15 +28,6 @@ class Line:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-
-
-def _font(size: int) -> Any:
-    from PIL import ImageFont
-
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one small size only
-        return ImageFont.load_default()
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -63,7 +55,7 @@ def line_chart(
 
     image = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(image)
-    font, small = _font(15), _font(12)
+    small = font(12)
     left, top, right, bottom = 64, 54, size[0] - 20, size[1] - 52
     (x0, x1), (y0, y1) = _span([v for c in lines for v in c.x], False), _span([v for c in lines for v in c.y], True)
     # The legend goes to the side where the curves are lower; where both are high it gets room above them.
@@ -87,7 +79,7 @@ def line_chart(
         draw.line([(left, y), (right, y)], GRID)
         draw.text((left - 6, y), f"{tick:g}", INK, small, anchor="rm")
     draw.rectangle([left, top, right, bottom], outline=INK)
-    draw.text((size[0] / 2, 10), title, INK, font, anchor="ma")
+    draw.text((size[0] / 2, 10), title, INK, font(15), anchor="ma")
     draw.text(((left + right) / 2, size[1] - 24), x_label, INK, small, anchor="ma")
     draw.text((8, top - 6), y_label, INK, small, anchor="lb")
     for place, text in marks:
@@ -122,16 +114,18 @@ def _curve(draw: Any, points: Sequence[tuple[float, float] | None], colour: tupl
                 draw.ellipse([point[0] - 3, point[1] - 3, point[0] + 3, point[1] + 3], colour)
 
 
-def _legend(draw: Any, lines: Sequence[Line], font: Any, sides: tuple[float, float], top: float, on_left: bool) -> None:
+def _legend(
+    draw: Any, lines: Sequence[Line], small: Any, sides: tuple[float, float], top: float, on_left: bool
+) -> None:
     if len(lines) < 2:
         return
-    width = max(draw.textlength(line.label, font) for line in lines) + 34
+    width = max(draw.textlength(line.label, small) for line in lines) + 34
     left = sides[0] if on_left else sides[1] - width
     draw.rectangle([left, top, left + width, top + 18 * len(lines) + 4], BACKGROUND, GRID)
     for index, (colour, line) in enumerate(zip(_cycle(len(lines)), lines)):
         y = top + 11 + 18 * index
         draw.line([(left + 6, y), (left + 24, y)], colour, 3)
-        draw.text((left + 30, y), line.label, INK, font, anchor="lm")
+        draw.text((left + 30, y), line.label, INK, small, anchor="lm")
 
 
 def colour_map(values: Tensor, low: float, high: float, colours: Sequence[tuple[int, int, int]] = RISING) -> np.ndarray:
@@ -162,13 +156,13 @@ def heat_map(
         _outline(picture, outline)
     image = Image.new("RGB", (max(size[0] + 40, 240), size[1] + 96), BACKGROUND)
     draw = ImageDraw.Draw(image)
-    draw.text((image.width / 2, 10), title, INK, _font(15), anchor="ma")
+    draw.text((image.width / 2, 10), title, INK, font(15), anchor="ma")
     left = (image.width - size[0]) // 2
     image.paste(picture, (left, 36))
     bar = Image.fromarray(colour_map(torch.linspace(0, 1, size[0])[None].expand(12, -1), 0, 1, colours))
     image.paste(bar, (left, size[1] + 48))
     for x, value, anchor in ((left, low, "la"), (left + size[0], high, "ra")):
-        draw.text((x, size[1] + 66), f"{value:.3g}", INK, _font(12), anchor=anchor)
+        draw.text((x, size[1] + 66), f"{value:.3g}", INK, font(12), anchor=anchor)
     return image
 
 
@@ -196,12 +190,12 @@ def tiles(masks: Tensor, captions: Sequence[str], title: str, side: int = 96, co
     rows = -(-len(shown) // columns)
     image = Image.new("RGB", (max(columns * (side + 12) + 12, 240), rows * (height + 26) + 44), BACKGROUND)
     draw = ImageDraw.Draw(image)
-    draw.text((image.width / 2, 10), title, INK, _font(15), anchor="ma")
+    draw.text((image.width / 2, 10), title, INK, font(15), anchor="ma")
     for place, index in enumerate(shown):
         x, y = 12 + place % columns * (side + 12), 36 + place // columns * (height + 26)
         picture = Image.fromarray(colour_map(masks[index], 0, 1, ((233, 237, 242), (31, 119, 180))))
         image.paste(picture.resize((side, height), Image.Resampling.NEAREST), (x, y))
-        draw.text((x + side / 2, y + height + 4), captions[index], INK, _font(12), anchor="ma")
+        draw.text((x + side / 2, y + height + 4), captions[index], INK, font(12), anchor="ma")
     return image
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.pictures import font
 from ..core.tensors import numpy_to_image
 from .comparison import Comparison, Interval
 from .engine import SearchStep
@@ -26,13 +27,7 @@ class Canvas:
         self.draw = ImageDraw.Draw(self.image)
 
     def text(self, x: float, y: float, words: str, size: int = 13, colour: Any = INK, anchor: str = "lm") -> None:
-        from PIL import ImageFont
-
-        try:
-            font = ImageFont.load_default(size * SCALE)
-        except TypeError:  # Pillow before 10.1 has one small size, and knows no anchors for it
-            font, anchor = ImageFont.load_default(), None  # type: ignore[assignment]
-        self.draw.text((x * SCALE, y * SCALE), words, colour, font, anchor)
+        self.draw.text((x * SCALE, y * SCALE), words, colour, font(size * SCALE), anchor)
 
     def line(self, points: Sequence[tuple[float, float]], colour: Any, width: float = 1) -> None:
         scaled = [(x * SCALE, y * SCALE) for x, y in points]
