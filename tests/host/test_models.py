@@ -284,6 +284,10 @@ def set_field(name: str, value: Any) -> Callable[[pathlib.Path], None]:
     return change
 
 
+def tiny_vae(folder: pathlib.Path) -> None:
+    (folder / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
+
+
 def flow_scheduler(folder: pathlib.Path) -> None:
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"}))
@@ -293,6 +297,7 @@ BAD = {
     "truncated": (truncate, "damaged"),
     "pickle": (pickle_only, "can run code"),
     "no_vae": (no_vae, "vae"),
+    "tiny_vae": (tiny_vae, "AutoencoderTiny"),
     "json": (bad_json, "unet/config.json"),
     "unknown_blocks": (set_field("down_block_types", ["AttnDownBlock2D"] * 3), "AttnDownBlock2D"),
     "unknown_scheduler": (flow_scheduler, "FlowMatch"),

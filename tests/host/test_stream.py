@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from slipstream.core import load
 from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
 from slipstream.stream.similarity import select
@@ -78,18 +79,21 @@ def pipe():
     return load("pocket")
 
 
+def streamed(pipe: Any, frames: np.ndarray) -> np.ndarray:
+    """Return the library's result for uint8 frames (B, H, W, 3), unrounded, 0 to 255."""
+    stream = StreamBatch(pipe.model, pipe.encode_text([TEXT]), pipe.encode_text([""]), StreamConfig(**SETTINGS))
+    finished = stream.push(pipe.encode_image(torch.from_numpy(frames).float() / 255)) + stream.drain()
+    return pipe.decode(torch.cat([f.latents for f in finished])).numpy() * 255
+
+
 def test_frames_equal_the_librarys(host, pipe) -> None:
     frames, graph = clip(5), base()
     add_stream(graph, loaded(host, graph, frames))
     result = host.run(graph)
     got = pictures(result)
-    config = StreamConfig(**SETTINGS)
-    stream = StreamBatch(pipe.model, pipe.encode_text([TEXT]), pipe.encode_text([""]), config)
-    finished = stream.push(pipe.encode_image(torch.from_numpy(frames).float() / 255)) + stream.drain()
-    expected = pipe.decode(torch.cat([f.latents for f in finished])).numpy() * 255
-    assert got.shape == expected.shape
     # SaveImage cuts off the fraction; nothing else separates the two.
-    lost = expected - got
+    lost = streamed(pipe, frames) - got
+    assert got.shape == frames.shape
     assert lost.min() > -0.1
     assert lost.max() < 1.1
     report = text_of(result)
@@ -149,6 +153,49 @@ def test_what_is_on_the_model_acts_on_every_frame_and_leaves_no_trace(host, lora
     add_stream(graph, socket)
     graph["s"]["inputs"]["max_skip"] = 12 if add is add_lora else 13  # without effect, but not in the host's cache
     assert np.array_equal(pictures(host.run(graph)), plain)
+
+
+TAESD_SCALE = 0.18215  # built into the host for the files called taesd
+
+
+@pytest.fixture(scope="module")
+def tiny_vae(host_models, tmp_path_factory) -> str:
+    """A random tiny autoencoder: TAESD's pair of files for the stock loader, and a folder (returned) for the library."""
+    from diffusers import AutoencoderTiny
+
+    scale = load("pocket").vae.config.scaling_factor / TAESD_SCALE
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        vae = AutoencoderTiny(scaling_factor=scale)
+        pixels = torch.from_numpy(clip(1)).movedim(-1, 1).float() / 127.5 - 1
+        for name, parameter in vae.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()  # what comes in is not drowned
+        # Latents as large as the model expects, and pictures of middle grey with visible contrast.
+        vae.encoder.layers[-1].weight /= scale * vae.encode(pixels).latents.std()
+        vae.decoder.layers[-1].weight *= 0.4 / (vae.decode(vae.encode(pixels).latents).sample + 1).std()
+        vae.decoder.layers[-1].bias += 0.5
+    folder = tmp_path_factory.mktemp("tiny") / "vae"
+    vae.save_pretrained(folder)
+    # The decoder's first layer in TAESD is a clamp without weights.
+    for name, module, first in (("encoder", vae.encoder, 0), ("decoder", vae.decoder, 1)):
+        parts = [(key.split(".", 2)[1:], tensor) for key, tensor in module.state_dict().items()]
+        tensors = {f"{int(number) + first}.{rest}": tensor.contiguous() for (number, rest), tensor in parts}
+        save_file(tensors, host_models / "vae_approx" / f"taesd_{name}.safetensors")
+    return str(folder)
+
+
+def test_frames_through_a_tiny_autoencoder_equal_the_librarys(host, tiny_vae) -> None:
+    frames, graph = clip(4), base()
+    graph["v"] = node("VAELoader", vae_name="taesd")
+    add_stream(graph, loaded(host, graph, frames), vae=["v", 0])
+    got = pictures(host.run(graph))
+    pipe = load("pocket", vae=tiny_vae)
+    lost = streamed(pipe, frames) - got
+    assert got.std() > 20
+    assert np.abs(got[3].astype(int) - got[0]).mean() > 5  # the moving box is in the latents
+    assert lost.min() > -0.1
+    assert lost.max() < 1.1
 
 
 def test_noise_levels_from_a_scheduler(host) -> None:
