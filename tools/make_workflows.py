@@ -290,6 +290,7 @@ def collect(names: list[str]) -> dict[str, Callable[[Graph], None]]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("techniques", nargs="*", help="files of tools/workflows/ without .py (default: all)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these examples")
     parser.add_argument("--run", action="store_true", help="run each workflow and save its last picture as thumbnail")
     args = parser.parse_args(argv)
     home = pathlib.Path("~/ComfyUI").expanduser()
@@ -300,6 +301,8 @@ def main(argv: list[str] | None = None) -> int:
     with comfy_host.ComfyHost([("slipstream", ROOT)]) as host:
         info = host.object_info()
         for name, describe in collect(args.techniques).items():
+            if args.only and name not in args.only:
+                continue
             graph = Graph(info)
             describe(graph)
             workflow = graph.build()

@@ -117,6 +117,34 @@ def influence_profile(g: Any) -> None:
     )
 
 
+def influence_of_edit(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    _, blank, latent = _picture(g, model, "a small white star in the center on a purple background", 4)
+    mask = _box(g, 48, 48, 32, 32)
+    masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
+    other = g.add("CLIPTextEncode", clip=model, text="a small green circle in the center on a purple background")
+    edited = g.add(
+        "KSampler",
+        model=model,
+        positive=other,
+        negative=blank,
+        latent_image=masked,
+        seed=2,
+        title="Inpaint the box",
+        **SAMPLING,
+    )
+    before = g.add("VAEDecode", samples=latent, vae=model, title="Before")
+    after = g.add("VAEDecode", samples=edited, vae=model, title="After")
+    result = g.add("SlipstreamInfluenceImages", before=before, after=after, mask=mask)
+    g.add("PreviewAny", source=result["report"], title="Report")
+    g.add("SaveImage", images=_side_by_side(g, before, after), filename_prefix="slipstream/influence_before_after")
+    g.add("SaveImage", images=result["chart"], filename_prefix="slipstream/influence_of_edit", title="Chart")
+    g.note(
+        "Only the box is repainted, yet the pixels around it change too: the autoencoder reaches that far. The chart shows how "
+        "far. Works on any two pictures of one size, for example a photo before and after an edit."
+    )
+
+
 def stretch_map(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
     _, _, latent = _picture(g, model, "a large orange ring on a black background", 3)
@@ -134,5 +162,6 @@ WORKFLOWS = {
     "masked_regenerate": masked_regenerate,
     "latent_fill": latent_fill,
     "influence_profile": influence_profile,
+    "influence_of_edit": influence_of_edit,
     "stretch_map": stretch_map,
 }

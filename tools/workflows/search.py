@@ -71,4 +71,64 @@ def compare_schedules(g: Any) -> None:
     )
 
 
-WORKFLOWS = {"search_schedule": search_schedule, "compare_schedules": compare_schedules}
+def search_layers(g: Any) -> None:
+    model, guider, sampler, empty = _guided(g)
+    goal = g.add("SlipstreamSelfObjective", vae=model, features="pixels", distance="paired")
+    found = g.add(
+        "SlipstreamSearchSchedule", guider=guider, sampler=sampler, latent_image=empty, clip=model, steps=2,
+        evaluations=20, pairs=6, layers=True, custom_objective=goal, prompts=PROMPTS,
+    )  # fmt: skip
+    g.add("PreviewAny", source=found["report"], title="Report")
+    masked = g.add("SlipstreamApplyLayerMask", model=model, schedule=found["schedule"])
+    positive = g.add("CLIPTextEncode", clip=model, text=PROMPT, title="Prompt, masked model")
+    blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt, masked model")
+    skipping = g.add("CFGGuider", model=masked, positive=positive, negative=blank, cfg=3.0)
+    longer = g.add("SlipstreamResampleSchedule", schedule=found["schedule"], steps=6)
+    noise = g.add("RandomNoise", noise_seed=7)
+    shown = []
+    for title, by, sigmas in (
+        ("2 steps, masked", skipping, found["sigmas"]), ("Resampled to 6 steps", guider, longer["sigmas"])
+    ):  # fmt: skip
+        samples = g.add(
+            "SamplerCustomAdvanced", noise=noise, guider=by, sampler=sampler, sigmas=sigmas, latent_image=empty
+        )
+        shown.append(g.add("VAEDecode", samples=samples["output"], vae=model, title=title))
+    both = g.add("ImageStitch", image1=shown[0], image2=shown[1], direction="right", spacing_width=4)
+    g.add("SaveImage", images=both, filename_prefix="slipstream/search_layers")
+    g.note(
+        "Searches two steps and, with them, blocks of the network to leave out; pictures are compared with the model's own "
+        "many-step pictures. **Often no mask is better than none**: then Apply Layer Mask returns the model as it is.",
+        height=180,
+    )
+
+
+def compare_to_pictures(g: Any) -> None:
+    model, guider, sampler, empty = _guided(g)
+    prompt = g.add("CLIPTextEncode", clip=model, text=PROMPT, title="What the references show")
+    blank = g.add("CLIPTextEncode", clip=model, text="", title="Nothing")
+    many = g.add("EmptyLatentImage", width=128, height=128, batch_size=12, title="12 references")
+    references = g.add(
+        "KSampler", model=model, positive=prompt, negative=blank, latent_image=many, seed=99, steps=20, cfg=3.0,
+        sampler_name="euler", scheduler="normal", title="References",
+    )  # fmt: skip
+    pictures = g.add("VAEDecode", samples=references, vae=model)
+    goal = g.add("SlipstreamReferenceObjective", vae=model, features="pixels", distance="mmd", images=pictures)
+    result = g.add(
+        "SlipstreamCompareSchedules", guider=guider, sampler=sampler, latent_image=empty, stock_steps=2, pairs=8, repeats=2,
+        custom_objective=goal,
+    )  # fmt: skip
+    g.add("PreviewAny", source=result["table"], title="Table")
+    g.add("SaveImage", images=result["chart"], filename_prefix="slipstream/compare_to_pictures", title="Chart")
+    g.note(
+        "Which stock schedule comes closest to reference pictures in two steps? Here the references are the model's own; "
+        "with yours, name a folder or connect a batch. mmd needs fewer pictures than frechet.",
+        height=160,
+    )
+
+
+WORKFLOWS = {
+    "search_schedule": search_schedule,
+    "compare_schedules": compare_schedules,
+    "search_layers": search_layers,
+    "compare_to_pictures": compare_to_pictures,
+}
