@@ -1,4 +1,4 @@
-"""Strict reading of a schedule's JSON: every refusal is one sentence that begins with the name of the field."""
+"""Strict reading of a schedule's JSON: every refusal names the field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL_FIELDS = ("name", "hash", "class", "prediction", "sigma_min", "sigma_max",
 
 
 class ScheduleError(ValueError):
-    """A schedule that cannot be used; the message starts with the name of the field that is wrong."""
+    """A schedule that cannot be used; the message names the field that is wrong."""
 
 
 def from_metadata(path: pathlib.Path) -> Any:
@@ -25,33 +25,33 @@ def from_metadata(path: pathlib.Path) -> Any:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
     except SafetensorError as error:
-        raise ScheduleError(f"file: not a safetensors file ({error}).") from error
+        raise ScheduleError(f"Expected a safetensors file, but got what cannot be read as one ({error}).") from error
     if text is None:
-        raise ScheduleError(f"file: the safetensors metadata has no {METADATA_KEY!r}.")
+        raise ScheduleError(f"Expected {METADATA_KEY!r} in the metadata of the safetensors file, but it has none.")
     return parse(text)
 
 
 def parse(text: str | bytes) -> Any:
     def refuse(constant: str) -> None:
-        raise ScheduleError(f"file: {constant} is not a number a schedule may hold.")
+        raise ScheduleError(f"Expected finite numbers in the schedule file, but got {constant}.")
 
     try:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         if isinstance(error, ScheduleError):
             raise
-        raise ScheduleError(f"file: not valid JSON ({error}).") from error
+        raise ScheduleError(f"Expected the schedule file to be valid JSON, but got an error in it: {error}.") from error
 
 
 def check_levels(levels: Sequence[float]) -> None:
     if not 2 <= len(levels) <= MAX_LEVELS:
-        raise ScheduleError(f"sigmas: expected between 2 and {MAX_LEVELS} levels, but got {len(levels)}.")
+        raise ScheduleError(f"Expected `sigmas` with 2 to {MAX_LEVELS} levels, but got {len(levels)}.")
     for i, sigma in enumerate(levels):
         if not math.isfinite(sigma) or not 0 <= sigma <= MAX_SIGMA:
-            raise ScheduleError(f"sigmas: expected levels between 0 and {MAX_SIGMA:g}, but got {sigma} at {i}.")
+            raise ScheduleError(f"Expected `sigmas` between 0 and {MAX_SIGMA:g}, but got {sigma} at {i}.")
         if i and sigma >= levels[i - 1]:
             raise ScheduleError(
-                f"sigmas: expected levels that descend strictly, but got {levels[i - 1]} then {sigma} at {i}."
+                f"Expected `sigmas` that descend strictly, but got {levels[i - 1]} then {sigma} at {i}."
             )
 
 
@@ -59,33 +59,35 @@ def check_length(data: dict[str, Any], levels: Sequence[float]) -> None:
     steps = whole(data["steps"], "steps", 1, MAX_LEVELS - 1)
     if steps != len(levels) - 1:
         raise ScheduleError(
-            f"steps: expected {len(levels) - 1} for {len(levels)} sigmas (the last is where it ends), but got {steps}."
+            f"Expected `steps` {len(levels) - 1} for {len(levels)} sigmas (the last is where it ends), but got {steps}."
         )
     if data.get("logsnr") is not None and len(a_list(data["logsnr"], "logsnr")) != len(levels):
-        raise ScheduleError(f"logsnr: expected {len(levels)} values like sigmas, but got {len(data['logsnr'])}.")
+        raise ScheduleError(f"Expected `logsnr` with {len(levels)} values like sigmas, but got {len(data['logsnr'])}.")
 
 
 def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ScheduleError(f"{name}: expected a number, but got {value!r:.60}.")
+        raise ScheduleError(f"Expected `{name}` as a number, but got {value!r:.60}.")
     finite = abs(value) < 1e300  # false for NaN; a whole number in JSON may be too large for a float
     if not finite or not low <= value <= high:
-        raise ScheduleError(f"{name}: expected a finite number between {low:g} and {high:g}, but got {value!r:.30}.")
+        raise ScheduleError(
+            f"Expected `{name}` as a finite number between {low:g} and {high:g}, but got {value!r:.30}."
+        )
     return float(value)
 
 
 def whole(value: Any, name: str, low: int, high: int) -> int:
     found = number(value, name, low, high)
     if found != int(found):
-        raise ScheduleError(f"{name}: expected a whole number, but got {value}.")
+        raise ScheduleError(f"Expected `{name}` as a whole number, but got {value}.")
     return int(found)
 
 
 def a_list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ScheduleError(f"{name}: expected a list, but got {type(value).__name__}.")
+        raise ScheduleError(f"Expected `{name}` as a list, but got {type(value).__name__}.")
     if len(value) > MAX_LEVELS:
-        raise ScheduleError(f"{name}: expected at most {MAX_LEVELS} entries, but got {len(value)}.")
+        raise ScheduleError(f"Expected `{name}` with at most {MAX_LEVELS} entries, but got {len(value)}.")
     return value
 
 
@@ -97,13 +99,13 @@ def text(value: Any, name: str, optional: bool = False) -> str | None:
     if value is None and optional:
         return None
     if not isinstance(value, str) or len(value) > 2000:
-        raise ScheduleError(f"{name}: expected a text of at most 2000 characters, but got {value!r:.60}.")
+        raise ScheduleError(f"Expected `{name}` as a text of at most 2000 characters, but got {value!r:.60}.")
     return value
 
 
 def mapping(value: Any, name: str) -> dict[str, Any] | None:
     if value is not None and not isinstance(value, dict):
-        raise ScheduleError(f"{name}: expected an object or null, but got {type(value).__name__}.")
+        raise ScheduleError(f"Expected `{name}` as an object or null, but got {type(value).__name__}.")
     return value
 
 
@@ -111,10 +113,12 @@ def model_of(value: Any) -> dict[str, Any]:
     model = mapping(value, "model") or {}
     for name in model:
         if name not in MODEL_FIELDS:
-            raise ScheduleError(f"model.{name}: not a field of a model.")
+            raise ScheduleError(
+                f"Expected no field `model.{name}`, but got one. A model has {', '.join(MODEL_FIELDS)}."
+            )
     for name in ("sigma_min", "sigma_max"):
         if name not in model:
-            raise ScheduleError(f"model.{name}: missing.")
+            raise ScheduleError(f"Expected `model.{name}`, but it is missing.")
         number(model[name], f"model.{name}", 0, MAX_SIGMA)
     if model.get("shift") is not None:
         number(model["shift"], "model.shift", 0, 1000)
@@ -128,11 +132,13 @@ def masks_of(value: Any) -> list[tuple[float, float, tuple[str, ...]]]:
     for i, entry in enumerate(a_list(value, "masks")):
         name = f"masks[{i}]"
         if not isinstance(entry, dict) or set(entry) != {"sigma_high", "sigma_low", "skip"}:
-            raise ScheduleError(f"{name}: expected an object with sigma_high, sigma_low and skip.")
+            raise ScheduleError(
+                f"Expected `{name}` as an object with sigma_high, sigma_low and skip, but got {entry!r:.60}."
+            )
         high = number(entry["sigma_high"], f"{name}.sigma_high", 0, MAX_SIGMA)
         low = number(entry["sigma_low"], f"{name}.sigma_low", 0, MAX_SIGMA)
         if low >= high:
-            raise ScheduleError(f"{name}: expected sigma_low below sigma_high, but got {low} and {high}.")
+            raise ScheduleError(f"Expected `{name}` with sigma_low below sigma_high, but got {low} and {high}.")
         skip = tuple(text(s, f"{name}.skip") or "" for s in a_list(entry["skip"], f"{name}.skip"))
         masks.append((high, low, skip))
     return masks

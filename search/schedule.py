@@ -74,7 +74,7 @@ class Schedule:
         parsing.check_levels(self.levels)
         if self.timesteps is not None and len(self.timesteps) != sum(s > 0 for s in self.levels):
             raise ScheduleError(
-                f"timesteps: expected one for each of the {sum(s > 0 for s in self.levels)} levels above 0, "
+                f"Expected `timesteps` with one for each of the {sum(s > 0 for s in self.levels)} levels above 0, "
                 f"but got {len(self.timesteps)}."
             )
 
@@ -161,21 +161,21 @@ class Schedule:
     def from_dict(cls, data: Any) -> Schedule:
         """Return a checked schedule from its JSON form; raises ScheduleError that names the field."""
         if not isinstance(data, dict):
-            raise ScheduleError(f"file: expected a JSON object, but got {type(data).__name__}.")
+            raise ScheduleError(f"Expected the schedule file to hold a JSON object, but got {type(data).__name__}.")
         if data.get("format") != FORMAT:
             raise ScheduleError(
-                f"format: expected {FORMAT!r}, but got {data.get('format')!r}. This is not a schedule file."
+                f"Expected `format` {FORMAT!r}, but got {data.get('format')!r}. This is not a schedule file."
             )
         if data.get("version") != VERSION:
             raise ScheduleError(
-                f"version: expected {VERSION}, but got {data.get('version')!r}. Update Slipstream or save the schedule again."
+                f"Expected `version` {VERSION}, but got {data.get('version')!r}. Update Slipstream or save the schedule again."
             )
         for name in REQUIRED:
             if name not in data:
-                raise ScheduleError(f"{name}: missing.")
+                raise ScheduleError(f"Expected `{name}`, but it is missing. This schedule file is not complete.")
         for name in data:
             if name not in REQUIRED + OPTIONAL:
-                raise ScheduleError(f"{name}: not a field of a schedule file.")
+                raise ScheduleError(f"Expected no field `{name}`, but got one. Remove it.")
         levels = parsing.numbers(data["sigmas"], "sigmas")
         parsing.check_levels(levels)
         parsing.check_length(data, levels)
@@ -217,7 +217,7 @@ class Schedule:
             return cls.from_dict(parsing.from_metadata(path))
         if path.stat().st_size > MAX_BYTES:
             raise ScheduleError(
-                f"file: expected at most {MAX_BYTES} bytes, but got {path.stat().st_size}. This is not a schedule file."
+                f"Expected a file of at most {MAX_BYTES} bytes, but got {path.stat().st_size}. This is not a schedule file."
             )
         return cls.from_dict(parsing.parse(path.read_bytes()))
 

@@ -69,44 +69,44 @@ def broken(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("format", "something", "format: expected 'slipstream-schedule', but got 'something'"),
-        ("version", 99, "version: expected 1, but got 99"),
-        ("version", KeyError, "version: expected 1, but got None"),
-        ("sigmas", KeyError, "sigmas: missing"),
-        ("model", KeyError, "model: missing"),
-        ("nfe", KeyError, "nfe: missing"),
-        ("sampler", KeyError, "sampler: missing"),
-        ("sigmas", "14 4 1 0", "sigmas: expected a list, but got str"),
-        ("sigmas", [14.6, 4.0, "1.0", 0.2, 0.0], "sigmas: expected a number, but got '1.0'"),
-        ("sigmas", [14.6, 4.0, True, 0.2, 0.0], "sigmas: expected a number, but got True"),
-        ("sigmas", [14.6, 1.0, 4.0, 0.2, 0.0], "sigmas: expected levels that descend strictly, but got 1.0 then 4.0 at 2"),
+        ("format", "something", "Expected `format` 'slipstream-schedule', but got 'something'"),
+        ("version", 99, "Expected `version` 1, but got 99"),
+        ("version", KeyError, "Expected `version` 1, but got None"),
+        ("sigmas", KeyError, "Expected `sigmas`, but it is missing"),
+        ("model", KeyError, "Expected `model`, but it is missing"),
+        ("nfe", KeyError, "Expected `nfe`, but it is missing"),
+        ("sampler", KeyError, "Expected `sampler`, but it is missing"),
+        ("sigmas", "14 4 1 0", "Expected `sigmas` as a list, but got str"),
+        ("sigmas", [14.6, 4.0, "1.0", 0.2, 0.0], "Expected `sigmas` as a number, but got '1.0'"),
+        ("sigmas", [14.6, 4.0, True, 0.2, 0.0], "Expected `sigmas` as a number, but got True"),
+        ("sigmas", [14.6, 1.0, 4.0, 0.2, 0.0], "Expected `sigmas` that descend strictly, but got 1.0 then 4.0 at 2"),
         ("sigmas", [14.6, 4.0, 4.0, 0.2, 0.0], "descend strictly"),
-        ("sigmas", [14.6, 4.0, float("nan"), 0.2, 0.0], "sigmas: expected a finite number"),
-        ("sigmas", [1e9, 4.0, 1.0, 0.2, 0.0], "sigmas: expected levels between 0 and 100000"),
-        ("sigmas", [14.6, 4.0, 1.0, 0.2, -0.1], "sigmas: expected levels between 0"),
-        ("sigmas", [14.6], "sigmas: expected between 2 and 1001 levels, but got 1"),
-        ("sigmas", [], "sigmas: expected between 2"),
-        ("sigmas", [float(i) for i in range(5000, 0, -1)], "sigmas: expected at most 1001 entries, but got 5000"),
-        ("sigmas", [10**400, 4.0, 1.0, 0.2, 0.0], "sigmas: expected a finite number"),
-        ("steps", 7, "steps: expected 4 for 5 sigmas"),
-        ("steps", 3.5, "steps: expected a whole number"),
-        ("nfe", "4", "nfe: expected a number"),
-        ("cfg", [7.5], "cfg: expected a number"),
-        ("cfg", float("inf"), "cfg: expected a finite number"),
-        ("sampler", 3, "sampler: expected a text"),
-        ("model", [], "model: expected an object"),
-        ("model", {"sigma_min": 0.03}, "model.sigma_max: missing"),
-        ("model", {**MODEL, "weight": 1}, "model.weight: not a field"),
-        ("model", {**MODEL, "sigma_max": "big"}, "model.sigma_max: expected a number"),
-        ("timesteps", [1.0], "timesteps: expected one for each of the 4 levels above 0, but got 1"),
-        ("logsnr", [1.0], "logsnr: expected 5 values"),
-        ("masks", {}, "masks: expected a list"),
-        ("masks", [{"sigma_high": 1.0}], r"masks\[0\]: expected an object with sigma_high, sigma_low and skip"),
-        ("masks", [{"sigma_high": 1.0, "sigma_low": 2.0, "skip": []}], r"masks\[0\]: expected sigma_low below"),
-        ("masks", [{"sigma_high": 1.0, "sigma_low": 0.0, "skip": [3]}], r"masks\[0\].skip: expected a text"),
-        ("objective", [1], "objective: expected an object or null"),
-        ("warnings", "none", "warnings: expected a list"),
-        ("comment", "hello", "comment: not a field of a schedule file"),
+        ("sigmas", [14.6, 4.0, float("nan"), 0.2, 0.0], "Expected `sigmas` as a finite number"),
+        ("sigmas", [1e9, 4.0, 1.0, 0.2, 0.0], "Expected `sigmas` between 0 and 100000"),
+        ("sigmas", [14.6, 4.0, 1.0, 0.2, -0.1], "Expected `sigmas` between 0"),
+        ("sigmas", [14.6], "Expected `sigmas` with 2 to 1001 levels, but got 1"),
+        ("sigmas", [], "Expected `sigmas` with 2 to"),
+        ("sigmas", [float(i) for i in range(5000, 0, -1)], "Expected `sigmas` with at most 1001 entries, but got 5000"),
+        ("sigmas", [10**400, 4.0, 1.0, 0.2, 0.0], "Expected `sigmas` as a finite number"),
+        ("steps", 7, "Expected `steps` 4 for 5 sigmas"),
+        ("steps", 3.5, "Expected `steps` as a whole number"),
+        ("nfe", "4", "Expected `nfe` as a number"),
+        ("cfg", [7.5], "Expected `cfg` as a number"),
+        ("cfg", float("inf"), "Expected `cfg` as a finite number"),
+        ("sampler", 3, "Expected `sampler` as a text"),
+        ("model", [], "Expected `model` as an object"),
+        ("model", {"sigma_min": 0.03}, "Expected `model.sigma_max`, but it is missing"),
+        ("model", {**MODEL, "weight": 1}, "Expected no field `model.weight`, but got one"),
+        ("model", {**MODEL, "sigma_max": "big"}, "Expected `model.sigma_max` as a number"),
+        ("timesteps", [1.0], "Expected `timesteps` with one for each of the 4 levels above 0, but got 1"),
+        ("logsnr", [1.0], "Expected `logsnr` with 5 values"),
+        ("masks", {}, "Expected `masks` as a list"),
+        ("masks", [{"sigma_high": 1.0}], r"Expected `masks\[0\]` as an object with sigma_high, sigma_low and skip"),
+        ("masks", [{"sigma_high": 1.0, "sigma_low": 2.0, "skip": []}], r"Expected `masks\[0\]` with sigma_low below"),
+        ("masks", [{"sigma_high": 1.0, "sigma_low": 0.0, "skip": [3]}], r"Expected `masks\[0\].skip` as a text"),
+        ("objective", [1], "Expected `objective` as an object or null"),
+        ("warnings", "none", "Expected `warnings` as a list"),
+        ("comment", "hello", "Expected no field `comment`, but got one"),
     ],
 )  # fmt: skip
 def test_each_error_names_its_field(field: str, value: Any, says: str) -> None:
@@ -117,13 +117,16 @@ def test_each_error_names_its_field(field: str, value: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{", "not valid JSON"),
-        (b"\xff\xfe\x00", "not valid JSON"),
-        (b"[1, 2]", "expected a JSON object, but got list"),
-        (b'{"format": "slipstream-schedule", "version": 1, "nfe": NaN}', "NaN is not a number"),
-        (b"[" * 100_000, "not valid JSON"),
-        (b"1" * 10_000, "not valid JSON"),
-        (b" " * (2 << 20), "expected at most"),
+        (b"{", "to be valid JSON"),
+        (b"\xff\xfe\x00", "to be valid JSON"),
+        (b"[1, 2]", "Expected the schedule file to hold a JSON object, but got list"),
+        (
+            b'{"format": "slipstream-schedule", "version": 1, "nfe": NaN}',
+            "Expected finite numbers in the schedule file, but got NaN",
+        ),
+        (b"[" * 100_000, "to be valid JSON"),
+        (b"1" * 10_000, "to be valid JSON"),
+        (b" " * (2 << 20), "Expected a file of at most"),
     ],
 )
 def test_files_that_are_no_schedule(tmp_path: pathlib.Path, content: bytes, says: str) -> None:
@@ -135,10 +138,10 @@ def test_files_that_are_no_schedule(tmp_path: pathlib.Path, content: bytes, says
 
 def test_safetensors_without_a_schedule(tmp_path: pathlib.Path) -> None:
     save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(ScheduleError, match="metadata has no"):
+    with pytest.raises(ScheduleError, match="Expected 'slipstream_schedule' in the metadata"):
         Schedule.load(tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ScheduleError, match="not a safetensors file"):
+    with pytest.raises(ScheduleError, match="Expected a safetensors file"):
         Schedule.load(tmp_path / "b.safetensors")
 
 
