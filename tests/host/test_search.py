@@ -299,4 +299,4 @@ def test_a_broken_file_names_its_field(host: Any) -> None:
     graph = base()
     graph["load"] = node("SlipstreamLoadSchedule", file="broken.json", steps=0)
     show(graph, "info", ["load", 2])
-    assert "steps: expected 3 for 4 sigmas" in host.run(graph).explain()
+    assert "Expected `steps` 3 for 4 sigmas" in host.run(graph).explain()
