@@ -114,7 +114,7 @@ def compare_to_pictures(g: Any) -> None:
     pictures = g.add("VAEDecode", samples=references, vae=model)
     goal = g.add("SlipstreamReferenceObjective", vae=model, features="pixels", distance="mmd", images=pictures)
     result = g.add(
-        "SlipstreamCompareSchedules", guider=guider, sampler=sampler, latent_image=empty, stock_steps=2, pairs=8, repeats=2,
+        "SlipstreamCompareSchedules", guider=guider, sampler=sampler, latent_image=empty, stock_steps=2, pairs=8, repeats=3,
         custom_objective=goal,
     )  # fmt: skip
     g.add("PreviewAny", source=result["table"], title="Table")
