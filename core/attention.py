@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ class AttentionModel(Protocol):
     """A denoiser whose decoder self-attention can be recorded, replaced and routed."""
 
     def self_attention(self, hook: AttentionHook) -> AbstractContextManager[None]:
-        """Within the context, let `hook` compute every self-attention of the decoder. Contexts do not nest."""
+        """Within the context, let `hook` compute every self-attention of the decoder for this thread. Contexts do not nest."""
         ...
 
 
@@ -36,32 +37,49 @@ def attend_heads(heads: int, scale: float | None = None) -> Attend:
     return attend
 
 
-class HookProcessor:
-    """A diffusers attention processor that gives q, k and v of one layer to a hook."""
+class RoutedProcessor:
+    """A diffusers attention processor that gives q, k and v of one layer to the calling thread's hook.
 
-    def __init__(self, layer: str, hook: AttentionHook) -> None:
-        self.layer, self.hook = layer, hook
+    Threads without a hook get the attention that was there before, so that streams can share one network.
+    """
+
+    def __init__(self, layer: str, before: Any, hooks: dict[int, AttentionHook]) -> None:
+        self.layer, self.before, self.hooks = layer, before, hooks
 
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        hook = self.hooks.get(threading.get_ident())
+        if hook is None:
+            return self.before(attn, hidden_states, *args, **kwargs)
         q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        out = self.hook(self.layer, q, k, v, attend_heads(attn.heads, attn.scale))
+        out = hook(self.layer, q, k, v, attend_heads(attn.heads, attn.scale))
         return attn.to_out[1](attn.to_out[0](out))
+
+
+_ROUTING = threading.Lock()
 
 
 @contextmanager
 def hooked(unet: Any, hook: AttentionHook) -> Iterator[None]:
-    """Route every self-attention of a diffusers UNet's decoder through `hook`; the former processors come back afterwards."""
+    """Route every self-attention of a diffusers UNet's decoder through `hook`, for calls of this thread only.
+
+    The former processors come back when no thread has a hook any more.
+    """
     layers = {n: m for n, m in unet.named_modules() if n.startswith("up_blocks") and n.endswith("attn1")}
-    before = {name: layer.processor for name, layer in layers.items()}
-    if any(isinstance(p, HookProcessor) for p in before.values()):
-        raise ValueError("Expected one attention hook at a time, but got a second. Leave the first context before.")
+    with _ROUTING:
+        routed = [m.processor for m in layers.values() if isinstance(m.processor, RoutedProcessor)]
+        hooks = routed[0].hooks if routed else {}
+        if threading.get_ident() in hooks:
+            raise ValueError("Expected one attention hook at a time, but got a second. Leave the first context before.")
+        hooks[threading.get_ident()] = hook
+        for name, layer in () if routed else layers.items():
+            layer.set_processor(RoutedProcessor(name, layer.processor, hooks))
     try:
-        for name, layer in layers.items():
-            layer.set_processor(HookProcessor(name, hook))
         yield
     finally:
-        for name, layer in layers.items():
-            layer.set_processor(before[name])
+        with _ROUTING:
+            del hooks[threading.get_ident()]
+            for layer in () if hooks else layers.values():
+                layer.set_processor(layer.processor.before)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from slipstream.core import Conditioning, DiffusersDenoiser
@@ -142,6 +144,49 @@ def test_the_network_is_left_as_it_was(network) -> None:
     cond = Conditioning(torch.randn(1, 3, 8))
     results(StreamBatch(network, cond, None, StreamConfig(cross_frame=True)), torch.randn(3, 4, 8, 8))
     assert network.unet.attn_processors == before
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_two_streams_in_two_threads_share_one_network(network, other) -> None:
+    """Attention across frames stays in its own stream, beside another one that shares frames of its own or shares nothing."""
+    cond = Conditioning(torch.randn(1, 3, 8))
+    clips = torch.randn(2, 12, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    configs = [StreamConfig(strength=0.6, steps=3, cross_frame=on) for on in (True, other)]
+    expected = [results(StreamBatch(network, cond, None, c), clip) for c, clip in zip(configs, clips)]
+    meeting = threading.Barrier(2, timeout=60)
+    unet, processors = network.unet, network.unet.attn_processors
+
+    class Meeting(torch.nn.Module):
+        """Holds both streams inside the same pass of the network before either goes on."""
+
+        config = unet.config
+
+        def forward(self, *args, **kwargs):
+            meeting.wait()
+            output = unet(*args, **kwargs)
+            meeting.wait()
+            return output
+
+    together = DiffusersDenoiser(Meeting(), scaled_linear_alphas_cumprod())
+    together.unet.up_blocks, together.unet.probe = unet.up_blocks, torch.nn.Parameter(torch.zeros(1))
+    got, errors = {}, []
+
+    def run(i: int) -> None:
+        try:
+            got[i] = results(StreamBatch(together, cond, None, configs[i]), clips[i])
+        except Exception as error:
+            errors.append(error)
+            meeting.abort()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for i in (0, 1):
+        torch.testing.assert_close(got[i], expected[i], rtol=1e-4, atol=1e-5)
+    assert unet.attn_processors == processors
 
 
 def test_a_model_without_attention_is_refused() -> None:
