@@ -6,6 +6,7 @@ The host is found at COMFYUI_PATH, else ~/ComfyUI; its Python at COMFYUI_PYTHON,
     host_models          its folders diffusers/, loras/, controlnet/, checkpoints/: put files there, the host lists them at once
     example(name, {...}) the API-format prompt of example_workflows/NAME.json, with values changed ("KSampler.seed": 3)
     report(result)       what a probe node found
+    cancelled(prompt, when)  runs a prompt, presses cancel, counts the network calls before and after
     lora                 the name of a random LoRA that fits the pocket model, in kohya's layout
 """
 
@@ -15,6 +16,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -101,6 +103,29 @@ def report() -> Callable[[Any], Any]:
         return json.loads(found)
 
     return read
+
+
+@pytest.fixture
+def cancelled(host: Any, report: Callable[[Any], Any]) -> Callable[..., tuple[Any, int, int]]:
+    """Return a function that runs a prompt and presses cancel when `when(event)` holds.
+
+    It gives (result, network calls before that, network calls that began after it) of the MODEL that leaves node `model`.
+    """
+
+    def run(prompt: dict[str, Any], when: Callable[[Any], bool], model: str = "1") -> tuple[Any, int, int]:
+        name = secrets.token_hex(4)
+        counted = json.loads(json.dumps(prompt))
+        for each in counted.values():
+            each["inputs"] = {k: ["count", 0] if v == [model, 0] else v for k, v in each["inputs"].items()}
+        counted["count"] = graph.node("ProbeCount", model=[model, 0], name=name)
+        running = host.submit(counted)
+        running.wait_for(when, timeout=120)
+        running.interrupt()
+        result = running.wait()
+        calls, late = report(host.run({"late": graph.node("ProbeLate", name=name)}))
+        return result, calls - late, late
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -241,6 +241,7 @@ class TinyControlNet:
 
 
 COUNTS: dict[str, list[int]] = {}
+LATE: dict[str, int] = {}  # of these, calls that began when cancel had been pressed already
 
 
 class Count:
@@ -253,13 +254,15 @@ class Count:
         return {"required": {"model": ("MODEL",), "name": ("STRING", {})}}
 
     def count(self, model: Any, name: str) -> Any:
+        import comfy.model_management as management
         import comfy.patcher_extension as extension
 
-        COUNTS[name] = []
+        COUNTS[name], LATE[name] = [], 0
         counted = model.clone()
 
         def call(execute: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
             COUNTS[name].append(len(x))
+            LATE[name] += management.processing_interrupted()
             return execute(x, *args, **kwargs)
 
         counted.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, "probe-count", call)
@@ -279,9 +282,27 @@ class Counted:
         return {"ui": {"report": [json.dumps(COUNTS[name])]}}
 
 
+class Late:
+    """Reports how many network calls `Count` saw under a name, and how many of them began after cancel was pressed."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"name": ("STRING", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, name: str) -> float:
+        return float("nan")
+
+    def run(self, name: str) -> Any:
+        return {"ui": {"report": [json.dumps([len(COUNTS[name]), LATE[name]])]}}
+
+
 NODE_CLASS_MAPPINGS = {
     "ProbeCount": Count,
     "ProbeCounted": Counted,
+    "ProbeLate": Late,
     "ProbeTinyControlNet": TinyControlNet,
     "ProbeContract": Contract,
     "ProbeRows": Rows,
