@@ -74,26 +74,38 @@ class Cache:
     """A thread-safe least-recently-used cache with one bound for device bytes and one for host bytes.
 
     What exceeds `device_bytes` is copied to host memory, what exceeds `host_bytes` is forgotten. A value that somebody still
-    holds is never built again, even when the cache has forgotten it.
+    holds is never built again, even when the cache has forgotten it. A function as `device_bytes` is asked when the first
+    value lies on a device.
     """
 
-    def __init__(self, name: str, device_bytes: int, host_bytes: int) -> None:
-        self.name, self.device_bytes, self.host_bytes = name, device_bytes, host_bytes
+    def __init__(self, name: str, device_bytes: int | Callable[[], int], host_bytes: int) -> None:
+        self.name, self.host_bytes = name, host_bytes
+        self._device_bytes = device_bytes
         self._lock = threading.RLock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()  # oldest first
         self._alive: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         self._building: WeakValueDictionary[Hashable, _KeyLock] = WeakValueDictionary()
         CACHES.add(self)
 
-    def get(self, key: Hashable, build: Callable[[], T]) -> T:
-        """Return the value of `key`, built once however many threads ask; a failed build is tried again by the next caller."""
+    @property
+    def device_bytes(self) -> int:
+        """The bound for bytes on devices."""
+        if callable(self._device_bytes):
+            self._device_bytes = self._device_bytes()
+        return self._device_bytes
+
+    def get(self, key: Hashable, build: Callable[[], T], user: Any = None) -> T:
+        """Return the value of `key`, built once however many threads ask; a failed build is tried again by the next caller.
+
+        `user`: see `hold`.
+        """
         with self._lock:
             building = self._building.setdefault(key, _KeyLock())
         with building.lock:
-            value = self._find(key)
+            value = self._find(key, user)
             if value is None:
                 value = build()
-                self._put(key, value)
+                self._put(key, value, user)
             return value
 
     def hold(self, key: Hashable, user: Any) -> None:
@@ -133,30 +145,34 @@ class Cache:
             self._shrink(0, self.host_bytes)
             return before - self.used()[0]
 
-    def _find(self, key: Hashable) -> Any:
+    def _find(self, key: Hashable, user: Any) -> Any:
         with self._lock:
             entry = self._entries.get(key)
             alive = self._alive.get(key)
             if entry is None:
                 if alive is not None:
-                    self._put(key, alive)
+                    self._put(key, alive, user)
                 return alive
             self._entries.move_to_end(key)
             if entry.homes is not None:
                 value = moved(entry.value, entry.homes) if alive is None else alive
-                self._put(key, value)
+                self._put(key, value, user)
                 return value
+            if user is not None:
+                entry.users.add(user)
             return entry.value
 
-    def _put(self, key: Hashable, value: Any) -> None:
+    def _put(self, key: Hashable, value: Any, user: Any = None) -> None:
         with self._lock:
             self._entries[key] = _Entry(value, *footprint(value))
+            if user is not None:
+                self._entries[key].users.add(user)
             self._entries.move_to_end(key)
             try:
                 self._alive[key] = value
             except TypeError:  # tuples, lists and dicts cannot be referenced weakly
                 pass
-            self._shrink(self.device_bytes, self.host_bytes)
+            self._shrink(self.device_bytes if self.used()[0] else 0, self.host_bytes)
 
     def _shrink(self, device_bytes: int, host_bytes: int) -> None:
         for key in list(self._entries):
@@ -188,9 +204,14 @@ class _KeyLock:
         self.lock = threading.RLock()
 
 
+def model_budget() -> int:
+    """Return how many bytes of models may stay on the device: three quarters of a CUDA card, 16 GiB where there is none."""
+    return torch.cuda.mem_get_info()[1] * 3 // 4 if torch.cuda.is_available() else 16 * GIB
+
+
 CACHES: WeakSet[Cache] = WeakSet()
 
-MODELS = Cache("models", 16 * GIB, 16 * GIB)
+MODELS = Cache("models", model_budget, 16 * GIB)
 PROMPTS = Cache("prompt embeddings", GIB // 4, GIB // 4)
 INVERSIONS = Cache("inversions", GIB, 4 * GIB)
 # A search keeps its teacher runs in its own store on disk: they must survive the process.

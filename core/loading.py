@@ -148,7 +148,7 @@ def _is_file(source: PathLike) -> bool:
     return path.is_file() or path.suffix.lower() in (".safetensors", *checkpoint.PICKLES)
 
 
-@dataclass
+@dataclass(eq=False)
 class Parts:
     """What a folder or a file holds: networks that are not loaded yet, tokenizers, and how to read the network's output."""
 
@@ -176,14 +176,15 @@ class Parts:
         # SDXL's VAE overflows in float16 and says so; SD1.5's says so too by default, but does not.
         upcast = is_xl and dtype == torch.float16 and self.vae.config.get("force_upcast", True)
         vae_dtype = torch.float32 if upcast and self.vae.architecture == "AutoencoderKL" else dtype
-        unet = _shared(self.unet, device, dtype)
+        unet = _shared(self.unet, device, dtype, self)
         kind = prediction_type or self.prediction_type or checkpoint.probed_prediction(unet)
         model = DiffusersDenoiser(unet, self.alphas_cumprod, kind)
         text = [
-            TextEncoder(_shared(part, device, dtype), _tokenizer(tokenizer), is_xl, pad_id)
+            TextEncoder(_shared(part, device, dtype, self), _tokenizer(tokenizer), is_xl, pad_id)
             for part, tokenizer, pad_id in zip(self.text, self.tokenizers, self.pad_ids)
         ]
-        pipe = Pipeline(model, text, _shared(self.vae, device, vae_dtype), device, dtype, self._text_key(device, dtype))
+        vae = _shared(self.vae, device, vae_dtype, self)
+        pipe = Pipeline(model, text, vae, device, dtype, self._text_key(device, dtype))
         MODELS.hold(self.unet.key(device, dtype), model)
         for part, kept in ((self.vae, vae_dtype), *((part, dtype) for part in self.text)):
             MODELS.hold(part.key(device, kept), pipe)
@@ -196,8 +197,8 @@ class Parts:
         return str([part.key(device, dtype) for part in self.text] + words)
 
 
-def _shared(part: Part, device: torch.device, dtype: torch.dtype) -> Any:
-    return MODELS.get(part.key(device, dtype), lambda: part.load(device, dtype))
+def _shared(part: Part, device: torch.device, dtype: torch.dtype, user: Parts) -> Any:
+    return MODELS.get(part.key(device, dtype), lambda: part.load(device, dtype), user)
 
 
 def _tokenizer(source: Any) -> Any:

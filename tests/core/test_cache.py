@@ -14,7 +14,17 @@ import slipstream
 import torch
 from slipstream.core import cache as module
 from slipstream.core import device as device_module
-from slipstream.core.cache import Cache, devices_of, fingerprint, footprint, moved, tensors_in
+from slipstream.core.cache import (
+    GIB,
+    MODELS,
+    Cache,
+    devices_of,
+    fingerprint,
+    footprint,
+    model_budget,
+    moved,
+    tensors_in,
+)
 from slipstream.core.device import free_memory, with_memory
 from torch import Tensor, nn
 
@@ -40,6 +50,16 @@ def fake_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fail() -> Blob:
     raise AssertionError("built again")
+
+
+@pytest.mark.parametrize(("gib", "budget"), [(8, 6), (24, 18), (141, 105.75)])
+def test_models_may_fill_three_quarters_of_the_card(monkeypatch: pytest.MonkeyPatch, gib: int, budget: float) -> None:
+    assert MODELS.device_bytes == model_budget()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 * GIB, gib * GIB))  # (free, total)
+    assert Cache("test", model_budget, 0).device_bytes == budget * GIB
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert model_budget() == 16 * GIB
 
 
 @pytest.mark.usefixtures("fake_device")
@@ -68,6 +88,24 @@ class TestTiers:
         assert cache.used() == (10, 20)
         assert "a" not in cache
         assert cache.get("b", fail).place == DEVICE
+
+    def test_what_is_in_use_from_the_start_is_not_copied_to_the_host(self) -> None:
+        """The parts of one model, loaded one after another, on a card that cannot keep them all."""
+        cache, user = Cache("test", 20, 100), nn.Identity()
+        parts = [cache.get(key, lambda: Blob(10), user) for key in "abc"]
+        assert cache.used() == (20, 0)
+        assert "a" not in cache
+        assert cache.get("a", fail, user) is parts[0], "still alive, so not built again"
+
+    def test_a_bound_that_depends_on_the_device_is_asked_when_something_lies_there(self) -> None:
+        asked: list[int] = []
+        cache = Cache("test", lambda: asked.append(1) or 15, 100)
+        cache.get("host", lambda: Blob(50, HOST))
+        assert not asked
+        for key in "ab":
+            cache.get(key, lambda: Blob(10))
+        assert cache.used() == (10, 60)
+        assert asked == [1]
 
     def test_bounds_hold_for_any_order(self) -> None:
         cache = Cache("test", 25, 15)
