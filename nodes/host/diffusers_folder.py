@@ -2,8 +2,8 @@
 
 The UNet becomes the host's native UNetModel, so everything that patches a MODEL works on it: LoRA, ControlNet, attention and
 block patches, offloading. Families that the host knows (SD1.x, SD2.x, SDXL) go through the host's own loader; any other
-UNet2DConditionModel of the same block types (the bundled pocket model) is described to the host here. Only the VAE of an
-unknown family stays a diffusers module, wrapped in the host's VAE and its memory management.
+UNet2DConditionModel of the same block types (the bundled pocket model) is described to the host here. Only tiny autoencoders and
+the VAE of an unknown family stay diffusers modules, wrapped in the host's VAE and its memory management.
 """
 
 from __future__ import annotations
@@ -130,6 +130,8 @@ def load_known(folder: pathlib.Path, unet: str, scheduler: dict[str, Any]) -> tu
     embeddings = folder_paths.get_folder_paths("embeddings")
     clip = comfy.sd.load_text_encoder_state_dicts(texts, embedding_directory=embeddings)
     set_prediction(model.model, scheduler)
+    if read_json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny":
+        return model, clip, load_vae(folder / "vae", model.model.latent_format.scale_factor)
     return model, clip, comfy.sd.VAE(sd=read_weights(folder / "vae"))
 
 
@@ -351,39 +353,59 @@ def clip_class(config: dict[str, Any], words: Any) -> Any:
 # --------------------------------------------------------------------------------------------------------- VAE
 
 
-def load_vae(folder: pathlib.Path) -> Any:
-    """Return a VAE: a diffusers AutoencoderKL inside the host's VAE class, managed by the host."""
-    import comfy.model_management as management
-    import comfy.model_patcher
-    import comfy.sd
-    from diffusers import AutoencoderKL
+VAES = ("AutoencoderKL", "AutoencoderTiny")
+
+
+def load_vae(folder: pathlib.Path, scale: float | None = None) -> Any:
+    """Return a VAE: a diffusers AutoencoderKL or a tiny autoencoder (TAESD) inside the host's VAE class, managed by the host.
+
+    `scale` is what the MODEL multiplies a LATENT by, where that is not the VAE's own factor: a tiny autoencoder gives latents
+    as the UNet has them and has factor 1.
+    """
+    import diffusers
 
     config = read_json(folder / "config.json")
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ValueError(f"Expected an AutoencoderKL in vae/, but got {config['_class_name']}. Use a stock VAE loader.")
-
+    kind = config.get("_class_name", VAES[0])
+    if kind not in VAES:
+        raise ValueError(f"Expected {' or '.join(VAES)} in vae/, but got {kind}. Use a stock VAE loader.")
     if config.get("shift_factor") or config.get("latents_mean"):
         raise ValueError(
             "Expected a VAE that only scales its latents, but got one that shifts them. Use a stock VAE loader."
         )
+    vae = getattr(diffusers, kind).from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    try:
+        vae.load_state_dict(read_weights(folder))
+    except RuntimeError:  # its message lists every weight
+        raise ValueError(
+            f"Expected the weights of an {kind} in vae/, as its config.json says, but got others. Download vae/ again."
+        ) from None
+    return folder_vae(vae.eval().requires_grad_(False), 1.0 if scale is None else vae.config.scaling_factor / scale)
+
+
+def folder_vae(vae: Any, ratio: float) -> Any:
+    """Return a diffusers autoencoder as the host's VAE, whose LATENT is `ratio` times what the autoencoder gives."""
+    import comfy.model_management as management
+    import comfy.model_patcher
+    import comfy.sd
 
     class Network(nn.Module):  # the host sets attributes that a diffusers model has as read-only properties
-        def __init__(self, vae: Any) -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.vae = vae
 
         def encode(self, pixels: Tensor) -> Tensor:
-            return self.vae.encode(pixels).latent_dist.mode()
+            code = self.vae.encode(pixels)
+            return ratio * (code.latents if hasattr(code, "latents") else code.latent_dist.mode())
 
         def decode(self, latents: Tensor, **_: Any) -> Tensor:
-            return self.vae.decode(latents).sample
+            return self.vae.decode(latents / ratio).sample
 
     class FolderVAE(comfy.sd.VAE):
-        def __init__(self, network: nn.Module, factor: int) -> None:
+        def __init__(self, network: nn.Module, channels: int, factor: int) -> None:
             with quiet("No VAE weights"):
                 super().__init__(sd={})  # sets every field that this version of the host knows, and no network
             self.first_stage_model = network
-            self.latent_channels, self.downscale_ratio, self.upscale_ratio = config["latent_channels"], factor, factor
+            self.latent_channels, self.downscale_ratio, self.upscale_ratio = channels, factor, factor
             self.working_dtypes = [torch.bfloat16, torch.float32]
             # diffusers layers do not cast their weights: they must be on the device as a whole.
             self.disable_offload = True
@@ -394,9 +416,7 @@ def load_vae(folder: pathlib.Path) -> Any:
                 network, load_device=self.device, offload_device=management.vae_offload_device()
             )
 
-    vae = AutoencoderKL.from_config({k: v for k, v in config.items() if not k.startswith("_")})
-    vae.load_state_dict(read_weights(folder))
-    return FolderVAE(Network(vae.eval().requires_grad_(False)), 2 ** (len(config["block_out_channels"]) - 1))
+    return FolderVAE(Network(), vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1))
 
 
 class quiet:  # noqa: N801

@@ -284,8 +284,8 @@ def set_field(name: str, value: Any) -> Callable[[pathlib.Path], None]:
     return change
 
 
-def tiny_vae(folder: pathlib.Path) -> None:
-    (folder / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
+def vae_class(name: str) -> Callable[[pathlib.Path], None]:
+    return lambda folder: (folder / "vae" / "config.json").write_text(json.dumps({"_class_name": name})) and None
 
 
 def flow_scheduler(folder: pathlib.Path) -> None:
@@ -297,7 +297,8 @@ BAD = {
     "truncated": (truncate, "damaged"),
     "pickle": (pickle_only, "can run code"),
     "no_vae": (no_vae, "vae"),
-    "tiny_vae": (tiny_vae, "AutoencoderTiny"),
+    "unknown_vae": (vae_class("VQModel"), "VQModel"),
+    "other_vae": (vae_class("AutoencoderTiny"), "weights of an AutoencoderTiny"),
     "json": (bad_json, "unet/config.json"),
     "unknown_blocks": (set_field("down_block_types", ["AttnDownBlock2D"] * 3), "AttnDownBlock2D"),
     "unknown_scheduler": (flow_scheduler, "FlowMatch"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from slipstream.core import load
+from slipstream.core.loading import BUNDLED
 from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
 from slipstream.stream.similarity import select
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 TEXT = "a large red circle on a blue background"
 SETTINGS = {"strength": 0.6, "steps": 3, "guidance": "onetime", "guidance_scale": 1.5, "seed": 5}
 
@@ -159,8 +163,8 @@ TAESD_SCALE = 0.18215  # built into the host for the files called taesd
 
 
 @pytest.fixture(scope="module")
-def tiny_vae(host_models, tmp_path_factory) -> str:
-    """A random tiny autoencoder: TAESD's pair of files for the stock loader, and a folder (returned) for the library."""
+def tiny_vae(host_models, tmp_path_factory) -> pathlib.Path:
+    """A random tiny autoencoder: TAESD's pair of files for the stock loader, a folder `vae` (returned) and its bare file."""
     from diffusers import AutoencoderTiny
 
     scale = load("pocket").vae.config.scaling_factor / TAESD_SCALE
@@ -182,18 +186,77 @@ def tiny_vae(host_models, tmp_path_factory) -> str:
         parts = [(key.split(".", 2)[1:], tensor) for key, tensor in module.state_dict().items()]
         tensors = {f"{int(number) + first}.{rest}": tensor.contiguous() for (number, rest), tensor in parts}
         save_file(tensors, host_models / "vae_approx" / f"taesd_{name}.safetensors")
-    return str(folder)
+    return folder
 
 
-def test_frames_through_a_tiny_autoencoder_equal_the_librarys(host, tiny_vae) -> None:
-    frames, graph = clip(4), base()
+def add_stock_tiny(graph: dict[str, Any], host_models: pathlib.Path, vae: pathlib.Path) -> list[Any]:
     graph["v"] = node("VAELoader", vae_name="taesd")
-    add_stream(graph, loaded(host, graph, frames), vae=["v", 0])
+    return ["v", 0]
+
+
+def add_tiny_folder(graph: dict[str, Any], host_models: pathlib.Path, vae: pathlib.Path) -> list[Any]:
+    """A model folder whose own VAE is a tiny one."""
+    folder = host_models / "diffusers" / "tiny-vae"
+    shutil.copytree(BUNDLED, folder)
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(vae, folder / "vae")
+    graph["1"] = node("SlipstreamLoadModel", model="tiny-vae")
+    return ["1", 2]
+
+
+@pytest.mark.parametrize("add", [add_stock_tiny, add_tiny_folder])
+def test_frames_through_a_tiny_autoencoder_equal_the_librarys(host, host_models, tiny_vae, add) -> None:
+    frames, graph = clip(4), base()
+    vae = add(graph, host_models, tiny_vae)
+    add_stream(graph, loaded(host, graph, frames), vae=vae)
     got = pictures(host.run(graph))
-    pipe = load("pocket", vae=tiny_vae)
-    lost = streamed(pipe, frames) - got
+    lost = streamed(load("pocket", vae=tiny_vae), frames) - got
     assert got.std() > 20
     assert np.abs(got[3].astype(int) - got[0]).mean() > 5  # the moving box is in the latents
+    assert lost.min() > -0.1
+    assert lost.max() < 1.1
+
+
+def test_a_bare_taesd_file_is_scaled_as_the_host_scales_it(host, host_models, tiny_vae, report) -> None:
+    """TAESD works on latents as the UNet has them: the host divides by 0.18215 and SD1.x multiplies by it again."""
+    graph: dict[str, Any] = {
+        "m": node("ProbeTinyNative", shape="sd15", dtype="float32"),
+        "v": node("VAELoader", vae_name="taesd"),
+    }
+    graph["e"] = node("VAEEncode", pixels=loaded(host, graph, clip(1)), vae=["v", 0])
+    graph["report"] = node("ProbeDump", latent=["e", 0], model=["m", 0])
+    graph["d"] = node("VAEDecode", samples=["e", 0], vae=["v", 0])
+    graph["out"] = node("SaveImage", images=["d", 0], filename_prefix="taesd")
+    result = host.run(graph)
+    found = report(result)
+    seen_by_unet = torch.tensor(found["scaled"]).reshape(found["shape"])
+    for file in (host_models / "vae_approx" / "taesd_decoder.safetensors", tiny_vae / WEIGHTS):
+        pipe = load("pocket", vae=file)
+        latents = pipe.encode_image(torch.from_numpy(clip(1)).float() / 255)
+        torch.testing.assert_close(latents, seen_by_unet, rtol=1e-4, atol=1e-5)
+        lost = pipe.decode(latents).numpy() * 255 - pictures(result)
+        assert lost.min() > -0.1
+        assert lost.max() < 1.1
+
+
+def test_a_tiny_autoencoder_in_a_folder_of_a_known_family_gives_the_latents_of_the_family(
+    host, tiny_vae, report
+) -> None:
+    """SD1.x in the host multiplies each LATENT by 0.18215, whatever the folder's tiny autoencoder asks for."""
+    graph: dict[str, Any] = {
+        "m": node("ProbeTinyNative", shape="sd15", dtype="float32"),
+        "v": node("ProbeFolderVae", folder=str(tiny_vae), scale=TAESD_SCALE),
+    }
+    graph["e"] = node("VAEEncode", pixels=loaded(host, graph, clip(1)), vae=["v", 0])
+    graph["report"] = node("ProbeDump", latent=["e", 0], model=["m", 0])
+    graph["d"] = node("VAEDecode", samples=["e", 0], vae=["v", 0])
+    graph["out"] = node("SaveImage", images=["d", 0], filename_prefix="family")
+    result = host.run(graph)
+    found = report(result)
+    pipe = load("pocket", vae=tiny_vae)
+    latents = pipe.encode_image(torch.from_numpy(clip(1)).float() / 255)
+    torch.testing.assert_close(torch.tensor(found["scaled"]).reshape(found["shape"]), latents, rtol=1e-4, atol=1e-5)
+    lost = pipe.decode(latents).numpy() * 255 - pictures(result)
     assert lost.min() > -0.1
     assert lost.max() < 1.1
 

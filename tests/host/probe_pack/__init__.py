@@ -197,7 +197,7 @@ class Compare:
 
 
 class Dump:
-    """Reports the latent's values, and the shared state of the model behind it."""
+    """Reports the latent's values, as they are and as the model has them, and the shared state of the model behind it."""
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
 
@@ -210,10 +210,25 @@ class Dump:
         report = {
             "shape": list(latent["samples"].shape),
             "values": latent["samples"].flatten().tolist(),
+            "scaled": model.model.process_latent_in(latent["samples"]).flatten().tolist(),
             "dtype": str(weights.dtype),
             "inference": weights.is_inference(),
         }
         return {"ui": {"report": [json.dumps(report)]}}
+
+
+class FolderVae:
+    """The VAE of a folder for a MODEL that multiplies each LATENT by `scale`."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"folder": ("STRING", {}), "scale": ("FLOAT", {"step": 1e-6})}}
+
+    def make(self, folder: str, scale: float) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return (ours("nodes.host.diffusers_folder").load_vae(pathlib.Path(folder), scale),)
 
 
 class TinyControlNet:
@@ -303,6 +318,7 @@ NODE_CLASS_MAPPINGS = {
     "ProbeCount": Count,
     "ProbeCounted": Counted,
     "ProbeLate": Late,
+    "ProbeFolderVae": FolderVae,
     "ProbeTinyControlNet": TinyControlNet,
     "ProbeContract": Contract,
     "ProbeRows": Rows,
