@@ -3,6 +3,16 @@
 from .batch import StreamBatch, StreamFrame
 from .config import StreamConfig
 from .guidance import RCFG, blend
+from .prompts import BlendedStream, PromptBlend
 from .similarity import SimilarityFilter
 
-__all__ = ["RCFG", "SimilarityFilter", "StreamBatch", "StreamConfig", "StreamFrame", "blend"]
+__all__ = [
+    "RCFG",
+    "BlendedStream",
+    "PromptBlend",
+    "SimilarityFilter",
+    "StreamBatch",
+    "StreamConfig",
+    "StreamFrame",
+    "blend",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from ..core.graphs import replayed
 from ..core.pipeline import Pipeline
 from .batch import StreamBatch, StreamFrame
 from .config import GUIDANCE, RENOISE, StreamConfig
+from .guidance import BLENDS
+from .prompts import BlendedStream, PromptBlend
 from .queues import StreamThreads
 from .similarity import SimilarityFilter
 from .video import FolderSource, Stamp, VideoSource, fit, open_sink, open_source
@@ -27,7 +30,11 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("stream", help="repaint a video, a folder of pictures or a webcam (StreamDiffusion)")
     parser.add_argument("--input", required=True, help='video file, folder of pictures, or "webcam" ("webcam:1" ...)')
     parser.add_argument("--output", required=True, help="video file, or a folder for PNG files")
-    parser.add_argument("--prompt", default="", help="what the video shall show")
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT[:WEIGHT]", help="what the video shall show; several are blended, each with "
+        'its weight: "a red circle:0.7", or "a red circle:0..1" to move over the clip',
+    )  # fmt: skip
+    parser.add_argument("--blend", choices=BLENDS, default="linear", help="how; slerp is for two (default %(default)s)")
     parser.add_argument("--negative", default="", help="used by onetime and full guidance")
     parser.add_argument(
         "--model", default="pocket-lcm", help='"pocket-lcm", "pocket", a diffusers folder or a .safetensors file'
@@ -89,14 +96,21 @@ def run_stream(args: argparse.Namespace) -> int:
     from ..core.loading import load
 
     config = config_of(args)
+    texts, prompts = prompts_of(args.prompt or [""], args.blend)
     chooser = SimilarityFilter(args.similarity, blocks=args.blocks) if args.similarity < 1 else None
     source = open_source(args.input, args.fps)
+    total = min((n for n in (source.count, args.max_frames) if n > 0), default=0)
+    if prompts.moves and (not total or source.live or args.drop):
+        raise ValueError(
+            "Expected --prompt weights that stay for an input that drops frames or has no known length, but got some that "
+            "move. Give one number each, or the length with --max-frames."
+        )
     sink = open_sink(args.output, source)
     size = _size(args.size)
     pipe = load(args.model, device=args.device, vae=args.vae)
     frames, (height, width) = fitted(source, size, pipe.downscale, args.max_frames)
-    batch = make_batch(pipe, args, config, height, width)
-    with sink, Progress(min(source.count, args.max_frames) if args.max_frames else source.count) as progress:
+    batch = make_batch(pipe, args, config, (height, width), texts, prompts, total)
+    with sink, Progress(total) as progress:
 
         def publish(image: Tensor, stamp: Stamp, frame: StreamFrame) -> None:
             sink.write(image, stamp)
@@ -123,15 +137,47 @@ def run_to_end(threads: StreamThreads) -> None:
         threads.wait()
 
 
-def make_batch(pipe: Pipeline, args: argparse.Namespace, config: StreamConfig, height: int, width: int) -> StreamBatch:
-    cond, uncond = (pipe.encode_text([text], (height, width)) for text in (args.prompt, args.negative))
+def make_batch(
+    pipe: Pipeline, args: argparse.Namespace, config: StreamConfig, size: tuple[int, int], texts: list[str],
+    prompts: PromptBlend, frames: int,
+) -> StreamBatch:  # fmt: skip
+    encoded = pipe.encode_text([*texts, args.negative], size)
+    *conds, uncond = (encoded.take([i]) for i in range(encoded.rows))
     model: Any = pipe.model
     if args.graph:
         rows = config.frame_group * (
             config.stages * (2 if config.guidance == "full" else 1) + (config.guidance == "onetime")
         )
-        model = replayed(model, rows, height // pipe.downscale, width // pipe.downscale, cond)
-    return StreamBatch(model, cond, uncond, config)
+        model = replayed(model, rows, size[0] // pipe.downscale, size[1] // pipe.downscale, uncond)
+    if prompts.moves:
+        return BlendedStream(model, conds, prompts, frames, uncond, config)
+    return StreamBatch(model, prompts.at(conds), uncond, config)
+
+
+NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"
+
+
+def prompts_of(options: list[str], mode: str) -> tuple[list[str], PromptBlend]:
+    """Return texts and weights of the --prompt options; a single one is taken as it stands, colons and all."""
+    if len(options) == 1:
+        return options, PromptBlend([1.0])
+    texts, start, end = [], [], []
+    for option in options:
+        text, colon, weight = option.rpartition(":")
+        found = re.fullmatch(rf"\s*({NUMBER})(?:\.\.({NUMBER}))?\s*", weight) if colon else None
+        if colon and not found and re.fullmatch(r"[\s\d.,;%+-]*", weight):
+            raise ValueError(
+                f'Expected --prompt "TEXT:WEIGHT" or "TEXT:FROM..TO" with weights as numbers, but got {option!r}. '
+                'Example: "a red circle:0.7".'
+            )
+        texts.append(text if found else option)
+        first, last = (found[1], found[2]) if found else ("1", None)
+        start.append(float(first))
+        end.append(float(first if last is None else last))
+    try:
+        return texts, PromptBlend(start, end, mode)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`weights`", "--prompt weights")) from None
 
 
 def fitted(

@@ -21,6 +21,7 @@ from ..core.denoiser import Conditioning, Denoiser, per_row
 from ..core.guidance import denoise_many, extrapolate
 from .plan import MIN_SIGNAL, Plan
 
+BLENDS = ("linear", "slerp")
 # (plan, x (R, C, H, W), reference (R, C, H, W), guidance scale) -> denoised, reference
 Guide = Callable[[Plan, Tensor, Tensor, float], "tuple[Tensor, Tensor]"]
 
@@ -125,18 +126,24 @@ def blend(conds: Sequence[Conditioning], weights: Sequence[float], mode: str = "
 
     Raises ValueError for unequal lengths, negative or all-zero weights, and slerp between other than two prompts.
     """
-    check_choice("mode", mode, ("linear", "slerp"))
-    if not conds or len(conds) != len(weights):
-        raise ValueError(f"Expected one weight per prompt, but got {len(conds)} prompts and {len(weights)} weights.")
+    check_blend(len(conds), weights, mode)
     total = sum(weights)
-    if min(weights) < 0 or not math.isfinite(total) or total <= 0:
-        raise ValueError(f"Expected `weights` of at least 0 with a sum above 0, but got {list(weights)}.")
     shares = [w / total for w in weights]
     if mode == "linear":
         return _combine(conds, lambda parts: sum(w * p for w, p in zip(shares, parts)))
-    if len(conds) != 2:
-        raise ValueError(f"Expected 2 prompts for slerp, but got {len(conds)}. Use mode='linear'.")
     return _combine(conds, lambda parts: slerp(parts[0], parts[1], shares[1]))
+
+
+def check_blend(prompts: int, weights: Sequence[float], mode: str) -> None:
+    """Raise ValueError unless `weights` can blend so many prompts."""
+    check_choice("mode", mode, BLENDS)
+    if not prompts or prompts != len(weights):
+        raise ValueError(f"Expected one weight per prompt, but got {prompts} prompts and {len(weights)} weights.")
+    total = sum(weights)
+    if min(weights) < 0 or not math.isfinite(total) or total <= 0:
+        raise ValueError(f"Expected `weights` of at least 0 with a sum above 0, but got {list(weights)}.")
+    if mode == "slerp" and prompts != 2:
+        raise ValueError(f"Expected 2 prompts for slerp, but got {prompts}. Use linear.")
 
 
 def _combine(conds: Sequence[Conditioning], fn: Callable[[Sequence[Tensor]], Any]) -> Conditioning:

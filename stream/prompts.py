@@ -1,0 +1,84 @@
+"""Several prompts in one stream: weights that may move over a clip, and a stream whose frames carry their own blend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.denoiser import Conditioning, Denoiser
+from .batch import StreamBatch, StreamFrame
+from .config import StreamConfig
+from .guidance import blend, check_blend
+
+
+@dataclass(frozen=True)
+class PromptBlend:
+    """How much of each prompt a frame gets.
+
+    Args:
+        start: weights at the first frame, one per prompt, normalised to sum 1.
+        end: weights at the last frame, reached evenly; default `start`.
+        mode: "linear", or "slerp", which keeps the embeddings' length (two prompts).
+
+    Raises:
+        ValueError: see `blend`; also for an `end` of another number of weights.
+    """
+
+    start: Sequence[float]
+    end: Sequence[float] | None = None
+    mode: str = "linear"
+
+    def __post_init__(self) -> None:
+        for weights in (self.start, self.last):
+            check_blend(len(self.start), weights, self.mode)
+
+    @property
+    def last(self) -> Sequence[float]:
+        """The weights at the last frame."""
+        return self.start if self.end is None else self.end
+
+    @property
+    def moves(self) -> bool:
+        """Whether the blend changes over a clip."""
+        return list(self.last) != list(self.start)
+
+    def weights(self, share: float) -> list[float]:
+        """Return the weights after `share` of the clip, between 0 and 1."""
+        return [a + (b - a) * share for a, b in zip(self.start, self.last)]
+
+    def at(self, conds: Sequence[Conditioning], frame: int = 0, frames: int = 1) -> Conditioning:
+        """Return the prompt of a frame of a clip of `frames`; frames after its end keep the last one."""
+        return blend(conds, self.weights(min(frame / max(frames - 1, 1), 1.0)), self.mode)
+
+
+class BlendedStream(StreamBatch):
+    """A `StreamBatch` whose prompt moves: each frame carries the blend of its place in a clip of `frames` to the end.
+
+    `conds` are the prompts, one row each, in the order of the weights of `prompts`. A prompt given to `update` ends the blend
+    for frames that enter later.
+    """
+
+    def __init__(
+        self, model: Denoiser, conds: Sequence[Conditioning], prompts: PromptBlend, frames: int, uncond: Any = None,
+        config: StreamConfig | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(model, prompts.at(conds), uncond, config)
+        self.conds, self.prompts, self.frames = tuple(conds), prompts, frames
+
+    @torch.inference_mode()
+    def push(self, latents: Tensor, meta: Any = None, cond: Any = None, uncond: Any = None) -> list[StreamFrame]:
+        """See `StreamBatch.push`; `cond` overrides the blend."""
+        if cond is None and isinstance(latents, Tensor) and len(latents):
+            first, *rest = (self.prompts.at(self.conds, self._arrived + i, self.frames) for i in range(len(latents)))
+            cond = first.join(*rest)
+        return super().push(latents, meta, cond, uncond)
+
+    def update(self, cond: Any = None, uncond: Any = None, **settings: Any) -> None:
+        """See `StreamBatch.update`."""
+        super().update(cond, uncond, **settings)
+        if cond is not None:
+            self.conds, self.prompts = (cond,), PromptBlend([1.0])
