@@ -9,6 +9,8 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+UNFINITE = "Check what made it: a VAE in fp16 is the usual source."
+
 
 def _refuse(name: str, expected: str, got: object, remedy: str = "") -> ValueError:
     return ValueError(f"Expected `{name}` {expected}, but got {got}.{' ' + remedy if remedy else ''}")
@@ -34,15 +36,15 @@ def check_choice(name: str, value: str, choices: Collection[str], remedy: str = 
         raise _refuse(name, "to be one of " + ", ".join(repr(c) for c in choices), repr(value), remedy)
 
 
-def check_finite(
-    name: str, tensor: Tensor, remedy: str = "Check what made it: a VAE in fp16 is the usual source."
-) -> None:
-    """Raise ValueError when `tensor` holds NaN or infinity."""
-    bad = int((~torch.isfinite(tensor)).sum())
+def check_finite(name: str, tensor: Tensor, remedy: str = UNFINITE) -> None:
+    """Raise ValueError when `tensor` holds NaN or infinity. Looks at the values, so a GPU has to wait."""
+    refuse_non_finite(name, int((~torch.isfinite(tensor)).sum()), tuple(tensor.shape), remedy)
+
+
+def refuse_non_finite(name: str, bad: int, shape: tuple[int, ...], remedy: str = UNFINITE) -> None:
+    """Raise the ValueError of `check_finite` for a tensor of `shape` with `bad` NaN or infinite values, if there are any."""
     if bad:
-        raise _refuse(
-            name, "to be finite everywhere", f"{bad} NaN or infinite values in shape {tuple(tensor.shape)}", remedy
-        )
+        raise _refuse(name, "to be finite everywhere", f"{bad} NaN or infinite values in shape {shape}", remedy)
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], remedy: str = "") -> None:

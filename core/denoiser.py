@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .checks import check_choice, check_shape
 from .schedules import Levels
+from .transfer import to_device
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 
@@ -114,11 +115,11 @@ class Conditioning:
         return Conditioning(fn(self.context), None if self.pooled is None else fn(self.pooled), extra)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
-        return self.map(lambda t: t.to(device, dtype))
+        return self.map(lambda t: to_device(t, torch.device(device), dtype))
 
     def take(self, rows: Sequence[int] | Tensor) -> Conditioning:
         """Return the given rows, in that order; rows may repeat."""
-        index = torch.as_tensor(rows, device=self.context.device)
+        index = to_device(torch.as_tensor(rows), self.context.device)
         return self.map(lambda t: t.index_select(0, index))
 
     def expand(self, rows: int) -> Conditioning:

@@ -16,6 +16,9 @@ from .device import with_memory
 from .features import default_blocks, unet_features
 from .layers import Layer, measure, skipping
 from .schedules import DiscreteLevels, FlowLevels, Levels
+from .transfer import to_device
+
+Bound = Callable[[Tensor], Tensor]
 
 
 class DiffusersDenoiser:
@@ -92,25 +95,34 @@ class DiffusersDenoiser:
         what = f"denoise {rows} x {height} x {width} latents"
         return with_memory(lambda: self.unet(sample, time, **condition, return_dict=False)[0], what)
 
-    def bind(self, sigma: Tensor, cond: Conditioning) -> Callable[[Tensor], Tensor]:
-        """Return x (B, C, H, W) -> denoised for fixed `sigma` (B,) and `cond`.
+    def bind(self, sigma: Tensor, cond: Conditioning) -> Bound:
+        """Return x (B, C, H, W) -> denoised for fixed `sigma` (B,) and `cond`; see `bind_levels`."""
+        return self.bind_levels(sigma)(cond)
+
+    def bind_levels(self, sigma: Tensor) -> Callable[[Conditioning], Bound]:
+        """Return cond -> (x (B, C, H, W) -> denoised) for fixed `sigma` (B,), best given on the CPU.
 
         The same numbers as a call of the model, for loops that repeat one arrangement: time steps, scales and embeddings
         are computed once, so that nothing but the network and three tensor operations runs per call and a GPU never waits.
         """
-        rows = len(sigma)
-        scale_in, skip, scale_out = self.prediction.coefficients(sigma.reshape(-1, 1, 1, 1))
-        # Contiguous: every attention layer would copy a row that is only expanded.
-        time, condition = self.network_time(sigma), self.network_condition(cond.expand(rows).map(Tensor.contiguous))
-        plain, dtype = bool((skip == 1).all()), self.dtype
+        rows, sigma, dtype = len(sigma), sigma.cpu(), self.dtype
+        time, coefficients = self.network_time(sigma), self.prediction.coefficients(sigma.reshape(-1, 1, 1, 1))
+        plain = bool((coefficients[1] == 1).all())
+        scale_in, skip, scale_out = (to_device(c, self.device) for c in coefficients)
 
-        def denoise(x: Tensor) -> Tensor:
-            self.calls += 1
-            self.rows += rows
-            output = self._call((x * scale_in).to(dtype), time, condition).to(x.dtype)
-            return torch.addcmul(x if plain else skip * x, scale_out, output)
+        def with_cond(cond: Conditioning) -> Bound:
+            # Contiguous: every attention layer would copy a row that is only expanded.
+            condition = self.network_condition(cond.expand(rows).map(Tensor.contiguous))
 
-        return denoise
+            def denoise(x: Tensor) -> Tensor:
+                self.calls += 1
+                self.rows += rows
+                output = self._call((x * scale_in).to(dtype), time, condition).to(x.dtype)
+                return torch.addcmul(x if plain else skip * x, scale_out, output)
+
+            return denoise
+
+        return with_cond
 
     @property
     def feature_blocks(self) -> tuple[int, ...]:
@@ -144,8 +156,8 @@ class DiffusersDenoiser:
     def network_time(self, sigma: Tensor) -> Tensor:
         """Return what the network takes as time: a training timestep, for a flow sigma itself in training steps."""
         if isinstance(self.levels, FlowLevels):
-            return sigma.to(self.device) * self.levels.train_steps
-        return self.levels.timestep(sigma).to(self.device)
+            return to_device(sigma, self.device) * self.levels.train_steps
+        return to_device(self.levels.timestep(sigma), self.device)
 
     def network_condition(self, cond: Conditioning) -> dict[str, Any]:
         """Return the UNet's keyword arguments for `cond`; SDXL takes pooled text and time ids by row."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_integer
+from .transfer import to_device
 
 
 class NoiseSource(Protocol):
@@ -33,8 +34,9 @@ class SeededNoise:
         self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def __call__(self, like: Tensor) -> Tensor:
-        noise = torch.randn(like.shape, generator=self.generator, dtype=torch.float32)
-        return noise.to(like.device, like.dtype, non_blocking=True)
+        # Drawn where a GPU fetches it from.
+        noise = torch.randn(like.shape, generator=self.generator, dtype=torch.float32, pin_memory=like.is_cuda)
+        return to_device(noise, like.device, like.dtype)
 
     def fork(self, name: str) -> SeededNoise:
         # crc32, not hash(): Python salts string hashes per process.
@@ -59,7 +61,7 @@ class ReplayNoise:
                 f"Expected recorded noise {self.position} of shape {tuple(like.shape)}, but got {tuple(noise.shape)}."
             )
         self.position += 1
-        return noise.to(like.device, like.dtype)
+        return to_device(noise, like.device, like.dtype)
 
     def fork(self, name: str) -> ReplayNoise:
         """Return itself: a recording holds the draws of all phases in the order they were made."""

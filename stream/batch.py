@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core.checks import check_finite, check_shape
 from ..core.denoiser import Denoiser
 from ..core.noise import NoiseSource, SeededNoise
+from ..core.transfer import mark, receive
 from .config import StreamConfig, stage_sigmas
 from .guidance import GUIDES
 from .plan import MIN_SIGNAL, Group, Plan, Skipped, Track, make_plan
@@ -91,6 +92,7 @@ class StreamBatch:
         self._motion = Motion()
         self._tracks: dict[float, Track] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._handed = mark(self.cond, self.uncond)  # they may come from another CUDA stream than the passes run on
 
     @property
     def in_flight(self) -> int:
@@ -183,6 +185,7 @@ class StreamBatch:
             if config.seed != self.config.seed:
                 self.noise, self._bank = SeededNoise(config.seed), None
             self.config, self.cond, self.uncond = config, cond, uncond
+            self._handed = mark(cond, uncond)
             self._tracks.clear()
             self._plans.clear()
 
@@ -223,7 +226,7 @@ class StreamBatch:
         # Kept in float32 whatever the network computes in: noise levels and guidance lose digits in half precision.
         latents = latents.float()
         for i, row in enumerate((latents,) if len(latents) == 1 else latents.split(1)):
-            own = tuple(None if c is None else c.take([i % c.rows]) for c in (cond, uncond))
+            own = tuple(c if c is None or c.rows == 1 else c.take([i % c.rows]) for c in (cond, uncond))
             self._waiting.append(Waiting(row, self._arrived, metas[i], now, *own))
             self._arrived += 1
 
@@ -317,7 +320,8 @@ class StreamBatch:
             assert group.result is not None
             age = self.passes - 1 - group.born
             with torch.inference_mode(False):
-                result = group.result.clone()  # a plain tensor of its own: the caller may do with it what he likes
+                # A plain tensor of its own: the caller may do with it what he likes, and keep it without its neighbours.
+                result = group.result.clone()
             rows = (result,) if group.size == 1 else result.split(1)
             for row, id, meta, arrived in zip(rows, group.ids, group.metas, group.arrived):
                 self._newest = StreamFrame(id, row, meta, age, arrived, now - arrived)
@@ -326,15 +330,16 @@ class StreamBatch:
             self._finished += [_repeat(newest, skipped, self.passes) for skipped in group.skipped]
 
     def _plan(self, active: list[Group], x: Tensor) -> Plan:
-        parts = (self.model, self.config, self.cond, self.uncond, active, x, self.noise)
-        if any(group.conds or group.unconds for group in active):
-            return make_plan(*parts)
-        key = (x.shape[1:], x.device, *((group.track, group.stage, group.size) for group in active))
+        own = any(group.conds or group.unconds for group in active)
+        key = (own, x.shape[1:], x.device, *((group.track, group.stage, group.size) for group in active))
         plan = self._plans.get(key)
-        if plan is None:
-            if len(self._plans) >= PLANS_KEPT:
-                self._plans.clear()
-            self._plans[key] = plan = make_plan(*parts)
+        if plan is not None:
+            return plan.with_prompts(self.cond, self.uncond, active) if own else plan
+        if len(self._plans) >= PLANS_KEPT:
+            self._plans.clear()
+        receive(self._handed, self.cond, self.uncond)
+        self._handed = None
+        self._plans[key] = plan = make_plan(self.model, self.config, self.cond, self.uncond, active, x, self.noise)
         return plan
 
 

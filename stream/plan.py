@@ -5,9 +5,10 @@ In a steady stream the arrangement never changes, so a pass is one network call 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..core.denoiser import Denoiser, NoiseSpace
 from ..core.noise import NoiseSource
 from ..core.schedules import Levels
+from ..core.transfer import to_device
 from .config import StreamConfig, boundary_scalings
 from .stability import sharing
 
@@ -81,11 +83,14 @@ class Group:
 class Plan:
     """One arrangement of frames in flight, bound to its levels and prompts.
 
-    `network` maps x (R, C, H, W) to denoised; `entering` rows take their first step; `delta` and `inverse_scale` (R, 1, 1, 1)
-    feed the guidance; `skip_out` are consistency scalings; `kept` are the rows with a step left and `move` takes them there.
+    `network` maps x (R, C, H, W) to denoised; `bind` makes it for other prompts in the same `layout`; `entering` rows take their
+    first step; `delta` and `inverse_scale` (R, 1, 1, 1) feed the guidance; `skip_out` are consistency scalings; `kept` are the
+    rows with a step left and `move` takes them there.
     """
 
     network: Network
+    bind: Callable[[Any], Network]
+    layout: Layout
     entering: int
     delta: Tensor | None
     inverse_scale: Tensor | None
@@ -94,12 +99,19 @@ class Plan:
     move: Move | None
     reference_shift: Tensor | None
 
+    def with_prompts(self, cond: Any, uncond: Any, active: Sequence[Group]) -> Plan:
+        """Return the plan for other groups of the same arrangement, whose frames have prompts of their own."""
+        return replace(self, network=self.bind(prompt_rows(self.layout, cond, uncond, active)))
+
 
 def make_plan(
     model: Denoiser, config: StreamConfig, cond: Any, uncond: Any, active: Sequence[Group], like: Tensor, source: NoiseSource
 ) -> Plan:  # fmt: skip
-    """Plan a pass of `active` groups, newest first, whose rows have the shape, device and dtype of `like`."""
-    space = model.space
+    """Plan a pass of `active` groups, newest first, whose rows have the shape, device and dtype of `like`.
+
+    All levels are worked out on the CPU and sent to the device once, so that a GPU does not wait even for a new arrangement.
+    """
+    space, there = model.space, functools.partial(to_device, device=like.device, dtype=like.dtype)
     sigma = _per_row([(g.track.sigmas[g.stage], g.size) for g in active])
     onward = [g for g in active if not g.ending]
     kept = _kept_rows(active)
@@ -107,20 +119,24 @@ def make_plan(
     delta, inverse = _delta(config, space, sigma)
     move = shift = None
     if onward:
-        low = _rows(_per_row([(g.track.sigmas[g.stage + 1], g.size) for g in onward])).to(like)
-        high = _rows(sigma[kept]).to(like)
+        low = there(_rows(_per_row([(g.track.sigmas[g.stage + 1], g.size) for g in onward])))
+        high = there(_rows(sigma[kept]))
         noise = torch.cat([g.track.noise[g.stage + 1].expand(g.size, *like.shape[1:]) for g in onward])
         move = RENOISERS[config.renoise](space, high, low, noise, source)
         if config.renoise == "none":
             # As recorded: the published residual counts the noise that the latents were not given.
             shift = low * noise / space.scale(low)
+    layout = layout_of(config, len(sigma), entering)
+    bind = bind_network(model, config, layout, sigma, like.device)
     return Plan(
-        network=bind_network(model, config, cond, uncond, active, sigma.to(like), entering),
+        network=bind(prompt_rows(layout, cond, uncond, active)),
+        bind=bind,
+        layout=layout,
         entering=entering,
-        delta=None if delta is None else delta.to(like),
-        inverse_scale=None if inverse is None else inverse.to(like),
-        skip_out=_boundary(model.levels, sigma, like) if config.consistency else None,
-        kept=kept if isinstance(kept, slice) else kept.to(like.device),
+        delta=None if delta is None else there(delta),
+        inverse_scale=None if inverse is None else there(inverse),
+        skip_out=tuple(map(there, _boundary(model.levels, sigma))) if config.consistency else None,
+        kept=kept if isinstance(kept, slice) else to_device(kept, like.device),
         move=move,
         reference_shift=shift,
     )
@@ -175,10 +191,10 @@ def _delta(config: StreamConfig, space: NoiseSpace, sigma: Tensor) -> tuple[Tens
     return _rows(delta), None if space.name == "eps" else _rows(1 / scale.clamp(min=MIN_SIGNAL))
 
 
-def _boundary(levels: Levels, sigma: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def _boundary(levels: Levels, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Return consistency scalings for latents as they are here; the published c_skip is for x / sqrt(sigma^2 + 1)."""
     skip, out = boundary_scalings(levels.timestep(sigma))
-    return _rows(skip * (sigma**2 + 1).rsqrt()).to(like), _rows(out).to(like)
+    return _rows(skip * (sigma**2 + 1).rsqrt()), _rows(out)
 
 
 def _per_row(values: Sequence[tuple[Tensor, int]]) -> Tensor:
@@ -199,32 +215,46 @@ def _kept_rows(active: Sequence[Group]) -> slice | Tensor:
 # -- the network call
 
 
-def bind_network(
-    model: Denoiser, config: StreamConfig, cond: Any, uncond: Any, active: Sequence[Group], sigma: Tensor, entering: int
-) -> Network:  # fmt: skip
-    """Return x -> denoised for one arrangement of rows, with levels, prompts and padding bound.
+class Layout(NamedTuple):
+    """The rows of a network call: negative ones first, then the frames, then padding to the one shape of `static_rows`."""
 
-    Negative rows come first, as many as the guidance asks for: none, the entering ones, or all.
-    """
-    rows, slots = len(sigma), config.frame_group * config.stages
+    negatives: int
+    frames: int
+    padding: int
+
+
+def layout_of(config: StreamConfig, rows: int, entering: int) -> Layout:
+    """Return how `rows` frames, of which `entering` take their first step, go into a call: as the guidance asks for."""
+    slots = config.frame_group * config.stages
     negatives, width = 0, slots
     if config.guided and config.guidance == "full":
         negatives, width = rows, 2 * slots
     elif config.guided and config.guidance == "onetime":
         negatives, width = entering, slots + config.frame_group
-    cond = _by_row(cond, [(g.conds, g.size) for g in active])
-    if negatives:
-        sigma = torch.cat((sigma[:negatives], sigma))
-        asked = active if negatives == rows else active[:1]
-        cond = _by_row(uncond, [(g.unconds, g.size) for g in asked]).join(cond)
-    padding = max(width - rows - negatives, 0) if config.static_rows else 0
-    if padding:
-        sigma = torch.cat((sigma, sigma[-1:].expand(padding)))
-        cond = cond.join(cond.take([cond.rows - 1] * padding))
-    call = _bind(model, sigma, cond)
-    if config.cross_frame:
-        call = _sharing_rows(model, call, (negatives, rows))
-    return call if not padding else lambda x: call(torch.cat((x, x[-1:].expand(padding, -1, -1, -1))))[:-padding]
+    return Layout(negatives, rows, max(width - rows - negatives, 0) if config.static_rows else 0)
+
+
+def prompt_rows(layout: Layout, cond: Any, uncond: Any, active: Sequence[Group]) -> Any:
+    """Return one row of conditioning for each row of the call: a frame's own, or the stream's."""
+    found = _by_row(cond, [(g.conds, g.size) for g in active])
+    if layout.negatives:
+        asked = active if layout.negatives == layout.frames else active[:1]
+        found = _by_row(uncond, [(g.unconds, g.size) for g in asked]).join(found)
+    return found.join(found.take([found.rows - 1] * layout.padding)) if layout.padding else found
+
+
+def bind_network(
+    model: Denoiser, config: StreamConfig, layout: Layout, sigma: Tensor, device: torch.device
+) -> Callable[[Any], Network]:
+    """Return prompts -> (x -> denoised) for frames at `sigma` (rows,) on the CPU, with levels and padding bound."""
+    negatives, rows, padding = layout
+    bound = _bind(model, torch.cat((sigma[:negatives], sigma, sigma[-1:].expand(padding))), device)
+
+    def with_prompts(cond: Any) -> Network:
+        call = _sharing_rows(model, bound(cond), (negatives, rows)) if config.cross_frame else bound(cond)
+        return call if not padding else lambda x: call(torch.cat((x, x[-1:].expand(padding, -1, -1, -1))))[:-padding]
+
+    return with_prompts
 
 
 def _by_row(default: Any, groups: Sequence[tuple[list[Any] | None, int]]) -> Any:
@@ -243,7 +273,10 @@ def _sharing_rows(model: Denoiser, call: Network, blocks: tuple[int, int]) -> Ne
     return network
 
 
-def _bind(model: Denoiser, sigma: Tensor, cond: Any) -> Network:
-    """Return x -> denoised; a model that can prepare levels and conditioning once (`bind`) does so."""
-    bind = getattr(model, "bind", None)
-    return bind(sigma, cond) if bind is not None else lambda x: model(x, sigma, cond)
+def _bind(model: Denoiser, sigma: Tensor, device: torch.device) -> Callable[[Any], Network]:
+    """Return cond -> (x -> denoised); a model that can prepare its levels once (`bind_levels`) does so."""
+    bind = getattr(model, "bind_levels", None)
+    if bind is not None:
+        return bind(sigma)
+    sigma = to_device(sigma, device)
+    return lambda cond: lambda x: model(x, sigma, cond)

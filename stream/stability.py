@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.attention import Attend, AttentionModel
+from ..core.transfer import Arrival, to_host
 
 # A change of half the picture's own size, root mean square, counts as full motion.
 FULL_MOTION = 0.5
@@ -32,19 +33,22 @@ class Motion:
 
     def __init__(self) -> None:
         self.last: Tensor | None = None
+        self.coming: deque[Arrival] = deque()
         self.recent: deque[float] = deque(maxlen=REMEMBERED)
         self.rate = 1.0
 
     def factor(self, x0: Tensor, amount: float) -> float:
         """Return the share of the full strength for frames x0 (B, C, H, W), between 1 - `amount` and 1.
 
-        Looks at the values, so it makes a GPU wait.
+        On a GPU a change counts from the next frame on: by then its value has come to the host, and nothing has to wait.
         """
         newest = x0[-1:]
         if self.last is not None and self.last.shape == newest.shape:
             size = newest.square().mean().sqrt().clamp(min=1e-6)
-            self.recent.append(float((newest - self.last).square().mean().sqrt() / size))
+            self.coming.append(to_host((newest - self.last).square().mean().sqrt() / size))
         self.last = newest
+        while len(self.coming) > newest.is_cuda:
+            self.recent.append(float(self.coming.popleft().get()))
         motion = min(max(self.recent, default=0.0) / FULL_MOTION, 1.0)
         self.rate = SMOOTHING * (1 - amount * motion) + (1 - SMOOTHING) * self.rate
         return max(round(self.rate * NOTCHES), 1) / NOTCHES

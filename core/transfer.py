@@ -1,0 +1,83 @@
+"""Between host memory, a device and its streams, so that neither the host nor the device waits for the other.
+
+Pinned memory comes from torch's own pool: it keeps a block until the copy that uses it is done, then gives it out again, so a
+steady stream allocates none and no block is ever overwritten too early.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cache import tensors_in
+from .checks import refuse_non_finite
+
+
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return `tensor` on `device`, in `dtype`; nothing waits on the way from host memory to a CUDA device.
+
+    A tensor that is pinned already is read where it is: leave it alone until the copy is done.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        # Laid out and cast on the wrong side, it would travel from memory that is not pinned.
+        tensor = tensor.contiguous().pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """A tensor on its way to host memory.
+
+    `bad` counts NaN and infinite values in each tensor of `checked` (name and shape); `ready` is the CUDA event after which both
+    can be read, None when they can be now.
+    """
+
+    tensor: Tensor
+    bad: Tensor
+    checked: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    ready: Any = None
+
+    def wait(self) -> None:
+        """Wait for this tensor, and for nothing that was begun after it."""
+        if self.ready is not None:
+            self.ready.synchronize()
+
+    def get(self) -> Tensor:
+        """Return the tensor in host memory; raises ValueError for values that are not finite."""
+        self.wait()
+        for (name, shape), count in zip(self.checked, self.bad.tolist()):
+            refuse_non_finite(name, count, shape)
+        return self.tensor
+
+
+def to_host(tensor: Tensor, **checked: Tensor) -> Arrival:
+    """Begin to copy `tensor` to host memory; NaN in the `checked` tensors is counted on the device and raised on arrival."""
+    counts = [(~torch.isfinite(t)).sum() for t in checked.values()]
+    bad = torch.stack(counts) if counts else torch.zeros(0, dtype=torch.int64, device=tensor.device)
+    shapes = tuple((name, tuple(t.shape)) for name, t in checked.items())
+    if not tensor.is_cuda:
+        return Arrival(tensor.cpu(), bad.cpu(), shapes)
+    here = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in
+            (tensor.contiguous(), bad)]  # fmt: skip
+    return Arrival(*here, shapes, torch.cuda.current_stream(tensor.device).record_event())
+
+
+def mark(*values: Any) -> Any:
+    """Return an event after everything the current stream was given so far, or None when `values` hold no CUDA tensor."""
+    device = next((t.device for t in tensors_in(values) if t.is_cuda), None)
+    return None if device is None else torch.cuda.current_stream(device).record_event()
+
+
+def receive(ready: Any, *values: Any) -> None:
+    """Let the current stream wait for the event `ready`, and keep the memory of `values` until it is done with them.
+
+    For what another stream made: without it, memory that is let go there could be given out while it is still read here.
+    """
+    for tensor in tensors_in(values) if ready is not None else ():
+        if tensor.is_cuda:
+            stream = torch.cuda.current_stream(tensor.device)
+            stream.wait_event(ready)
+            tensor.record_stream(stream)

@@ -1,0 +1,199 @@
+"""On a GPU a stream neither waits nor grows: shown on a machine without one, by tensors that refuse what would make it wait."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from slipstream.core import Conditioning, DiffusersDenoiser
+from slipstream.core.schedules import scaled_linear_alphas_cumprod
+from slipstream.stream import StreamBatch, StreamConfig
+from slipstream_tests.fake_cuda import HostWaitError, fake_cuda
+
+STEPS = {1: [35], 2: [35, 45], 4: [5, 20, 30, 44]}
+FRAMES = 9
+
+
+class Small(torch.nn.Module):
+    """Stands in for a UNet: every input counts, every row for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(in_channels=4, addition_embed_type=None)
+        self.conv, self.text = torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.Linear(8, 4)
+
+    def forward(self, sample, timestep, encoder_hidden_states, return_dict=True) -> tuple[torch.Tensor]:
+        text = self.text(encoder_hidden_states).mean(1)[..., None, None]
+        return ((self.conv(sample) * torch.cos(timestep / 300)[:, None, None, None] + text).tanh(),)
+
+
+def tiny_unet(**more: Any) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **more,
+    )  # fmt: skip
+
+
+SDXL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32}
+
+
+def network(kind: str = "small", prediction: str = "epsilon") -> DiffusersDenoiser:
+    torch.manual_seed(0)
+    unet = Small() if kind == "small" else tiny_unet(**(SDXL if kind == "sdxl" else {}))
+    table = None if prediction == "flow" else scaled_linear_alphas_cumprod()
+    return DiffusersDenoiser(unet.eval().requires_grad_(False), table, prediction)
+
+
+def prompts(kind: str = "small") -> list[Conditioning]:
+    torch.manual_seed(1)
+    extra = {"pooled": torch.randn(1, 8), "extra": {"time_ids": torch.full((1, 6), 64.0)}} if kind == "sdxl" else {}
+    return [Conditioning(torch.randn(1, 3, 8), **extra) for _ in range(4)]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    return torch.randn(FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def run(model, cond, uncond, frames, settings, own=()) -> list[torch.Tensor]:
+    """Fill, drain and fill again, with a skipped frame and a changed setting on the way."""
+    stream = StreamBatch(model, cond, uncond, StreamConfig(**settings))
+    out = []
+    for half in (frames[:5], frames[5:]):
+        for i, frame in enumerate(half):
+            out += stream.push(frame, None, own[i % len(own)] if own else None)
+        out += stream.skip()
+        stream.update(guidance_scale=1.5)
+        out += stream.drain()
+    return [frame.latents for frame in out]
+
+
+def check(pictures, settings, model, conds, own: bool = False, waits: int = 0) -> None:
+    """Compare a run on the fake device, where waiting raises, with the same run on the CPU."""
+    expected = run(model, *conds[:2], list(pictures.split(1)), settings, conds[2:] if own else ())
+    with fake_cuda() as machine:
+        machine.put_module(model.unet)
+        there = [c.map(machine.put) for c in conds]
+        frames = [machine.put(frame) for frame in pictures.split(1)]
+        got = run(model, *there[:2], frames, settings, there[2:] if own else ())
+        assert machine.waits == waits
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a.inner, b, rtol=1e-5, atol=1e-5)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    **{
+        f"{guidance}-{n}": {"guidance": guidance, "t_index_list": indices}
+        for guidance in ("none", "self", "onetime", "full")
+        for n, indices in STEPS.items()
+    },
+    **{f"renoise-{kind}": {"renoise": kind, "t_index_list": STEPS[4]} for kind in ("fresh", "none", "ddim")},
+    **{
+        f"static-{guidance}": {"guidance": guidance, "static_rows": True, "t_index_list": STEPS[4]}
+        for guidance in ("none", "onetime", "full")
+    },
+    "delta": {"delta": 0.6, "guidance": "onetime"},
+    "groups": {"frame_group": 2, "t_index_list": STEPS[4]},
+    "consistency": {"consistency": True},
+    "feedback": {"feedback": 0.4},
+    "from-noise": {"from_noise": True, "guidance": "onetime"},
+}
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["one-prompt", "own-prompts"])
+@pytest.mark.parametrize("case", CASES)
+def test_no_pass_waits_and_the_numbers_are_those_of_the_cpu(pictures, case, own) -> None:
+    check(pictures, CASES[case], network(), prompts(), own)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prediction", "settings"),
+    [
+        ("sd", "epsilon", {"guidance": "onetime", "cross_frame": True}),
+        ("sdxl", "v_prediction", {"guidance": "full", "static_rows": True}),
+        ("sd", "flow", {"delta": 0.5}),
+    ],
+)
+def test_diffusers_networks(pictures, kind, prediction, settings) -> None:
+    check(pictures[:6], settings, network(kind, prediction), prompts(kind), own=True)
+
+
+def test_motion_waits_for_a_value_of_the_frame_before_only(pictures) -> None:
+    """At rest the levels are those of the CPU; a change counts one frame later."""
+    still = pictures[:1].expand(FRAMES, -1, -1, -1)
+    check(still, {"motion": 1.0}, network(), prompts(), waits=FRAMES - 2)
+
+
+# -- memory
+
+
+def footprints(model, pictures, settings, own: bool = False) -> list[tuple[int, int, int, int]]:
+    """Return, for each push, new device blocks and bytes, new pinned blocks, and the device bytes that are held after it."""
+    seen = []
+    with fake_cuda() as machine:
+        machine.put_module(model.unet)
+        cond, uncond, *others = (c.map(machine.put) for c in prompts())
+        stream = StreamBatch(model, cond, uncond, StreamConfig(**settings))
+        frames = machine.put(pictures[:1].expand(settings.get("frame_group", 1), -1, -1, -1).clone())
+        for i in range(12):
+            before = machine.blocks, machine.bytes, len(machine.pinned)
+            stream.push(frames, None, others[i % 2] if own else None)
+            after = machine.blocks, machine.bytes, len(machine.pinned)
+            seen.append((*(b - a for a, b in zip(before, after)), machine.live_bytes()))
+    return seen
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["one-prompt", "own-prompts"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_steady_pass_takes_the_same_memory_every_time(pictures, case, own) -> None:
+    """What a pass takes it gives back: torch's allocator serves all of it from what it has, and asks the device for none."""
+    seen = footprints(network(), pictures, CASES[case], own)
+    assert len(set(seen[7:])) == 1, seen
+    # Pinned memory is taken for fresh noise only.
+    assert seen[-1][2] == (CASES[case].get("renoise") == "fresh")
+
+
+# -- the detector detects
+
+
+class Looking(Small):
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        (output,) = super().forward(*args, **kwargs)
+        return (self.look(output),)
+
+
+@pytest.mark.parametrize(
+    "look",
+    {
+        "item": lambda x: x * x.sum().item(),
+        "float": lambda x: x * float(x.mean()),
+        "if": lambda x: x if (x == x).all() else x + 1,
+        "cpu": lambda x: x.cpu().to(x.device),
+        "numpy": lambda x: x + x.numpy().sum(),
+        "mask": lambda x: x.masked_fill(x > 0, 0) + x[x > 0].sum(),
+        "nonzero": lambda x: x * len(x.nonzero()),
+        "constant": lambda x: x * torch.tensor([2.0], device=x.device),
+        "pageable": lambda x: x + torch.ones(1, 1, 1, 1).to(x.device, non_blocking=True),
+        "index": lambda x: x[torch.tensor([0])],
+        "synchronize": lambda x: torch.cuda.synchronize() or x,
+    }.items(),
+    ids=lambda look: look[0],
+)
+def test_a_network_that_makes_the_host_wait_is_noticed(pictures, look) -> None:
+    model = network()
+    model.unet.__class__ = type("Looks", (Looking,), {"look": staticmethod(look[1])})
+    with pytest.raises(HostWaitError):
+        footprints(model, pictures, {"guidance": "none"})
+
+
+def test_memory_that_is_kept_is_noticed(pictures) -> None:
+    kept: list[torch.Tensor] = []
+    model = network()
+    model.unet.__class__ = type("Keeps", (Looking,), {"look": lambda self, x: kept.append(x) or x})
+    seen = footprints(model, pictures, {"guidance": "none"})
+    assert seen[-1][-1] > seen[-2][-1]
