@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,13 +60,3 @@ def side_by_side(images: Sequence[Tensor], gap: int = 4) -> Tensor:
     space = torch.ones(1, images[0].shape[1], gap, 3)
     parts = [part for image in images for part in (space, image[..., :3].cpu())][1:]
     return torch.cat(parts, 2)
-
-
-def font(size: int) -> Any:
-    """Return Pillow's own font at about `size` pixels; Pillow before 10.1 has one small size only, and heeds no anchors for it."""
-    from PIL import ImageFont
-
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:
-        return ImageFont.load_default()

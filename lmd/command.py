@@ -8,8 +8,10 @@ import pathlib
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..core.charts import check_drawing
 from ..core.masks import as_mask
 from ..core.noise import SeededNoise
 from ..core.pictures import read_picture, save_picture
@@ -28,7 +30,6 @@ from .influence import influence
 from .latent_fill import SIZES, FillConfig, LatentFill, latents_kind
 from .latents_cache import encode_files, fit_image, image_files
 from .mask_schedule import DIRECTIONS, KINDS, mask_schedule
-from .plots import below, to_image
 from .regenerate import RegenerateConfig, regenerate
 from .stretch import drag_field, optical_flow, parse_points, stretch_map
 from .tokens import tokens_to_cells
@@ -187,7 +188,7 @@ def run_masks(args: argparse.Namespace) -> int:
         args.width,
     )  # fmt: skip
     print(" ".join(f"{ratio:.3f}" for ratio in schedule.ratios))
-    print(save_picture(to_image(schedule_chart(schedule)), args.out))
+    print(save_picture(schedule_chart(schedule), args.out))
     return 0
 
 
@@ -211,6 +212,8 @@ def run_regenerate(args: argparse.Namespace) -> int:
 
 def run_train(args: argparse.Namespace) -> int:
     """Train a fill; Ctrl-C keeps the last finished step."""
+    if args.chart:
+        check_drawing()
     config = TrainConfig(args.steps, args.batch, args.learning_rate, ratio=args.ratio, masks=args.masks, seed=args.seed)
     files, out = image_files(args.images), pathlib.Path(args.out)
     pipe = _load(args.model)
@@ -221,7 +224,7 @@ def run_train(args: argparse.Namespace) -> int:
     shape = dataclasses.replace(shape, **SIZES[args.size])  # type: ignore[arg-type]
     result = train(latents, shape, config, out, not args.anew, device=pipe.device, callback=_print_step)
     if args.chart:
-        print(save_picture(to_image(loss_chart(result.losses, args.steps)), args.chart))
+        print(save_picture(loss_chart(result.losses, args.steps), args.chart))
     print(out)
     return 0
 
@@ -257,7 +260,7 @@ def run_influence(args: argparse.Namespace) -> int:
     before, after = (read_picture(path)[..., :3].movedim(-1, 1)[None] for path in (args.before, args.after))
     profile = influence(before, after, _mask(args.mask))
     print(influence_report(profile, "pixels"))
-    print(save_picture(to_image(influence_chart(profile, "pixels")), args.out))
+    print(save_picture(influence_chart(profile, "pixels"), args.out))
     return 0
 
 
@@ -275,5 +278,5 @@ def run_stretch(args: argparse.Namespace) -> int:
         )
     result = stretch_map(field)
     print(stretch_report(result))
-    print(save_picture(to_image(below(*stretch_charts(result, image))), args.out))
+    print(save_picture(torch.cat(stretch_charts(result, image).split(1), 1), args.out))
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-import time
 from typing import Any
 
 import torch
@@ -88,10 +87,10 @@ class MaskSchedule:
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         from ..lmd import mask_schedule
         from ..lmd.charts import schedule_chart
-        from ..lmd.plots import to_image
+        from .host.charts import chart
 
         made = mask_schedule(steps, kind, low, high, direction, patch, seed, nested, height, width, region)
-        return made.masks, to_image(schedule_chart(made))
+        return made.masks, chart("Mask Schedule", lambda: schedule_chart(made))
 
 
 class MaskedRegenerate:
@@ -324,7 +323,7 @@ class TrainLatentFill:
 
         from ..lmd import SIZES, FillConfig, TrainConfig, train
         from ..lmd.charts import loss_chart
-        from ..lmd.plots import to_image
+        from .host.charts import chart
 
         path = fill_path(name)
         config = TrainConfig(steps, batch, learning_rate, ratio=ratio, masks=masks, seed=seed)
@@ -333,10 +332,10 @@ class TrainLatentFill:
         device = management.get_torch_device()
         management.free_memory(2 * 1024**3, device)
         result = train(latents, shape, config, path, resume, device=device, callback=_training_progress(steps))
-        chart = to_image(loss_chart(result.losses, steps))
+        losses = chart("Train Latent Fill", lambda: loss_chart(result.losses, steps))
         last = sum(result.losses[-50:]) / len(result.losses[-50:])
         report = f"{len(latents)} latents, {len(result.losses)} steps, error {last:.3f} over the last 50; {path.name}"
-        return {"ui": {"text": (report,)}, "result": (result.fill.cpu(), chart, report)}
+        return {"ui": {"text": (report,)}, "result": (result.fill.cpu(), losses, report)}
 
 
 def _training_latents(
@@ -370,23 +369,20 @@ def _training_latents(
 
 
 def _training_progress(steps: int) -> Any:
-    """Return a callback that moves the progress bar, checks for cancel, and shows the loss chart about once a second."""
+    """Return a callback that moves the progress bar, checks for cancel, and shows the loss chart every few seconds."""
     import comfy.utils
 
     from ..lmd.charts import loss_chart
+    from .host.charts import live_chart
     from .host.progress import check_interrupt
 
-    bar, losses, shown = comfy.utils.ProgressBar(steps), [], time.monotonic()
+    bar, losses, live = comfy.utils.ProgressBar(steps), [], live_chart("Train Latent Fill")
 
     def callback(step: Any) -> None:
-        nonlocal shown
         check_interrupt()
         losses.append(step.loss)
-        preview = None
-        if time.monotonic() - shown >= 1 or step.index == step.total:
-            shown = time.monotonic()
-            preview = ("JPEG", loss_chart(losses, step.total, step.index - len(losses)), 640)
-        bar.update_absolute(step.index, step.total, preview)
+        chart = live(lambda: loss_chart(losses, step.total, step.index - len(losses)), step.index == step.total)
+        bar.update_absolute(step.index, step.total, chart and ("JPEG", chart, chart.width))
 
     return callback
 
@@ -539,11 +535,12 @@ def _recorded_run(noise: Any, guider: Any, sampler: Any, sigmas: Tensor, latent:
 def _influence_outputs(before: Tensor, after: Tensor, mask: Tensor, unit: str) -> tuple[Tensor, Tensor, float, str]:
     from ..lmd import influence
     from ..lmd.charts import influence_chart, influence_heat_maps, influence_report
-    from ..lmd.plots import to_image
+    from .host.charts import chart
 
     profile = influence(before, after, mask.amax(0) if mask.ndim == 3 else mask)
-    heat = torch.cat([to_image(picture) for picture in influence_heat_maps(profile)])
-    return to_image(influence_chart(profile, unit)), heat, float(profile.reach_e[-1]), influence_report(profile, unit)
+    curves = chart("Influence", lambda: influence_chart(profile, unit))
+    heat = chart("Influence", lambda: influence_heat_maps(profile))
+    return curves, heat, float(profile.reach_e[-1]), influence_report(profile, unit)
 
 
 class InfluenceImages:
@@ -619,8 +616,8 @@ class StretchMap:
     ) -> tuple[Tensor, Tensor, str]:
         from ..lmd import drag_field, optical_flow, stretch_map
         from ..lmd.charts import stretch_charts, stretch_report
-        from ..lmd.plots import to_image
         from ..lmd.stretch import parse_points
+        from .host.charts import chart
 
         height, width = image.shape[1:3]
         under = image[:1]
@@ -636,7 +633,7 @@ class StretchMap:
                 "Expected two or more frames, `points` or `edit`, but got one picture. Write a drag such as 60, 60 -> 90, 60."
             )
         under = under.expand(len(result.stretch), -1, -1, -1)
-        charts = torch.cat([to_image(picture) for picture in stretch_charts(result, under)])
+        charts = chart("Stretch Map", lambda: stretch_charts(result, under))
         return charts, result.fold.float(), stretch_report(result)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,9 +64,11 @@ class LivePlot:
     def __init__(self, stock: dict[str, Tensor]) -> None:
         import comfy.utils
 
-        self.bar = comfy.utils.ProgressBar(1)
+        from .host.charts import live_chart
+
+        self.bar, self.live = comfy.utils.ProgressBar(1), live_chart("Search Schedule")
         self.stock = {name: sigmas.tolist() for name, sigmas in stock.items()}
-        self.due, self.best, self.levels, self.step = 0.0, float("inf"), (), None
+        self.best, self.levels, self.step = float("inf"), (), None
 
     def __call__(self, step: Any) -> None:
         from .host.progress import check_interrupt
@@ -76,28 +77,14 @@ class LivePlot:
         self.step = step
         if step.phase == "search" and step.score <= step.best and step.score < self.best:
             self.best, self.levels = step.score, step.levels
-        self.bar.update_absolute(step.index, step.total, self._preview(step))
-
-    def _preview(self, step: Any) -> Any:
-        begin = time.monotonic()
         last = step.phase == "final" and step.index == step.total
-        if not self.levels or (begin < self.due and not last):
-            return None
-        picture = ("JPEG", _picture(self.chart()), 900)  # the host would enlarge to more
-        # Drawing must not cost the search more than a few per cent.
-        self.due = time.monotonic() + max(2.0, 30 * (time.monotonic() - begin))
-        return picture
+        picture = self.live(self.chart, last) if self.levels else None
+        self.bar.update_absolute(step.index, step.total, picture and ("JPEG", picture, picture.width))
 
     def chart(self) -> Tensor:
-        from ..search.plots import search_chart
+        from ..search.charts import search_chart
 
         return search_chart(self.step, self.levels, self.stock)
-
-
-def _picture(image: Tensor) -> Any:
-    from PIL import Image
-
-    return Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy())
 
 
 def _objective(choice: str) -> Any:
@@ -178,6 +165,7 @@ class SearchSchedule:
     ) -> tuple[Any, Tensor, Tensor, str]:  # fmt: skip
         from ..search import SearchConfig, search
         from ..search.report import result_text
+        from .host.charts import chart
         from .host.search_path import HostPath
         from .host.warnings import warn
 
@@ -191,7 +179,8 @@ class SearchSchedule:
         result = search(path, config, goal, store=_job_file(path, config, goal), callback=plot)
         for text in result.warnings:
             warn("Search Schedule", text)
-        return result.schedule, result.schedule.sigmas, plot.chart(), result_text(result)
+        drawn = chart("Search Schedule", plot.chart)
+        return result.schedule, result.schedule.sigmas, drawn, result_text(result)
 
 
 def _prompts(clip: Any, prompts: str, warn: Callable[[str, str], None]) -> Any:
@@ -390,7 +379,11 @@ class CompareSchedules:
     )
     RETURN_TYPES = ("IMAGE", "STRING", "SIGMAS")
     RETURN_NAMES = ("chart", "table", "best")
-    OUTPUT_TOOLTIPS = ("Bars with intervals, best first.", "The same as text.", "The levels of the best one.")
+    OUTPUT_TOOLTIPS = (
+        "One point per schedule with its interval, best first.",
+        "The same as text.",
+        "The levels of the best one.",
+    )
     FUNCTION = "compare"
 
     @classmethod
@@ -425,7 +418,8 @@ class CompareSchedules:
         import comfy.utils
 
         from ..search import compare
-        from ..search.plots import comparison_chart
+        from ..search.charts import comparison_chart
+        from .host.charts import chart
         from .host.progress import check_interrupt
         from .host.search_path import HostPath
         from .host.warnings import warn
@@ -451,7 +445,8 @@ class CompareSchedules:
         goals = [_objective(objective), *([custom_objective] if custom_objective is not None else [])]
         result = compare(path, entries, goals, pairs, repeats, callback=progress)
         best = torch.tensor(result.rows[0].levels, dtype=torch.float32)
-        return comparison_chart(result), result.table(), best
+        drawn = chart("Compare Schedules", lambda: comparison_chart(result))
+        return drawn, result.table(), best
 
 
 class LoadSchedule:

@@ -9,6 +9,8 @@ import pathlib
 import sys
 from typing import Any
 
+from ..core.charts import check_drawing
+from ..core.pictures import check_picture_name, save_picture
 from .comparison import compare
 from .config import STRATEGIES, SearchConfig
 from .engine import SearchStep, search
@@ -111,6 +113,7 @@ def make_objective(args: argparse.Namespace, pipe: Any) -> Objective:
 
 def run_search(args: argparse.Namespace) -> int:
     """Search, print the result, write the schedule."""
+    _check_chart(args.chart)
     task = make_task(args)
     steps: list[SearchStep] = []
 
@@ -137,15 +140,16 @@ def run_search(args: argparse.Namespace) -> int:
     print(result_text(result))
     print(f"written to {args.out}")
     if args.chart is not None:
-        from .plots import search_chart
+        from .charts import search_chart
 
         stock = {name: sigmas.tolist() for name, sigmas in task.path.stock(args.steps).items()}
-        _save_picture(search_chart(steps[-1], result.schedule.levels, stock), args.chart)
+        save_picture(search_chart(steps[-1], result.schedule.levels, stock), args.chart)
     return 0
 
 
 def run_compare(args: argparse.Namespace) -> int:
     """Compare, print the table."""
+    _check_chart(args.chart)
     task = make_task(args)
     entries: dict[str, Any] = {}
     for name in args.schedules:
@@ -165,9 +169,9 @@ def run_compare(args: argparse.Namespace) -> int:
     _line("")
     print(result.table())
     if args.chart is not None:
-        from .plots import comparison_chart
+        from .charts import comparison_chart
 
-        _save_picture(comparison_chart(result), args.chart)
+        save_picture(comparison_chart(result), args.chart)
     return 0
 
 
@@ -178,9 +182,8 @@ def _line(text: str) -> None:
         sys.stderr.flush()
 
 
-def _save_picture(image: Any, path: pathlib.Path) -> None:
-    from PIL import Image
-
-    from ..core.tensors import image_to_numpy
-
-    Image.fromarray(image_to_numpy(image)[0]).save(path)
+def _check_chart(path: pathlib.Path | None) -> None:
+    """Raise ValueError before the work for a chart that could not be written after it."""
+    if path is not None:
+        check_drawing()
+        check_picture_name(path)

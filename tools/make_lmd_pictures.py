@@ -16,6 +16,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from slipstream import load  # noqa: E402
 from slipstream.core import CFG, SeededNoise, make_sigmas, sample  # noqa: E402
+from slipstream.core.pictures import side_by_side  # noqa: E402
 from slipstream.core.tensors import image_to_numpy  # noqa: E402
 from slipstream.lmd import (  # noqa: E402
     FillConfig,
@@ -30,7 +31,6 @@ from slipstream.lmd import (  # noqa: E402
     train,
 )
 from slipstream.lmd.charts import influence_chart, loss_chart, schedule_chart, stretch_charts  # noqa: E402
-from slipstream.lmd.plots import beside  # noqa: E402
 from slipstream_tools.pocket.scenes import Item, Scene, render, sample_scene  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -39,20 +39,19 @@ RED = Scene("blue", (Item("circle", "red", "large", "center", 0.25, 0.45, 0.5),)
 STAR = Scene("purple", (Item("star", "yellow", "large", "center", 0.25, 0.5, 0.5),), kind="gradient")
 
 
-def save(picture: Any, name: str, width: int = 900) -> None:
-    picture = picture.convert("RGB")
+def save(image: Tensor, name: str, width: int = 900) -> None:
+    """Write an IMAGE as web/docs/img/NAME.jpg, at most `width` wide."""
+    picture = Image.fromarray(image_to_numpy(image)[0])
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     picture.save(FOLDER / f"{name}.jpg", quality=88)
     print(name, picture.size, (FOLDER / f"{name}.jpg").stat().st_size)
 
 
-def enlarged(image: Tensor) -> Any:
-    """Pillow image of IMAGE (1, H, W, 3), twice as large, with a white border."""
-    picture = Image.fromarray(image_to_numpy(image)[0]).resize((220, 220), Image.Resampling.BICUBIC)
-    framed = Image.new("RGB", (228, 228), "white")
-    framed.paste(picture, (4, 4))
-    return framed
+def enlarged(image: Tensor) -> Tensor:
+    """IMAGE (1, H, W, 3) at 220 x 220."""
+    scaled = torch.nn.functional.interpolate(image[..., :3].movedim(-1, 1), (220, 220), mode="bicubic", antialias=True)
+    return scaled.clamp(0, 1).movedim(1, -1)
 
 
 def picture_of(scene: Scene) -> Tensor:
@@ -74,7 +73,7 @@ def draw_regenerate(pipe: Any) -> None:
         pipe.model, pipe.encode_image(image), cond, uncond, config, SeededNoise(1), masks=schedule.masks
     )
     save(
-        beside(*map(enlarged, (image, masked(image, schedule.masks[0]), pipe.decode(result.latents)))),
+        side_by_side([enlarged(i) for i in (image, masked(image, schedule.masks[0]), pipe.decode(result.latents))]),
         "masked_regenerate",
     )
 
@@ -93,7 +92,8 @@ def draw_fill(pipe: Any) -> None:
         pipe.encode_text([""]),
     )
     final = regenerate(pipe.model, filled, prompt, blank, config, SeededNoise(0), mask).latents
-    save(beside(*map(enlarged, (image, masked(image, mask), pipe.decode(filled), pipe.decode(final)))), "latent_fill")
+    shown = (image, masked(image, mask), pipe.decode(filled), pipe.decode(final))
+    save(side_by_side([enlarged(i) for i in shown]), "latent_fill")
 
 
 def draw_influence(pipe: Any) -> None:
@@ -119,7 +119,8 @@ def draw_stretch(pipe: Any) -> None:
     points = torch.tensor([[[36.0, 64.0], [10.0, 64.0]], [[80.0, 64.0], [104.0, 64.0]]])
     drag = stretch_map(drag_field(points[:, 0], points[:, 1], 128, 128, 14.0))
     flow = stretch_map(optical_flow(before.movedim(-1, 1), after.movedim(-1, 1)))
-    save(beside(*stretch_charts(drag, picture_of(Scene("purple", ring))), *stretch_charts(flow, before)), "stretch_map")
+    maps = torch.cat([stretch_charts(drag, picture_of(Scene("purple", ring))), stretch_charts(flow, before)])
+    save(side_by_side(maps.split(1)), "stretch_map")
 
 
 def draw_schedule(pipe: Any) -> None:

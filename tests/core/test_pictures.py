@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
-from slipstream.core.pictures import font, read_picture, save_picture, side_by_side
+from PIL import Image
+from slipstream.core.pictures import read_picture, save_picture, side_by_side
 
 
 def test_round_trip(tmp_path):
@@ -57,10 +57,3 @@ def test_side_by_side():
     row = side_by_side([torch.zeros(1, 4, 3, 3), torch.zeros(1, 4, 5, 4)], gap=2)
     assert row.shape == (1, 4, 10, 3)
     assert (row[:, :, 3:5] == 1).all()
-
-
-def test_the_font_has_its_size_and_falls_back_with_an_old_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert font(24).getlength("step") > 1.5 * font(12).getlength("step")
-    small = ImageFont.load_default(8)
-    monkeypatch.setattr(ImageFont, "load_default", lambda: small)  # takes no size, as before Pillow 10.1
-    assert font(24) is small

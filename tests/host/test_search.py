@@ -114,7 +114,7 @@ def test_progress_rises_and_the_live_plot_is_a_readable_picture(first: tuple[dic
     assert values[: 1 + 16] == list(range(17))
     plots = [e for e in result.previews if e.node == "search"]
     assert plots
-    assert Image.open(io.BytesIO(plots[-1].data["image"])).size == (900, 420)
+    assert Image.open(io.BytesIO(plots[-1].data["image"])).size == (960, 500)
 
 
 def test_the_result_is_the_library_s(first: tuple[dict, Any]) -> None:
@@ -238,7 +238,7 @@ def test_compare_any_number_of_schedules(host: Any) -> None:
     for name in ("one ", "one (2)", "Align Your Steps", "sigmas", "karras", "beta", "paired/latents", "paired/pixels"):
         assert name in table, name
     chart = pixels(result, "chart")
-    assert chart.shape[1] > 900
+    assert chart.shape[1] == 1220
     best = table.split("\n")[1]
     assert best.startswith("Align Your Steps")  # three steps against two
     assert pixels(result, "i").std() > 1

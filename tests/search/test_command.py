@@ -18,7 +18,7 @@ def test_search_writes_a_schedule_and_goes_on(tmp_path: pathlib.Path, capsys: py
     assert "12 schedules tried" in text
     assert "* this schedule" in text
     assert Schedule.load(out).steps == 2
-    assert Image.open(chart).size == (900, 420)
+    assert Image.open(chart).size == (960, 500)
     assert main([*command, "--evaluations", "13"]) == 0
     assert "13 schedules tried" in capsys.readouterr().out
 
