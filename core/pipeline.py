@@ -15,7 +15,8 @@ from .checks import check_finite, check_shape
 from .denoiser import Conditioning
 from .device import with_memory
 from .diffusers_model import DiffusersDenoiser
-from .tensors import image_to_pixels, pixels_to_image
+from .tensors import check_image, image_to_bytes, pixels_to_image, unchecked_pixels
+from .transfer import Arrival, to_device, to_host
 
 # Pixels that the VAE takes at once: its activations are the largest of all, and a long clip must not need them for every frame.
 VAE_PIXELS = 8 * 512 * 512
@@ -114,38 +115,61 @@ class Pipeline:
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
-        """Return float32 latents (B, C, H / downscale, W / downscale) of IMAGE (B, H, W, C) in [0, 1]: the posterior's mode.
+        """Return float32 latents (B, C, H / downscale, W / downscale) of IMAGE (B, H, W, C), in [0, 1] or uint8: the posterior's mode.
 
-        Raises ValueError when a side is not a multiple of `downscale`.
+        Raises ValueError when a side is not a multiple of `downscale`, and for NaN in host memory. No GPU is waited for: pictures
+        with NaN that are on a GPU already are found out when their latents are decoded.
         """
-        pixels = image_to_pixels(images)
-        height, width = pixels.shape[-2:]
+        images = images[None] if images.ndim == 3 else images
+        check_image(images, finite=images.device.type == "cpu")
+        height, width = images.shape[1:3]
         if height % self.downscale or width % self.downscale:
             raise ValueError(
                 f"Expected `images` with sides divisible by {self.downscale}, but got {height} x {width}. Crop or resize them."
             )
-        return self._in_parts(self._encode_pixels, pixels, height * width, "encode")
+        return self._in_parts(self._encode_image, images, height * width, "encode")
 
-    def _encode_pixels(self, pixels: Tensor) -> Tensor:
-        code = self.vae.encode(pixels)
+    def _encode_image(self, images: Tensor) -> Tensor:
+        # Bytes are a quarter of the way to the device; the rest is done there.
+        code = self.vae.encode(unchecked_pixels(to_device(images, self.vae.device)).to(self.vae.dtype))
         latents = code.latents if hasattr(code, "latents") else code.latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return IMAGE (B, H, W, 3) in [0, 1] on the CPU from latents (B, C, h, w)."""
+        """Return IMAGE (B, H, W, 3) in [0, 1] on the CPU from latents (B, C, h, w); raises ValueError for NaN."""
+        self._check_latents(latents)
+        # Each part is waited for: a long clip must not lie on the device as a whole.
+        parts = latents.split(max(1, VAE_PIXELS // self._pixels(latents)))
+        return torch.cat([self.decode_async(part).get() for part in parts])
+
+    @torch.no_grad()
+    def decode_async(self, latents: Tensor, dtype: torch.dtype = torch.float32) -> Arrival:
+        """Begin to decode latents (B, C, h, w); `get()` of the result waits for IMAGE (B, H, W, 3) on the CPU, [0, 1] or uint8.
+
+        A GPU is not waited for: it looks for NaN by itself, and `get()` raises ValueError. The picture lies in pinned memory, of
+        which there is little: do not collect thousands.
+        """
+        self._check_latents(latents)
+        pixels = self._in_parts(self._decode_latents, latents, self._pixels(latents), "decode")
+        image = pixels_to_image(pixels)
+        # Bytes cannot say NaN, and a VAE in fp16 makes it out of sound latents.
+        return to_host(image_to_bytes(image) if dtype == torch.uint8 else image, latents=latents, pixels=pixels)
+
+    def _check_latents(self, latents: Tensor) -> None:
         check_shape("latents", latents, (None, self.latent_channels, None, None), "Use latents of this model.")
-        check_finite("latents", latents)
-        pixels = latents.shape[-2] * latents.shape[-1] * self.downscale**2
-        return self._in_parts(self._decode_latents, latents, pixels, "decode")
+        if latents.device.type == "cpu":
+            check_finite("latents", latents)
+
+    def _pixels(self, latents: Tensor) -> int:
+        return latents.shape[-2] * latents.shape[-1] * self.downscale**2
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
-        return pixels_to_image(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
+        latents = to_device(latents, self.vae.device, self.vae.dtype)
+        pixels: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return pixels
 
     def _in_parts(self, run: Callable[[Tensor], Tensor], batch: Tensor, pixels: int, verb: str) -> Tensor:
-        parts = batch.split(max(1, VAE_PIXELS // pixels))
         what = f"{verb} pictures of {pixels / 1e6:.2g} million pixels"
-        return torch.cat([with_memory(lambda p=part: run(self._to_vae(p)), what) for part in parts])  # type: ignore[misc]
-
-    def _to_vae(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.vae.device, self.vae.dtype)
+        parts = [with_memory(lambda p=part: run(p), what) for part in batch.split(max(1, VAE_PIXELS // pixels))]  # type: ignore[misc]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -10,23 +10,43 @@ from .checks import check_finite
 
 
 def image_to_pixels(image: Tensor) -> Tensor:
-    """Return (B, 3, H, W) in [-1, 1] from IMAGE (B, H, W, 1|3|4) or (H, W, C) in [0, 1]; alpha is dropped, grey repeated."""
-    image = image[None] if image.ndim == 3 else image
-    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+    """Return (B, 3, H, W) in [-1, 1] from IMAGE (B, H, W, 1|3|4) or (H, W, C) in [0, 1]; alpha is dropped, grey repeated.
+
+    uint8 counts from 0 to 255. Raises ValueError for other shapes and for NaN; looking for NaN makes a GPU wait.
+    """
+    check_image(image)
+    return unchecked_pixels(image)
+
+
+def check_image(image: Tensor, finite: bool = True) -> None:
+    """Raise ValueError unless `image` is IMAGE (B, H, W, 1|3|4) or (H, W, C), without NaN when `finite` is asked for."""
+    if image.ndim not in (3, 4) or image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"Expected `image` of shape (batch, height, width, 1, 3 or 4), but got {tuple(image.shape)}.")
-    check_finite("image", image)
+    if finite and image.is_floating_point():
+        check_finite("image", image)
+
+
+def unchecked_pixels(image: Tensor) -> Tensor:
+    """Return what `image_to_pixels` does, without looking at the values: nothing waits."""
+    image = image[None] if image.ndim == 3 else image
     rgb = image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]
-    return rgb.movedim(-1, 1).float() * 2 - 1
+    values = rgb.movedim(-1, 1).float()
+    return (values / 255 if image.dtype == torch.uint8 else values) * 2 - 1
 
 
 def pixels_to_image(pixels: Tensor) -> Tensor:
-    """Return IMAGE (B, H, W, 3) in [0, 1] on the CPU from pixels (B, 3, H, W) in [-1, 1], clamped."""
-    return ((pixels.float() + 1) / 2).clamp(0, 1).movedim(1, -1).cpu().contiguous()
+    """Return IMAGE (B, H, W, 3) in [0, 1] from pixels (B, 3, H, W) in [-1, 1], clamped, on their device."""
+    return ((pixels.float() + 1) / 2).clamp(0, 1).movedim(1, -1).contiguous()
+
+
+def image_to_bytes(image: Tensor) -> Tensor:
+    """Return uint8 of the same shape from IMAGE in [0, 1], rounded; bytes stay as they are."""
+    return image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def image_to_numpy(image: Tensor) -> np.ndarray:
     """Return uint8 (B, H, W, C) from IMAGE in [0, 1], rounded."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return image_to_bytes(image).cpu().numpy()
 
 
 def numpy_to_image(array: np.ndarray) -> Tensor:

@@ -60,9 +60,13 @@ def to_host(tensor: Tensor, **checked: Tensor) -> Arrival:
     shapes = tuple((name, tuple(t.shape)) for name, t in checked.items())
     if not tensor.is_cuda:
         return Arrival(tensor.cpu(), bad.cpu(), shapes)
-    here = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in
-            (tensor.contiguous(), bad)]  # fmt: skip
-    return Arrival(*here, shapes, torch.cuda.current_stream(tensor.device).record_event())
+    copies = _to_pinned(tensor), _to_pinned(bad)
+    return Arrival(*copies, shapes, torch.cuda.current_stream(tensor.device).record_event())
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor.contiguous(), non_blocking=True)
 
 
 def mark(*values: Any) -> Any:

@@ -126,6 +126,7 @@ def make_plan(
         if config.renoise == "none":
             # As recorded: the published residual counts the noise that the latents were not given.
             shift = low * noise / space.scale(low)
+    boundary = _boundary(model.levels, sigma) if config.consistency else None
     layout = layout_of(config, len(sigma), entering)
     bind = bind_network(model, config, layout, sigma, like.device)
     return Plan(
@@ -135,7 +136,7 @@ def make_plan(
         entering=entering,
         delta=None if delta is None else there(delta),
         inverse_scale=None if inverse is None else there(inverse),
-        skip_out=tuple(map(there, _boundary(model.levels, sigma))) if config.consistency else None,
+        skip_out=None if boundary is None else (there(boundary[0]), there(boundary[1])),
         kept=kept if isinstance(kept, slice) else to_device(kept, like.device),
         move=move,
         reference_shift=shift,
