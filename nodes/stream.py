@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.denoiser import Conditioning
 from ..core.progress import Reporter
 from ..core.tensors import image_to_pixels
-from ..stream import RCFG, SimilarityFilter, StreamBatch, StreamConfig, StreamFrame
+from ..stream import RCFG, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig, StreamFrame
 from ..stream.config import GUIDANCE, RENOISE
+from ..stream.guidance import BLENDS
 from ..stream.similarity import select
 from ..stream.stability import join_rows
 
@@ -151,6 +153,91 @@ class SimilarityFilterNode:
     ) -> tuple[Tensor, str, int]:
         kept = select(image_to_pixels(frames), SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks))
         return frames[kept], ", ".join(map(str, kept)), len(kept)
+
+
+class BlendPrompts:
+    """One prompt between two, or one for each frame of a clip."""
+
+    CATEGORY = "slipstream/stream"
+    DESCRIPTION = (
+        "Mixes two prompts of one CLIP into one. With a clip connected the weight moves from its first frame to its last: "
+        "Stream Frames gives each frame its own prompt."
+    )
+    RETURN_TYPES = ("CONDITIONING",)
+    RETURN_NAMES = ("CONDITIONING",)
+    OUTPUT_TOOLTIPS = ("One prompt, for any sampler; with a clip one per frame, for Stream Frames.",)
+    FUNCTION = "mix"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "first": (
+                    "CONDITIONING",
+                    {"tooltip": "A prompt. What else hangs on it (area, mask, ControlNet) stays."},
+                ),
+                "second": ("CONDITIONING", {"tooltip": "Another prompt from the same CLIP. Only its text counts."}),
+                "weight": (
+                    "FLOAT",
+                    {
+                        "default": 0.5, "min": 0.0, "max": 1.0, "step": 0.01, "display": "slider",
+                        "tooltip": "Share of the second prompt; with a clip, at its first frame.",
+                    },
+                ),
+                "mode": (
+                    list(BLENDS),
+                    {
+                        "default": "linear",
+                        "tooltip": "linear: the weighted mean. slerp: along an arc, which keeps the embeddings' length.",
+                    },
+                ),
+            },
+            "optional": {
+                "frames": ("IMAGE", {"tooltip": "A clip: the result holds one prompt for each of its frames."}),
+                "weight_end": (
+                    "FLOAT",
+                    {
+                        "default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "display": "slider",
+                        "tooltip": "Share of the second prompt at the last frame of the clip.",
+                    },
+                ),
+            },
+        }  # fmt: skip
+
+    def mix(
+        self, first: Any, second: Any, weight: float, mode: str, frames: Tensor | None = None, weight_end: float = 1.0
+    ) -> tuple[Any]:
+        from .host.warnings import warn
+
+        end = weight if frames is None else weight_end
+        prompts = PromptBlend([1 - weight, weight], [1 - end, end], mode)
+        one, other = _prompt("first", first), _prompt("second", second)
+        if one.context.shape[2] != other.context.shape[2]:
+            raise ValueError(
+                f"Expected `second` of width {one.context.shape[2]} like `first`, but got {other.context.shape[2]}. Encode both "
+                "with one CLIP."
+            )
+        if frames is None and weight_end != 1:
+            warn("Blend Prompts", "`weight_end` has no effect without a clip. Connect `frames`.")
+        left_out = sorted(set(second[0][1]) - set(first[0][1]) - {"pooled_output"})
+        if left_out:
+            warn("Blend Prompts", f"`{left_out[0]}` of the second prompt has no effect. Put it on the first.")
+        count = max(one.rows, other.rows, 0 if frames is None else len(frames))
+        one, other = one.expand(count), other.expand(count)
+        mixed = [prompts.at([one.take([i]), other.take([i])], i, count) for i in range(count)]
+        cond = mixed[0].join(*mixed[1:])
+        pooled = {} if cond.pooled is None else {"pooled_output": cond.pooled}
+        return ([[cond.context, {**first[0][1], **pooled}]],)
+
+
+def _prompt(name: str, conditioning: Any) -> Conditioning:
+    """Return a CONDITIONING of one entry as core's."""
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"Expected `{name}` with one prompt, but got {len(conditioning)}. Blend before they are combined."
+        )
+    context, more = conditioning[0]
+    return Conditioning(context, more.get("pooled_output"))
 
 
 def _filter_inputs(similarity: float) -> dict[str, Any]:
@@ -352,6 +439,7 @@ class StreamRun:
         begun = time.perf_counter()
         denoiser: Any = SharingDenoiser(session.denoiser) if self.config.cross_frame else session.denoiser
         positive, negative = session.conds["positive"], session.conds.get("negative")
+        self._warn_of_repeats(positive, negative)
         batch = StreamBatch(denoiser, positive.at(0), None if negative is None else negative.at(0), self.config)
         latents = session.process_in(samples)
         report = Reporter(
@@ -378,6 +466,15 @@ class StreamRun:
         self.seconds["denoise"] = time.perf_counter() - begun
         return [(frame, session.process_out(frame.latents)) for frame in finished]
 
+    def _warn_of_repeats(self, *conds: Any) -> None:
+        from .host.warnings import warn
+
+        for count in {c.frames for c in conds if c is not None} - {1, len(self.pixels)}:
+            warn(
+                "Stream Frames",
+                f"{count} prompts or ControlNet pictures for {len(self.pixels)} frames: they go by turns. Give one, or one per frame.",
+            )
+
     def _decode(self, finished: list[tuple[StreamFrame, Tensor]]) -> Tensor:
         begun = time.perf_counter()
         distinct = [samples for frame, samples in finished if not frame.repeated]
@@ -403,6 +500,7 @@ class StreamRun:
 
 NODES: dict[str, tuple[type, str]] = {
     "SlipstreamStreamFrames": (StreamFrames, "Stream Frames (Slipstream)"),
+    "SlipstreamBlendPrompts": (BlendPrompts, "Blend Prompts (Slipstream)"),
     "SlipstreamRCFGGuider": (RCFGGuider, "RCFG Guider (Slipstream)"),
     "SlipstreamSimilarityFilter": (SimilarityFilterNode, "Similarity Filter (Slipstream)"),
 }

@@ -16,7 +16,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from slipstream.core import SeededNoise, load, make_sigmas, sample  # noqa: E402
 from slipstream.core.tensors import image_to_numpy, image_to_pixels  # noqa: E402
-from slipstream.stream import RCFG, SimilarityFilter, StreamBatch, StreamConfig  # noqa: E402
+from slipstream.stream import RCFG, BlendedStream, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig  # noqa: E402
 from slipstream.stream.similarity import select  # noqa: E402
 from slipstream.stream.video import VideoSource  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -43,6 +43,15 @@ def main() -> None:
     done = stream.push(pipe.encode_image(frames[:28])) + stream.drain()
     results = pipe.decode(torch.cat([f.latents for f in done[SHOWN]]))
     strip([frames[SHOWN], results], images / "stream_frames.jpg")
+
+    other = pipe.encode_text(["a large blue circle on a red background"])
+    faded = []
+    for mode in ("linear", "slerp"):
+        config, fade = StreamConfig(strength=0.75, steps=2, guidance="none", seed=3), PromptBlend([1, 0], [0, 1], mode)
+        blended = BlendedStream(student.model, [cond, other], fade, 24, uncond, config)
+        done = blended.push(pipe.encode_image(frames[4:28])) + blended.drain()
+        faded.append(pipe.decode(torch.cat([f.latents for f in [*done[:20:4], done[23]]])))
+    strip([torch.cat([frames[4:24:4], frames[27:28]]), *faded], images / "blend_prompts.jpg")
 
     red, sigmas = (
         pipe.encode_text(["a large red circle on a blue background"]),

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from slipstream.core import load
 from slipstream.core.loading import BUNDLED
-from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
+from slipstream.stream import BlendedStream, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig
 from slipstream.stream.similarity import select
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -363,6 +363,85 @@ def add_controlled(graph: dict[str, Any], image: list[Any]) -> None:
         "ControlNetApplyAdvanced", positive=["p", 0], negative=["n", 0], control_net=["c", 0], image=image, strength=1.0,
         start_percent=0.0, end_percent=1.0,
     )  # fmt: skip
+
+
+# -- several prompts
+
+OTHER = "a small yellow square on a green background"
+
+
+def add_blend(graph: dict[str, Any], **inputs: Any) -> list[Any]:
+    """Add a node that blends the prompt and another one; returns its socket."""
+    graph["q"] = node("CLIPTextEncode", clip=["1", 1], text=OTHER)
+    settings = {"first": ["p", 0], "second": ["q", 0], "weight": 0.0, "mode": "linear", **inputs}
+    graph["mix"] = node("SlipstreamBlendPrompts", **settings)
+    return ["mix", 0]
+
+
+@pytest.mark.parametrize("mode", ["linear", "slerp"])
+def test_a_prompt_for_each_frame_goes_with_it(host, pipe, mode) -> None:
+    """A batch of prompts: each frame alone, with its own prompt, gives the same; and the library does."""
+    frames, graph = clip(4), base()
+    socket = loaded(host, graph, frames)
+    prompt = add_blend(graph, mode=mode, frames=socket, weight_end=1.0)
+    add_stream(graph, socket, positive=prompt)
+    result = host.run(graph)
+    got = pictures(result)
+    assert f"6 passes, 6 network calls, {4 * 3 + 4} rows" in text_of(
+        result
+    )  # frames of different prompts share their calls
+    for i in (0, 2, 3):
+        alone = base()
+        alone["f"] = graph[f"f{i}"]
+        add_stream(alone, ["f", 0], positive=add_blend(alone, mode=mode, weight=i / 3))
+        assert np.abs(pictures(host.run(alone))[0].astype(int) - got[i]).max() <= 2
+    plain = dict(graph)
+    add_stream(plain, socket)
+    assert np.abs(pictures(host.run(plain))[3].astype(int) - got[3]).max() > 30
+    conds = [pipe.encode_text([text]) for text in (TEXT, OTHER)]
+    fade = PromptBlend([1, 0], [0, 1], mode)
+    stream = BlendedStream(pipe.model, conds, fade, 4, pipe.encode_text([""]), StreamConfig(**SETTINGS))
+    finished = stream.push(pipe.encode_image(torch.from_numpy(frames).float() / 255)) + stream.drain()
+    lost = pipe.decode(torch.cat([f.latents for f in finished])).numpy() * 255 - got
+    assert lost.min() > -0.1
+    assert lost.max() < 1.1
+
+
+def test_a_negative_for_each_frame_too(host) -> None:
+    """With full guidance, where every row has a negative one."""
+    frames, graph = clip(3), base()
+    socket = loaded(host, graph, frames)
+    add_stream(graph, socket, negative=add_blend(graph, frames=socket), guidance="full")
+    result = host.run(graph)
+    got = pictures(result)
+    assert f"5 passes, 5 network calls, {2 * 3 * 3} rows" in text_of(result)
+    alone = base()
+    alone["f"] = graph["f1"]
+    add_stream(alone, ["f", 0], negative=add_blend(alone, weight=0.5), guidance="full")
+    assert np.abs(pictures(host.run(alone))[0].astype(int) - got[1]).max() <= 2
+
+
+def test_a_blend_in_a_stock_sampler(host, report) -> None:
+    graph = base()
+    graph["e"] = node("EmptyLatentImage", width=64, height=64, batch_size=1)
+    sampler = {"seed": 1, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    sockets = {"model": ["1", 0], "negative": ["n", 0], "latent_image": ["e", 0], **sampler}
+    graph["k"] = node("KSampler", **sockets, positive=add_blend(graph, weight=0.25))
+    stock = {"conditioning_to": ["p", 0], "conditioning_from": ["q", 0], "conditioning_to_strength": 0.75}
+    graph["average"] = node("ConditioningAverage", **stock)
+    graph["k2"] = node("KSampler", **sockets, positive=["average", 0])
+    graph["d"] = node("ProbeCompare", one=["k", 0], other=["k2", 0])
+    assert report(host.run(graph))["difference"] < 1e-4
+
+
+def test_prompts_that_do_not_fit_the_clip_are_said(host) -> None:
+    graph = base()
+    socket = loaded(host, graph, clip(3))
+    graph["some"] = node("ImageFromBatch", image=socket, batch_index=0, length=2)
+    add_stream(graph, socket, positive=add_blend(graph, frames=["some", 0]), steps=1)
+    before = len(host.log())
+    assert len(pictures(host.run(graph))) == 3
+    assert "2 prompts or ControlNet pictures for 3 frames" in host.log()[before:]
 
 
 # -- RCFG as a GUIDER

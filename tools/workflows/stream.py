@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 GREEN = "a large yellow circle on a green background"
+RED = "a large blue circle on a red background"
 
 
 def _prompts(g: Any, model: Any, text: str) -> tuple[Any, Any]:
@@ -33,6 +34,28 @@ def stream_video(g: Any) -> None:
         "Every frame of the clip is repainted by the same noise, so what rests does not flicker. **strength** says how much; "
         "**steps** 1 to 4 are enough for LCM and Turbo models, which need no guidance; for others choose onetime and 4 steps "
         "or more. The sound is kept. The clip is `assets/ball.mp4` of this pack: upload it in Load Video if it is missing."
+    )
+
+
+def stream_blend(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket-lcm")
+    first, blank = _prompts(g, model, GREEN)
+    second = g.add("CLIPTextEncode", clip=model, text=RED, title="Prompt at the end")
+    parts = g.add("GetVideoComponents", video=g.add("LoadVideo", file=g.upload("assets/ball.mp4")))
+    clip = g.add("ImageFromBatch", image=parts["images"], batch_index=0, length=16)
+    prompt = g.add(
+        "SlipstreamBlendPrompts", first=first, second=second, weight=0.0, mode="linear", frames=clip, weight_end=1.0
+    )
+    stream = g.add(
+        "SlipstreamStreamFrames", model=model, positive=prompt, negative=blank, vae=model, frames=clip,
+        strength=0.75, steps=2, guidance="none", guidance_scale=1.0, seed=3,
+    )  # fmt: skip
+    g.add("PreviewImage", images=stream, title="From one prompt to the other")
+    some = g.add("ImageFromBatch", image=stream, batch_index=6, length=4)
+    g.add("PreviewImage", images=some, title="Frames 6 to 9: half way")
+    g.note(
+        "**Blend Prompts** with a clip makes one prompt for each frame, from **weight** to **weight_end**; Stream Frames takes "
+        "each frame through all its steps with its own. Without a clip it makes a single prompt, for any sampler."
     )
 
 
@@ -77,4 +100,9 @@ def similarity_filter(g: Any) -> None:
     )
 
 
-WORKFLOWS = {"stream_video": stream_video, "rcfg_guider": rcfg_guider, "similarity_filter": similarity_filter}
+WORKFLOWS = {
+    "stream_video": stream_video,
+    "stream_blend": stream_blend,
+    "rcfg_guider": rcfg_guider,
+    "similarity_filter": similarity_filter,
+}

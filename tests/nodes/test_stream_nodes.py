@@ -1,0 +1,78 @@
+"""Blend Prompts without a host: rows, weights, what else hangs on a prompt, mistakes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import slipstream
+import torch
+
+Blend = slipstream.NODE_CLASS_MAPPINGS["SlipstreamBlendPrompts"]
+
+
+def prompt(value: float, rows: int = 1, width: int = 4, tokens: int = 3, **more: Any) -> list[Any]:
+    return [[torch.full((rows, tokens, width), value), {"pooled_output": torch.full((rows, 2), value), **more}]]
+
+
+def mix(*args: Any, **more: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    (result,) = Blend().mix(*args, **more)
+    assert len(result) == 1
+    return result[0][0], result[0][1]
+
+
+def test_one_row_with_everything_that_hangs_on_the_first() -> None:
+    first, second = prompt(1.0, mask="mine"), prompt(5.0)
+    context, more = mix(first, second, 0.25, "linear")
+    assert context.shape == (1, 3, 4)
+    assert float(context.mean()) == float(more["pooled_output"].mean()) == 2.0
+    assert more["mask"] == "mine"
+    assert float(first[0][0].mean()) == float(first[0][1]["pooled_output"].mean()) == 1.0  # not changed
+
+
+def test_one_row_per_frame() -> None:
+    context, more = mix(prompt(0.0), prompt(1.0), 0.0, "linear", torch.zeros(5, 8, 8, 3), 0.5)
+    assert context.mean((1, 2)).tolist() == more["pooled_output"].mean(1).tolist() == [0.0, 0.125, 0.25, 0.375, 0.5]
+
+
+def test_blends_of_blends_keep_a_row_per_frame() -> None:
+    clip = torch.zeros(3, 8, 8, 3)
+    (moving,) = Blend().mix(prompt(0.0), prompt(1.0), 0.0, "linear", clip, 1.0)
+    context, _ = mix(moving, prompt(4.0), 0.5, "linear")
+    assert context.mean((1, 2)).tolist() == [2.0, 2.25, 2.5]
+    with pytest.raises(ValueError, match="1 or 5 rows, but got 3"):
+        mix(moving, prompt(4.0), 0.5, "linear", torch.zeros(5, 8, 8, 3))
+
+
+def test_prompts_of_unequal_length_and_without_pooled_text() -> None:
+    first, second = prompt(1.0, tokens=2), prompt(3.0, tokens=4)
+    for each in (first, second):
+        del each[0][1]["pooled_output"]
+    context, more = mix(first, second, 0.5, "linear")
+    assert context.shape == (1, 4, 4)
+    assert more == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (prompt(1.0) * 2, prompt(1.0), "`first` with one prompt, but got 2"),
+        (prompt(1.0), [], "`second` with one prompt, but got 0"),
+        (prompt(1.0), prompt(1.0, width=5), "`second` of width 4 like `first`, but got 5"),
+    ],
+)
+def test_mistakes_are_one_sentence(first, second, message) -> None:
+    with pytest.raises(ValueError, match="Expected") as caught:
+        mix(first, second, 0.5, "linear")
+    assert message in str(caught.value)
+
+
+def test_settings_without_effect_warn(caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        mix(prompt(1.0), prompt(1.0, control="net"), 0.5, "linear", weight_end=0.3)
+    assert "`weight_end` has no effect" in caplog.text
+    assert "`control` of the second prompt has no effect" in caplog.text
+    caplog.clear()
+    mix(prompt(1.0), prompt(1.0), 0.5, "slerp")
+    assert not caplog.text
