@@ -46,7 +46,7 @@ def grainy(images: Tensor) -> Tensor:
 
 
 def still_clip(count: int) -> Tensor:
-    frame = next(iter(VideoSource(str(ROOT / "assets" / "ball.mp4"))))[0]
+    frame = next(iter(VideoSource(str(ROOT / "assets" / "ball.mp4"))))[0] / 255
     return grainy(frame[None].expand(count, -1, -1, -1))
 
 

@@ -92,7 +92,7 @@ class StreamBatch:
         self._motion = Motion()
         self._tracks: dict[float, Track] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
-        self._handed = mark(self.cond, self.uncond)  # they may come from another CUDA stream than the passes run on
+        self._handed = mark(self.cond, self.uncond)
 
     @property
     def in_flight(self) -> int:
@@ -109,6 +109,7 @@ class StreamBatch:
         stream as it was.
         """
         with self._lock:
+            self._take_over()
             self._accept(latents, meta, cond, uncond)
             while len(self._waiting) >= self.config.frame_group:
                 self._enter(self.config.frame_group)
@@ -122,10 +123,16 @@ class StreamBatch:
             return self._hand_out()
 
     def _advance(self) -> None:
+        self._take_over()
         if self._waiting:
             self._enter(len(self._waiting))
         elif self._groups:
             self._pass()
+
+    def _take_over(self) -> None:
+        """Let the CUDA stream of the passes wait for new prompts, which another one may still be computing."""
+        receive(self._handed, self.cond, self.uncond)
+        self._handed = None
 
     def _hand_out(self) -> list[StreamFrame]:
         finished, self._finished = self._finished, []
@@ -337,8 +344,6 @@ class StreamBatch:
             return plan.with_prompts(self.cond, self.uncond, active) if own else plan
         if len(self._plans) >= PLANS_KEPT:
             self._plans.clear()
-        receive(self._handed, self.cond, self.uncond)
-        self._handed = None
         self._plans[key] = plan = make_plan(self.model, self.config, self.cond, self.uncond, active, x, self.noise)
         return plan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import logging
 import re
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.graphs import replayed
@@ -117,8 +119,8 @@ def run_stream(args: argparse.Namespace) -> int:
             progress(threads)
 
         threads = StreamThreads(
-            frames, pipe.encode_image, batch, pipe.decode, publish, chooser, live=source.live or args.drop,
-            device=pipe.device,
+            frames, pipe.encode_image, batch, functools.partial(pipe.decode_async, dtype=torch.uint8), publish, chooser,
+            live=source.live or args.drop, device=pipe.device,
         )  # fmt: skip
         run_to_end(threads)
     log.info("%s", threads.statistics.text())

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.denoiser import Conditioning, Denoiser
-from .batch import StreamBatch, StreamFrame
+from .batch import StreamBatch
 from .config import StreamConfig
 from .guidance import blend, check_blend
 
@@ -69,13 +68,12 @@ class BlendedStream(StreamBatch):
         super().__init__(model, prompts.at(conds), uncond, config)
         self.conds, self.prompts, self.frames = tuple(conds), prompts, frames
 
-    @torch.inference_mode()
-    def push(self, latents: Tensor, meta: Any = None, cond: Any = None, uncond: Any = None) -> list[StreamFrame]:
-        """See `StreamBatch.push`; `cond` overrides the blend."""
+    def _accept(self, latents: Tensor, meta: Any, cond: Any, uncond: Any) -> None:
+        """Frames without a `cond` of their own get the blend of their place."""
         if cond is None and isinstance(latents, Tensor) and len(latents):
             first, *rest = (self.prompts.at(self.conds, self._arrived + i, self.frames) for i in range(len(latents)))
             cond = first.join(*rest)
-        return super().push(latents, meta, cond, uncond)
+        super()._accept(latents, meta, cond, uncond)
 
     def update(self, cond: Any = None, uncond: Any = None, **settings: Any) -> None:
         """See `StreamBatch.update`."""

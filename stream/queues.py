@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_integer
-from ..core.tensors import image_to_pixels
+from ..core.tensors import check_image, unchecked_pixels
+from ..core.transfer import Arrival, receive
 from .batch import StreamBatch, StreamFrame
 from .similarity import SimilarityFilter
 
 T = TypeVar("T")
 STAGES = ("capture", "encode", "denoise", "decode", "publish")
 WINDOW = 600
+AHEAD = 1  # decoded frames that a GPU may be behind: it must not starve, and what is begun must not pile up
 
 
 class FrameQueue(Generic[T]):
@@ -74,7 +76,10 @@ class FrameQueue(Generic[T]):
 
 
 class Statistics:
-    """Readouts of a running stream over the last `WINDOW` frames; safe to read from any thread."""
+    """Readouts of a running stream over the last `WINDOW` frames; safe to read from any thread.
+
+    The time of a stage is what its thread spends; a GPU works on after it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -140,7 +145,7 @@ def _rate(times: deque[float]) -> float:
 
 @dataclass(frozen=True)
 class Item:
-    """What travels between the threads: `data` is an image, latents (None for a skipped frame) or an image again.
+    """What travels between the threads: `data` is an image, latents (None for a skipped frame), or what `decode` returned.
 
     `ready` is the CUDA event after which `data` may be read.
     """
@@ -153,22 +158,29 @@ class Item:
 
 
 class Lane:
-    """One thread's CUDA stream, so that its work overlaps with the others'; nothing on a CPU."""
+    """One thread's CUDA stream, so that its work overlaps with the others'; nothing on a CPU.
+
+    Between `start` and `finish`, both called where the stream is used from, its work comes after and before what is done there.
+    """
 
     def __init__(self, device: torch.device | str | None) -> None:
         cuda = device is not None and torch.device(device).type == "cuda"
         self.stream = torch.cuda.Stream(device) if cuda else None
+
+    def start(self) -> None:
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+
+    def finish(self) -> None:
+        if self.stream is not None:
+            torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
     def work(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def receive(self, item: Item) -> None:
         """Let this lane's work wait for the item's data, without stalling the thread."""
-        if self.stream is not None and item.ready is not None:
-            self.stream.wait_event(item.ready)
-            for tensor in (item.data, None if item.frame is None else item.frame.latents):
-                if isinstance(tensor, Tensor) and tensor.is_cuda:
-                    tensor.record_stream(self.stream)
+        receive(item.ready, item.data, None if item.frame is None else item.frame.latents)
 
     def mark(self) -> Any:
         return None if self.stream is None else self.stream.record_event()
@@ -178,10 +190,11 @@ class StreamThreads:
     """Runs a stream in five threads: `source` -> encode -> `batch` -> decode -> `sink`.
 
     Args:
-        source: gives (image (H, W, 3) in [0, 1], meta) pairs; its end ends the stream.
+        source: gives (image (H, W, 3) in [0, 1] or uint8, meta) pairs; its end ends the stream. An image in pinned memory is
+            uploaded from where it is: leave it alone.
         encode: image (1, H, W, 3) -> latents (1, C, h, w), scaled as the model takes them.
         batch: the `StreamBatch`; prompts and settings may be updated while it runs.
-        decode: latents -> image (1, H, W, 3).
+        decode: latents -> image (1, H, W, 3), or one that is on its way to the host (`Pipeline.decode_async`).
         sink: called with (image (H, W, 3), meta, StreamFrame) in order; its return value is ignored.
         chooser: leaves out frames that changed little; they come out as repeats.
         live: drop what the model cannot take in time; off, the source waits and no frame is lost.
@@ -191,7 +204,7 @@ class StreamThreads:
 
     def __init__(
         self, source: Iterable[tuple[Tensor, Any]], encode: Callable[[Tensor], Tensor], batch: StreamBatch,
-        decode: Callable[[Tensor], Tensor], sink: Callable[[Tensor, Any, StreamFrame], Any],
+        decode: Callable[[Tensor], Tensor | Arrival], sink: Callable[[Tensor, Any, StreamFrame], Any],
         chooser: SimilarityFilter | None = None, live: bool = True, queue: int = 2,
         device: torch.device | str | None = None,
     ) -> None:  # fmt: skip
@@ -208,7 +221,7 @@ class StreamThreads:
         self.statistics.queues = self._images, self._results
         self._lanes = {name: Lane(device) for name in STAGES}
         self._size: torch.Size | None = None
-        self._shown: Tensor | None = None
+        self._shown: Tensor | Arrival | None = None
         stages = (
             ("capture", self._capture, (), self._images),
             ("encode", self._encode, self._images, self._latents),
@@ -222,6 +235,8 @@ class StreamThreads:
         ]
 
     def start(self) -> StreamThreads:
+        for lane in self._lanes.values():
+            lane.start()
         for thread in self._threads:
             thread.start()
         return self
@@ -238,6 +253,8 @@ class StreamThreads:
             thread.join(None if end is None else max(end - time.monotonic(), 0))
         if any(thread.is_alive() for thread in self._threads):
             raise TimeoutError(f"The stream still runs after {timeout} s. Call stop() first.")
+        for lane in self._lanes.values():
+            lane.finish()
         if self.error is not None:
             raise self.error
         return self.statistics.summary()
@@ -289,8 +306,8 @@ class StreamThreads:
                     f"Expected frames of size {tuple(self._size)} as at the start, but got {tuple(image.shape)}. Resize them."
                 )
             self._size = image.shape
-            pixels = image_to_pixels(image)
-            skip = self.chooser is not None and not self.chooser.keep(pixels)
+            check_image(image, finite=image.device.type == "cpu")
+            skip = self.chooser is not None and not self.chooser.keep(unchecked_pixels(image))
             latents = None if skip else self.encode(image[None])
             self.statistics.spent("encode", time.perf_counter() - begun)
             if not outbox.put(replace(item, data=latents, ready=self._lanes["encode"].mark())):
@@ -316,23 +333,31 @@ class StreamThreads:
             outbox.put(replace(item, data=None, frame=replace(frame, meta=item.meta), ready=ready))
 
     def _decode(self, inbox: Iterable[Item], outbox: FrameQueue[Item]) -> None:
+        ahead: deque[Any] = deque()
         for item in inbox:
             begun = time.perf_counter()
             self._lanes["decode"].receive(item)
             assert item.frame is not None
             if not item.frame.repeated or self._shown is None:
-                self._shown = self.decode(item.frame.latents)[0]
+                self._shown = self.decode(item.frame.latents)
             self.statistics.spent("decode", time.perf_counter() - begun)
-            outbox.put(replace(item, data=self._shown, ready=self._lanes["decode"].mark()))
+            ready = self._lanes["decode"].mark()
+            outbox.put(replace(item, data=self._shown, ready=ready))
+            if ready is not None:
+                ahead.append(ready)
+            if len(ahead) > AHEAD:
+                ahead.popleft().synchronize()
 
     def _publish(self, inbox: Iterable[Item], outbox: Any) -> None:
         for item in inbox:
             begun = time.perf_counter()
             if item.ready is not None:
                 item.ready.synchronize()
+            self._lanes["publish"].receive(item)
             assert item.frame is not None
+            image = item.data.get() if isinstance(item.data, Arrival) else item.data
             now = time.perf_counter()
             frame = replace(item.frame, arrived=item.captured, latency=now - item.captured)
-            self.sink(item.data, item.meta, frame)
+            self.sink(image[0], item.meta, frame)
             self.statistics.left(frame.latency, frame.repeated)
             self.statistics.spent("publish", time.perf_counter() - begun)

@@ -13,12 +13,13 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_range
 from ..core.pictures import read_picture, save_picture
-from ..core.tensors import image_to_numpy, image_to_pixels, numpy_to_image, pixels_to_image
+from ..core.tensors import image_to_numpy, image_to_pixels, pixels_to_image
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ class Stamp:
 
 
 class FrameSource(Protocol):
-    """Frames with their times. `live` sources do not wait; `count` is the number of frames, 0 when nobody knows."""
+    """Frames, IMAGE (H, W, 3) in [0, 1] or uint8, with their times.
+
+    `live` sources do not wait; `count` is the number of frames, 0 when nobody knows.
+    """
 
     live: bool
     count: int
@@ -66,7 +70,7 @@ def upright(picture: np.ndarray, rotation: int) -> np.ndarray:
 
 
 class VideoSource:
-    """Frames of a video file or camera, IMAGE (H, W, 3) in [0, 1]; what is damaged is left out and said in `problem`."""
+    """Frames of a video file or camera, uint8 IMAGE (H, W, 3); what is damaged is left out and said in `problem`."""
 
     def __init__(self, path: str, format: str | None = None) -> None:
         av = import_av()
@@ -97,7 +101,7 @@ class VideoSource:
                 pts = max(frame.pts - first, pts + 1) if frame.pts is not None else pts + step if read else 0
                 read += 1
                 picture = upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0))
-                yield numpy_to_image(picture)[0], Stamp(pts, self.time_base)
+                yield torch.from_numpy(np.ascontiguousarray(picture)), Stamp(pts, self.time_base)
         if read < self.count or self.damaged:
             self.problem = (
                 f"the video is damaged or cut off: {read} of {self.count or 'an unknown number of'} frames read"
@@ -154,9 +158,10 @@ def open_source(source: str, rate: float = 25.0) -> VideoSource | FolderSource:
 
 
 def fit(image: Tensor, height: int, width: int) -> Tensor:
-    """Return IMAGE (H, W, 3) as (height, width, 3): the largest middle part of that shape, resized."""
+    """Return IMAGE (H, W, 3) as (height, width, 3): the largest middle part of that shape, resized in [0, 1]; bytes become float."""
     if image.shape[:2] == (height, width):
         return image
+    image = image / 255 if image.dtype == torch.uint8 else image
     scale = min(image.shape[0] / height, image.shape[1] / width)
     crop_h, crop_w = min(round(height * scale), image.shape[0]), min(round(width * scale), image.shape[1])
     top, left = (image.shape[0] - crop_h) // 2, (image.shape[1] - crop_w) // 2

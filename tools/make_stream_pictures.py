@@ -35,7 +35,7 @@ def strip(rows: list[Tensor], path: pathlib.Path, gap: int = 4) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     images = ROOT / "web" / "docs" / "img"
-    frames = torch.stack([image for image, _ in VideoSource(str(ROOT / "assets" / "ball.mp4"))])
+    frames = torch.stack([image for image, _ in VideoSource(str(ROOT / "assets" / "ball.mp4"))]) / 255
     pipe = load("pocket")
     cond, uncond = pipe.encode_text(["a large yellow circle on a green background"]), pipe.encode_text([""])
     student = load("pocket-lcm")
