@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from safetensors.torch import load_file
 from slipstream.core import samplers
 from slipstream.core.layers import measure, skippable, skipping
 from slipstream.core.schedules import DiscreteLevels, with_zero
+from slipstream.search import Schedule
+from slipstream.search.comparison import calls_per_sample
 from slipstream.search.config import SearchConfig
-from slipstream.search.space import Candidate, Space
+from slipstream.search.space import Candidate, Space, candidate_of
 from slipstream.search.statistics import frechet_distance
 from slipstream.search.strategies import cross, mutate
+from slipstream_tests.search import jobs
 from slipstream_tests.search.adm import TinyADM
 from torch import Tensor
 
@@ -162,6 +166,87 @@ def test_stable_diffusion_s_ddim_ends_at_the_first_level_not_at_zero(golden: pat
     x = data["noise"].double() * (sigmas[0] ** 2 + 1).sqrt()
     final = samplers.euler(denoise, x, sigmas) / (table[0] ** 2 + 1).sqrt()
     torch.testing.assert_close(final.float(), data[f"ddim.{case}"], atol=2e-5, rtol=2e-5)
+
+
+DPM_CASES = ["uniform4", "found4", "uniform6", "uniform10", "custom6"]
+
+
+class ClosedForm:
+    """The recorded runs' "network" as a denoiser on sigmas; remembers the times that it was asked at."""
+
+    def __init__(self, times: dict[float, float]) -> None:
+        self.times, self.asked = times, []
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        t = self.times[float(sigma)]
+        self.asked.append(t)
+        scaled = x / (sigma**2 + 1).sqrt()
+        return x - sigma * (
+            torch.tanh(scaled * (0.3 + 0.6 * t / 1000)) + 0.1 * torch.sin(torch.tensor(6 * t / 1000).double())
+        )
+
+
+@pytest.mark.parametrize("case", DPM_CASES)
+def test_dpm_solver_on_custom_steps(golden: pathlib.Path, case: str) -> None:
+    """The recorded solver stops above 0, at its last of K + 1 times for K calls (D10), with a last step of first order."""
+    data = load_file(golden / "sd_samplers_custom_steps.safetensors")
+    run = read(golden / "sd_samplers_custom_steps.json")[f"dpmpp2m.{case}"]
+    sigmas = torch.tensor(run["sigma_edm"], dtype=torch.float64)
+    denoise = ClosedForm(dict(zip(sigmas.tolist(), run["model_time_inputs"])))
+    x = data["noise"].double() * (sigmas[0] ** 2 + 1).sqrt()
+    final = samplers.euler(denoise, samplers.dpmpp_2m(denoise, x, sigmas[:-1]), sigmas[-2:]) / (sigmas[-1] ** 2 + 1).sqrt()  # fmt: skip
+    torch.testing.assert_close(final.float(), data[f"dpmpp2m.{case}"], atol=2e-5, rtol=2e-5)
+    assert denoise.asked == run["model_time_inputs"]
+    assert len(denoise.asked) == run["nfe"] == run["steps"] == len(sigmas) - 1
+
+
+def test_the_recorded_search_result_is_the_preset(golden: pathlib.Path, root: pathlib.Path) -> None:
+    """AutoDiffusion's one list for Stable Diffusion: five levels, four calls, the end above 0."""
+    run = read(golden / "sd_samplers_custom_steps.json")["dpmpp2m.found4"]
+    found = [s for p in (root / "search" / "presets").glob("*.json") if (s := Schedule.load(p)).sampler == "dpmpp_2m"]
+    assert [s.levels for s in found] == [pytest.approx(run["sigma_edm"], rel=1e-4)]
+    assert found[0].nfe == run["nfe"]
+
+
+def plms(denoise: Any, x: Tensor, sigmas: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Pseudo linear multistep (arXiv 2202.09778), as the recorded runs have it: the first step calls twice."""
+    slopes: list[Tensor] = []
+    for sigma, after in zip(sigmas[:-1], sigmas[1:]):
+        slopes.append((x - denoise(x, sigma)) / sigma)
+        e = slopes[::-1]
+        if len(e) == 1:
+            ahead = x + (after - sigma) * e[0]
+            slope = (e[0] + (ahead - denoise(ahead, after)) / after) / 2
+        elif len(e) == 2:
+            slope = (3 * e[0] - e[1]) / 2
+        elif len(e) == 3:
+            slope = (23 * e[0] - 16 * e[1] + 5 * e[2]) / 12
+        else:
+            slope = (55 * e[0] - 59 * e[1] + 37 * e[2] - 9 * e[3]) / 24
+        x = x + (after - sigma) * slope
+    return x
+
+
+@pytest.mark.parametrize("case", ["uniform4", "uniform6", "uniform10", "custom4", "custom10"])
+def test_a_sampler_that_calls_twice_in_a_step_is_counted_so(
+    golden: pathlib.Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D10: PLMS makes K + 1 calls in K steps. None is built in; one written here meets the recording and the recorded count."""
+    data = load_file(golden / "sd_samplers_custom_steps.safetensors")
+    run = read(golden / "sd_samplers_custom_steps.json")[f"plms.{case}"]
+    steps = list(dict.fromkeys(run["model_t_inputs"]))
+    abar = data["alphas_cumprod"].double()
+    table = ((1 - abar) / abar).sqrt()
+    sigmas = torch.cat([table[steps], table[:1]])
+    denoise = ClosedForm({float(s): t for s, t in zip(sigmas, steps)})
+    x = data["noise"].double() * (sigmas[0] ** 2 + 1).sqrt()
+    final = plms(denoise, x, sigmas) / (table[0] ** 2 + 1).sqrt()
+    torch.testing.assert_close(final.float(), data[f"plms.{case}"], atol=2e-5, rtol=2e-5)
+    assert denoise.asked == run["model_t_inputs"]
+
+    monkeypatch.setitem(samplers.SAMPLERS, "plms", plms)
+    path = jobs.make_path(sampler="plms")
+    assert calls_per_sample(path, candidate_of(path.stock(run["K"])["karras"])) == run["nfe"]
 
 
 # ------------------------------------------------------------------------------------------------------ operators
