@@ -159,6 +159,24 @@ def test_what_is_on_the_model_acts_on_every_frame_and_leaves_no_trace(host, lora
     assert np.array_equal(pictures(host.run(graph)), plain)
 
 
+@pytest.mark.parametrize("guidance", ["none", "self", "onetime", "full"])
+def test_an_image_prompt_acts_on_each_row_as_it_does_alone(host, guidance) -> None:
+    """A patch that asks for `cond_or_uncond` and `sigmas`, while rows of one call are at different steps."""
+    graph = base()
+    socket = loaded(host, graph, clip(4))
+    add_stream(graph, socket, guidance=guidance)
+    plain = pictures(host.run(graph))
+    graph["m"] = node("ProbeImagePrompt", model=["1", 0], weight=0.4, by_level=True)
+    graph["s"]["inputs"]["model"] = ["m", 0]
+    result = host.run(graph)
+    assert "6 passes, 6 network calls" in text_of(result)
+    changed = pictures(result).astype(int)
+    assert (np.abs(changed - plain).max((1, 2, 3)) > 10).all()
+    for i in (0, 3):
+        alone = {**graph, "s": node("SlipstreamStreamFrames", **{**graph["s"]["inputs"], "frames": [f"f{i}", 0]})}
+        assert np.abs(pictures(host.run(alone))[0] - changed[i]).max() <= 1
+
+
 TAESD_SCALE = 0.18215  # built into the host for the files called taesd
 
 
@@ -476,9 +494,15 @@ def test_guider_costs_n_or_n_plus_one_or_two_n_rows(host, report, guidance, scal
     assert sum(report(host.run(guided(guidance, scale, sampler)))) == rows
 
 
-def test_full_guidance_is_the_hosts_cfg(host, report) -> None:
+@pytest.mark.parametrize("image_prompt", [False, True])
+def test_full_guidance_is_the_hosts_cfg(host, report, image_prompt) -> None:
     graph = guided("full", 3.0)
-    graph["g2"] = node("CFGGuider", model=["1", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
+    if image_prompt:  # negative rows get image tokens of their own, as in the host's own calls
+        graph["m"] = node("ProbeImagePrompt", model=["1", 0], weight=0.4, by_level=False)
+        graph["count"]["inputs"]["model"] = ["m", 0]
+    graph["g2"] = node(
+        "CFGGuider", model=graph["count"]["inputs"]["model"], positive=["p", 0], negative=["n", 0], cfg=3.0
+    )
     graph["x2"] = node("SamplerCustomAdvanced", **{**graph["x"]["inputs"], "guider": ["g2", 0]})
     graph["d"] = node("ProbeCompare", one=["x", 0], other=["x2", 0])
     assert report(host.run(graph))["difference"] < 1e-4

@@ -255,6 +255,46 @@ class TinyControlNet:
         return (comfy.controlnet.ControlNet(network, load_device=management.get_torch_device()),)
 
 
+class ImagePrompt:
+    """A MODEL with a picture for a prompt, in the way of IP-Adapter nodes: each cross-attention is replaced, and adds attention
+    to image tokens, other ones for negative rows. `by_level` makes its weight follow each row's own noise level.
+    """
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "patch", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "weight": ("FLOAT", {}), "by_level": ("BOOLEAN", {})}}
+
+    def patch(self, model: Any, weight: float, by_level: bool) -> Any:
+        from comfy.ldm.modules.attention import optimized_attention
+
+        def replace(q: Any, k: Any, v: Any, extra: dict[str, Any]) -> Any:
+            kinds = extra["cond_or_uncond"]
+            rows = len(q) // len(kinds)
+            # (cond, uncond) x (keys, values) x tokens x width, the same for every layer of that width
+            generator = torch.Generator().manual_seed(q.shape[-1])
+            tokens = torch.randn(2, 2, 4, q.shape[-1], generator=generator).to(q)
+            keys, values = (torch.cat([tokens[kind, part].expand(rows, -1, -1) for kind in kinds]) for part in (0, 1))
+            strength: Any = weight
+            if by_level:
+                level = extra["sigmas"].to(q)
+                strength = weight * (level / (1 + level)).reshape(-1, 1, 1)
+            heads = extra["n_heads"]
+            return optimized_attention(q, k, v, heads) + strength * optimized_attention(q, keys, values, heads)
+
+        patched = model.clone()
+        network = model.model.diffusion_model
+        for block, count in (
+            ("input", len(network.input_blocks)),
+            ("output", len(network.output_blocks)),
+            ("middle", 2),
+        ):
+            for number in range(count):
+                patched.set_model_attn2_replace(replace, block, number)
+        return (patched,)
+
+
 COUNTS: dict[str, list[int]] = {}
 LATE: dict[str, int] = {}  # of these, calls that began when cancel had been pressed already
 
@@ -318,6 +358,7 @@ NODE_CLASS_MAPPINGS = {
     "ProbeCount": Count,
     "ProbeCounted": Counted,
     "ProbeLate": Late,
+    "ProbeImagePrompt": ImagePrompt,
     "ProbeFolderVae": FolderVae,
     "ProbeTinyControlNet": TinyControlNet,
     "ProbeContract": Contract,
