@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from slipstream.core import Conditioning, DiffusersDenoiser
+from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
+from slipstream.core.transfer import to_device
 from slipstream.stream import StreamBatch, StreamConfig
-from slipstream_tests.fake_cuda import HostWaitError, fake_cuda
+from slipstream.stream.queues import Lane, StreamThreads
+from slipstream_tests.fake_cuda import DEVICE, HostWaitError, RaceError, fake_cuda
 
 STEPS = {1: [35], 2: [35, 45], 4: [5, 20, 30, 44]}
 FRAMES = 9
@@ -156,6 +160,121 @@ def test_a_steady_pass_takes_the_same_memory_every_time(pictures, case, own) -> 
     assert len(set(seen[7:])) == 1, seen
     # Pinned memory is taken for fresh noise only.
     assert seen[-1][2] == (CASES[case].get("renoise") == "fresh")
+
+
+# -- threads, each with its own CUDA stream
+
+
+def pipeline() -> Pipeline:
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(2)
+    vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
+    return Pipeline(network(), [], vae.eval().requires_grad_(False), torch.device("cpu"), torch.float32)
+
+
+def clip(count: int = 8) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(0, 256, (16, 24, 3), dtype=torch.uint8, generator=generator) for _ in range(count)]
+
+
+def stages(threads: StreamThreads) -> None:
+    """Run the threads' parts one after the other in this thread; the order of the CUDA streams is what it is with threads."""
+    for lane in threads._lanes.values():
+        lane.start()
+    for thread in threads._threads:
+        threads._run(*thread._args)  # type: ignore[attr-defined]
+    if threads.error is not None:
+        raise threads.error
+
+
+def stream_clip(pipe, conds, images, device, sink, dtype=torch.uint8, **settings) -> StreamThreads:
+    batch = StreamBatch(pipe.model, *conds[:2], StreamConfig(**settings))
+    decode = functools.partial(pipe.decode_async, dtype=dtype)
+    source = [(image, i) for i, image in enumerate(images)]
+    return StreamThreads(source, pipe.encode_image, batch, decode, sink, live=False, queue=100, device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    "settings", [{"guidance": "onetime"}, {"renoise": "fresh", "static_rows": True}, {"feedback": 0.5}]
+)
+def test_the_lanes_of_a_stream_are_in_order_and_wait_for_pictures_only(dtype, settings) -> None:
+    pipe, conds, images = pipeline(), prompts(), clip()
+    expected: list[torch.Tensor] = []
+    stages(stream_clip(pipe, conds, images, None, lambda image, *_: expected.append(image), dtype, **settings))
+    got: list[torch.Tensor] = []
+    with fake_cuda() as machine:
+        machine.put_module(pipe.vae)
+        machine.put_module(pipe.model.unet)
+        conds = [to_device(c.context, DEVICE) for c in conds]  # on the stream of the caller
+        threads = stream_clip(
+            pipe,
+            [Conditioning(c) for c in conds],
+            images,
+            DEVICE,
+            lambda image, *_: got.append(image),
+            dtype,
+            **settings,
+        )
+        stages(threads)
+        # One look back per picture that was begun, two waits for the one that has come (for the lane, and for the copy).
+        assert machine.waits == 2 * len(images) + len(images) - 1
+    assert len(got) == len(expected) == len(images)
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a.float(), b.float(), rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 1)
+
+
+@pytest.mark.parametrize("part", ["receive", "start"])
+def test_lanes_without_their_order_are_noticed(monkeypatch, part) -> None:
+    monkeypatch.setattr(Lane, part, lambda *_: None)
+    pipe, conds = pipeline(), prompts()
+    with fake_cuda() as machine:
+        machine.put_module(pipe.vae)
+        machine.put_module(pipe.model.unet)
+        noise = to_device(torch.zeros(1, 4, 2, 3), DEVICE)  # made by the caller, read on the lanes
+        threads = stream_clip(pipe, [c.map(machine.put) for c in conds], clip(2), DEVICE, lambda *_: None)
+        threads.encode = (lambda encode: lambda image: encode(image) + noise)(threads.encode)
+        noise.record_stream(threads._lanes["encode"].stream)
+        with pytest.raises(RaceError):
+            stages(threads)
+
+
+def test_a_prompt_from_another_stream_is_waited_for(pictures) -> None:
+    """`update` while the passes run on a CUDA stream of their own; without `mark` and `receive` this raises RaceError."""
+    model, conds = network(), prompts()
+    with fake_cuda() as machine:
+        machine.put_module(model.unet)
+        stream = StreamBatch(model, Conditioning(to_device(conds[0].context, DEVICE)), None, StreamConfig())
+        lane = torch.cuda.Stream()
+        for i in range(6):
+            if i == 3:
+                stream.update(cond=Conditioning(to_device(conds[1].context, DEVICE)))
+            if i == 5:
+                stream.cond, stream._handed = Conditioning(to_device(conds[2].context, DEVICE)), None
+                stream._plans.clear()
+            with torch.cuda.stream(lane):
+                frame = to_device(pictures[i : i + 1], DEVICE)
+                if i < 5:
+                    stream.push(frame)
+                else:
+                    with pytest.raises(RaceError):
+                        stream.push(frame)
+
+
+def test_nan_ends_the_stream_with_its_error_and_keeps_what_came_before() -> None:
+    pipe, conds, images = pipeline(), prompts(), clip(6)
+    got: list[int] = []
+    with fake_cuda() as machine:
+        machine.put_module(pipe.vae)
+        machine.put_module(pipe.model.unet)
+        conds = [c.map(machine.put) for c in conds]
+        threads = stream_clip(pipe, conds, images, DEVICE, lambda image, meta, frame: got.append(meta))
+        calls, encode = itertools.count(), threads.encode
+        threads.encode = lambda image: encode(image) * (float("nan") if next(calls) == 3 else 1.0)
+        with pytest.raises(ValueError, match="`latents` to be finite everywhere, but got 24 NaN"):
+            stages(threads)
+    assert got == [0, 1, 2]
 
 
 # -- the detector detects
