@@ -7,7 +7,8 @@ host's memory management stay in force. One call may hold rows of several condit
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,6 +199,8 @@ class HostDenoiser:
         self.levels = levels_of(model.model_sampling)
         self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
         self.latent_channels = int(model.latent_format.latent_channels)
+        ranges = acting_ranges(self.options.get("transformer_options", {}))
+        self._ranges = [(a, b) for a, b in ranges if a < self.sigma_max or b > self.sigma_min]
         self._labels: list[tuple[int, Any]] = []
 
     @property
@@ -243,7 +246,7 @@ class HostDenoiser:
         if not isinstance(cond, HostConditioning):
             raise ValueError(f"Expected `cond` from `session.conds`, but got {type(cond).__name__}.")
         items = cond.expand(len(x)).items
-        groups = group_rows(items, sigma)
+        groups = group_rows(items, sigma, self._ranges)
         if len(groups) == 1:
             return self._call(x, sigma, items)
         out = torch.empty_like(x)
@@ -275,17 +278,51 @@ class HostDenoiser:
         return execute(x, *args, **kwargs)
 
 
-def group_rows(items: Sequence[tuple[Source, int]], sigma: Tensor) -> list[list[int]]:
-    """Return lists of row numbers that may share a network call, in order of first appearance."""
-    levels = sigma.tolist() if any(source.level_sensitive for source, _ in items) else [0.0] * len(items)
+def group_rows(
+    items: Sequence[tuple[Source, int]], sigma: Tensor, ranges: Sequence[tuple[float, float]] = ()
+) -> list[list[int]]:
+    """Return lists of row numbers that may share a network call, in order of first appearance.
+
+    `ranges` are the `acting_ranges` of patches: rows in them are kept apart from rows out of them.
+    """
+    levelled = bool(ranges) or any(source.level_sensitive for source, _ in items)
+    levels = sigma.tolist() if levelled else [0.0] * len(items)
     groups: dict[Any, list[int]] = {}
     for row, (source, _) in enumerate(items):
         if source.simple:
             key: tuple[Any, ...] = ("simple", *signature(source.entries[0]))
         else:
             key = ("placed", id(source), levels[row] if source.level_sensitive else 0.0)
-        groups.setdefault(key, []).append(row)
+        acting = tuple(start >= levels[row] >= end for start, end in ranges)
+        groups.setdefault((key, acting), []).append(row)
     return list(groups.values())
+
+
+def acting_ranges(options: dict[str, Any]) -> list[tuple[float, float]]:
+    """Return (sigma_start, sigma_end) of each patch in `transformer_options` that says to act in a part of the sampling only.
+
+    The host has no word for it, and such patches look at the level of a call's first row alone. What they have in common are
+    these two names, as attributes, keyword arguments or variables of a closure (IP-Adapter nodes, the stock Deep Shrink).
+    """
+    patches = [patch for kind in options.get("patches", {}).values() for patch in kind]
+    patches += [patch for kind in options.get("patches_replace", {}).values() for patch in kind.values()]
+    found: dict[tuple[float, float], None] = {}
+    for patch in patches:
+        for names in _variables(patch):
+            pair = [names.get(name) for name in ("sigma_start", "sigma_end")]
+            if all(isinstance(value, (int, float)) for value in pair):
+                found[pair[0], pair[1]] = None
+    return list(found)
+
+
+def _variables(patch: Any) -> Iterator[dict[str, Any]]:
+    """Yield what a patch knows by name: attributes, keyword arguments (one dict or a list of them), closure."""
+    attributes = getattr(getattr(patch, "__self__", patch), "__dict__", {})
+    kwargs = attributes.get("kwargs", [])
+    function = getattr(patch, "__func__", patch)
+    cells = zip(function.__code__.co_freevars, function.__closure__ or ()) if inspect.isfunction(function) else ()
+    yield from (attributes, getattr(patch, "keywords", {}), {name: cell.cell_contents for name, cell in cells})
+    yield from (each for each in (kwargs if isinstance(kwargs, list) else [kwargs]) if isinstance(each, dict))
 
 
 def signature(entry: dict[str, Any]) -> tuple[Any, ...]:

@@ -159,17 +159,33 @@ def test_what_is_on_the_model_acts_on_every_frame_and_leaves_no_trace(host, lora
     assert np.array_equal(pictures(host.run(graph)), plain)
 
 
-@pytest.mark.parametrize("guidance", ["none", "self", "onetime", "full"])
-def test_an_image_prompt_acts_on_each_row_as_it_does_alone(host, guidance) -> None:
-    """A patch that asks for `cond_or_uncond` and `sigmas`, while rows of one call are at different steps."""
+IMAGE_PROMPT = {"weight": 0.4, "by_level": True, "start": 0.0, "end": 1.0}
+PART = {"start": 0.0, "end": 0.75}  # of the sampling: the first of three steps from strength 0.6
+
+
+@pytest.mark.parametrize(
+    ("guidance", "kind", "settings", "calls"),
+    [
+        *((guidance, "ProbeImagePrompt", IMAGE_PROMPT, 6) for guidance in ("none", "self", "onetime", "full")),
+        ("onetime", "ProbeImagePrompt", {**IMAGE_PROMPT, **PART}, 9),
+        ("full", "ProbeImagePrompt", {**IMAGE_PROMPT, "start": 0.6}, 9),
+        ("self", "PatchModelAddDownscale", {"start_percent": 0.0, "end_percent": 0.6}, 9),
+    ],
+)
+def test_patches_that_look_at_rows_act_on_each_as_they_do_alone(host, guidance, kind, settings, calls) -> None:
+    """They ask for `cond_or_uncond` and `sigmas` while rows of one call are at different steps; where one acts in a part of
+    the sampling only, rows in it and rows out of it get calls of their own."""
     graph = base()
     socket = loaded(host, graph, clip(4))
     add_stream(graph, socket, guidance=guidance)
     plain = pictures(host.run(graph))
-    graph["m"] = node("ProbeImagePrompt", model=["1", 0], weight=0.4, by_level=True)
+    if kind == "PatchModelAddDownscale":  # the stock Deep Shrink
+        ways = {"downscale_method": "bicubic", "upscale_method": "bicubic", "downscale_after_skip": True}
+        settings = {**settings, **ways, "block_number": 2, "downscale_factor": 2.0}
+    graph["m"] = node(kind, model=["1", 0], **settings)
     graph["s"]["inputs"]["model"] = ["m", 0]
     result = host.run(graph)
-    assert "6 passes, 6 network calls" in text_of(result)
+    assert f"6 passes, {calls} network calls" in text_of(result)
     changed = pictures(result).astype(int)
     assert (np.abs(changed - plain).max((1, 2, 3)) > 10).all()
     for i in (0, 3):
@@ -498,7 +514,7 @@ def test_guider_costs_n_or_n_plus_one_or_two_n_rows(host, report, guidance, scal
 def test_full_guidance_is_the_hosts_cfg(host, report, image_prompt) -> None:
     graph = guided("full", 3.0)
     if image_prompt:  # negative rows get image tokens of their own, as in the host's own calls
-        graph["m"] = node("ProbeImagePrompt", model=["1", 0], weight=0.4, by_level=False)
+        graph["m"] = node("ProbeImagePrompt", model=["1", 0], **{**IMAGE_PROMPT, "by_level": False})
         graph["count"]["inputs"]["model"] = ["m", 0]
     graph["g2"] = node(
         "CFGGuider", model=graph["count"]["inputs"]["model"], positive=["p", 0], negative=["n", 0], cfg=3.0

@@ -1,13 +1,15 @@
-"""Blend Prompts without a host: rows, weights, what else hangs on a prompt, mistakes."""
+"""Stream nodes without a host: blends of prompts, and which rows may share a network call with a patched model."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
 import pytest
 import slipstream
 import torch
+from slipstream.nodes.host.denoiser import Source, acting_ranges, group_rows
 
 Blend = slipstream.NODE_CLASS_MAPPINGS["SlipstreamBlendPrompts"]
 
@@ -76,3 +78,58 @@ def test_settings_without_effect_warn(caplog) -> None:
     caplog.clear()
     mix(prompt(1.0), prompt(1.0), 0.5, "slerp")
     assert not caplog.text
+
+
+# -- rows and patches
+
+
+class Replacement:
+    def __init__(self, **kwargs: Any) -> None:
+        self.kwargs = [{"weight": 1.0}, kwargs]
+
+    def __call__(self, *_: Any) -> None: ...
+
+
+class Plain:
+    sigma_start = "not a number"
+
+    def __init__(self, start: float, end: float) -> None:
+        self.sigma_start, self.sigma_end = start, end
+
+    def method(self, *_: Any) -> None: ...
+
+
+def closure(sigma_start: float, sigma_end: float) -> Any:
+    return lambda h: sigma_start + sigma_end + h
+
+
+def with_names(h: Any, sigma_start: float = 0, sigma_end: float = 0) -> None: ...
+
+
+def test_patches_of_every_kind_tell_where_they_act() -> None:
+    options = {
+        "patches": {
+            "input_block_patch": [
+                closure(9.0, 1.0),
+                lambda h: h,
+                functools.partial(with_names, sigma_start=8, sigma_end=2),
+            ],
+            "output_block_patch": [closure(9.0, 1.0), closure(9.0, None), len],
+        },
+        "patches_replace": {
+            "attn2": {("input", 1): Replacement(sigma_start=7.0, sigma_end=3.0), ("input", 2): Plain(6.0, 4.0)},
+            "attn1": {("middle", 0): Plain(5.0, 4.5).method, ("output", 0): Plain},
+        },
+        "wrappers": {},
+    }
+    assert sorted(acting_ranges(options)) == [(5.0, 4.5), (6.0, 4.0), (7.0, 3.0), (8, 2), (9.0, 1.0)]
+    assert acting_ranges({}) == []
+
+
+def test_rows_where_a_patch_acts_are_kept_from_rows_where_it_rests() -> None:
+    source = Source("positive", ({"model_conds": {}, "control": None},))
+    items, sigma = [(source, 0)] * 5, torch.tensor([9.0, 5.0, 3.0, 1.0, 5.0])
+    assert group_rows(items, sigma) == [[0, 1, 2, 3, 4]]
+    assert group_rows(items, sigma, [(20.0, 4.0)]) == [[0, 1, 4], [2, 3]]
+    assert group_rows(items, sigma, [(20.0, 5.0), (3.0, 0.0)]) == [[0, 1, 4], [2, 3]]
+    assert group_rows(items, sigma, [(6.0, 2.0)]) == [[0, 3], [1, 2, 4]]

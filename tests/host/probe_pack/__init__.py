@@ -257,17 +257,21 @@ class TinyControlNet:
 
 class ImagePrompt:
     """A MODEL with a picture for a prompt, in the way of IP-Adapter nodes: each cross-attention is replaced, and adds attention
-    to image tokens, other ones for negative rows. `by_level` makes its weight follow each row's own noise level.
+    to image tokens, other ones for negative rows, from `start` to `end` of the sampling. `by_level` makes its weight follow each
+    row's own noise level.
     """
 
     CATEGORY, FUNCTION, RETURN_TYPES = "probe", "patch", ("MODEL",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "weight": ("FLOAT", {}), "by_level": ("BOOLEAN", {})}}
+        part = {"start": ("FLOAT", {"default": 0.0}), "end": ("FLOAT", {"default": 1.0})}
+        return {"required": {"model": ("MODEL",), "weight": ("FLOAT", {}), "by_level": ("BOOLEAN", {}), **part}}
 
-    def patch(self, model: Any, weight: float, by_level: bool) -> Any:
+    def patch(self, model: Any, weight: float, by_level: bool, start: float, end: float) -> Any:
         from comfy.ldm.modules.attention import optimized_attention
+
+        sigma_start, sigma_end = map(model.get_model_object("model_sampling").percent_to_sigma, (start, end))
 
         def replace(q: Any, k: Any, v: Any, extra: dict[str, Any]) -> Any:
             kinds = extra["cond_or_uncond"]
@@ -281,6 +285,8 @@ class ImagePrompt:
                 level = extra["sigmas"].to(q)
                 strength = weight * (level / (1 + level)).reshape(-1, 1, 1)
             heads = extra["n_heads"]
+            if not sigma_end <= float(extra["sigmas"][0]) <= sigma_start:  # the first row's, as everybody does
+                return optimized_attention(q, k, v, heads)
             return optimized_attention(q, k, v, heads) + strength * optimized_attention(q, keys, values, heads)
 
         patched = model.clone()
