@@ -1,14 +1,19 @@
 from __future__ import annotations
 
-import functools
 import os
 import pathlib
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from slipstream.search import search
-from slipstream.search.workers import RayExecutor, evaluate_in_worker, worker_count
+from slipstream.cli import main
+from slipstream.search import Schedule, search
+from slipstream.search.workers import evaluate_in_worker, worker_count
 from slipstream_tests.search import jobs
 
 
@@ -61,7 +66,7 @@ def test_worker_counts() -> None:
 # --------------------------------------------------------------------------------------------------------- Ray
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster():  # type: ignore[no-untyped-def]
     try:
         import ray
@@ -69,50 +74,69 @@ def cluster():  # type: ignore[no-untyped-def]
         pytest.skip(
             "RAY IS NOT INSTALLED: the cluster search was not tested. pip install 'slipstream-diffusion[cluster]'"
         )
+    if not pathlib.Path("/proc/self/cmdline").exists():
+        pytest.skip("NO /proc HERE: a worker cannot be found to be killed, and the cluster search was not tested.")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _memory=2**30)
-    with RayExecutor(workers=2, gpus=0) as executor:
-        yield executor
+    yield
     ray.shutdown()
 
 
-@pytest.mark.timeout(600)  # three processes that import torch, on a machine that may be busy
-def test_two_ray_workers_share_a_search_and_a_dead_one_is_replaced(
-    cluster: RayExecutor, tmp_path: pathlib.Path
-) -> None:
-    expected = search(jobs.make_path(), jobs.make_config())
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(jobs)
-    factory = functools.partial(by_value(), str(tmp_path / "marker"), str(jobs.ROOT))
-    result = search(
-        jobs.make_path(), jobs.make_config(), store=tmp_path / "a.sqlite", executor=cluster, factory=factory
-    )
-    assert (tmp_path / "marker").read_text() == "once"
-    assert result.schedule.levels == expected.schedule.levels
-    assert result.history == expected.history
-    assert cluster.submit(os.getpid).result() != os.getpid()
+PROGRAM = "import runpy, sys; runpy.run_path(sys.argv.pop(1)); from slipstream.cli import main; sys.exit(main())"
+COMMAND = ["search", "--size", "32", "32", "--pairs", "2", "--steps", "2", "--evaluations", "16"]
+BUSY = b"ray::Worker.run"  # how Ray calls a worker's process while it evaluates
 
 
-def by_value():  # type: ignore[no-untyped-def]
-    """Return a factory that a worker can run without importing these tests."""
+@pytest.mark.timeout(600)  # four processes that import torch, on a machine that may be busy
+@pytest.mark.usefixtures("cluster")
+def test_the_command_joins_a_cluster_and_outlives_a_worker(tmp_path: pathlib.Path) -> None:
+    """`slipstream search --ray auto` with two workers: kill -9 of one at work, and the result is as without Ray."""
+    store, out, log = tmp_path / "a.sqlite", tmp_path / "ray.json", tmp_path / "log"
+    command = [sys.executable, "-c", PROGRAM, str(jobs.ROOT / "tests" / "conftest.py"), *COMMAND]
+    command += ["--ray", "auto", "--workers", "2", "--store", str(store), "--out", str(out)]
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        # Meanwhile the same here, alone.
+        assert main([*COMMAND, "--out", str(tmp_path / "alone.json")]) == 0
+        expected = Schedule.load(tmp_path / "alone.json")
+        working: list[int] = []
+        while process.poll() is None and not working:
+            working = descendants(BUSY) if stored(store) >= 1 else []
+            time.sleep(0.002)
+        assert working, log.read_text()
+        os.kill(working[0], signal.SIGKILL)
+        assert process.wait(timeout=400) == 0, log.read_text()
+    text = log.read_text()
+    assert "it is replaced and its candidate run again" in text
+    assert "16 schedules tried" in text
+    assert Schedule.load(out).levels == expected.levels
+    assert Schedule.load(out).objective == expected.objective
 
-    def factory(marker: str, root: str) -> Any:
-        import importlib.util
-        import os
-        import pathlib
 
-        if not pathlib.Path(marker).exists():
-            pathlib.Path(marker).write_text("once")
-            os._exit(1)
-        spec = importlib.util.spec_from_file_location("jobs", pathlib.Path(root) / "tests" / "search" / "jobs.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.make_task()
+def descendants(named: bytes) -> list[int]:
+    """Return the running processes below this one whose command line begins with `named`."""
+    parents, names = {}, {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes()
+        except OSError:  # it has ended meanwhile
+            continue
 
-    return factory
+    def below(pid: int) -> bool:
+        return pid in parents and (parents[pid] == os.getpid() or below(parents[pid]))
+
+    return [pid for pid, name in names.items() if name.startswith(named) and below(pid)]
+
+
+def stored(path: pathlib.Path) -> int:
+    if not path.exists():
+        return 0
+    try:
+        with sqlite3.connect(path, timeout=5) as db:
+            return db.execute("SELECT COUNT(*) FROM evaluation").fetchone()[0]
+    except sqlite3.OperationalError:  # the tables are being made
+        return 0
 
 
 def test_the_worker_keeps_its_model_between_candidates() -> None:
