@@ -132,8 +132,7 @@ class Pipeline:
     def _encode_image(self, images: Tensor) -> Tensor:
         # Bytes are a quarter of the way to the device; the rest is done there.
         code = self.vae.encode(unchecked_pixels(to_device(images, self.vae.device)).to(self.vae.dtype))
-        latents = code.latents if hasattr(code, "latents") else code.latent_dist.mode()
-        return latents.float() * self.vae.config.scaling_factor
+        return latents_of(code).float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -173,3 +172,9 @@ class Pipeline:
         what = f"{verb} pictures of {pixels / 1e6:.2g} million pixels"
         parts = [with_memory(lambda p=part: run(p), what) for part in batch.split(max(1, VAE_PIXELS // pixels))]  # type: ignore[misc]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def latents_of(code: Any) -> Tensor:
+    """Return the latents that a VAE's encoder means, unscaled: of a distribution its mode."""
+    latents: Tensor = code.latents if hasattr(code, "latents") else code.latent_dist.mode()
+    return latents

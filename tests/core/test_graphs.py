@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ import slipstream
 import torch
 from slipstream.core import graphs
 from slipstream.core.features import FeatureModel
+from slipstream.core.transfer import to_device
 from slipstream_tests.core.checkpoints import Tiny
+from slipstream_tests.fake_cuda import DEVICE, RaceError, fake_cuda
 from torch import Tensor
 
 
@@ -103,6 +107,136 @@ def test_a_failed_recording_leaves_the_eager_model(
 
     assert graphs.replayed(pipe.model, 2, 16, 16, pipe.encode_text([""]), record=fails) is pipe.model
     assert "runs eagerly: operation not permitted" in caplog.text
+
+
+@torch.no_grad()
+def test_what_padding_holds_does_not_matter(pipe: slipstream.core.Pipeline) -> None:
+    """NaN of an earlier call stays in the rows that a shorter one does not use, and in those only."""
+    cond, sigma = pipe.encode_text(["a red circle"] * 3), torch.tensor([5.0, 1.0, 0.2])
+    fast = graphs.replayed(pipe.model, 3, 16, 16, cond, record=Recording())
+    bad = latents(3)
+    bad[1:] = float("nan")
+    assert fast(bad, sigma, cond)[1:].isnan().all()
+    x = latents(1, seed=1)
+    torch.testing.assert_close(fast(x, sigma[:1], cond.take([0])), pipe.model(x, sigma[:1], cond.take([0])))
+
+
+def test_a_recording_made_in_inference_mode_serves_outside_and_the_other_way_round(
+    pipe: slipstream.core.Pipeline,
+) -> None:
+    cond, sigma, x = pipe.encode_text(["a red circle"]), torch.tensor([1.0]), latents(1)
+    with torch.inference_mode():
+        inside = graphs.replayed(pipe.model, 1, 16, 16, cond, record=Recording())
+    with torch.no_grad():
+        outside = graphs.replayed(pipe.model, 1, 16, 16, cond, record=Recording())
+        first = inside(x, sigma, cond)
+    with torch.inference_mode():
+        assert torch.equal(outside(x, sigma, cond), first)
+        assert torch.equal(inside(x, sigma, cond), first)
+
+
+def test_unequal_rows_are_not_replayed() -> None:
+    """One time step for several rows would leave the others' old ones in place."""
+    recording = Recording()
+    replay = graphs.Replay(lambda t: t["a"] + t["b"], {"a": torch.zeros(3, 2), "b": torch.zeros(3, 2)}, recording)
+    assert replay.fits({"a": torch.ones(2, 2), "b": torch.ones(2, 2)})
+    assert not replay.fits({"a": torch.ones(2, 2), "b": torch.ones(1, 2)})
+    assert not replay.fits({"a": torch.ones(4, 2), "b": torch.ones(4, 2)})
+    assert not replay.fits({"a": torch.ones(3, 2)})
+
+
+@torch.no_grad()
+def test_a_pipeline_with_its_vae(pipe: slipstream.core.Pipeline) -> None:
+    recording = Recording()
+    cond, sigma = pipe.encode_text(["a red circle"]), torch.tensor([1.0])
+    fast = graphs.replayed_pipeline(pipe, 2, 128, 128, cond, record=recording)
+    image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    x = fast.encode_image(image)
+    torch.testing.assert_close(x, pipe.encode_image(image))
+    torch.testing.assert_close(fast.decode(x), pipe.decode(x))
+    torch.testing.assert_close(fast.model(x, sigma, cond), pipe.model(x, sigma, cond))
+    assert recording.replays == 3
+    torch.testing.assert_close(fast.encode_image(image[:, :64]), pipe.encode_image(image[:, :64]))
+    torch.testing.assert_close(fast.decode(x.expand(2, -1, -1, -1)), pipe.decode(x.expand(2, -1, -1, -1)))
+    assert recording.replays == 3, "another size and two pictures run eagerly"
+    assert (fast.downscale, fast.latent_channels) == (pipe.downscale, pipe.latent_channels)
+    assert graphs.replayed_pipeline(pipe, 2, 128, 128, cond) is pipe
+
+
+def test_a_vae_that_cannot_be_recorded_runs_eagerly(
+    pipe: slipstream.core.Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted = Recording()
+
+    def second_fails(run: Callable[[], Tensor]) -> Any:
+        if seen:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        seen.append(1)
+        return counted(run)
+
+    seen: list[int] = []
+    fast = graphs.replayed_pipeline(pipe, 2, 128, 128, pipe.encode_text([""]), record=second_fails)
+    assert fast.vae is pipe.vae
+    assert fast.model is not pipe.model
+    assert (
+        "The VAE could not be recorded and runs eagerly: operation not permitted when stream is capturing"
+        in caplog.text
+    )
+
+
+class Graph:
+    """What torch.cuda.graph is asked for."""
+
+    asked: dict[str, Any] = {}
+
+    def __init__(self, graph: Any, **options: Any) -> None:
+        Graph.asked = options
+
+    def __enter__(self) -> None:
+        Graph.asked["current"] = torch.cuda.current_stream()
+        self.inside = torch.cuda.stream(Graph.asked["stream"])
+        self.inside.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        self.inside.__exit__(*exc)
+
+
+def test_recordings_are_made_apart_from_the_streams_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warmed up and captured on a stream of its own, in order with the caller's; other threads may allocate meanwhile."""
+    with fake_cuda() as machine:
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+        monkeypatch.setattr(torch.cuda, "graph", Graph)
+        weights, x = machine.put(torch.ones(2)), machine.put(torch.zeros(3, 2))
+        where: list[Any] = []
+
+        def run(given: dict[str, Tensor]) -> Tensor:
+            where.append(torch.cuda.current_stream())
+            given["x"].record_stream(where[-1])  # the fake is strict: held until the caller's stream has waited would do
+            return given["x"] + weights
+
+        mine = torch.cuda.current_stream()
+        replay = graphs.Replay(run, {"x": x}, graphs.record_cuda)
+        assert Graph.asked["capture_error_mode"] == "thread_local"
+        assert len(where) == graphs.WARM_UP + 1
+        assert set(where) == {Graph.asked["stream"]}
+        assert mine not in where
+        assert Graph.asked["current"] is mine
+        assert replay.inputs["x"] is not x
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_two_streams_share_a_recording_in_turns(monkeypatch: pytest.MonkeyPatch, ordered: bool) -> None:
+    if not ordered:
+        monkeypatch.setattr(graphs.Replay, "_take_turn", lambda self: None)
+    with fake_cuda() as machine:
+        replay = graphs.Replay(lambda given: given["x"] * 2, {"x": machine.put(torch.zeros(2, 3))}, Recording())
+        lanes = [torch.cuda.Stream(), torch.cuda.Stream()]
+        results = []
+        for i, lane in enumerate(lanes * 3):
+            with torch.cuda.stream(lane), nullcontext() if ordered else pytest.raises(RaceError):
+                results.append(replay({"x": to_device(torch.full((1 + i % 2, 3), float(i)), DEVICE)}))
+        assert [float(r.inner.mean()) for r in results] == ([0.0, 2.0, 4.0, 6.0, 8.0, 10.0] if ordered else [])
+        assert machine.waits == 0
 
 
 def test_a_replay_does_not_pretend_to_have_features(pipe: slipstream.core.Pipeline) -> None:
