@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.graphs import replayed
+from ..core.graphs import replayed_pipeline
 from ..core.pipeline import Pipeline
 from .batch import StreamBatch, StreamFrame
 from .config import GUIDANCE, RENOISE, StreamConfig
@@ -70,7 +70,7 @@ def _add_method(group: Any) -> None:
     group.add_argument("--cross-frame", action="store_true", help="frames in flight attend to each other")
     group.add_argument("--similarity", type=float, default=1.0, help="skip frames alike beyond this, 0.98 for example")
     group.add_argument("--blocks", type=int, default=8, help="compare in so many parts across (default %(default)s)")
-    group.add_argument("--graph", action="store_true", help="record the network as a CUDA graph")
+    group.add_argument("--graph", action="store_true", help="record the networks as CUDA graphs")
 
 
 def config_of(args: argparse.Namespace) -> StreamConfig:
@@ -111,6 +111,8 @@ def run_stream(args: argparse.Namespace) -> int:
     size = _size(args.size)
     pipe = load(args.model, device=args.device, vae=args.vae)
     frames, (height, width) = fitted(source, size, pipe.downscale, args.max_frames)
+    if args.graph:
+        pipe = replayed_pipeline(pipe, config.rows, height, width, pipe.encode_text([""], (height, width)))
     batch = make_batch(pipe, args, config, (height, width), texts, prompts, total)
     with sink, Progress(total) as progress:
 
@@ -145,15 +147,9 @@ def make_batch(
 ) -> StreamBatch:  # fmt: skip
     encoded = pipe.encode_text([*texts, args.negative], size)
     *conds, uncond = (encoded.take([i]) for i in range(encoded.rows))
-    model: Any = pipe.model
-    if args.graph:
-        rows = config.frame_group * (
-            config.stages * (2 if config.guidance == "full" else 1) + (config.guidance == "onetime")
-        )
-        model = replayed(model, rows, size[0] // pipe.downscale, size[1] // pipe.downscale, uncond)
     if prompts.moves:
-        return BlendedStream(model, conds, prompts, frames, uncond, config)
-    return StreamBatch(model, prompts.at(conds), uncond, config)
+        return BlendedStream(pipe.model, conds, prompts, frames, uncond, config)
+    return StreamBatch(pipe.model, prompts.at(conds), uncond, config)
 
 
 NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"

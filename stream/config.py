@@ -118,6 +118,13 @@ class StreamConfig:
         """Whether guidance changes anything."""
         return self.guidance != "none" and self.guidance_scale > 1
 
+    @property
+    def rows(self) -> int:
+        """Most rows of a network call: what `static_rows` pads to, and what a recording needs."""
+        slots = self.frame_group * self.stages
+        negatives = {"full": slots, "onetime": self.frame_group} if self.guided else {}
+        return slots + negatives.get(self.guidance, 0)
+
     def changed(self, **updates: Any) -> StreamConfig:
         """Return a copy with some fields changed; a new way to say the steps replaces the old one."""
         unknown = set(updates) - {f.name for f in fields(self)}

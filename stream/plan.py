@@ -226,13 +226,8 @@ class Layout(NamedTuple):
 
 def layout_of(config: StreamConfig, rows: int, entering: int) -> Layout:
     """Return how `rows` frames, of which `entering` take their first step, go into a call: as the guidance asks for."""
-    slots = config.frame_group * config.stages
-    negatives, width = 0, slots
-    if config.guided and config.guidance == "full":
-        negatives, width = rows, 2 * slots
-    elif config.guided and config.guidance == "onetime":
-        negatives, width = entering, slots + config.frame_group
-    return Layout(negatives, rows, max(width - rows - negatives, 0) if config.static_rows else 0)
+    negatives = {"full": rows, "onetime": entering}.get(config.guidance, 0) if config.guided else 0
+    return Layout(negatives, rows, max(config.rows - rows - negatives, 0) if config.static_rows else 0)
 
 
 def prompt_rows(layout: Layout, cond: Any, uncond: Any, active: Sequence[Group]) -> Any:
