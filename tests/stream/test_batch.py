@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 import torch
 from slipstream.core import Conditioning, SeededNoise
-from slipstream.stream import StreamBatch, StreamConfig
+from slipstream.stream import StreamBatch, StreamConfig, blend
 from slipstream.stream.config import stage_sigmas
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 
@@ -96,11 +96,36 @@ def test_static_rows_keep_one_shape_and_the_numbers(model, frames, cond, uncond,
     assert set(seen) == {width}
 
 
-def test_groups_give_the_numbers_of_single_frames(model, frames, cond) -> None:
-    single = collect(StreamBatch(model, cond, None, StreamConfig(**RISING)), frames)
-    for group in (2, 3):
-        grouped = collect(StreamBatch(model, cond, None, StreamConfig(frame_group=group, **RISING)), frames)
+@pytest.mark.parametrize("guidance", ["none", "full", "self", "onetime"])
+@pytest.mark.parametrize("steps", [[45], [32, 45], [5, 20, 30, 44]])
+def test_groups_give_the_numbers_of_single_frames(model, frames, cond, uncond, guidance, steps) -> None:
+    """For every number of steps and every guidance; the published code raises for most of these."""
+    config = StreamConfig(t_index_list=steps, guidance=guidance, delta=0.7)
+    single = collect(StreamBatch(model, cond, uncond, config), frames)
+    for group in (2, 3, 9):
+        model.calls = 0
+        grouped = collect(StreamBatch(model, cond, uncond, config.changed(frame_group=group)), frames)
         torch.testing.assert_close(stacked(grouped), stacked(single))
+        assert model.calls == -(-len(frames) // group) + len(steps) - 1
+
+
+def test_fresh_noise_is_drawn_for_every_step_of_every_frame(model, frames, cond) -> None:
+    """In closed form, with the draws as they come: the bank of entry noise first, then one for each row that goes on."""
+    config = StreamConfig(renoise="fresh", guidance="none", **RISING)
+    draws: list[torch.Tensor] = []
+
+    def source(like: torch.Tensor) -> torch.Tensor:
+        draws.append(torch.randn(like.shape, generator=torch.Generator().manual_seed(len(draws))))
+        return draws[-1]
+
+    stream = StreamBatch(model, cond, None, config, source)
+    got = stream.push(frames[:1]) + stream.drain()
+    assert len(draws) == 4
+    sigmas = stage_sigmas(config, model.levels)
+    x = model.space.add_noise(frames[:1], draws[0][:1], sigmas[0])
+    for sigma, low, noise in zip(sigmas, sigmas[1:], draws[1:]):
+        x = model.space.add_noise(model(x, sigma.expand(1), cond), noise, low)
+    torch.testing.assert_close(stacked(got), model(x, sigmas[-1:], cond), rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_of_frames_is_a_row_of_frames(model, frames, cond) -> None:
@@ -208,6 +233,35 @@ def test_a_new_prompt_shows_at_once_and_leaves_finished_frames(model, frames, co
     torch.testing.assert_close(kept, old[:1])
     torch.testing.assert_close(stacked(out[4:]), new[4:])  # frames that entered after the change know nothing else
     assert all((out[i].latents - old[i : i + 1]).abs().max() > 1e-3 for i in (1, 2, 3))  # visible within N frames
+
+
+@pytest.mark.parametrize("guidance", ["full", "onetime"])
+def test_a_new_negative_shows_and_leaves_finished_frames(model, frames, cond, uncond, guidance) -> None:
+    config = StreamConfig(guidance=guidance, guidance_scale=2.0, **RISING)
+    other = constant_cond(4.0)
+    old = stacked(collect(StreamBatch(model, cond, uncond, config), frames))
+    new = stacked(collect(StreamBatch(model, cond, other, config), frames))
+    stream = StreamBatch(model, cond, uncond, config)
+    out = stream.push(frames[:4])
+    stream.update(uncond=other)
+    out = stacked(out + stream.push(frames[4:]) + stream.drain())
+    torch.testing.assert_close(out[:1], old[:1])
+    torch.testing.assert_close(out[4:], new[4:])
+    if guidance == "full":  # asked at every step, so within N frames
+        assert all((out[i] - old[i]).abs().max() > 1e-3 for i in (1, 2, 3))
+    else:  # asked at a frame's first step, and kept
+        torch.testing.assert_close(out[1:4], old[1:4])
+
+
+def test_a_blend_of_prompts_is_a_prompt_like_any_other(model, frames, cond, uncond) -> None:
+    mixed = blend([cond, uncond], [3, 1])
+    expected = stacked(collect(StreamBatch(model, mixed), frames))
+    stream = StreamBatch(model, cond)
+    out = stream.push(frames[:3])
+    stream.update(cond=mixed)
+    out = stacked(out + stream.push(frames[3:]) + stream.drain())
+    torch.testing.assert_close(out[3:], expected[3:])
+    assert (out[2] - expected[2]).abs().max() > 1e-4
 
 
 def test_a_new_prompt_while_draining(model, frames, cond, uncond) -> None:

@@ -54,6 +54,8 @@ def test_defaults_are_the_published_ones() -> None:
     config = StreamConfig()
     assert (config.t_index_list, config.guidance, config.guidance_scale, config.delta) == ((32, 45), "self", 1.2, 1.0)
     assert config.stages == 2
+    assert (config.renoise, config.frame_group, config.seed) == ("fixed", 1, 2)
+    assert (config.feedback, config.motion, config.cross_frame, config.consistency) == (0, 0, False, False)
     assert StreamConfig(guidance="initialize").guidance == "onetime"
 
 

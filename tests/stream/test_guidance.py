@@ -15,12 +15,12 @@ def results(stream: StreamBatch, frames) -> torch.Tensor:
     return torch.cat([f.latents for f in stream.push(frames) + stream.drain()])
 
 
-@pytest.mark.parametrize("index", range(0, 50, 7))
+@pytest.mark.parametrize("index", range(50))
 def test_self_guidance_with_one_step_is_stable_at_every_level(model, frames, cond, index) -> None:
     """The published feedback multiplies by up to 17.5 per frame here; ours has no memory of earlier frames."""
     config = StreamConfig(t_index_list=[index], guidance="self", guidance_scale=1.5)
     stream = StreamBatch(model, cond, None, config)
-    got = torch.cat([stream.push(frames[:1])[0].latents for _ in range(50)])
+    got = torch.cat([stream.push(frames[:1])[0].latents for _ in range(20)])
     assert torch.equal(got[0], got[-1])
     x = model.space.add_noise(frames[:1], SeededNoise(2)(frames[:1]), stage_sigmas(config, model.levels)[0])
     denoised = model(x, stage_sigmas(config, model.levels), cond)
