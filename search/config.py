@@ -59,7 +59,7 @@ class SearchConfig:
     seconds: float | None = None
     calls: int | None = None
     layers: bool = False
-    max_skip: float = 0.2
+    max_skip: float = 0.6
     cost: float | None = None
     seed: int = 0
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from .config import SearchConfig
 from .dispatch import Dispatcher
 from .evaluation import HOLDOUT, SEARCH, Task, TaskFactory, banks, judged, limits_of, rung_sizes
 from .objectives import Objective, Paired
-from .paths import SamplingPath
+from .paths import SamplingPath, Trajectory
 from .schedule import Schedule
 from .space import Candidate, Genome, Space, candidate_of
 from .starts import from_trajectory, starting_genomes
@@ -118,6 +118,7 @@ class Search:
         self.warnings: list[str] = []
         self.stock: dict[str, Tensor] = {}
         self.stock_scores: dict[str, float] = {}
+        self.watched: tuple[Trajectory, Tensor] | None = None
 
     def run(self) -> SearchResult:
         """Search, rank on held-out pairs, and return the result."""
@@ -128,25 +129,35 @@ class Search:
                 if len(sigmas) == self.config.steps + 1
             }
             self._report("teacher", Candidate((1.0, 0.0)), math.inf)
-            starts = self._starts()
+            starts = self._starts(self.space, self.stock)
             self._search(self._strategy(list(starts.values())), starts)
             return self._result(*self._final())
         finally:
             self.dispatch.abandon()
 
-    def _starts(self) -> dict[str, Genome]:
-        starts = starting_genomes(self.space, self.stock)
-        name = f"start dynamic programming {len(self.banks[SEARCH].pairs)}"
+    def _starts(self, space: Space, stock: Mapping[str, Tensor]) -> dict[str, Genome]:
+        """Return where a search in `space` begins, by name: stock schedules and dynamic programming on a teacher's run."""
+        starts = starting_genomes(space, stock)
+        name = f"start dynamic programming {len(self.banks[SEARCH].pairs)} {space.config.steps}"
         known = self.store.tensor(name)
         if known is None:
-            trajectory, final = self.banks[SEARCH].watched()
+            self.watched = self.watched or self.banks[SEARCH].watched()
             noise_space = FLOW if self.path.identity()["model"].get("prediction") == "flow" else EPS
-            genome = from_trajectory(self.space, trajectory, final, noise_space)
+            genome = from_trajectory(space, *self.watched, noise_space)
             known = Tensor(list(genome or ()))
             self.store.put_tensor(name, known)
         if len(known):
-            starts["dynamic programming"] = self.space.repair([int(i) for i in known])
-        return starts or {"uniform": self.space.repair([self.space.top / (i + 1) for i in range(self.space.count)])}
+            starts["dynamic programming"] = space.repair([int(i) for i in known])
+        return starts or {"uniform": space.repair([space.top / (i + 1) for i in range(space.count)])}
+
+    def _longer(self) -> list[Genome]:
+        """Return schedules of one step more, for masks to pay for; none when the table has no room for it."""
+        config = replace(self.config, steps=self.config.steps + 1)
+        try:
+            space = Space(self.path.table(), config, self.space.costs)
+        except ValueError:
+            return []
+        return list(dict.fromkeys(self._starts(space, self.path.stock(config.steps)).values()))
 
     def _strategy(self, starts: Sequence[Genome]) -> Strategy:
         import random
@@ -160,7 +171,7 @@ class Search:
             rng = random.Random(f"{config.seed} evolution")
             newcomers = [(space.random(rng), ()) for _ in range(20)]
             return evolve(space, [*((g, ()) for g in starts), *newcomers], rng, Evolution(generations=10**6))
-        return auto(space, starts, config.seed, config.restarts)
+        return auto(space, starts, config.seed, config.restarts, self._longer() if space.costs else ())
 
     def _search(self, strategy: Strategy, starts: dict[str, Genome]) -> None:
         names = {self.space.candidate(g).key: n for n, g in starts.items()}
@@ -197,12 +208,19 @@ class Search:
         incumbent = self.counted.get(ask.beat.key) if ask.beat is not None else None
         target = self.scores[ask.beat.key][0] if ask.beat is not None and ask.beat.key in self.scores else -math.inf
         limits = limits_of(incumbent, self.config.margin, rungs)
+        if ask.probe:  # above any limit: stop after the first share
+            limits = (-math.inf,) * (rungs - 1) + (math.inf,)
         scores: list[float] = []
         for i, candidate in enumerate(ask.candidates):
             if candidate.key not in self.counted:
                 self._check_budget()
             record = self.dispatch.obtain(bank, ask.candidates[i:], limits, rungs)
             score, used, _ = judged(record, limits, rungs)
+            if ask.probe:
+                scores.append(used[0].score)
+                self._spend(candidate, used)
+                self._report("search", candidate, math.inf)
+                continue
             self._count(candidate, score, used, names.get(candidate.key))
             scores.append(score)
             if ask.beat is not None and score < target:
@@ -220,13 +238,8 @@ class Search:
                 raise Exhausted
 
     def _count(self, candidate: Candidate, score: float, used: Record, name: str | None) -> None:
-        known = self.counted.get(candidate.key, ())
         new = candidate.key not in self.counted
-        for rung in used[len(known) :]:
-            self.seconds += rung.seconds
-            self.calls += rung.calls
-        if len(used) > len(known):
-            self.counted[candidate.key] = used
+        self._spend(candidate, used)
         if name and name in self.stock:
             self.stock_scores[name] = min(score, self.stock_scores.get(name, math.inf))
         best = min((s for s, _ in self.scores.values()), default=math.inf)
@@ -236,6 +249,14 @@ class Search:
             self.history.append((len(self.counted), score))
         if new:
             self._report("search", candidate, score)
+
+    def _spend(self, candidate: Candidate, used: Record) -> None:
+        known = self.counted.get(candidate.key, ())
+        for rung in used[len(known) :]:
+            self.seconds += rung.seconds
+            self.calls += rung.calls
+        if len(used) > len(known):
+            self.counted[candidate.key] = used
 
     # ---------------------------------------------------------------------------------------------------- result
 

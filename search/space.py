@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -70,6 +71,7 @@ class Space:
         self.logs = [math.log(max(s, 1e-12)) for s in self.table]
         self.config = config
         self.costs = dict(costs or {})
+        self.most = int(config.max_skip * len(self.costs))
         self.pinned = int(config.pin_first)
         self.tail = (0.0,) if config.terminal_zero else ()
         count = config.steps + (0 if config.terminal_zero else 1)
@@ -132,4 +134,11 @@ class Space:
 
     def most_skipped(self) -> int:
         """Return how many blocks one step may skip at most."""
-        return int(self.config.max_skip * len(self.costs))
+        return min(self.most, len(self.costs))
+
+    def limited(self, names: Collection[str], share: float = 1.0) -> Space:
+        """Return this space with the blocks `names` alone, of which one step may skip at most `share` of all."""
+        made = copy.copy(self)
+        made.most = min(self.most, int(share * len(self.costs)))
+        made.costs = {name: cost for name, cost in self.costs.items() if name in names}
+        return made

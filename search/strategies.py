@@ -19,11 +19,13 @@ class Ask:
     """Candidates to score, in order.
 
     With `beat`, scores up to the first one below that candidate's are enough: what lies behind it may be evaluated ahead
-    by idle workers, but has no influence. Without, all are needed.
+    by idle workers, but has no influence. Without, all are needed. A `probe` is a look at the first share of the pairs:
+    it may cost more than the budget of a schedule allows, and is never a candidate for the result.
     """
 
     candidates: Sequence[Candidate]
     beat: Candidate | None = None
+    probe: bool = False
 
 
 Strategy = Generator[Ask, list[float], None]
@@ -54,19 +56,19 @@ def coordinate(space: Space, starts: Sequence[Genome], seed: int, restarts: int 
 
 
 def descend(
-    space: Space, genome: Genome, rng: random.Random, step: int, smallest: int
+    space: Space, genome: Genome, rng: random.Random, step: int, smallest: int, masks: Masks = ()
 ) -> Generator[Ask, list[float], tuple[float, Genome]]:
-    """Move one level at a time by +-step until no move helps, then halve; returns (score, genome)."""
-    score = (yield Ask([space.candidate(genome)]))[0]
+    """Move one level at a time by +-step until no move helps, then halve; returns (score, genome). Masks stay with their step."""
+    score = (yield Ask([space.candidate(genome, masks)]))[0]
     while step >= smallest:
-        order = list(range(space.pinned, space.count))
+        order = list(range(space.pinned, len(genome)))
         rng.shuffle(order)
         improved = False
         while order:
             moves = list(_moves(space, genome, order, step))
             if not moves:
                 break
-            scores = yield Ask([space.candidate(g) for _, g in moves], beat=space.candidate(genome))
+            scores = yield Ask([space.candidate(g, masks) for _, g in moves], beat=space.candidate(genome, masks))
             if scores[-1] >= score:
                 break
             at, genome = moves[len(scores) - 1]
@@ -81,7 +83,7 @@ def _moves(space: Space, genome: Genome, order: Sequence[int], step: int) -> Ite
     seen = {genome}
     for at in order:
         for delta in (step, -step):
-            moved = space.repair([v + delta * (i == at) for i, v in enumerate(genome)])
+            moved = space.repair([v + delta * (i == at) for i, v in enumerate(genome)], len(genome))
             if moved not in seen:
                 seen.add(moved)
                 yield at, moved
@@ -117,6 +119,7 @@ def published(space: Space, seed: int, settings: Evolution | None = None) -> Str
     is stored (engine); D9 every evaluated generation is ranked; D10 cost counts network calls of the sampler used (engine).
     """
     settings = settings or Evolution()
+    space = space.limited(space.costs, 0.2)  # masks are drawn at random here: deep ones are hopeless
     rng = random.Random(f"{seed} published")
     uniform = space.repair([space.top * (space.count - i) / space.count for i in range(space.count)])
     first: dict[Individual, None] = {(uniform, ()): None}
@@ -277,31 +280,48 @@ def repaired(
 # ----------------------------------------------------------------------------------------------------- together
 
 
-def auto(space: Space, starts: Sequence[Genome], seed: int, restarts: int) -> Strategy:
-    """Coordinate search until its restarts have converged, then evolution of what it found, with layers when they are open."""
+def auto(space: Space, starts: Sequence[Genome], seed: int, restarts: int, longer: Sequence[Genome] = ()) -> Strategy:
+    """Coordinate search until its restarts have converged, then evolution of what it found.
+
+    With layers open, coordinate search is short and coarse; masks are built that pay for one of the schedules `longer`, which
+    have a step more; and the levels of the best masked one are searched before evolution takes all.
+    """
+    from .masking import proposals, stretched
+
     rng = random.Random(f"{seed} auto")
     found: dict[Genome, float] = {}
-    steps_only = coordinate(space, starts, seed, restarts)
-    converged = False
+    restarts, smallest = (1, max(1, len(space.table) // 64)) if space.costs else (restarts, 0)
+    yield from _converged(space, coordinate(space, starts, seed, restarts, smallest), restarts, found)
+    elite = sorted(found, key=lambda g: found[g])[:20]
+    first: list[Individual] = [(g, ()) for g in elite]
+    if longer:
+        built = yield from proposals(space, list(dict.fromkeys([*longer, stretched(space, elite[0])])))
+        scores = (yield Ask([space.candidate(*p) for p in built])) if built else []
+        first += built
+        if built and math.isfinite(min(scores)):
+            genome, masks = built[scores.index(min(scores))]
+            _, genome = yield from descend(space, genome, rng, len(space.table) // 8, smallest, masks)
+            first.append((genome, masks))
+            space = space.limited({name for _, m in built for mask in m for name in mask})
+    settings = Evolution(generations=10**6, layer_generations=10**6)
+    yield from evolve(space, first, rng, settings, stage=2 if space.costs else 1)
+
+
+def _converged(space: Space, steps_only: Strategy, restarts: int, found: dict[Genome, float]) -> Strategy:
+    """Run coordinate search until its `restarts` have ended; keeps the scores in `found`."""
     scores: list[float] | None = None
     descents = 0
-    while not converged:
+    while True:
         try:
             ask = next(steps_only) if scores is None else steps_only.send(scores)
         except StopIteration:
-            break
+            return
         descents += ask.beat is None
         # The first ask is the starts, each further one without `beat` begins a descent.
         if descents > restarts + 1:
-            break
+            return
         scores = yield ask
         found |= {_genome_of(space, c): s for c, s in zip(ask.candidates, scores)}
-    elite = sorted(found, key=lambda g: found[g])[:20]
-    first: list[Individual] = [(g, ()) for g in elite]
-    if space.costs:
-        first += [repaired(space, g, [_random_mask(space, 0.5, rng) for _ in g], 1.0, rng) for g in elite[:10] * 3]
-    settings = Evolution(generations=10**6, layer_generations=10**6)
-    yield from evolve(space, first, rng, settings, stage=2 if space.costs else 1)
 
 
 def _genome_of(space: Space, candidate: Candidate) -> Genome:
