@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import logging
 import pathlib
+import re
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -11,8 +15,9 @@ import pytest
 import torch
 from slipstream.cli import main
 from slipstream.core.pictures import save_picture
-from slipstream.stream import video
-from slipstream.stream.command import fitted
+from slipstream.stream import StreamConfig, video
+from slipstream.stream.command import add_parser, config_of, fitted
+from slipstream.stream.queues import StreamThreads
 from slipstream.stream.video import FolderSource, Stamp, VideoSink, VideoSource, fit, open_sink, open_source, upright
 
 av = pytest.importorskip("av")
@@ -225,7 +230,93 @@ def test_command_on_the_bundled_clip(tmp_path, capsys, caplog) -> None:
     assert len(sound_of(out)) > 10000
     assert "5 of 5 frames" in caplog.text
     assert "latency p50" in caplog.text
-    assert "5/5" in capsys.readouterr().err
+    bar = capsys.readouterr().err
+    assert "5/5" in bar
+    assert re.search(r"\d\.\d fps, latency \d+ ms", bar)
+
+
+SMALL = ("--size", "32x32", "--steps", "1", "--guidance", "none")
+
+
+def test_command_keeps_uneven_times_and_sound(tmp_path) -> None:
+    source = make_video(tmp_path / "in.mp4", UNEVEN)
+    assert run("--input", str(source), "--output", str(tmp_path / "out.mp4"), *SMALL) == 0
+    assert times_of(tmp_path / "out.mp4") == [round(t / 30, 4) for t in UNEVEN]
+    np.testing.assert_array_equal(sound_of(tmp_path / "out.mp4"), sound_of(source))
+
+
+def test_command_on_a_camera(tmp_path, monkeypatch) -> None:
+    """A file behind the camera's name, opened as a device: latest-wins, from its own first moment on, without sound."""
+    times = range(100, 130)
+    make_video(tmp_path / "camera1.mp4", times)
+    monkeypatch.setattr(video, "CAMERA_FORMATS", dict.fromkeys(video.CAMERA_FORMATS, "mp4"))
+    monkeypatch.setattr(video, "CAMERA_NAMES", dict.fromkeys(video.CAMERA_NAMES, str(tmp_path / "camera{}.mp4")))
+    assert open_source("webcam:1").live
+    assert not open_source("webcam:1").has_sound
+    assert run("--input", "webcam:1", "--output", str(tmp_path / "out.mp4"), "--max-frames", "20", *SMALL) == 0
+    got = times_of(tmp_path / "out.mp4")
+    assert 1 <= len(got) <= 20
+    assert got == sorted(set(got))
+    assert got[-1] == pytest.approx(19 / 30, abs=1e-3)  # the newest frame is never the one that is dropped
+    with av.open(str(tmp_path / "out.mp4")) as file:
+        assert not file.streams.audio
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, caplog) -> None:
+    """The file is whole, and the statistics are said, when a user ends a stream that would never end."""
+    wait, pressed = StreamThreads.wait, []
+
+    def press(self: StreamThreads, timeout: float | None = None) -> dict[str, float]:
+        if not pressed:
+            while self.statistics.frames_out < 3:
+                time.sleep(0.01)
+            pressed.append(1)
+            raise KeyboardInterrupt
+        return wait(self, timeout)
+
+    def endless(self: FolderSource):
+        for i in itertools.count():
+            yield torch.full((32, 32, 3), 0.5), Stamp(i, self.time_base)
+
+    monkeypatch.setattr(StreamThreads, "wait", press)
+    monkeypatch.setattr(FolderSource, "__iter__", endless)
+    save_picture(torch.zeros(1, 32, 32, 3), tmp_path / "0.png")
+    with caplog.at_level(logging.INFO):
+        assert run("--input", str(tmp_path), "--output", str(tmp_path / "out.mp4"), *SMALL) == 0
+    count = len(times_of(tmp_path / "out.mp4"))
+    assert count >= 3
+    assert f"{count} of " in caplog.text
+
+
+def test_command_with_a_tiny_autoencoder(tmp_path) -> None:
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny().save_pretrained(tmp_path / "taesd")
+    out = tmp_path / "out"
+    options = ["--vae", str(tmp_path / "taesd"), "--max-frames", "2", *SMALL]
+    assert run("--input", str(CLIP), "--output", str(out), *options) == 0
+    assert len(list(out.glob("*.png"))) == 2
+
+
+def parsed(*options: str) -> StreamConfig:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return config_of(parser.parse_args(["stream", "--input", "a", "--output", "b", *options]))
+
+
+def test_every_option_reaches_the_config() -> None:
+    options = {
+        "--strength": 0.7, "--steps": 3, "--guidance": "onetime", "--cfg": 1.5, "--delta": 0.4, "--renoise": "ddim",
+        "--seed": 9, "--frame-group": 2, "--feedback": 0.3, "--motion": 0.6,
+    }  # fmt: skip
+    got = parsed(*(str(part) for pair in options.items() for part in pair), "--consistency", "--cross-frame")
+    assert got == StreamConfig(
+        strength=0.7, steps=3, guidance="onetime", guidance_scale=1.5, delta=0.4, renoise="ddim", seed=9, frame_group=2,
+        feedback=0.3, motion=0.6, consistency=True, cross_frame=True,
+    )  # fmt: skip
+    assert parsed("--t-index", "20, 40").t_index_list == (20, 40)
+    assert parsed("--graph").static_rows
+    assert parsed() == StreamConfig(strength=0.5)
 
 
 def test_command_says_that_a_video_was_cut_off(tmp_path, caplog) -> None:
