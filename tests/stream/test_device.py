@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
+from slipstream.core.graphs import ReplayedVae, replayed_pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.core.transfer import to_device
 from slipstream.stream import StreamBatch, StreamConfig
@@ -195,11 +196,18 @@ def stream_clip(pipe, conds, images, device, sink, dtype=torch.uint8, **settings
     return StreamThreads(source, pipe.encode_image, batch, decode, sink, live=False, queue=100, device=device)
 
 
+def recording(run):
+    """Stands in for a CUDA graph."""
+    output = run()
+    return lambda: output.copy_(run()), output
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(
     "settings", [{"guidance": "onetime"}, {"renoise": "fresh", "static_rows": True}, {"feedback": 0.5}]
 )
-def test_the_lanes_of_a_stream_are_in_order_and_wait_for_pictures_only(dtype, settings) -> None:
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "recorded"])
+def test_the_lanes_of_a_stream_are_in_order_and_wait_for_pictures_only(dtype, settings, graph) -> None:
     pipe, conds, images = pipeline(), prompts(), clip()
     expected: list[torch.Tensor] = []
     stages(stream_clip(pipe, conds, images, None, lambda image, *_: expected.append(image), dtype, **settings))
@@ -207,16 +215,11 @@ def test_the_lanes_of_a_stream_are_in_order_and_wait_for_pictures_only(dtype, se
     with fake_cuda() as machine:
         machine.put_module(pipe.vae)
         machine.put_module(pipe.model.unet)
-        conds = [to_device(c.context, DEVICE) for c in conds]  # on the stream of the caller
-        threads = stream_clip(
-            pipe,
-            [Conditioning(c) for c in conds],
-            images,
-            DEVICE,
-            lambda image, *_: got.append(image),
-            dtype,
-            **settings,
-        )
+        conds = [Conditioning(to_device(c.context, DEVICE)) for c in conds]  # on the stream of the caller
+        if graph:
+            pipe = replayed_pipeline(pipe, StreamConfig(**settings).rows, 16, 24, conds[0], record=recording)
+            assert isinstance(pipe.vae, ReplayedVae)
+        threads = stream_clip(pipe, conds, images, DEVICE, lambda image, *_: got.append(image), dtype, **settings)
         stages(threads)
         # One look back per picture that was begun, two waits for the one that has come (for the lane, and for the copy).
         assert machine.waits == 2 * len(images) + len(images) - 1
