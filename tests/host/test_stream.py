@@ -441,6 +441,27 @@ def test_a_prompt_for_each_frame_goes_with_it(host, pipe, mode) -> None:
     assert lost.max() < 1.1
 
 
+@pytest.mark.parametrize("guidance", ["onetime", "full"])
+def test_pooled_text_of_each_frame_in_an_sdxl_model(host, guidance) -> None:
+    """Pooled text and picture sizes go with their rows: frames of different prompts share calls, negatives too."""
+    frames, graph = clip(3), base()
+    socket = loaded(host, graph, frames)
+    graph["xl"] = node("ProbeTinyNative", shape="sdxl_pooled", dtype="float32")
+    changes = {"model": ["xl", 0], "guidance": guidance}
+    add_stream(graph, socket, positive=add_blend(graph, frames=socket), **changes)
+    result = host.run(graph)
+    got = pictures(result).astype(int)
+    assert "5 passes, 5 network calls" in text_of(result)
+    singles = []
+    for i in range(3):
+        alone = {**base(), "xl": graph["xl"], "f": graph[f"f{i}"]}
+        add_stream(alone, ["f", 0], positive=add_blend(alone, weight=i / 2), **changes)
+        singles.append(pictures(host.run(alone))[0].astype(int))
+        assert np.abs(singles[i] - got[i]).max() <= 2
+    add_stream(graph, socket, **changes)
+    assert np.abs(pictures(host.run(graph))[2] - singles[2]).max() > 5
+
+
 def test_a_negative_for_each_frame_too(host) -> None:
     """With full guidance, where every row has a negative one."""
     frames, graph = clip(3), base()

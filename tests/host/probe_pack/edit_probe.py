@@ -36,6 +36,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# The same with SDXL's pooled text (64 wide, as the pocket model's CLIP has it) and six picture sizes of 256 values each.
+SHAPES["sdxl_pooled"] = {**SHAPES["sdxl"], "num_classes": "sequential", "adm_in_channels": 64 + 6 * 256}
+
 
 class TinyNative:
     """A MODEL of a family's shape with random weights, made in inference mode as stock loaders do."""
@@ -52,19 +55,23 @@ class TinyNative:
         import comfy.model_patcher
         import comfy.supported_models
 
-        class Config(comfy.supported_models.SD15):
+        pooled = shape == "sdxl_pooled"
+        family = comfy.supported_models.SDXL if pooled else comfy.supported_models.SD15
+
+        class Config(family):  # type: ignore[misc,valid-type]
             unet_config: dict[str, Any] = {}
             unet_extra_config: dict[str, Any] = {}
 
         unet = {
             "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "context_dim": 64, "num_heads": 2,
-            "num_head_channels": -1, "use_spatial_transformer": True, "legacy": False, "use_linear_in_transformer": shape == "sdxl",
+            "num_head_channels": -1, "use_spatial_transformer": True, "legacy": False, "use_linear_in_transformer": shape != "sd15",
             "dtype": torch.float32, **{k: list(v) if isinstance(v, list) else v for k, v in SHAPES[shape].items()},
         }  # fmt: skip
         config = Config(unet)
         config.unet_config = unet
         assert torch.is_inference_mode_enabled()
-        model = comfy.model_base.BaseModel(config, device="cpu")
+        base = comfy.model_base.SDXL if pooled else comfy.model_base.BaseModel
+        model = base(config, device="cpu")
         generator = torch.Generator().manual_seed(0)
         for parameter in model.diffusion_model.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
