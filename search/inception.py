@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import tempfile
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ def inception_embedding(weights: str | pathlib.Path, device: torch.device | str 
         )
     state = _read(path)
     if state.get("fc.weight", torch.zeros(0)).shape[:1] == (1008,):
-        return _fidelity(path, device)
+        return _fidelity(state, device)
     return _torchvision(state, device)
 
 
@@ -33,17 +34,28 @@ def _read(path: pathlib.Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or hostile file makes of the unpickler
+        raise ValueError(
+            f"Expected `weights` to hold a state dict of tensors, but could not read {path.name!r} as one "
+            f"({type(error).__name__}). Use the file as published."
+        ) from error
 
 
-def _fidelity(path: pathlib.Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def _fidelity(state: dict[str, Tensor], device: torch.device | str) -> Callable[[Tensor], Tensor]:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise ValueError(
             "Expected torch-fidelity for these weights, but it is not installed. pip install torch-fidelity"
         ) from error
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    # It unpickles whatever file it is given: it gets one that holds nothing but the tensors that were read safely.
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state, f"{folder}/weights.pth")
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=f"{folder}/weights.pth"
+        )
     network = network.to(device).eval()
 
     @torch.no_grad()

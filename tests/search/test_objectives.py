@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from slipstream.search.features import LatentFeatures, NetworkFeatures, PixelFeatures, fit, grid_features, load_images
 from slipstream.search.inception import inception_embedding
 from slipstream.search.objectives import Paired, ReferenceImages, SelfDistribution, score_or_worst
@@ -148,13 +150,47 @@ def test_inception_needs_a_file_that_is_there() -> None:
         inception_embedding("/nowhere/inception.pth")
 
 
-def test_fid_weights_need_torch_fidelity(tmp_path: pathlib.Path) -> None:
+def test_fid_weights_need_torch_fidelity(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"fc.weight": torch.zeros(1008, 2048)}, tmp_path / "fid.pth")
-    try:
-        import torch_fidelity  # noqa: F401
-    except ImportError:
-        with pytest.raises(ValueError, match="pip install torch-fidelity"):
-            inception_embedding(tmp_path / "fid.pth")
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(ValueError, match="pip install torch-fidelity"):
+        inception_embedding(tmp_path / "fid.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_fid_weights_give_torch_fidelity_s_features(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    module = pytest.importorskip(
+        "torch_fidelity.feature_extractor_inceptionv3", reason="TORCH-FIDELITY IS NOT INSTALLED: FID weights were not run",
+        exc_type=ImportError,
+    )  # fmt: skip
+    torch.save({}, tmp_path / "none.pth")
+    with monkeypatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(tmp_path / "none.pth"))
+    path = tmp_path / f"fid{suffix}"
+    (torch.save if suffix == ".pth" else save_file)(network.state_dict(), path)
+    images = torch.rand(2, 40, 40, 3, generator=torch.Generator().manual_seed(0))
+    found = inception_embedding(path)(images)
+    assert found.shape == (2, 2048)
+    expected = network((images * 255).round().to(torch.uint8).movedim(-1, 1))[0]
+    torch.testing.assert_close(found, expected)
+    assert found.std() > 0
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path: pathlib.Path) -> None:
+    marker = tmp_path / "marker"
+
+    class Evil:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return pathlib.Path.touch, (marker,)
+
+    torch.save({"fc.weight": torch.zeros(1008, 2048), "evil": Evil()}, tmp_path / "fid.pth")
+    with pytest.raises(ValueError, match="Expected `weights`"):
+        inception_embedding(tmp_path / "fid.pth")
+    assert not marker.exists()
 
 
 def test_torchvision_weights_give_pool3_features(tmp_path: pathlib.Path) -> None:
