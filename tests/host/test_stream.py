@@ -8,6 +8,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from slipstream.core.loading import BUNDLED
 from slipstream.stream import BlendedStream, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig
 from slipstream.stream.similarity import select
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TEXT = "a large red circle on a blue background"
 SETTINGS = {"strength": 0.6, "steps": 3, "guidance": "onetime", "guidance_scale": 1.5, "seed": 5}
@@ -105,6 +107,39 @@ def test_frames_equal_the_librarys(host, pipe) -> None:
     assert f"7 passes, 7 network calls, {5 * 3 + 5} rows" in report
     assert len(result.previews) > 0
     assert result.progress("s")[-1] == (7, 7)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.013, [1, 5, 9, 13, 17, 20]), (0.2, list(range(1, 21)))])
+def test_previews_are_throttled_and_the_last_one_always_shows(host, report, seconds, shown) -> None:
+    """At most 20 a second: the host encodes them on its server thread and queues them without bound."""
+    graph = {"1": node("SlipstreamLoadModel", model="pocket")}
+    graph["report"] = node("ProbePreviews", model=["1", 0], steps=20, seconds=seconds)
+    assert report(host.run(graph)) == shown
+
+
+@pytest.mark.parametrize("name", ["stream_video", "stream_blend", "similarity_filter"])
+def test_examples_run(host, example, name) -> None:
+    host.upload_image((ROOT / "assets" / "ball.mp4").read_bytes(), "ball.mp4")
+    streams = {"SlipstreamStreamFrames.steps": 1} if name.startswith("stream") else {}
+    result = host.run(example(name, {"LoadVideo.file": "ball.mp4", **streams}))
+    assert result.ok, result.explain()
+    files = [f for f in result.files if f.filename.endswith(".mp4")]
+    assert len(files) == (name == "stream_video")
+    for file in files:  # picture beside picture, as long as the clip, with its sound
+        with av.open(io.BytesIO(file.read())) as made, av.open(str(ROOT / "assets" / "ball.mp4")) as clip:
+            assert made.streams.video[0].frames == clip.streams.video[0].frames
+            assert made.streams.audio
+
+
+def test_alpha_is_ignored(host) -> None:
+    graph = base()
+    socket = loaded(host, graph, clip(1))
+    add_stream(graph, socket, steps=1)
+    plain = pictures(host.run(graph))
+    graph["mask"] = node("SolidMask", value=0.3, width=128, height=128)
+    graph["alpha"] = node("JoinImageWithAlpha", image=socket, alpha=["mask", 0])
+    graph["s"]["inputs"]["frames"] = ["alpha", 0]
+    assert np.array_equal(pictures(host.run(graph)), plain)
 
 
 def test_odd_sizes_come_back_as_they_went_in(host) -> None:

@@ -10,6 +10,8 @@ import pytest
 import slipstream
 import torch
 from slipstream.nodes.host.denoiser import Source, acting_ranges, group_rows
+from slipstream.nodes.stream import StreamRun
+from slipstream.stream import StreamConfig
 
 Blend = slipstream.NODE_CLASS_MAPPINGS["SlipstreamBlendPrompts"]
 
@@ -78,6 +80,20 @@ def test_settings_without_effect_warn(caplog) -> None:
     caplog.clear()
     mix(prompt(1.0), prompt(1.0), 0.5, "slerp")
     assert not caplog.text
+
+
+# -- frames
+
+
+def test_bad_frames_are_refused_before_anything_is_loaded() -> None:
+    for frames, message in (
+        (torch.zeros(0, 8, 8, 3), "`frames` with at least one frame"),
+        (torch.full((1, 8, 8, 3), float("nan")), "finite"),
+        (torch.zeros(1, 8, 8, 2), "3 or 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StreamRun(None, frames, StreamConfig(), None, keep=False)
+    assert StreamRun(None, torch.zeros(2, 8, 6, 4), StreamConfig(), None, keep=False).pixels.shape == (2, 3, 8, 6)
 
 
 # -- rows and patches

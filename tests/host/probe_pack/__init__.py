@@ -217,6 +217,48 @@ class Dump:
         return {"ui": {"report": [json.dumps(report)]}}
 
 
+class Clock:
+    """A clock that goes on by `step` seconds each time it is read."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 100.0, step
+
+    def monotonic(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+class Previews:
+    """Reports at which of `steps` steps, `seconds` apart, the host's progress bar is given a preview of a MODEL's latents."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "steps": ("INT", {}), "seconds": ("FLOAT", {"step": 0.001})}}
+
+    def run(self, model: Any, steps: int, seconds: float) -> Any:
+        import comfy.utils
+
+        progress, report_step = ours("nodes.host.progress"), ours("core.progress").Step
+        shown: list[int] = []
+
+        class Bar(comfy.utils.ProgressBar):
+            def update_absolute(self, value: int, total: Any = None, preview: Any = None) -> None:
+                shown.extend([value] if preview else [])
+                super().update_absolute(value, total, preview)
+
+        bar, clock = comfy.utils.ProgressBar, progress.time
+        try:
+            comfy.utils.ProgressBar, progress.time = Bar, Clock(seconds)
+            callback = progress.host_callback(model, steps)
+            for index in range(1, steps + 1):
+                callback(report_step("probe", index, steps, 0.0, torch.zeros(1, 4, 8, 8)))
+        finally:
+            comfy.utils.ProgressBar, progress.time = bar, clock
+        return {"ui": {"report": [json.dumps(shown)]}}
+
+
 class FolderVae:
     """The VAE of a folder for a MODEL that multiplies each LATENT by `scale`."""
 
@@ -253,6 +295,28 @@ class TinyControlNet:
             for parameter in network.parameters():
                 parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
         return (comfy.controlnet.ControlNet(network, load_device=management.get_torch_device()),)
+
+
+class TinyClipVision:
+    """The host's own CLIP vision model at a size of its own: the stock loader only knows full-size ones."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("CLIP_VISION",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"folder": ("STRING", {})}}
+
+    def make(self, folder: str) -> Any:
+        import comfy.clip_vision
+        import comfy.utils
+
+        vision = comfy.clip_vision.ClipVisionModel(str(pathlib.Path(folder) / "config.json"))
+        missing, unexpected = vision.load_sd(
+            comfy.utils.load_torch_file(str(pathlib.Path(folder) / "model.safetensors"))
+        )
+        assert not missing, missing
+        assert set(unexpected) <= {"vision_model.embeddings.position_ids"}, unexpected
+        return (vision,)
 
 
 class ImagePrompt:
@@ -365,8 +429,10 @@ NODE_CLASS_MAPPINGS = {
     "ProbeCounted": Counted,
     "ProbeLate": Late,
     "ProbeImagePrompt": ImagePrompt,
+    "ProbePreviews": Previews,
     "ProbeFolderVae": FolderVae,
     "ProbeTinyControlNet": TinyControlNet,
+    "ProbeTinyClipVision": TinyClipVision,
     "ProbeContract": Contract,
     "ProbeRows": Rows,
     "ProbeLive": Live,
