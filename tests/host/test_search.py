@@ -13,9 +13,11 @@ import pytest
 import torch
 from graph import node
 from PIL import Image
+from safetensors.torch import save_file
 from slipstream import load
 from slipstream.search import LayerMask, ModelPath, Paired, Schedule, SearchConfig
 from slipstream.search.evaluation import HOLDOUT, banks
+from slipstream.search.features import NetworkFeatures
 from slipstream.search.paths import model_identity
 from slipstream.search.store import Store
 
@@ -266,6 +268,80 @@ def test_reference_pictures_and_prompts(host: Any, tmp_path: pathlib.Path) -> No
     graph["objective"]["inputs"]["folder"] = str(tmp_path / "empty")
     graph["search"] = searching(custom_objective=["objective", 0])
     assert "Expected `folder` with pictures" in host.run(graph).explain()
+
+
+VISION = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,
+    "patch_size": 8, "projection_dim": 24, "num_channels": 3, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    "model_type": "clip_vision_model",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any]:
+    """A folder with a CLIP vision model of random weights, and transformers' embedding with the same ones."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPVisionModelWithProjection(CLIPVisionConfig(**{**VISION, "initializer_factor": 4.0})).eval()
+    folder = tmp_path_factory.mktemp("vision")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(VISION))
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).reshape(3, 1, 1)
+    deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).reshape(3, 1, 1)
+
+    @torch.no_grad()
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        pixels = images.movedim(-1, 1)
+        if pixels.shape[-1] != 32:
+            pixels = torch.nn.functional.interpolate(pixels, (32, 32), mode="bicubic", antialias=True)
+        pixels = (255 * pixels).clamp(0, 255).round() / 255
+        found = model(pixel_values=(pixels - mean) / deviation).image_embeds
+        return found / found.norm(dim=1, keepdim=True)
+
+    return folder, embed
+
+
+def test_clip_vision_features_are_those_of_transformers(host: Any, tmp_path: pathlib.Path, vision: Any) -> None:
+    """CMMD's features through the host's CLIP vision model; the scores of stock schedules equal the library's."""
+    folder, embed = vision
+    rng = np.random.default_rng(1)
+    for i, size in enumerate([(64, 64), (80, 50), (33, 97), (40, 40)]):
+        noise = rng.integers(0, 60, (*size, 3)) + rng.integers(0, 195, (1, 1, 3))
+        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / f"{i}.png")
+    graph = base()
+    graph["v"] = node("ProbeTinyClipVision", folder=str(folder))
+    graph["objective"] = node(
+        "SlipstreamReferenceObjective", vae=["m", 2], features="clip vision", distance="mmd", folder=str(tmp_path),
+        clip_vision=["v", 0],
+    )  # fmt: skip
+    graph["search"] = searching(custom_objective=["own", 0], evaluations=13, pairs=4)
+    graph["save"] = node("SlipstreamSaveSchedule", schedule=["search", 0], name="vision", overwrite=True)
+    graph["own"] = node(
+        "SlipstreamSelfObjective", vae=["m", 2], features="clip vision", distance="paired", clip_vision=["v", 0]
+    )
+    graph["c"] = node(
+        "SlipstreamCompareSchedules", guider=["g", 0], sampler=["s", 0], latent_image=["l", 0], stock_steps=2, pairs=2,
+        repeats=1, objective="same picture as many steps", seed=1, batch=16, custom_objective=["objective", 0],
+    )  # fmt: skip
+    show(graph, "table", ["c", 1])
+    result = host.run(graph)
+    assert "reference-mmd/clip-vision/4-" in text_of(result, "table")
+    found = Schedule.load(result.outputs["save"]["text"][0]).objective
+    assert found["id"] == "paired/clip-vision"
+
+    path = library_path()
+    features = NetworkFeatures(pocket().decode, embed, "clip-vision")
+    holdout = banks(path, SearchConfig(steps=2, pairs=4, holdout_pairs=8), Store())[HOLDOUT]
+    score = Paired(features).prepare(holdout)
+    expected = {name: score(path.sample(path.stock(2)[name], holdout.pairs)) for name in ("simple", "beta", "ays_sd15")}
+    assert max(expected.values()) > 1.2 * min(expected.values()), expected
+    for name, value in expected.items():
+        assert found["baselines"][name] == pytest.approx(value, rel=0.03), name
+
+    graph["objective"]["inputs"].pop("clip_vision")
+    assert "Expected `clip_vision` for these features" in host.run(graph).explain()
 
 
 def test_layers_are_searched_in_the_host(host: Any) -> None:
