@@ -45,6 +45,7 @@ class SharingDenoiser:
 
     def __init__(self, denoiser: HostDenoiser) -> None:
         self.blocks: Sequence[int] = ()
+        self.split = False  # whether a call came that held a part of the rows only
         self._denoiser = denoiser.patched(self._patch)
 
     def __getattr__(self, name: str) -> Any:
@@ -58,7 +59,16 @@ class SharingDenoiser:
         patches["attn1_patch"] = [*patches.get("attn1_patch", []), self._share]
 
     def _share(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        # The host may split a call (regional prompts); rows of a part cannot be told from here.
+        # A pass may be split into calls (regional prompts); rows of a part cannot be told from here.
+        if self.blocks and len(q) < sum(self.blocks) and not self.split:
+            from .host.warnings import warn
+
+            self.split = True
+            warn(
+                "Stream Frames",
+                "`cross_frame` has no effect on passes that take several network calls (regional prompts, patches that act in "
+                "a part of the sampling). Leave those out.",
+            )
         if not self.blocks or len(q) < sum(self.blocks):
             return q, k, v
         return q, join_rows(k, self.blocks), join_rows(v, self.blocks)

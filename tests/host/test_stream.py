@@ -228,6 +228,15 @@ def test_patches_that_look_at_rows_act_on_each_as_they_do_alone(host, guidance, 
         assert np.abs(pictures(host.run(alone))[0] - changed[i]).max() <= 1
 
 
+def test_attention_across_frames_says_where_it_has_no_effect(host) -> None:
+    graph = base()
+    graph["m"] = node("ProbeImagePrompt", model=["1", 0], **{**IMAGE_PROMPT, **PART})
+    add_stream(graph, loaded(host, graph, clip(3)), model=["m", 0], cross_frame=True)
+    before = len(host.log())
+    assert len(pictures(host.run(graph))) == 3
+    assert host.log()[before:].count("`cross_frame` has no effect on passes") == 1
+
+
 TAESD_SCALE = 0.18215  # built into the host for the files called taesd
 
 

@@ -296,6 +296,30 @@ def test_waiting_with_a_limit() -> None:
     assert threads.wait(30)["frames_out"] == 1
 
 
+def test_statistics_count_frames_and_rates(monkeypatch) -> None:
+    """Ten frames come in 10 ms apart, eight leave 20 ms apart with latencies of 1 to 8 ms, two of them repeats."""
+    clock = iter([0.01 * i for i in range(10)] + [1 + 0.02 * i for i in range(8)])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    statistics = Statistics()
+    entrance, exit = FrameQueue(1), FrameQueue(1)
+    statistics.queues = entrance, exit
+    for i in range(10):
+        statistics.arrived()
+        entrance.put(i)
+    for i in range(8):
+        statistics.left(0.001 * (i + 1), skipped=i in (3, 5))
+        statistics.spent("decode", 0.004 if i % 2 else 0.002)
+    summary = statistics.summary()
+    counted = {"frames_in": 10, "frames_out": 8, "dropped_in": 9, "dropped_out": 0, "skipped": 2}
+    assert {name: summary[name] for name in counted} == counted
+    rates = {"fps_in": 100, "fps_out": 50, "decode_ms": 3, "encode_ms": 0}
+    assert {name: summary[name] for name in rates} == pytest.approx(rates)
+    latencies = {"latency_p50_ms": 5, "latency_p95_ms": 8, "latency_p99_ms": 8}
+    assert {name: summary[name] for name in latencies} == pytest.approx(latencies)
+    assert "8 of 10 frames, 50.0 fps (in 100.0), latency p50 5 / p95 8 / p99 8 ms" in statistics.text()
+    assert "dropped 9, skipped 2" in statistics.text()
+
+
 def test_statistics_of_nothing() -> None:
     assert Statistics().summary()["fps_out"] == 0
     assert "0 of 0 frames" in Statistics().text()
