@@ -114,6 +114,10 @@ def make_objective(args: argparse.Namespace, pipe: Any) -> Objective:
 def run_search(args: argparse.Namespace) -> int:
     """Search, print the result, write the schedule."""
     _check_chart(args.chart)
+    if args.out.is_dir() or not args.out.absolute().parent.is_dir():
+        raise ValueError(
+            f"Expected `--out` to be a file in a folder that is there, but got {str(args.out)!r}. Make the folder."
+        )
     task = make_task(args)
     steps: list[SearchStep] = []
 
@@ -136,9 +140,8 @@ def run_search(args: argparse.Namespace) -> int:
         _line("")
         if executor is not None:
             executor.shutdown()
-    result.schedule.save(args.out)
-    print(result_text(result))
-    print(f"written to {args.out}")
+    print(result_text(result))  # before anything that may fail
+    print(f"written to {result.schedule.save(args.out)}")
     if args.chart is not None:
         from .charts import search_chart
 

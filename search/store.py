@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -54,7 +55,7 @@ class Store:
         identity: what the job measures. A file of another job is refused with the fields that differ.
 
     When the disk is full or the file cannot be written any more, the store goes on in memory and says so once, in the log
-    and in `problem`.
+    and in `problem`. Raises ValueError for a path where no store can be made, a file of another kind, or of another job.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None, identity: dict[str, Any] | None = None) -> None:
@@ -66,8 +67,15 @@ class Store:
         self.tensors: dict[str, Tensor] = {}
         self.connection: sqlite3.Connection | None = None
         if self.path is not None:
-            self.connection = _open(self.path)
-            _check_identity(self.connection, self.path, identity or {})
+            try:
+                self.connection = _open(self.path)
+                _check_identity(self.connection, self.path, identity or {})
+            except (sqlite3.OperationalError, OSError) as error:
+                if not _is_full(error):
+                    raise ValueError(
+                        f"Expected `store` where a file can be written, but got {str(path)!r} ({error}). Choose another path."
+                    ) from error
+                self._give_up(error)
 
     def get(self, bank: str, candidate: str) -> Record | None:
         """Return the finished evaluation of a candidate, if there is one."""
@@ -161,21 +169,33 @@ class Store:
             with self.connection:
                 return self.connection.execute(statement, values).fetchall()
         except sqlite3.DatabaseError as error:
-            self.problem = f"{self.path} cannot be written any more ({error}): the search goes on in memory."
-            logger.warning("Schedule search: %s", self.problem)
+            self._give_up(error)
+            return []
+
+    def _give_up(self, error: Exception) -> None:
+        self.problem = f"{self.path} cannot be written ({error}): the search goes on in memory."
+        logger.warning("Schedule search: %s", self.problem)
+        if self.connection is not None:
             self.connection.close()
             self.connection = None
-            return []
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)
 
 
 def _open(path: pathlib.Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
     try:
-        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.executescript(SCHEMA)
+    except sqlite3.OperationalError:
+        connection.close()
+        raise
     except sqlite3.DatabaseError as error:
+        connection.close()
         raise ValueError(
             f"Expected `store` to be a search's SQLite file, but got {str(path)!r} ({error}). Choose another file name."
         ) from error

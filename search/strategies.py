@@ -197,7 +197,7 @@ def mutate(space: Space, parent: Individual, chance: float, share: float, rng: r
     levels = list(genome)
     for i in range(space.pinned, len(levels)):
         if rng.random() < chance:
-            levels[i] = rng.choice([v for v in range(space.top + 1) if v not in taken])
+            levels[i] = rng.choice([v for v in range(space.top + 1) if v not in taken] or [levels[i]])
     masks = masks or (frozenset(),) * len(levels)
     if share > 0:
         # D1: the published code compares where it should assign, so that a mask once drawn never changes.

@@ -11,6 +11,7 @@ from slipstream.search import ModelPath, Paired, ReferenceImages, SelfDistributi
 from slipstream.search.engine import Search, SearchStep
 from slipstream.search.evaluation import Task, judged, limits_of, rung_sizes
 from slipstream.search.objectives import against
+from slipstream.search.space import Candidate
 from slipstream.search.store import Rung, Store
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from slipstream_tests.search import jobs
@@ -136,6 +137,32 @@ def test_one_step_leaves_nothing_to_search() -> None:
 def test_more_steps_than_the_model_has() -> None:
     with pytest.raises(ValueError, match="fit the model's 1000 levels"):
         search(jobs.make_path(), jobs.make_config(steps=900, min_gap=2))
+
+
+@pytest.mark.parametrize(
+    ("masked", "plain", "stock", "returned"),
+    [(0.5, 0.6, 0.7, "masked"), (0.6, 0.5, 0.7, "plain"), (0.5, 0.5, 0.7, "plain"), (0.5, 0.6, 0.4, "stock")],
+)
+def test_a_mask_is_returned_only_when_it_is_better_on_held_out_pairs(
+    masked: float, plain: float, stock: float, returned: str
+) -> None:
+    engine = Search(Task(jobs.make_path(), Paired(), jobs.make_config()), Store())
+    engine.stock = {"some": torch.tensor([14.0, 5.0, 0.5, 0.0])}
+    with_mask = Candidate((14.6, 3.0, 1.0, 0.0), (frozenset(), frozenset({"a"}), frozenset()))
+    without = Candidate((14.6, 4.0, 1.0, 0.0))
+    engine.path.sample = lambda *_, **__: torch.zeros(1)  # type: ignore[method-assign]
+    result = engine._result([(with_mask, masked), (without, plain)], {"some": stock})
+    assert result.schedule.levels[1] == {"masked": 3.0, "plain": 4.0, "stock": 5.0}[returned]
+    assert bool(result.schedule.masks) == (returned == "masked")
+
+
+def test_a_model_with_few_levels() -> None:
+    path = jobs.make_path()
+    few = path.table()[::50]
+    path.table = lambda: few  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="fit the model's 20 levels"):
+        search(path, jobs.make_config(steps=21))
+    assert search(path, jobs.make_config(steps=20, evaluations=3)).schedule.steps == 20
 
 
 class Nothing:

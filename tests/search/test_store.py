@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 import torch
 from slipstream.search import search
+from slipstream.search import store as store_module
 from slipstream.search.store import Rung, Store, differences
 from slipstream_tests.search import jobs
 
@@ -83,6 +84,31 @@ def test_a_full_disk_is_told_and_the_search_goes_on(tmp_path: pathlib.Path, capl
     assert "database or disk is full" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("database or disk is full"), OSError(errno.ENOSPC, "No space left")]
+)
+def test_a_disk_that_is_full_from_the_start(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    expected = search(jobs.make_path(), jobs.make_config(evaluations=13))
+
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(store_module, "_check_identity" if isinstance(error, sqlite3.Error) else "_open", full)
+    result = search(jobs.make_path(), jobs.make_config(evaluations=13), store=tmp_path / "a.sqlite")
+    assert result.schedule.levels == expected.schedule.levels
+    assert any("goes on in memory" in w for w in result.warnings)
+    assert "goes on in memory" in caplog.text
+
+
+def test_a_store_where_no_file_can_be(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "a.sqlite"):
+        with pytest.raises(ValueError, match="Expected `store` where a file can be written"):
+            Store(path)
+
+
 def test_claims_keep_two_workers_apart(tmp_path: pathlib.Path) -> None:
     with Store(tmp_path / "a.sqlite") as one, Store(tmp_path / "a.sqlite") as two:
         assert one.claim("search", "c")
@@ -104,24 +130,23 @@ def test_a_claim_of_a_dead_process_is_taken_over(tmp_path: pathlib.Path) -> None
         assert not dead.claim("search", "c")
 
 
-def test_two_runs_on_one_store_share_the_work(tmp_path: pathlib.Path) -> None:
-    expected = search(jobs.make_path(), jobs.make_config(evaluations=24))
-    results = {}
-
-    def run(name: str) -> None:
-        results[name] = search(jobs.make_path(0.002), jobs.make_config(evaluations=24), store=tmp_path / "a.sqlite")
-
-    threads = [threading.Thread(target=run, args=(name,)) for name in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for result in results.values():
-        assert result.schedule.levels == expected.schedule.levels
-        assert result.history == expected.history
-        assert result.evaluated_now > 0
-    with sqlite3.connect(tmp_path / "a.sqlite") as db:
-        assert db.execute("SELECT COUNT(DISTINCT worker) FROM evaluation").fetchone()[0] == 2
+def test_two_processes_on_one_store_share_the_work(tmp_path: pathlib.Path) -> None:
+    """Both decide alike, and neither repeats what the other has evaluated."""
+    expected = search(jobs.make_path(), jobs.make_config())
+    store = tmp_path / "a.sqlite"
+    command = [sys.executable, jobs.__file__, str(store), "0.03"]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while other.poll() is None and _stored(store) < 3:
+        time.sleep(0.005)
+    result = search(jobs.make_path(0.03), jobs.make_config(), store=store)
+    printed, _ = other.communicate(timeout=200)
+    assert other.returncode == 0
+    assert printed.strip() == str(result.schedule.levels) == str(expected.schedule.levels)
+    assert result.history == expected.history
+    with sqlite3.connect(store) as db:
+        counts = dict(db.execute("SELECT worker, COUNT(*) FROM evaluation GROUP BY worker").fetchall())
+    assert len(counts) == 2
+    assert min(counts.values()) > 10  # of about 52, and a few more that one of them tried ahead of need
 
 
 def test_kill_9_in_the_middle_then_run_again_ends_with_the_same_winner(tmp_path: pathlib.Path) -> None:
