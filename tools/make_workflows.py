@@ -51,6 +51,7 @@ EXTRA_HEIGHT = {
     "SaveImage": 280,
     "PreviewImage": 280,
     "LoadImage": 300,
+    "LoadVideo": 310,
     "LoadImageMask": 300,
 }
 
