@@ -344,6 +344,70 @@ def test_clip_vision_features_are_those_of_transformers(host: Any, tmp_path: pat
     assert "Expected `clip_vision` for these features" in host.run(graph).explain()
 
 
+def test_searched_levels_drive_cow(host: Any, example: Any) -> None:
+    changes = {
+        "SlipstreamSeedCanvas.width": 128, "SlipstreamSeedCanvas.height": 128, "SlipstreamSeedCanvas.scale": 0.15,
+        "SlipstreamCowSampler.cycles": 1, "BasicScheduler.steps": 10, "CFGGuider.cfg": 3.0,
+    }  # fmt: skip
+    graph = example("cow_photo", changes)
+    graph["searched"] = node("SlipstreamLoadSchedule", file="preset: pocket_3", steps=10)
+    found = {}
+    for name in ("scheduler", "searched"):
+        if name == "searched":
+            (sampling,) = [n for n in graph.values() if n["class_type"] == "SamplerCustomAdvanced"]
+            sampling["inputs"]["sigmas"] = ["searched", 1]
+        result = host.run(graph)
+        assert result.ok, result.explain()
+        (file,) = [f for f in result.files if f.type == "output"]
+        found[name] = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB")).astype(int)
+    assert np.abs(found["scheduler"] - found["searched"]).max() > 2  # the levels are used
+
+
+def test_searched_levels_drive_the_stream(host: Any, first: tuple[dict, Any]) -> None:
+    """As many passes as frames and levels ask for, at the levels of the schedule: other ones give other pictures."""
+    graph = {k: v for k, v in first[0].items() if k in ("m", "p", "n", "l", "g", "s", "search")}
+    graph["frames"] = node("EmptyImage", width=64, height=64, batch_size=3, color=0x3050A0)
+    graph["longer"] = node("SlipstreamResampleSchedule", schedule=["search", 0], steps=8)
+    graph["karras"] = node("BasicScheduler", model=["m", 0], scheduler="karras", steps=8, denoise=1.0)
+    for name, sigmas in (("a", ["longer", 1]), ("b", ["karras", 0])):
+        graph[f"low{name}"] = node("SplitSigmas", sigmas=sigmas, step=5)
+        graph[f"stream{name}"] = node(
+            "SlipstreamStreamFrames", model=["m", 0], positive=["p", 0], negative=["n", 0], vae=["m", 2],
+            frames=["frames", 0], sigmas=[f"low{name}", 1], strength=0.6, steps=2, guidance="self", guidance_scale=1.2, seed=5,
+        )  # fmt: skip
+        graph[f"out{name}"] = node("SaveImage", images=[f"stream{name}", 0], filename_prefix=name)
+        show(graph, f"text{name}", [f"stream{name}", 1])
+    result = host.run(graph)
+    assert "5 passes" in text_of(result, "texta")  # 3 frames + 3 levels - 1
+    files = [[f for f in result.files if f.node == f"out{name}"] for name in "ab"]
+    found = [[np.asarray(Image.open(io.BytesIO(f.read()))).astype(int) for f in each] for each in files]
+    assert [len(frames) for frames in found] == [3, 3]
+    assert np.abs(found[0][0] - found[1][0]).max() > 2
+
+
+def test_a_sampler_that_chooses_its_own_steps_is_refused(host: Any) -> None:
+    graph = base()
+    graph["s"] = node("KSamplerSelect", sampler_name="dpm_adaptive")
+    graph["search"] = searching()
+    show(graph, "report", ["search", 3])
+    assert "Expected `sampler` to follow its sigmas, but got 'dpm_adaptive'" in host.run(graph).explain()
+
+
+def test_budgets_and_pictures_that_cannot_be_used(host: Any, tmp_path: pathlib.Path) -> None:
+    graph = base()
+    graph["search"] = searching(evaluations=0)
+    show(graph, "report", ["search", 3])
+    assert "Expected a budget" in host.run(graph).explain()
+    Image.new("RGB", (40, 40)).save(tmp_path / "only.png")
+    graph["objective"] = node(
+        "SlipstreamReferenceObjective", vae=["m", 2], features="pixels", distance="mmd", folder=str(tmp_path)
+    )
+    graph["search"] = searching(custom_objective=["objective", 0])
+    assert "at least 2 reference images to have a distribution, but got 1" in host.run(graph).explain()
+    graph["search"] = searching(steps=1, evaluations=3)
+    assert "leaves nothing to search" in text_of(host.run(graph), "report")
+
+
 def test_layers_are_searched_in_the_host(host: Any) -> None:
     graph = base()
     graph["search"] = searching(layers=True, evaluations=30, steps=2, strategy="evolution")
