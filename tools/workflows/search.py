@@ -58,25 +58,26 @@ def compare_schedules(g: Any) -> None:
     more = g.add("SlipstreamAddSchedule", name="SDXL list, resampled", schedule=published["schedule"])
     beta = g.add("BasicScheduler", model=model, scheduler="beta", steps=4, denoise=1.0)
     more = g.add("SlipstreamAddSchedule", name="beta, one step more", sigmas=beta, schedules=more)
+    goal = g.add("SlipstreamSelfObjective", vae=model, features="pixels", distance="paired")
     result = g.add(
         "SlipstreamCompareSchedules", guider=guider, sampler=sampler, latent_image=empty, clip=model, stock_steps=3,
-        pairs=6, repeats=3, schedule=searched["schedule"], schedules=more, prompts=PROMPTS,
+        pairs=6, repeats=3, schedule=searched["schedule"], schedules=more, prompts=PROMPTS, custom_objective=goal,
     )  # fmt: skip
     g.add("PreviewAny", source=result["table"], title="Table")
     g.add("SaveImage", images=result["chart"], filename_prefix="slipstream/compare_schedules", title="Chart")
     g.note(
-        "Is it better than karras, beta, Align Your Steps? Every schedule is sampled on the same fresh noise; whiskers are "
-        "95 % intervals over three repeats. Add as many schedules as you like with Add Schedule to Compare.",
+        "Is it better than karras, beta, Align Your Steps? Every schedule is sampled on the same fresh noise; bars are 95 % "
+        "intervals over three repeats, in the latents and in the decoded pictures. Add as many schedules as you like with Add "
+        "Schedule to Compare.",
         height=160,
     )
 
 
 def search_layers(g: Any) -> None:
     model, guider, sampler, empty = _guided(g)
-    goal = g.add("SlipstreamSelfObjective", vae=model, features="pixels", distance="paired")
     found = g.add(
         "SlipstreamSearchSchedule", guider=guider, sampler=sampler, latent_image=empty, clip=model, steps=2,
-        evaluations=20, pairs=6, layers=True, custom_objective=goal, prompts=PROMPTS,
+        evaluations=120, pairs=8, layers=True, prompts=PROMPTS,
     )  # fmt: skip
     g.add("PreviewAny", source=found["report"], title="Report")
     masked = g.add("SlipstreamApplyLayerMask", model=model, schedule=found["schedule"])
@@ -96,8 +97,8 @@ def search_layers(g: Any) -> None:
     both = g.add("ImageStitch", image1=shown[0], image2=shown[1], direction="right", spacing_width=4)
     g.add("SaveImage", images=both, filename_prefix="slipstream/search_layers")
     g.note(
-        "Searches two steps and, with them, blocks of the network to leave out; pictures are compared with the model's own "
-        "many-step pictures. **Often no mask is better than none**: then Apply Layer Mask returns the model as it is.",
+        "Searches two steps and, with them, blocks of the network to leave out: every block is tried, so this takes 120 "
+        "evaluations. **Often no mask is better than none**: then Apply Layer Mask returns the model as it is.",
         height=180,
     )
 
