@@ -5,35 +5,42 @@
     python benchmarks/stream_gpu.py --device cpu --small   # does everything run? (tiny networks, 64 x 64, fp32)
     python benchmarks/stream_gpu.py --profile trace.json   # one setting under the profiler, for chrome://tracing
 
-The networks have the published shapes and random weights; the VAE is a TAESD (diffusers' AutoencoderTiny). Modes: "eager";
+The networks have the published shapes and random weights; the VAE is a TAESD (diffusers' AutoencoderTiny). They run as a user
+runs them: `Pipeline.encode_image` and `decode_async`, `StreamBatch`, `StreamThreads`, `replayed_pipeline`. Modes: "eager";
 "compiled" (torch.compile of each network); "graph" (each network recorded as a CUDA graph); "both" (compiled, then recorded).
-Timed is a long run without any wait inside: the CPU prepares frames ahead, results are read two frames late. Stage times
-come from a second run with CUDA events. Peak is the best fp16 matrix product of 8192^3 measured here; the fraction counts the
-multiply-adds of all networks.
+
+"loop" is one thread that reads results two frames late, "threads" the five threads of `slipstream stream`. Stage times come from
+a second run with CUDA events. Peak is the best fp16 matrix product of 8192^3 measured here; the fraction counts the
+multiply-adds of all networks. "steady" is a run after warm-up in which torch raises when the host would wait for the device, and
+in which no memory may be asked of the device or pinned; the command ends with 1 when a setting fails it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import json
 import pathlib
 import statistics
+import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from _common import ROOT  # noqa: F401  makes `slipstream` importable from a checkout
-from slipstream.core import Conditioning, DiffusersDenoiser
-from slipstream.core.graphs import record_cuda, replayed
+from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
+from slipstream.core.graphs import replayed_pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
+from slipstream.core.transfer import Arrival
 from slipstream.stream import StreamBatch, StreamConfig
-from torch import Tensor
+from slipstream.stream.queues import StreamThreads
 
 STEPS = {1: [35], 2: [35, 45], 4: [20, 28, 36, 45]}
 LAG = 2  # frames that the GPU may be behind when a result is read
+WARM_UP = 12
 SD = {
     "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024,
     "use_linear_projection": True, "sample_size": 64,
@@ -62,6 +69,8 @@ class Row:
     guidance: str
     sequential: bool
     fps: float
+    threads_fps: float
+    steady: str
     encode_ms: float
     denoise_ms: float
     decode_ms: float
@@ -72,116 +81,100 @@ class Row:
     def text(self) -> str:
         kind = "sequential" if self.sequential else "stream batch"
         return (
-            f"{self.model:5} {self.mode:8} N={self.steps} {self.guidance:7} {kind:12} {self.fps:7.1f} fps  ms: encode "
+            f"{self.model:5} {self.mode:8} N={self.steps} {self.guidance:7} {kind:12} fps: loop {self.fps:6.1f} threads "
+            f"{self.threads_fps:6.1f}  steady: {self.steady}  ms: encode "
             f"{self.encode_ms:6.2f} denoise {self.denoise_ms:7.2f} decode {self.decode_ms:6.2f}  {self.tflop:6.3f} TFLOP/frame  "
             f"{self.peak_share:5.1%} of peak  {self.memory_gb:5.2f} GB"
         )
 
 
-class Networks:
-    """UNet and tiny VAE of one shape, with random weights, and functions from pixels to latents and back."""
+def make_pipe(name: str, device: torch.device, small: bool) -> tuple[Pipeline, int]:
+    """Return a pipeline of one shape with random weights and a tiny VAE, and the side of its pictures."""
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
 
-    def __init__(self, name: str, device: torch.device, small: bool) -> None:
-        from diffusers import AutoencoderTiny, UNet2DConditionModel
-
-        torch.manual_seed(0)
-        self.name, self.device = name, device
-        self.dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self.size = 64 if small else 512
-        config = {**(SDXL if name == "sdxl" else SD), **(SMALL if small else {})}
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        with device:
-            unet = UNet2DConditionModel(**config)
-            channels = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4} if small else {}
-            vae = AutoencoderTiny(**channels)
-        self.unet = unet.to(self.dtype, memory_format=layout).eval().requires_grad_(False)
-        self.vae = vae.to(self.dtype, memory_format=layout).eval().requires_grad_(False)
-        self.width = config["cross_attention_dim"]
-        self.model = DiffusersDenoiser(self.unet, scaled_linear_alphas_cumprod())
-
-    def cond(self) -> Conditioning:
-        context = torch.randn(1, 77, self.width, device=self.device, dtype=self.dtype)
-        if self.name != "sdxl":
-            return Conditioning(context)
-        ids = torch.full((1, 6), float(self.size), device=self.device)
-        return Conditioning(context, torch.randn(1, 1280, device=self.device, dtype=self.dtype), {"time_ids": ids})
-
-    def encode(self, frame: Tensor) -> Tensor:
-        """uint8 (H, W, 3) on the device -> latents (1, 4, h, w)."""
-        pixels = frame.permute(2, 0, 1)[None].to(self.dtype).mul(2 / 255).sub(1)
-        return self.vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latents
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (1, 4, h, w) -> uint8 (H, W, 3) on the device."""
-        pixels = self.vae.decode(latents.to(self.dtype)).sample[0].permute(1, 2, 0)
-        return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    torch.manual_seed(0)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    config = {**(SDXL if name == "sdxl" else SD), **(SMALL if small else {})}
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    with device:
+        unet = UNet2DConditionModel(**config)
+        channels = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4} if small else {}
+        vae = AutoencoderTiny(**channels)
+    unet, vae = (net.to(dtype, memory_format=layout).eval().requires_grad_(False) for net in (unet, vae))
+    return Pipeline(
+        DiffusersDenoiser(unet, scaled_linear_alphas_cumprod()), [], vae, device, dtype
+    ), 64 if small else 512
 
 
-def recorded(function: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return `function` as a CUDA graph for inputs like `example`."""
-    fixed = example.clone()
-    replay, output = record_cuda(lambda: function(fixed))
+def make_cond(pipe: Pipeline, size: int) -> Conditioning:
+    put = {"device": pipe.device, "dtype": pipe.dtype}
+    context = torch.randn(1, 77, pipe.model.unet.config.cross_attention_dim, **put)
+    if not pipe.model.takes_time_ids:
+        return Conditioning(context)
+    ids = torch.full((1, 6), float(size), device=pipe.device)
+    return Conditioning(context, torch.randn(1, 1280, **put), {"time_ids": ids})
 
-    def run(x: Tensor) -> Tensor:
-        fixed.copy_(x, non_blocking=True)
-        replay()
-        return output.clone()
 
-    return run
+def prepared(pipe: Pipeline, mode: str, rows: int, size: int, cond: Conditioning) -> Pipeline:
+    """Return `pipe` with its networks as `mode` says."""
+    if mode in ("graph", "both"):
+        return replayed_pipeline(pipe, rows, size, size, cond, compiled=mode == "both")
+    if mode == "compiled":
+        pipe = copy.copy(pipe)
+        pipe.model, pipe.vae = copy.copy(pipe.model), copy.copy(pipe.vae)
+        pipe.model.unet = torch.compile(pipe.model.unet, dynamic=False)
+        pipe.vae.encode, pipe.vae.decode = (torch.compile(f, dynamic=False) for f in (pipe.vae.encode, pipe.vae.decode))
+    return pipe
 
 
 class Runner:
-    """One setting: frame on the host -> frame on the host, nothing waited for inside."""
+    """One setting: frame on the host -> frame on the host, in one thread that waits for nothing but old results."""
 
-    def __init__(self, nets: Networks, mode: str, steps: int, guidance: str, sequential: bool) -> None:
-        self.nets, self.sequential, self.steps = nets, sequential, steps
-        cond, uncond = nets.cond(), nets.cond()
-        scale = 1.0 if guidance == "none" else 1.2
+    def __init__(self, pipe: Pipeline, size: int, mode: str, steps: int, guidance: str, sequential: bool) -> None:
+        cond, uncond = make_cond(pipe, size), make_cond(pipe, size)
         config = StreamConfig(
-            t_index_list=STEPS[steps], guidance=guidance, guidance_scale=scale, static_rows=mode != "eager"
-        )
-        latents = nets.size // 8
-        rows = 1 if sequential else steps
-        rows = rows * 2 if guidance == "full" else rows + (guidance == "onetime")
-        model, self.encode, self.decode = nets.model, nets.encode, nets.decode
-        if mode in ("compiled", "both"):
-            self.encode, self.decode = (
-                torch.compile(nets.encode, dynamic=False),
-                torch.compile(nets.decode, dynamic=False),
-            )
-        if mode == "compiled":
-            model = DiffusersDenoiser(nets.unet, scaled_linear_alphas_cumprod())
-            model.unet = torch.compile(nets.unet, dynamic=False)
-        if mode in ("graph", "both") and nets.device.type == "cuda":
-            model = replayed(nets.model, rows, latents, latents, cond, compiled=mode == "both")
-            frame = torch.zeros(nets.size, nets.size, 3, dtype=torch.uint8, device=nets.device)
-            with torch.inference_mode():
-                self.encode = recorded(self.encode, frame)
-                self.decode = recorded(
-                    self.decode, torch.zeros(1, 4, latents, latents, device=nets.device, dtype=nets.dtype)
-                )
-        self.batch = StreamBatch(model, cond, uncond, config)
-        pinned = nets.device.type == "cuda"
+            t_index_list=STEPS[steps], guidance=guidance, guidance_scale=1.0 if guidance == "none" else 1.2,
+            static_rows=mode != "eager" and not sequential,
+        )  # fmt: skip
+        self.sequential = sequential
+        self.pipe = prepared(pipe, mode, config.rows, size, cond)
+        self.new_batch = functools.partial(StreamBatch, self.pipe.model, cond, uncond, config)
+        self.batch = self.new_batch()
+        self.decode = functools.partial(self.pipe.decode_async, dtype=torch.uint8)
         generator = torch.Generator().manual_seed(1)
-        shape = (nets.size, nets.size, 3)
-        self.frames = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(8)]
-        self.frames = [frame.pin_memory() for frame in self.frames] if pinned else self.frames
-        self.outputs = [torch.empty_like(self.frames[0], pin_memory=pinned) for _ in range(LAG + 1)]
+        self.frames = [torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=generator) for _ in range(8)]
+        self.coming: deque[Arrival] = deque()
 
-    @torch.inference_mode()
-    def __call__(self, i: int, marks: list[Any] | None = None) -> bool:
-        """Push frame `i`; returns whether a frame came out. `marks` collects an event after each stage."""
+    def __call__(self, i: int, marks: list[Any] | None = None) -> int:
+        """Push frame `i`; returns how many frames came out. `marks` collects an event after each stage."""
         _mark(marks)
-        latents = self.encode(self.frames[i % len(self.frames)].to(self.nets.device, non_blocking=True))
+        latents = self.pipe.encode_image(self.frames[i % len(self.frames)][None])
         _mark(marks)
         finished = self.batch.push(latents)
         if self.sequential:  # one step at a time, as without a Stream Batch
             finished += self.batch.drain()
         _mark(marks)
-        for frame in finished:
-            self.outputs[i % len(self.outputs)].copy_(self.decode(frame.latents), non_blocking=True)
+        self.coming.extend(self.decode(frame.latents) for frame in finished)
         _mark(marks)
-        return bool(finished)
+        while len(self.coming) > LAG:
+            self.coming.popleft().get()
+        return len(finished)
+
+    def threads(self, count: int) -> float:
+        """Return the rate of `count` frames through `StreamThreads`; 0 for one step at a time, which it does not do."""
+        if self.sequential:
+            return 0.0
+        source = ((self.frames[i % len(self.frames)], i) for i in range(count))
+        with StreamThreads(
+            source,
+            self.pipe.encode_image,
+            self.new_batch(),
+            self.decode,
+            lambda *_: None,
+            live=False,
+            device=self.pipe.device,
+        ) as threads:
+            return threads.wait()["fps_out"]
 
 
 def _mark(marks: list[Any] | None) -> None:
@@ -197,23 +190,48 @@ def _mark(marks: list[Any] | None) -> None:
 
 def frames_per_second(run: Runner, seconds: float) -> float:
     """Return the steady rate; the GPU stays at most `LAG` frames behind."""
-    cuda = run.nets.device.type == "cuda"
-    waiting: deque[Any] = deque()
-    for i in range(12):
+    for i in range(WARM_UP):
         run(i)
-    if cuda:
-        torch.cuda.synchronize()
+    _synchronize(run)
     begun, count = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds or count < 5:
         count += run(count)
-        if cuda:
-            waiting.append(torch.cuda.Event())
-            waiting[-1].record()
-            if len(waiting) > LAG:
-                waiting.popleft().synchronize()
-    if cuda:
-        torch.cuda.synchronize()
+    _synchronize(run)
     return count / (time.perf_counter() - begun)
+
+
+def _synchronize(run: Runner) -> None:
+    if run.pipe.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def steady(run: Runner, count: int = 50) -> str:
+    """Return "pass" when `count` frames after warm-up neither make the host wait nor take memory, "-" without CUDA, or the reason."""
+    for i in range(WARM_UP):
+        run(i)
+    if run.pipe.device.type != "cuda":
+        return "-"
+    _synchronize(run)
+    before = allocations()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for i in range(count):
+            run(i)
+    except RuntimeError as error:
+        return f"FAIL ({str(error).splitlines()[0]})"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    grown = {name: after - before[name] for name, after in allocations().items() if after != before[name]}
+    return f"FAIL ({', '.join(f'{n} {name}' for name, n in grown.items())})" if grown else "pass"
+
+
+def allocations() -> dict[str, int]:
+    """Return how often memory was asked of the driver so far: cudaMalloc, and pinned blocks where torch counts them."""
+    device = torch.cuda.memory_stats()
+    found = {"device allocations": device.get("num_device_alloc", device["segment.all.allocated"])}
+    if hasattr(torch.cuda, "host_memory_stats"):
+        found["pinned allocations"] = torch.cuda.host_memory_stats().get("num_host_alloc", 0)
+    return found
 
 
 def stage_times(run: Runner, count: int = 20) -> list[float]:
@@ -230,11 +248,11 @@ def stage_times(run: Runner, count: int = 20) -> list[float]:
     return [statistics.median(column) for column in zip(*rows)]
 
 
-def flops(nets: Networks, steps: int, guidance: str) -> float:
+def flops(pipe: Pipeline, size: int, steps: int, guidance: str) -> float:
     """Return the floating point operations of one frame in 10^12 (two for each multiply-add)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    run = Runner(nets, "eager", steps, guidance, sequential=True)
+    run = Runner(pipe, size, "eager", steps, guidance, sequential=True)
     with FlopCounterMode(display=False) as counter:
         run(0)
     return counter.get_total_flops() / 1e12
@@ -257,15 +275,20 @@ def matmul_peak(device: torch.device) -> float:
     return best
 
 
-def measure(nets: Networks, mode: str, steps: int, guidance: str, sequential: bool, seconds: float, peak: float) -> Row:
-    if nets.device.type == "cuda":
+def measure(
+    name: str, pipe: Pipeline, size: int, mode: str, steps: int, guidance: str, sequential: bool, seconds: float, peak: float
+) -> Row:  # fmt: skip
+    cuda = pipe.device.type == "cuda"
+    if cuda:
         torch.cuda.reset_peak_memory_stats()
-    run = Runner(nets, mode, steps, guidance, sequential)
+    run = Runner(pipe, size, mode, steps, guidance, sequential)
     fps = frames_per_second(run, seconds)
-    times = stage_times(run)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if nets.device.type == "cuda" else 0.0
-    work = flops(nets, steps, guidance)
-    return Row(nets.name, mode, steps, guidance, sequential, fps, *times, work, work * fps / peak, memory)
+    verdict, times, threads_fps = steady(run), stage_times(run), run.threads(max(int(fps * seconds / 2), 20))
+    memory = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+    work = flops(pipe, size, steps, guidance)
+    return Row(
+        name, mode, steps, guidance, sequential, fps, threads_fps, verdict, *times, work, work * fps / peak, memory
+    )
 
 
 def settings(steps: list[int], modes: list[str]) -> list[tuple[str, int, str, bool]]:
@@ -289,7 +312,7 @@ def ratios(rows: list[Row]) -> list[str]:
     return lines
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true")
@@ -307,16 +330,19 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, fp16 matrix product {peak:.0f} TFLOP/s")
     rows: list[Row] = []
     for model in args.models:
-        nets = Networks(model, device, args.small)
+        pipe, size = make_pipe(model, device, args.small)
         if args.profile:
-            profile(Runner(nets, args.modes[0], args.steps[0], "self", False), args.profile)
-            return
+            profile(Runner(pipe, size, args.modes[0], args.steps[0], "self", False), args.profile)
+            return 0
         for setting in settings(args.steps, args.modes):
-            rows.append(measure(nets, *setting, args.seconds, peak))
+            rows.append(measure(model, pipe, size, *setting, args.seconds, peak))
             print(rows[-1].text(), flush=True)
     print("\n".join(ratios(rows)))
     if args.json:
         args.json.write_text(json.dumps({"device": name, "peak": peak, "rows": [asdict(r) for r in rows]}, indent=1))
+    failed = [row for row in rows if row.steady.startswith("FAIL")]
+    print(f"steady: {len(failed)} of {len(rows)} settings fail" if device.type == "cuda" else "steady: needs a GPU")
+    return 1 if failed else 0
 
 
 def profile(run: Runner, path: pathlib.Path) -> None:
@@ -326,14 +352,14 @@ def profile(run: Runner, path: pathlib.Path) -> None:
 
     for i in range(12):
         run(i)
-    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if run.nets.device.type == "cuda" else [])
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if run.pipe.device.type == "cuda" else [])
     with record(activities=kinds) as recorded_run:
         for i in range(5):
             run(i)
     recorded_run.export_chrome_trace(str(path))
-    key = "cuda_time_total" if run.nets.device.type == "cuda" else "cpu_time_total"
+    key = "cuda_time_total" if run.pipe.device.type == "cuda" else "cpu_time_total"
     print(recorded_run.key_averages().table(sort_by=key, row_limit=25))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -97,6 +97,7 @@ def run_stream(args: argparse.Namespace) -> int:
     """Run the command; frames that are finished are in the output whatever happens."""
     from ..core.loading import load
 
+    torch.backends.cudnn.benchmark = True  # all frames have one size
     config = config_of(args)
     texts, prompts = prompts_of(args.prompt or [""], args.blend)
     chooser = SimilarityFilter(args.similarity, blocks=args.blocks) if args.similarity < 1 else None

@@ -14,7 +14,9 @@ from slipstream.core.graphs import ReplayedVae, replayed_pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.core.transfer import to_device
 from slipstream.stream import StreamBatch, StreamConfig
+from slipstream.stream.prompts import BlendedStream, PromptBlend
 from slipstream.stream.queues import Lane, StreamThreads
+from slipstream.stream.stability import Motion
 from slipstream_tests.fake_cuda import DEVICE, HostWaitError, RaceError, fake_cuda
 
 STEPS = {1: [35], 2: [35, 45], 4: [5, 20, 30, 44]}
@@ -132,6 +134,36 @@ def test_motion_waits_for_a_value_of_the_frame_before_only(pictures) -> None:
     """At rest the levels are those of the CPU; a change counts one frame later."""
     still = pictures[:1].expand(FRAMES, -1, -1, -1)
     check(still, {"motion": 1.0}, network(), prompts(), waits=FRAMES - 2)
+
+
+def test_on_the_device_a_change_counts_one_frame_later(pictures) -> None:
+    frames = [pictures[i : i + 1] * (1 + i % 3) for i in range(FRAMES)]
+    motion = Motion()
+    expected = [motion.factor(frame, 0.7) for frame in frames]
+    with fake_cuda() as machine:
+        motion = Motion()
+        got = [motion.factor(machine.put(frame), 0.7) for frame in frames]
+    assert got == [1.0, *expected[:-1]]
+    assert len(set(expected)) > 2
+
+
+@pytest.mark.parametrize("mode", ["linear", "slerp"])
+def test_prompts_that_move(pictures, mode) -> None:
+    def run_blend(put) -> list[torch.Tensor]:
+        conds = [c.map(put) for c in prompts()]
+        stream = BlendedStream(model, conds[:2], PromptBlend([1, 0], [0, 1], mode), FRAMES)
+        out = [f for i in range(FRAMES) for f in stream.push(put(pictures[i : i + 1]))]
+        stream.update(cond=conds[2])
+        return [f.latents for f in out + stream.push(put(pictures[:1])) + stream.drain()]
+
+    model = network()
+    expected = run_blend(lambda t: t)
+    with fake_cuda() as machine:
+        machine.put_module(model.unet)
+        got = run_blend(machine.put)
+        assert machine.waits == 0
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.inner, b, rtol=1e-5, atol=1e-5)
 
 
 # -- memory

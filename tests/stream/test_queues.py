@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 import torch
 from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
-from slipstream.stream.queues import FrameQueue, Statistics, StreamThreads, percentile
+from slipstream.stream.queues import AHEAD, FrameQueue, Lane, Statistics, StreamThreads, percentile
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 
 COUNT = 30
@@ -158,6 +160,45 @@ def test_still_frames_are_skipped_and_shown_again() -> None:
     assert all(torch.equal(image, got[0][0]) for image, *_ in got)
     assert model.rows == 3
     assert summary["skipped"] == 19
+
+
+def test_what_is_begun_does_not_pile_up_before_a_slow_device(monkeypatch) -> None:
+    """Starting work is quick and its end takes long: frames are dropped at the entrance, not after they were computed."""
+
+    class Later:
+        def synchronize(self) -> None:
+            self.done.wait()
+
+    begun: list[int] = []
+    arrived: list[int] = []
+
+    def work() -> None:
+        for later in iter(queue.get, None):
+            time.sleep(0.005)
+            arrived.append(1)
+            later.done.set()
+
+    def mark(lane: Lane) -> Later | None:
+        if lane is not threads._lanes["decode"]:
+            return None
+        later = Later()
+        later.done = threading.Event()
+        queue.put(later)
+        begun.append(len(begun) + 1 - len(arrived))
+        return later
+
+    queue: Any = SimpleQueue()
+    device = threading.Thread(target=work)
+    device.start()
+    monkeypatch.setattr(Lane, "mark", mark)
+    threads = make(frames(200, 0.0005), live=True)
+    with threads:
+        summary = threads.wait(60)
+    queue.put(None)
+    device.join()
+    assert max(begun) <= AHEAD + 2, "one more is being begun, another has come without being counted yet"
+    assert summary["dropped_out"] == 0
+    assert summary["dropped_in"] > 50
 
 
 def test_prompt_changes_while_it_runs() -> None:
