@@ -117,11 +117,19 @@ def test_previews_are_throttled_and_the_last_one_always_shows(host, report, seco
     assert report(host.run(graph)) == shown
 
 
-@pytest.mark.parametrize("name", ["stream_video", "stream_blend", "similarity_filter"])
+VIDEO, STEP = {"LoadVideo.file": "ball.mp4"}, {"SlipstreamStreamFrames.steps": 1}
+EXAMPLES = {
+    "stream_video": {**VIDEO, **STEP},
+    "stream_blend": {**VIDEO, **STEP},
+    "similarity_filter": VIDEO,
+    "rcfg_guider": {"BasicScheduler.steps": 4},
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_run(host, example, name) -> None:
     host.upload_image((ROOT / "assets" / "ball.mp4").read_bytes(), "ball.mp4")
-    streams = {"SlipstreamStreamFrames.steps": 1} if name.startswith("stream") else {}
-    result = host.run(example(name, {"LoadVideo.file": "ball.mp4", **streams}))
+    result = host.run(example(name, EXAMPLES[name]))
     assert result.ok, result.explain()
     files = [f for f in result.files if f.filename.endswith(".mp4")]
     assert len(files) == (name == "stream_video")
