@@ -92,16 +92,20 @@ def streamed(pipe: Any, frames: np.ndarray) -> np.ndarray:
     return pipe.decode(torch.cat([f.latents for f in finished])).numpy() * 255
 
 
+def assert_same(host_pictures: np.ndarray, library: np.ndarray) -> None:
+    """SaveImage cuts off the fraction; nothing else separates the host's pictures from the library's unrounded ones."""
+    lost = library - host_pictures
+    assert lost.min() > -0.1
+    assert lost.max() < 1.1
+
+
 def test_frames_equal_the_librarys(host, pipe) -> None:
     frames, graph = clip(5), base()
     add_stream(graph, loaded(host, graph, frames))
     result = host.run(graph)
     got = pictures(result)
-    # SaveImage cuts off the fraction; nothing else separates the two.
-    lost = streamed(pipe, frames) - got
     assert got.shape == frames.shape
-    assert lost.min() > -0.1
-    assert lost.max() < 1.1
+    assert_same(got, streamed(pipe, frames))
     report = text_of(result)
     assert "5 of 5 frames" in report
     assert f"7 passes, 7 network calls, {5 * 3 + 5} rows" in report
@@ -296,55 +300,42 @@ def test_frames_through_a_tiny_autoencoder_equal_the_librarys(host, host_models,
     vae = add(graph, host_models, tiny_vae)
     add_stream(graph, loaded(host, graph, frames), vae=vae)
     got = pictures(host.run(graph))
-    lost = streamed(load("pocket", vae=tiny_vae), frames) - got
+    assert_same(got, streamed(load("pocket", vae=tiny_vae), frames))
     assert got.std() > 20
     assert np.abs(got[3].astype(int) - got[0]).mean() > 5  # the moving box is in the latents
-    assert lost.min() > -0.1
-    assert lost.max() < 1.1
+
+
+def through(host: Any, report: Any, vae: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+    """Encode and decode a picture with a VAE; returns the result and the latents as an SD1.x UNet has them."""
+    graph: dict[str, Any] = {"m": node("ProbeTinyNative", shape="sd15", dtype="float32"), "v": vae}
+    graph["e"] = node("VAEEncode", pixels=loaded(host, graph, clip(1)), vae=["v", 0])
+    graph["report"] = node("ProbeDump", latent=["e", 0], model=["m", 0])
+    graph["d"] = node("VAEDecode", samples=["e", 0], vae=["v", 0])
+    graph["out"] = node("SaveImage", images=["d", 0], filename_prefix="through")
+    result = host.run(graph)
+    found = report(result)
+    return result, torch.tensor(found["scaled"]).reshape(found["shape"])
 
 
 def test_a_bare_taesd_file_is_scaled_as_the_host_scales_it(host, host_models, tiny_vae, report) -> None:
     """TAESD works on latents as the UNet has them: the host divides by 0.18215 and SD1.x multiplies by it again."""
-    graph: dict[str, Any] = {
-        "m": node("ProbeTinyNative", shape="sd15", dtype="float32"),
-        "v": node("VAELoader", vae_name="taesd"),
-    }
-    graph["e"] = node("VAEEncode", pixels=loaded(host, graph, clip(1)), vae=["v", 0])
-    graph["report"] = node("ProbeDump", latent=["e", 0], model=["m", 0])
-    graph["d"] = node("VAEDecode", samples=["e", 0], vae=["v", 0])
-    graph["out"] = node("SaveImage", images=["d", 0], filename_prefix="taesd")
-    result = host.run(graph)
-    found = report(result)
-    seen_by_unet = torch.tensor(found["scaled"]).reshape(found["shape"])
+    result, seen_by_unet = through(host, report, node("VAELoader", vae_name="taesd"))
     for file in (host_models / "vae_approx" / "taesd_decoder.safetensors", tiny_vae / WEIGHTS):
         pipe = load("pocket", vae=file)
         latents = pipe.encode_image(torch.from_numpy(clip(1)).float() / 255)
         torch.testing.assert_close(latents, seen_by_unet, rtol=1e-4, atol=1e-5)
-        lost = pipe.decode(latents).numpy() * 255 - pictures(result)
-        assert lost.min() > -0.1
-        assert lost.max() < 1.1
+        assert_same(pictures(result), pipe.decode(latents).numpy() * 255)
 
 
 def test_a_tiny_autoencoder_in_a_folder_of_a_known_family_gives_the_latents_of_the_family(
     host, tiny_vae, report
 ) -> None:
     """SD1.x in the host multiplies each LATENT by 0.18215, whatever the folder's tiny autoencoder asks for."""
-    graph: dict[str, Any] = {
-        "m": node("ProbeTinyNative", shape="sd15", dtype="float32"),
-        "v": node("ProbeFolderVae", folder=str(tiny_vae), scale=TAESD_SCALE),
-    }
-    graph["e"] = node("VAEEncode", pixels=loaded(host, graph, clip(1)), vae=["v", 0])
-    graph["report"] = node("ProbeDump", latent=["e", 0], model=["m", 0])
-    graph["d"] = node("VAEDecode", samples=["e", 0], vae=["v", 0])
-    graph["out"] = node("SaveImage", images=["d", 0], filename_prefix="family")
-    result = host.run(graph)
-    found = report(result)
+    result, seen_by_unet = through(host, report, node("ProbeFolderVae", folder=str(tiny_vae), scale=TAESD_SCALE))
     pipe = load("pocket", vae=tiny_vae)
     latents = pipe.encode_image(torch.from_numpy(clip(1)).float() / 255)
-    torch.testing.assert_close(torch.tensor(found["scaled"]).reshape(found["shape"]), latents, rtol=1e-4, atol=1e-5)
-    lost = pipe.decode(latents).numpy() * 255 - pictures(result)
-    assert lost.min() > -0.1
-    assert lost.max() < 1.1
+    torch.testing.assert_close(latents, seen_by_unet, rtol=1e-4, atol=1e-5)
+    assert_same(pictures(result), pipe.decode(latents).numpy() * 255)
 
 
 def test_noise_levels_from_a_scheduler(host) -> None:
@@ -488,9 +479,7 @@ def test_a_prompt_for_each_frame_goes_with_it(host, pipe, mode) -> None:
     fade = PromptBlend([1, 0], [0, 1], mode)
     stream = BlendedStream(pipe.model, conds, fade, 4, pipe.encode_text([""]), StreamConfig(**SETTINGS))
     finished = stream.push(pipe.encode_image(torch.from_numpy(frames).float() / 255)) + stream.drain()
-    lost = pipe.decode(torch.cat([f.latents for f in finished])).numpy() * 255 - got
-    assert lost.min() > -0.1
-    assert lost.max() < 1.1
+    assert_same(got, pipe.decode(torch.cat([f.latents for f in finished])).numpy() * 255)
 
 
 @pytest.mark.parametrize("guidance", ["onetime", "full"])
