@@ -36,6 +36,12 @@ SD_SCALING, SDXL_SCALING = 0.18215, 0.13025
 PathLike = str | pathlib.Path
 
 
+def init_config(config: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """Return a config without what its class writes but does not take, about which diffusers would warn the user."""
+    written = ("block_out_channels",) if architecture == "AutoencoderTiny" else ()
+    return {k: v for k, v in config.items() if not k.startswith("_") and k not in written}
+
+
 @dataclass(frozen=True)
 class Part:
     """One network before it is loaded: how to make its skeleton, and which weight is where in which files."""
@@ -56,7 +62,7 @@ class Part:
 
         library = ARCHITECTURES[self.architecture]
         cls = getattr(importlib.import_module(library), self.architecture)
-        config = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        config = init_config(self.config, self.architecture)
         with torch.device("meta"):
             return cls(cls.config_class(**config)) if library == "transformers" else cls.from_config(config)
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.loading import init_config
+
 WEIGHT_NAMES = (
     "diffusion_pytorch_model.fp16.safetensors",
     "diffusion_pytorch_model.safetensors",
@@ -372,7 +374,7 @@ def load_vae(folder: pathlib.Path, scale: float | None = None) -> Any:
         raise ValueError(
             "Expected a VAE that only scales its latents, but got one that shifts them. Use a stock VAE loader."
         )
-    vae = getattr(diffusers, kind).from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    vae = getattr(diffusers, kind).from_config(init_config(config, kind))
     try:
         vae.load_state_dict(read_weights(folder))
     except RuntimeError:  # its message lists every weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 import shutil
 import threading
@@ -245,9 +246,12 @@ class TestPrediction:
 
 
 class TestVae:
-    def test_a_tiny_autoencoder_as_folder_file_and_original_pair(self, tmp_path: pathlib.Path) -> None:
+    def test_a_tiny_autoencoder_as_folder_file_and_original_pair(
+        self, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from diffusers import AutoencoderTiny
 
+        monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
         torch.manual_seed(0)
         tiny = AutoencoderTiny().eval()
         tiny.save_pretrained(tmp_path / "taesd")
@@ -266,6 +270,7 @@ class TestVae:
             decoded = (tiny.decode(wanted).sample.movedim(1, -1) + 1) / 2
             torch.testing.assert_close(pipe.decode(wanted), decoded.clamp(0, 1), atol=1e-5, rtol=1e-5)
             assert pipe.downscale == 8
+        assert not caplog.text  # no word about a config that is as diffusers wrote it
 
     def test_an_original_vae_file_with_and_without_prefix(self, tmp_path: pathlib.Path) -> None:
         tiny = Tiny("sd15")
