@@ -264,7 +264,7 @@ class Search:
         """Score the best finalists and the exact stock schedules on held-out pairs."""
         complete = [(s, c) for s, c in self.scores.values() if math.isfinite(s)]
         ranked = [c for _, c in sorted(complete, key=lambda pair: (pair[0], pair[1].key))]
-        chosen = ranked[: self.config.finalists]
+        chosen = self._apart(ranked)
         # A masked schedule has to beat the best unmasked one, so at least one of those is always ranked too.
         chosen += [c for c in ranked if not c.masks and c not in chosen][: 0 if any(not c.masks for c in chosen) else 1]
         stock = {name: candidate_of(sigmas) for name, sigmas in self.stock.items()}
@@ -276,6 +276,26 @@ class Search:
             scores[candidate.key] = record[-1].score
             self._report("final", candidate, record[-1].score, i + 1, len(pool))
         return [(c, scores[c.key]) for c in chosen], {n: scores[c.key] for n, c in stock.items()}
+
+    def _apart(self, ranked: Sequence[Candidate]) -> list[Candidate]:
+        """Return the first `finalists` candidates that are no near copies of each other, filled up with copies.
+
+        Near copies share the luck of the search pairs: to rank them on others would tell nothing.
+        """
+        near = len(self.space.table) // 50
+        genomes: dict[Candidate, Genome] = {}
+        for candidate in ranked:
+            genome = tuple(self.space.index_of(s) for s in candidate.levels if s > 0)
+            copies = (
+                len(g) == len(genome) and c.masks == candidate.masks and all(abs(a - b) <= near for a, b in zip(g, genome))
+                for c, g in genomes.items()
+            )  # fmt: skip
+            if not any(copies):
+                genomes[candidate] = genome
+            if len(genomes) == self.config.finalists:
+                break
+        rest = [c for c in ranked if c not in genomes]
+        return [*genomes, *rest][: self.config.finalists]
 
     def _result(self, finalists: list[tuple[Candidate, float]], baselines: dict[str, float]) -> SearchResult:
         order = sorted(finalists, key=lambda pair: (pair[1], bool(pair[0].masks), pair[0].key))
