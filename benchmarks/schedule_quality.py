@@ -92,7 +92,7 @@ def toys(seeds: int, budget: int = 150) -> None:
             found = {}
             for strategy, evaluations in (("auto", budget), ("published", 550)):
                 config = SearchConfig(
-                    steps=4, strategy=strategy, evaluations=evaluations, pairs=1000, holdout_pairs=2, finalists=1,
+                    steps=4, strategy=strategy, evaluations=evaluations, pairs=1000, holdout_pairs=1000,
                     teacher_steps=60, halving=False, seed=seed,
                 )  # fmt: skip
                 found[strategy] = search(toy_path(model, 1000 + seed), config, objective)
