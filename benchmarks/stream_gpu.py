@@ -101,9 +101,8 @@ def make_pipe(name: str, device: torch.device, small: bool) -> tuple[Pipeline, i
         channels = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4} if small else {}
         vae = AutoencoderTiny(**channels)
     unet, vae = (net.to(dtype, memory_format=layout).eval().requires_grad_(False) for net in (unet, vae))
-    return Pipeline(
-        DiffusersDenoiser(unet, scaled_linear_alphas_cumprod()), [], vae, device, dtype
-    ), 64 if small else 512
+    model = DiffusersDenoiser(unet, scaled_linear_alphas_cumprod())
+    return Pipeline(model, [], vae, device, dtype), 64 if small else 512
 
 
 def make_cond(pipe: Pipeline, size: int) -> Conditioning:
@@ -165,15 +164,8 @@ class Runner:
         if self.sequential:
             return 0.0
         source = ((self.frames[i % len(self.frames)], i) for i in range(count))
-        with StreamThreads(
-            source,
-            self.pipe.encode_image,
-            self.new_batch(),
-            self.decode,
-            lambda *_: None,
-            live=False,
-            device=self.pipe.device,
-        ) as threads:
+        parts = source, self.pipe.encode_image, self.new_batch(), self.decode, lambda *_: None
+        with StreamThreads(*parts, live=False, device=self.pipe.device) as threads:
             return threads.wait()["fps_out"]
 
 
@@ -230,7 +222,7 @@ def allocations() -> dict[str, int]:
     device = torch.cuda.memory_stats()
     found = {"device allocations": device.get("num_device_alloc", device["segment.all.allocated"])}
     if hasattr(torch.cuda, "host_memory_stats"):
-        found["pinned allocations"] = torch.cuda.host_memory_stats().get("num_host_alloc", 0)
+        found["pinned allocations"] = torch.cuda.host_memory_stats()["num_host_alloc"]
     return found
 
 
@@ -281,6 +273,8 @@ def measure(
     cuda = pipe.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    if mode in ("compiled", "both"):
+        torch.compiler.reset()  # after some shapes of one network torch gives up compiling and runs eagerly
     run = Runner(pipe, size, mode, steps, guidance, sequential)
     fps = frames_per_second(run, seconds)
     verdict, times, threads_fps = steady(run), stage_times(run), run.threads(max(int(fps * seconds / 2), 20))

@@ -73,11 +73,12 @@ class Replay:
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         with self._lock:
             self._take_turn()
+            rows = len(next(iter(inputs.values())))
             for name, tensor in inputs.items():
-                self.inputs[name][: len(tensor)].copy_(tensor, non_blocking=True)
+                self.inputs[name][:rows].copy_(tensor)
             self.replay()
             # The next replay overwrites the output.
-            return self.output[: len(tensor)].clone()
+            return self.output[:rows].clone()
 
     def _take_turn(self) -> None:
         """Let the current stream wait for the one that called before, when that is another."""
@@ -121,20 +122,15 @@ class ReplayedVae:
         )
 
     def encode(self, pixels: Tensor) -> Any:
-        recording = self.recordings[0]
-        return (
-            SimpleNamespace(latents=recording({"x": pixels}))
-            if recording.fits({"x": pixels})
-            else self.vae.encode(pixels)
-        )
+        latents = self._replay(0, pixels)
+        return self.vae.encode(pixels) if latents is None else SimpleNamespace(latents=latents)
 
     def decode(self, latents: Tensor) -> Any:
-        recording = self.recordings[1]
-        return (
-            SimpleNamespace(sample=recording({"x": latents}))
-            if recording.fits({"x": latents})
-            else self.vae.decode(latents)
-        )
+        pixels = self._replay(1, latents)
+        return self.vae.decode(latents) if pixels is None else SimpleNamespace(sample=pixels)
+
+    def _replay(self, way: int, x: Tensor) -> Tensor | None:
+        return self.recordings[way]({"x": x}) if self.recordings[way].fits({"x": x}) else None
 
 
 def _flat(
