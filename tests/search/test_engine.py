@@ -156,6 +156,22 @@ def test_a_mask_is_returned_only_when_it_is_better_on_held_out_pairs(
     assert bool(result.schedule.masks) == (returned == "masked")
 
 
+def test_finalists_are_no_near_copies_of_each_other() -> None:
+    engine = Search(Task(jobs.make_path(), Paired(), jobs.make_config()), Store())  # three finalists
+    made = [
+        engine.space.candidate(g)
+        for g in ((999, 500, 100), (999, 505, 95), (999, 400, 100), (999, 519, 100), (999, 500, 30))
+    ]
+    assert engine._apart(made) == [made[0], made[2], made[4]]
+    masked = Candidate(made[0].levels, (frozenset({"a"}), frozenset(), frozenset()))
+    assert engine._apart([made[0], masked, made[1]]) == [
+        made[0],
+        masked,
+        made[1],
+    ]  # another mask is no copy; room is used
+    assert engine._apart(made[:1]) == made[:1]
+
+
 def test_a_model_with_few_levels() -> None:
     path = jobs.make_path()
     few = path.table()[::50]
