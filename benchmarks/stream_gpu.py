@@ -220,7 +220,8 @@ def steady(run: Runner, count: int = 50) -> str:
 def allocations() -> dict[str, int]:
     """Return how often memory was asked of the driver so far: cudaMalloc, and pinned blocks where torch counts them."""
     device = torch.cuda.memory_stats()
-    found = {"device allocations": device.get("num_device_alloc", device["segment.all.allocated"])}
+    known = "num_device_alloc" if "num_device_alloc" in device else "segment.all.allocated"  # before torch 2.2
+    found = {"device allocations": device[known]}
     if hasattr(torch.cuda, "host_memory_stats"):
         found["pinned allocations"] = torch.cuda.host_memory_stats()["num_host_alloc"]
     return found
