@@ -155,13 +155,18 @@ class SearchSchedule:
                     {"default": "", "multiline": True, "tooltip": "One prompt a line. They take the place of the guider's positive prompt, "
                      "so that the schedule suits the model and not one prompt. Needs CLIP."},
                 ),
+                "search_first_level": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Also search where to start: often better below 5 steps from an empty latent. Off: "
+                     "at the model's highest level, as image to image and COW expect."},
+                ),
             },
         }  # fmt: skip
 
     def search(
         self, guider: Any, sampler: Any, latent_image: dict[str, Any], steps: int, evaluations: int, minutes: float,
         objective: str, pairs: int, seed: int, strategy: str, layers: bool, batch: int, custom_objective: Any = None,
-        clip: Any = None, prompts: str = "",
+        clip: Any = None, prompts: str = "", search_first_level: bool = False,
     ) -> tuple[Any, Tensor, Tensor, str]:  # fmt: skip
         from ..search import SearchConfig, search
         from ..search.report import result_text
@@ -171,7 +176,7 @@ class SearchSchedule:
 
         config = SearchConfig(
             steps=steps, strategy=strategy, pairs=pairs, holdout_pairs=2 * pairs, evaluations=evaluations or None,
-            seconds=minutes * 60 or None, layers=layers, seed=seed,
+            seconds=minutes * 60 or None, layers=layers, seed=seed, pin_first=not search_first_level,
         )  # fmt: skip
         path = HostPath(guider, sampler, latent_image, seed, batch, _prompts(clip, prompts, warn), layers)
         goal = custom_objective or _objective(objective)

@@ -40,6 +40,10 @@ def add_parser(subparsers: Any) -> None:
     found.add_argument("--minutes", type=float, default=None, help="time for evaluations, earlier runs included")
     found.add_argument("--strategy", choices=STRATEGIES, default="auto")
     found.add_argument("--layers", action="store_true", help="also search blocks to skip")
+    found.add_argument(
+        "--search-first-level", action="store_true",
+        help="also search where to start: often better below 5 steps, not for image to image",
+    )  # fmt: skip
     found.add_argument("--store", type=pathlib.Path, default=None, help="SQLite file: the same command goes on with it")
     found.add_argument(
         "--ray", default=None, metavar="ADDRESS", help="evaluate on a Ray cluster: auto, local, or an address"
@@ -94,6 +98,7 @@ def make_task(args: argparse.Namespace) -> Task:
         steps=getattr(args, "steps", 4), strategy=getattr(args, "strategy", "auto"), pairs=args.pairs,
         holdout_pairs=2 * args.pairs, evaluations=getattr(args, "evaluations", 1) or None,
         seconds=(getattr(args, "minutes", None) or 0) * 60 or None, layers=getattr(args, "layers", False), seed=args.seed,
+        pin_first=not getattr(args, "search_first_level", False),
     )  # fmt: skip
     return Task(path, make_objective(args, pipe), config)
 

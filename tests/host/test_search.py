@@ -149,6 +149,16 @@ def test_run_again_goes_on_where_it_was(host: Any, first: tuple[dict, Any]) -> N
     assert done < 12
 
 
+def test_the_first_level_is_searched_when_asked_for(host: Any) -> None:
+    graph = base()
+    graph["search"] = searching(steps=1, evaluations=8, search_first_level=True)
+    show(graph, "report", ["search", 3])
+    graph["save"] = node("SlipstreamSaveSchedule", schedule=["search", 0], name="free start", overwrite=True)
+    result = host.run(graph)
+    assert "8 schedules tried" in text_of(result, "report")
+    assert Schedule.load(result.outputs["save"]["text"][0]).sigmas[0] < pocket().model.sigma_max
+
+
 def test_interrupt_keeps_every_finished_evaluation(host: Any) -> None:
     graph = base()
     graph["search"] = searching(seed=77, evaluations=30)

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 from PIL import Image
 from slipstream.cli import main
+from slipstream.core import load
 from slipstream.search import Schedule
 
 SMALL = ["--size", "32", "32", "--pairs", "2"]
@@ -26,6 +27,16 @@ def test_search_writes_a_schedule_and_goes_on(tmp_path: pathlib.Path, capsys: py
     text = capsys.readouterr().out
     assert "Align Your Steps, SD 1.5" in text
     assert text.split("schedule     steps")[1].split("\n")[1].startswith("ays_sd15_10")  # ten steps against two
+
+
+def test_the_first_level_is_searched_when_asked_for(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["search", *SMALL, "--steps", "1", "--evaluations", "8", "--out", str(tmp_path / "one.json")]
+    assert main(command) == 0
+    assert "nothing to search" in capsys.readouterr().out  # one step that starts at the highest level leaves no choice
+    stock = Schedule.load(tmp_path / "one.json").sigmas[0]
+    assert main([*command, "--search-first-level"]) == 0
+    assert "8 schedules tried" in capsys.readouterr().out
+    assert Schedule.load(tmp_path / "one.json").sigmas[0] not in (stock, load("pocket").model.sigma_max)
 
 
 @pytest.mark.parametrize(
