@@ -9,7 +9,7 @@ toys     two models whose score is known exactly: a 2-D mixture and 64-D digits 
 pocket   the bundled model at 2, 3 and 4 steps, searched on captions and noise that the measurement never sees: Frechet
          distance to 50-step samples and to real scenes (128 features of the attribute checker, standardised on real
          scenes), and the share of pictures whose every attribute is as the caption says
-layers   steps and blocks together against steps alone, at equal cost in multiply-adds and equal evaluations
+layers   steps and blocks together against steps alone, at equal cost in multiply-adds and 150 evaluations each
 overhead share of a search's time that is not spent in the network
 """
 
@@ -236,21 +236,12 @@ def report_pocket(count: int, rows: dict[str, list[list[float]]]) -> None:
 # ------------------------------------------------------------------------------------------------ layers, overhead
 
 
-def layers(evaluations: int, steps: Sequence[int] = (2, 3)) -> None:
-    """Both searches get the same number of evaluations and the same cost per sample; the held-out score decides."""
-    pipe = load("pocket")
+def layers(steps: Sequence[int]) -> None:
+    """See schedule_layers.py, which has more options."""
+    import schedule_layers
+
     for count in steps:
-        alone = search_pocket(pipe, count, evaluations)
-        both = search_pocket(pipe, count, evaluations, layers=True)
-        masked = [(c, s) for c, s in both.finalists if c.masks]
-        best = min((s for _, s in masked), default=float("nan"))
-        plain = alone.finalists[0][1]
-        print(
-            f"\n{count} steps' cost, {evaluations} evaluations each: held-out paired error {plain:.4f} with steps alone, "
-            f"{best:.4f} with the best mask; returned: {'mask' if both.schedule.masks else 'no mask'}"
-        )
-        for candidate, score in masked[:3]:
-            print(f"  {candidate.steps} steps, skips {[sorted(m) for m in candidate.masks]}: {score:.4f}")
+        schedule_layers.run(count, 0, evaluations=150, repeats=6)
 
 
 class Timed(ModelPath):
@@ -296,7 +287,7 @@ def main() -> None:
         seeds = range(args.first_seed, args.first_seed + args.seeds)
         pocket(args.images, seeds, args.evaluations, args.steps, args.schedules)
     if "layers" in args.parts:
-        layers(args.evaluations, args.steps)
+        layers(args.steps)
     if "overhead" in args.parts:
         overhead(25)
 
