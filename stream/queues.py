@@ -267,6 +267,8 @@ class StreamThreads:
         for thread in self._threads:
             # A camera that gives no more frames holds its thread for ever; that one is a daemon and may be left behind.
             thread.join(5.0 if thread.name.endswith("capture") else None)
+        for lane in self._lanes.values():
+            lane.finish()
 
     def _run(
         self, name: str, stage: Callable[..., Any], inbox: Iterable[Item], outbox: FrameQueue[Item] | None
