@@ -211,9 +211,8 @@ def test_recordings_are_made_apart_from_the_streams_that_run(monkeypatch: pytest
 
         def run(given: dict[str, Tensor]) -> Tensor:
             where.append(torch.cuda.current_stream())
-            given["x"].record_stream(
-                where[-1]
-            )  # the fake is strict: held until the caller's stream has waited would do
+            # The fake is strict: to be held until the caller's stream has waited would do.
+            given["x"].record_stream(where[-1])
             return given["x"] + weights
 
         mine = torch.cuda.current_stream()
