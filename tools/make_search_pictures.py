@@ -10,11 +10,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import _common  # noqa: E402, F401
+import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from slipstream import load  # noqa: E402
 from slipstream.core.tensors import image_to_numpy  # noqa: E402
-from slipstream.search import ModelPath, Paired, SearchConfig, SelfDistribution, compare, search  # noqa: E402
+from slipstream.search import ModelPath, Paired, Schedule, SearchConfig, SelfDistribution, compare, search  # noqa: E402
 from slipstream.search.charts import comparison_chart, search_chart  # noqa: E402
+from slipstream.search.evaluation import teacher_sigmas  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 FOLDER = ROOT / "web" / "docs" / "img"
@@ -27,8 +29,22 @@ def save(image: Tensor, name: str) -> None:
     print(path.name, tuple(image.shape[1:3]), path.stat().st_size)
 
 
+def side_by_side(pipe: Any) -> None:
+    """Ten captions in five rows: 50 steps, then 2 and 3 steps, each of beta and of the shipped schedule."""
+    import schedule_quality
+
+    path = schedule_quality.pocket_path(pipe, schedule_quality.captions(10, 5000)[1], 900)
+    rows = [teacher_sigmas(path.table(), 50)]
+    for steps in (2, 3):
+        rows += [path.stock(steps)["beta"], Schedule.load(ROOT / "search" / "presets" / f"pocket_{steps}.json").sigmas]
+    pictures = [torch.cat(list(pipe.decode(path.sample(sigmas, range(10)))), 1) for sigmas in rows]
+    sheet = Image.fromarray(image_to_numpy(torch.cat(pictures)[None])[0])
+    sheet.resize((960, 480), Image.Resampling.LANCZOS).save(FOLDER / "searched_steps.jpg", quality=85)
+
+
 def main() -> None:
     pipe = load("pocket")
+    side_by_side(pipe)
     path = ModelPath(
         pipe.model, pipe.encode_text(PROMPTS), pipe.encode_text([""]), (4, 16, 16), cfg_scale=3.0, name="pocket"
     )
