@@ -14,23 +14,21 @@ import argparse
 
 import _common
 import torch
+from schedule_quality import captions
 from slipstream.core import load
 from slipstream.search import ModelPath, Schedule, SearchConfig, compare, search
 from slipstream.search.space import Candidate
 
 
-def captions(count: int, seed: int) -> list[str]:
-    import numpy as np
-    from slipstream_tools.pocket.scenes import caption, sample_scene
-
-    rng = np.random.default_rng(seed)
-    return [caption(sample_scene(rng)) for _ in range(count)]
-
-
 def run(steps: int, seed: int, evaluations: int, repeats: int) -> None:
     pipe = load("pocket")
     path = ModelPath(
-        pipe.model, pipe.encode_text(captions(32, 11)), pipe.encode_text([""]), cfg_scale=3.0, seed=seed, name="pocket"
+        pipe.model,
+        pipe.encode_text(captions(32, 11)[1]),
+        pipe.encode_text([""]),
+        cfg_scale=3.0,
+        seed=seed,
+        name="pocket",
     )
     _common.OUT.mkdir(parents=True, exist_ok=True)
     entries = {}

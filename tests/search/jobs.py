@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import sqlite3
 import sys
 import time
 from typing import Any
@@ -22,6 +23,17 @@ from slipstream.search.evaluation import Task
 from slipstream.search.objectives import Paired
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+def stored(path: pathlib.Path) -> int:
+    """Return how many evaluations a store holds, also while another process makes it."""
+    if not path.exists():
+        return 0
+    try:
+        with sqlite3.connect(path, timeout=5) as db:
+            return db.execute("SELECT COUNT(*) FROM evaluation").fetchone()[0]
+    except sqlite3.OperationalError:  # the tables are being made
+        return 0
 
 
 def mixtures() -> Any:

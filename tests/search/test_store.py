@@ -136,7 +136,7 @@ def test_two_processes_on_one_store_share_the_work(tmp_path: pathlib.Path) -> No
     store = tmp_path / "a.sqlite"
     command = [sys.executable, jobs.__file__, str(store), "0.03"]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while other.poll() is None and _stored(store) < 3:
+    while other.poll() is None and jobs.stored(store) < 3:
         time.sleep(0.005)
     result = search(jobs.make_path(0.03), jobs.make_config(), store=store)
     printed, _ = other.communicate(timeout=200)
@@ -157,13 +157,13 @@ def test_kill_9_in_the_middle_then_run_again_ends_with_the_same_winner(tmp_path:
         command = [sys.executable, str(script), str(store), "0.01"]
         process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
         deadline = time.monotonic() + 60
-        while _stored(store) < wanted and time.monotonic() < deadline:
+        while jobs.stored(store) < wanted and time.monotonic() < deadline:
             assert process.poll() is None, "the search ended before it could be killed"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        assert _stored(store) >= wanted
-    before = _stored(store)
+        assert jobs.stored(store) >= wanted
+    before = jobs.stored(store)
     result = search(jobs.make_path(), jobs.make_config(), store=store)
     assert result.schedule.levels == expected.schedule.levels
     assert result.schedule.objective == expected.schedule.objective
@@ -172,13 +172,3 @@ def test_kill_9_in_the_middle_then_run_again_ends_with_the_same_winner(tmp_path:
     again = search(jobs.make_path(), jobs.make_config(), store=store)
     assert again.evaluated_now == 0
     assert again.schedule.levels == expected.schedule.levels
-
-
-def _stored(path: pathlib.Path) -> int:
-    if not path.exists():
-        return 0
-    try:
-        with sqlite3.connect(path, timeout=5) as db:
-            return db.execute("SELECT COUNT(*) FROM evaluation").fetchone()[0]
-    except sqlite3.OperationalError:  # the tables are being made
-        return 0

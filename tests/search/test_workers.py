@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -101,7 +100,7 @@ def test_the_command_joins_a_cluster_and_outlives_a_worker(tmp_path: pathlib.Pat
         expected = Schedule.load(tmp_path / "alone.json")
         working: list[int] = []
         while process.poll() is None and not working:
-            working = descendants(BUSY) if stored(store) >= 1 else []
+            working = descendants(BUSY) if jobs.stored(store) >= 1 else []
             time.sleep(0.002)
         assert working, log.read_text()
         os.kill(working[0], signal.SIGKILL)
@@ -127,16 +126,6 @@ def descendants(named: bytes) -> list[int]:
         return pid in parents and (parents[pid] == os.getpid() or below(parents[pid]))
 
     return [pid for pid, name in names.items() if name.startswith(named) and below(pid)]
-
-
-def stored(path: pathlib.Path) -> int:
-    if not path.exists():
-        return 0
-    try:
-        with sqlite3.connect(path, timeout=5) as db:
-            return db.execute("SELECT COUNT(*) FROM evaluation").fetchone()[0]
-    except sqlite3.OperationalError:  # the tables are being made
-        return 0
 
 
 def test_the_worker_keeps_its_model_between_candidates() -> None:
