@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from slipstream.core.denoiser import EPS, Conditioning
+from slipstream.core.denoiser import VE, Conditioning
 from slipstream.core.schedules import DiscreteLevels, scaled_linear_alphas_cumprod
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class Mixture:
     def __init__(self, centres: Tensor, widths: Tensor, weights: Tensor) -> None:
         self.centres, self.variances = centres.double(), widths.double() ** 2
         self.log_weights = (weights.double() / weights.double().sum()).log()
-        self.space, self.levels = EPS, DiscreteLevels(scaled_linear_alphas_cumprod())
+        self.space, self.levels = VE, DiscreteLevels(scaled_linear_alphas_cumprod())
         self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
         self.calls = self.rows = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from slipstream.core.denoiser import EPS, Conditioning, per_row
+from slipstream.core.denoiser import VE, Conditioning, per_row
 from slipstream.core.schedules import DiscreteLevels, scaled_linear_alphas_cumprod
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class GaussianField:
         k = torch.fft.fftfreq(size) * 2 * torch.pi
         spectrum = (1 + length**2 * (k[:, None] ** 2 + k[None] ** 2)) ** -roughness
         self.spectrum = spectrum / spectrum.mean()
-        self.size, self.space = size, EPS
+        self.size, self.space = size, VE
         self.levels = DiscreteLevels(scaled_linear_alphas_cumprod())
         self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
         self.calls = self.rows = 0

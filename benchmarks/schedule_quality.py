@@ -87,7 +87,7 @@ def toys(seeds: int, budget: int = 150) -> None:
             return frechet_distance(*moments(fresh.sample(sigmas, range(10_000)).flatten(1)), *exact)
 
         stock = {n: final(s) for n, s in fresh.stock(4).items()}
-        study = final(with_zero(model.levels.sigma(torch.tensor(known))))
+        study = final(with_zero(model.levels.t_to_sigma(torch.tensor(known))))
         print(
             f"\n{name}, 4 DDIM steps: FID on 10000 fresh samples, 200 steps give {final(fresh.stock(200)['uniform']):.4f}"
         )
@@ -107,7 +107,7 @@ def toys(seeds: int, budget: int = 150) -> None:
             for strategy, result in found.items():
                 levels = torch.tensor(result.finalists[0][0].levels)
                 value, count = final(levels), reached(result, optimum)
-                steps = [round(float(t)) for t in model.levels.timestep(levels[:-1])]
+                steps = [round(float(t)) for t in model.levels.sigma_to_t(levels[:-1])]
                 print(
                     f"  {seed:<5} {strategy:<11} {value:.4f}  {stock['uniform'] / value:<13.2f} "
                     f"{min(stock.values()) / value:<15.2f} {count or f'not in {result.evaluations}':<34} {steps}"

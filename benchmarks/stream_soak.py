@@ -11,7 +11,7 @@ import time
 
 import torch
 from _common import ROOT  # noqa: F401  makes `slipstream` importable from a checkout
-from slipstream.core import EPS, Conditioning
+from slipstream.core import VE, Conditioning
 from slipstream.core.schedules import DiscreteLevels, scaled_linear_alphas_cumprod
 from slipstream.stream import StreamBatch, StreamConfig
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 class Toy:
     """Shrinks every latent towards the prompt's number: the cheapest denoiser there is."""
 
-    space = EPS
+    space = VE
     levels = DiscreteLevels(scaled_linear_alphas_cumprod())
     sigma_min, sigma_max = levels.sigma_min, levels.sigma_max
     calls = rows = 0

@@ -1,8 +1,8 @@
 """What the techniques share: the Denoiser, schedules, guidance, samplers, noise, masks, loading. Knows torch, never the host."""
 
-from .denoiser import EPS, FLOW, Conditioning, Denoiser, NoiseSpace, Prediction
+from .denoiser import FLOW, VE, Conditioning, Denoiser, NoiseSpace, Prediction
 from .diffusers_model import DiffusersDenoiser
-from .guidance import CFG, extrapolate
+from .guidance import CFG, cfg
 from .loading import load
 from .noise import NoiseSource, ReplayNoise, SeededNoise
 from .pipeline import Pipeline
@@ -12,10 +12,10 @@ from .schedules import SCHEDULES, make_sigmas
 
 __all__ = [
     "CFG",
-    "EPS",
     "FLOW",
     "SAMPLERS",
     "SCHEDULES",
+    "VE",
     "Callback",
     "Conditioning",
     "Denoiser",
@@ -28,7 +28,7 @@ __all__ = [
     "Reporter",
     "SeededNoise",
     "Step",
-    "extrapolate",
+    "cfg",
     "load",
     "make_sigmas",
     "sample",

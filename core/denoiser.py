@@ -27,7 +27,7 @@ def per_row(sigma: Tensor | float, x: Tensor) -> Tensor:
 class NoiseSpace:
     """How clean latents and noise mix at a level: x = scale(sigma) * x0 + sigma * n.
 
-    EPS has scale 1 (k-diffusion's variance-exploding view of eps, v and x0 models), FLOW has scale 1 - sigma (rectified
+    VE has scale 1 (k-diffusion's variance-exploding view of eps, v and x0 models), FLOW has scale 1 - sigma (rectified
     flow). Every formula below holds for both; `sigma` is a float or one level per row (B,).
     """
 
@@ -75,7 +75,7 @@ class NoiseSpace:
         return self.scale(low) * denoised + (low**2 - added**2).clamp(min=0).sqrt() * eps + added * noise
 
 
-EPS = NoiseSpace("eps")
+VE = NoiseSpace("ve")
 FLOW = NoiseSpace("flow")
 
 
@@ -190,7 +190,7 @@ class Prediction:
 
     def __post_init__(self) -> None:
         check_choice("prediction_type", self.kind, PREDICTIONS)
-        object.__setattr__(self, "space", FLOW if self.kind == "flow" else EPS)
+        object.__setattr__(self, "space", FLOW if self.kind == "flow" else VE)
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (input, skip, output), shaped like `sigma`: the network sees input * x, denoised = skip * x + output * network."""

@@ -56,7 +56,7 @@ class DiffusersDenoiser:
     @property
     def identity(self) -> tuple[Any, ...]:
         """What the numbers depend on, for `core.identity.digest`: the network as it is now, and its levels."""
-        return self.unet, self.prediction.kind, self.levels.sigma(torch.arange(0, 1000, 111))
+        return self.unet, self.prediction.kind, self.levels.t_to_sigma(torch.arange(0, 1000, 111))
 
     @property
     def takes_time_ids(self) -> bool:
@@ -157,7 +157,7 @@ class DiffusersDenoiser:
         """Return what the network takes as time: a training timestep, for a flow sigma itself in training steps."""
         if isinstance(self.levels, FlowLevels):
             return to_device(sigma, self.device) * self.levels.train_steps
-        return to_device(self.levels.timestep(sigma), self.device)
+        return to_device(self.levels.sigma_to_t(sigma), self.device)
 
     def network_condition(self, cond: Conditioning) -> dict[str, Any]:
         """Return the UNet's keyword arguments for `cond`; SDXL takes pooled text and time ids by row."""

@@ -14,9 +14,9 @@ from .denoiser import Conditioning, Denoiser
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
-def extrapolate(anchor: Tensor, denoised: Tensor, scale: float | Tensor) -> Tensor:
-    """Return anchor + scale * (denoised - anchor): classifier-free guidance in x0 form (arXiv 2207.12598 eq. 6)."""
-    return anchor + scale * (denoised - anchor)
+def cfg(uncond: Tensor, cond: Tensor, cfg_scale: float | Tensor) -> Tensor:
+    """Return uncond + cfg_scale * (cond - uncond): classifier-free guidance in x0 form (arXiv 2207.12598 eq. 6)."""
+    return uncond + cfg_scale * (cond - uncond)
 
 
 def denoise_many(model: Denoiser, x: Tensor, sigma: Tensor, conds: Sequence[Conditioning]) -> list[Tensor]:
@@ -46,4 +46,4 @@ class CFG:
         if self.uncond is None or self.cfg_scale == 1:
             return denoise_many(self.model, x, sigma, [self.cond])[0]
         negative, positive = denoise_many(self.model, x, sigma, [self.uncond, self.cond])
-        return extrapolate(negative, positive, self.cfg_scale)
+        return cfg(negative, positive, self.cfg_scale)

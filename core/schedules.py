@@ -20,11 +20,11 @@ class Levels(Protocol):
     sigma_min: float
     sigma_max: float
 
-    def sigma(self, timestep: Tensor) -> Tensor:
+    def t_to_sigma(self, timestep: Tensor) -> Tensor:
         """Return the noise level of (fractional) training timesteps."""
         ...
 
-    def timestep(self, sigma: Tensor) -> Tensor:
+    def sigma_to_t(self, sigma: Tensor) -> Tensor:
         """Return the (fractional) training timestep of noise levels."""
         ...
 
@@ -44,14 +44,14 @@ class DiscreteLevels:
     def __len__(self) -> int:
         return len(self.sigmas)
 
-    def sigma(self, timestep: Tensor) -> Tensor:
+    def t_to_sigma(self, timestep: Tensor) -> Tensor:
         t = torch.as_tensor(timestep).detach().to("cpu", torch.float64).clamp(0, len(self.sigmas) - 1)
         low, frac = t.floor().long(), t.frac()
         high = t.ceil().long()
         log_sigma = self.log_sigmas[low] * (1 - frac) + self.log_sigmas[high] * frac
         return log_sigma.exp().to(torch.float32)
 
-    def timestep(self, sigma: Tensor) -> Tensor:
+    def sigma_to_t(self, sigma: Tensor) -> Tensor:
         sigma = torch.as_tensor(sigma)
         log_sigma = sigma.detach().to("cpu", torch.float64).clamp(min=1e-12).log()
         high = torch.searchsorted(self.log_sigmas, log_sigma).clamp(1, len(self.sigmas) - 1)
@@ -70,14 +70,14 @@ class FlowLevels:
         check_range("shift", shift, 1e-3)
         self.shift = shift
         self.train_steps = train_steps
-        self.sigma_min = float(self.sigma(torch.tensor(1.0)))
+        self.sigma_min = float(self.t_to_sigma(torch.tensor(1.0)))
         self.sigma_max = 1.0
 
-    def sigma(self, timestep: Tensor) -> Tensor:
+    def t_to_sigma(self, timestep: Tensor) -> Tensor:
         u = torch.as_tensor(timestep, dtype=torch.float32) / self.train_steps
         return self.shift * u / (1 + (self.shift - 1) * u)
 
-    def timestep(self, sigma: Tensor) -> Tensor:
+    def sigma_to_t(self, sigma: Tensor) -> Tensor:
         sigma = torch.as_tensor(sigma, dtype=torch.float32)
         return self.train_steps * sigma / (self.shift - (self.shift - 1) * sigma)
 
@@ -111,10 +111,10 @@ def alphas_cumprod_of(config: Mapping[str, Any]) -> Tensor:
     return zero_terminal_snr(alphas) if config.get("rescale_betas_zero_snr") else alphas
 
 
-def percent_to_sigma(levels: Levels, fraction: float) -> float:
+def sigma_at(levels: Levels, fraction: float) -> float:
     """Return the level at `fraction` of training time, 0 = clean, 1 = pure noise."""
     check_range("fraction", fraction, 0, 1)
-    return float(levels.sigma(torch.tensor(fraction * _last_and_first(levels)[0])))
+    return float(levels.t_to_sigma(torch.tensor(fraction * _last_and_first(levels)[0])))
 
 
 def nearest_step(sigmas: Tensor, sigma: float) -> int:
@@ -130,11 +130,11 @@ def with_zero(sigmas: Tensor) -> Tensor:
 
 def from_timesteps(levels: Levels, timesteps: Tensor | list[int]) -> Tensor:
     """Return descending sigmas with a terminal 0 for a descending list of training timesteps."""
-    return with_zero(levels.sigma(torch.as_tensor(timesteps, dtype=torch.float64)))
+    return with_zero(levels.t_to_sigma(torch.as_tensor(timesteps, dtype=torch.float64)))
 
 
 def _last_and_first(levels: Levels) -> tuple[float, float]:
-    ends = levels.timestep(torch.tensor([levels.sigma_max, levels.sigma_min], dtype=torch.float64))
+    ends = levels.sigma_to_t(torch.tensor([levels.sigma_max, levels.sigma_min], dtype=torch.float64))
     return float(ends[0]), float(ends[1])
 
 
@@ -194,7 +194,7 @@ ALIGN_YOUR_STEPS: dict[str, tuple[int, ...]] = {
 def align_your_steps(levels: Levels, steps: int, table: str = "ays_sd15") -> Tensor:
     """The published list for `table`, interpolated log-linearly to `steps` as its authors do (arXiv 2404.14507)."""
     check_choice("table", table, ALIGN_YOUR_STEPS)
-    listed = levels.sigma(torch.tensor(ALIGN_YOUR_STEPS[table], dtype=torch.float64)).double().log()
+    listed = levels.t_to_sigma(torch.tensor(ALIGN_YOUR_STEPS[table], dtype=torch.float64)).double().log()
     position = torch.linspace(0, len(listed) - 1, steps + 1, dtype=torch.float64)
     low = position.floor().long().clamp(max=len(listed) - 2)
     sigmas = torch.lerp(listed[low], listed[low + 1], position - low).exp()
@@ -206,7 +206,7 @@ def table_of(levels: Levels) -> Tensor:
     if isinstance(levels, DiscreteLevels):
         return levels.sigmas
     last = getattr(levels, "train_steps", TRAIN_STEPS)
-    sigmas = levels.sigma(torch.arange(1, last + 1, dtype=torch.float64)).double()
+    sigmas = levels.t_to_sigma(torch.arange(1, last + 1, dtype=torch.float64)).double()
     return sigmas[torch.isfinite(sigmas)]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_choice, check_integer, check_range, check_sigmas
-from ..core.schedules import SCHEDULES, Levels, nearest_step, percent_to_sigma
+from ..core.schedules import SCHEDULES, Levels, nearest_step, sigma_at
 
 UNITS = ("time", "sigma")
 TOP = 0.9
@@ -115,12 +115,12 @@ def make_plan(config: CowConfig, levels: Levels, sigmas: Tensor) -> Plan:
 def _range(config: CowConfig, levels: Levels) -> tuple[float, float]:
     if config.unit == "sigma":
         return config.low, config.high
-    return percent_to_sigma(levels, config.low), percent_to_sigma(levels, config.high)
+    return sigma_at(levels, config.low), sigma_at(levels, config.high)
 
 
 def _check_top(config: CowConfig, levels: Levels, sigma: float) -> None:
     """Refuse to invert into pure noise: there the latents hold nothing of the subject, and the steps are too long to be exact."""
-    top = percent_to_sigma(levels, TOP)
+    top = sigma_at(levels, TOP)
     if sigma > top:
         raise ValueError(
             f"Expected `high` at a noise level of at most {top:.3g} ({TOP} of the training time), but got {sigma:.3g} "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Conditioning, Denoiser, NoiseSpace
-from ..core.guidance import Denoise, denoise_many, extrapolate
+from ..core.guidance import Denoise, cfg, denoise_many
 from ..core.noise import NoiseSource
 from ..core.progress import Reporter
 from .config import CowConfig, Plan
@@ -50,7 +50,7 @@ class Repel:
         suppressed = others.pop(0) if self.suppress is not None else negative
         enhanced = others.pop(0) if self.enhance is not None else negative
         base = negative + self.weight * (1 - self.keep) * (suppressed - enhanced)
-        return extrapolate(base, positive, self.cfg_scale)
+        return cfg(base, positive, self.cfg_scale)
 
 
 def make_repel(

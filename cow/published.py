@@ -2,7 +2,7 @@
 
 It differs from `generate` in what the levels are: the network is asked at timestep tau_k about latents that carry the level
 of another step. So this file works on variance-preserving latents (x = sqrt(abar) x0 + sqrt(1 - abar) n) and names the
-level a latent is taken to have beside the timestep that the network is asked at. EPS models with an alphas_cumprod table only.
+level a latent is taken to have beside the timestep that the network is asked at. Models with an alphas_cumprod table only.
 """
 
 from __future__ import annotations

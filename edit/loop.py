@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.attention import Attend, AttentionBank
 from ..core.checks import check_finite
 from ..core.denoiser import Conditioning, Denoiser
-from ..core.guidance import extrapolate
+from ..core.guidance import cfg
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Reporter
 from .config import EditConfig, steps_in
@@ -168,7 +168,7 @@ def _estimate(run: _Run, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         out = _call(model, rows, sigma, conds)
     else:
         out = _call_sharing(run, model, rows, sigma, conds, step)
-    denoised = out[0] if len(run.conds) == 1 else extrapolate(out[0], out[1], config.cfg_scale)
+    denoised = out[0] if len(run.conds) == 1 else cfg(out[0], out[1], config.cfg_scale)
     return denoised, (x - denoised) / sigma
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.denoiser import EPS, FLOW
+from ..core.denoiser import FLOW, VE
 from ..core.progress import Step
 from .comparison import calls_per_sample
 from .config import SearchConfig
@@ -142,7 +142,7 @@ class Search:
         known = self.store.tensor(name)
         if known is None:
             self.watched = self.watched or self.banks[SEARCH].watched()
-            noise_space = FLOW if self.path.identity()["model"].get("prediction") == "flow" else EPS
+            noise_space = FLOW if self.path.identity()["model"].get("prediction") == "flow" else VE
             genome = from_trajectory(space, *self.watched, noise_space)
             known = Tensor(list(genome or ()))
             self.store.put_tensor(name, known)

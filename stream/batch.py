@@ -276,7 +276,7 @@ class StreamBatch:
             levels = self.model.levels
             sigmas = stage_sigmas(self.config, levels)
             if strength != 1:
-                sigmas = levels.sigma(levels.timestep(sigmas) * strength).float()
+                sigmas = levels.t_to_sigma(levels.sigma_to_t(sigmas) * strength).float()
             noise = self._step_noise(len(sigmas), x0)
             scale = float(self.model.space.scale(sigmas[0]))
             self._tracks[strength] = track = Track(sigmas, noise, scale, float(sigmas[0]) * noise[:1])

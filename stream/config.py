@@ -166,7 +166,7 @@ def stage_sigmas(config: StreamConfig, levels: Levels) -> Tensor:
         assert config.t_index_list is not None
         grid = lcm_timesteps(config.num_inference_steps)
         timesteps = [grid[i] for i in config.t_index_list]
-    return levels.sigma(torch.tensor(timesteps, dtype=torch.float64)).float()
+    return levels.t_to_sigma(torch.tensor(timesteps, dtype=torch.float64)).float()
 
 
 def boundary_scalings(timesteps: Tensor) -> tuple[Tensor, Tensor]:

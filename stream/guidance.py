@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.checks import check_choice, check_range
 from ..core.denoiser import Conditioning, Denoiser, per_row
-from ..core.guidance import denoise_many, extrapolate
+from ..core.guidance import cfg, denoise_many
 from .plan import MIN_SIGNAL, Plan
 
 BLENDS = ("linear", "slerp")
@@ -77,7 +77,7 @@ class RCFG:
         guidance_scale: 1 (off) or more.
         delta: see `StreamConfig`.
         reference: (B, C, H, W) the clean latents that "self" takes as the negative.
-        combine: (positive, negative, x, sigma) -> guided, where a host adds patches of its own; default `extrapolate`.
+        combine: (positive, negative, x, sigma) -> guided, where a host adds patches of its own; default `cfg`.
     """
 
     model: Denoiser
@@ -109,7 +109,7 @@ class RCFG:
             negative = self._residual(x, sigma)
         if self.combine is not None:
             return self.combine(positive, negative, x, sigma)
-        return extrapolate(negative, positive, self.guidance_scale)
+        return cfg(negative, positive, self.guidance_scale)
 
     def _residual(self, x: Tensor, sigma: Tensor) -> Tensor:
         assert self.reference is not None

@@ -149,7 +149,7 @@ def make_plan(
 def _fixed(space: NoiseSpace, high: Tensor, low: Tensor, noise: Tensor, source: NoiseSource) -> Move:
     """The same noise for every frame at the same step (arXiv 2312.12491 section 3.6)."""
     scale, added = space.scale(low), low * noise
-    if space.name == "eps":
+    if space.name == "ve":
         return lambda denoised, x: denoised + added
     return lambda denoised, x: torch.addcmul(added, denoised, scale)
 
@@ -189,12 +189,12 @@ def _delta(config: StreamConfig, space: NoiseSpace, sigma: Tensor) -> tuple[Tens
     scale = space.scale(sigma)
     signal = scale if space.name == "flow" else (sigma**2 + 1).rsqrt()
     delta = torch.where(signal < MIN_SIGNAL, 1.0, config.delta)
-    return _rows(delta), None if space.name == "eps" else _rows(1 / scale.clamp(min=MIN_SIGNAL))
+    return _rows(delta), None if space.name == "ve" else _rows(1 / scale.clamp(min=MIN_SIGNAL))
 
 
 def _boundary(levels: Levels, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Return consistency scalings for latents as they are here; the published c_skip is for x / sqrt(sigma^2 + 1)."""
-    skip, out = boundary_scalings(levels.timestep(sigma))
+    skip, out = boundary_scalings(levels.sigma_to_t(sigma))
     return _rows(skip * (sigma**2 + 1).rsqrt()), _rows(out)
 
 

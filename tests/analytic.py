@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from slipstream.core.denoiser import EPS, Conditioning, NoiseSpace, per_row
+from slipstream.core.denoiser import VE, Conditioning, NoiseSpace, per_row
 from slipstream.core.schedules import DiscreteLevels, FlowLevels, scaled_linear_alphas_cumprod
 from torch import Tensor
 
@@ -11,10 +11,10 @@ from torch import Tensor
 class GaussianDenoiser:
     """Independent pixels N(mean, std^2), where the mean is taken from the conditioning (context[:, 0, 0]) plus `mean`.
 
-    E[x0 | x] = mean + a std^2 / (a^2 std^2 + sigma^2) * (x - a mean), with a = 1 (EPS) or 1 - sigma (FLOW).
+    E[x0 | x] = mean + a std^2 / (a^2 std^2 + sigma^2) * (x - a mean), with a = 1 (VE) or 1 - sigma (FLOW).
     """
 
-    def __init__(self, std: float = 1.0, mean: float = 0.0, space: NoiseSpace = EPS) -> None:
+    def __init__(self, std: float = 1.0, mean: float = 0.0, space: NoiseSpace = VE) -> None:
         self.std, self.mean, self.space = std, mean, space
         self.levels = FlowLevels() if space.name == "flow" else DiscreteLevels(scaled_linear_alphas_cumprod())
         self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max

@@ -83,9 +83,9 @@ def levels_fit_the_space(model: Any, cond: Any, shape: Shape, tolerance: float =
     assert 0 < model.sigma_min < model.sigma_max
     assert model.space.name != "flow" or model.sigma_max <= 1
     ends = torch.tensor([model.sigma_min, model.sigma_max])
-    times = model.levels.timestep(ends)
+    times = model.levels.sigma_to_t(ends)
     assert times[0] < times[1]
-    close(model.levels.sigma(times).to(ends), ends, "sigma of timestep of sigma", 1e-3)
+    close(model.levels.t_to_sigma(times).to(ends), ends, "sigma of timestep of sigma", 1e-3)
 
 
 def gradients_reach_x(model: Any, cond: Any, shape: Shape, tolerance: float = 1e-2) -> None:

@@ -74,8 +74,8 @@ def test_the_public_name_and_the_command(tmp_path: pathlib.Path) -> None:
     code = """
 import argparse, contextlib, types
 import slipstream, slipstream.cli, slipstream.core, slipstream.cow, slipstream.edit, slipstream.lmd, slipstream.search, slipstream.stream
-from slipstream.core.denoiser import EPS
-assert EPS is slipstream.core.EPS and callable(slipstream.load) and slipstream.__version__
+from slipstream.core.denoiser import VE
+assert VE is slipstream.core.VE and callable(slipstream.load) and slipstream.__version__
 with contextlib.suppress(ImportError):
     import nodes
     raise SystemExit("our folders are importable by their bare names")

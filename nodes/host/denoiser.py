@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core.checks import check_shape
-from ...core.denoiser import EPS, FLOW, Counter, NoiseSpace
+from ...core.denoiser import FLOW, VE, Counter, NoiseSpace
 from ...core.schedules import DiscreteLevels, FlowLevels, Levels
 
 WRAPPER_KEY = "slipstream"
@@ -134,7 +134,7 @@ def noise_space(model_sampling: Any) -> NoiseSpace:
         return FLOW
     image_to_image = getattr(kinds, "IMG_TO_IMG", ())
     if isinstance(model_sampling, kinds.EPS) and not isinstance(model_sampling, image_to_image):
-        return EPS
+        return VE
     names = [base.__name__ for base in type(model_sampling).__mro__[1:3]]
     raise ValueError(
         f"Expected `model` with epsilon, v, x0 or flow prediction, but got {' + '.join(names)}. "
@@ -150,10 +150,10 @@ class HostLevels:
         self.sigma_min = float(model_sampling.sigma_min)
         self.sigma_max = float(model_sampling.sigma_max)
 
-    def sigma(self, timestep: Tensor) -> Tensor:
+    def t_to_sigma(self, timestep: Tensor) -> Tensor:
         return self.model_sampling.sigma(torch.as_tensor(timestep)).float()
 
-    def timestep(self, sigma: Tensor) -> Tensor:
+    def sigma_to_t(self, sigma: Tensor) -> Tensor:
         return self.model_sampling.timestep(torch.as_tensor(sigma)).float()
 
 
@@ -211,7 +211,7 @@ class HostDenoiser:
         # The levels of the run stand in here too; a caller's key holds those that it uses.
         patches = {k: v for k, v in transformer.items() if k not in ("sample_sigmas", "sigmas")}
         weights = getattr(self.model, "current_weight_patches_uuid", None)
-        return self.model.diffusion_model, weights, self.levels.sigma(torch.arange(0, 1000, 111)), options, patches
+        return self.model.diffusion_model, weights, self.levels.t_to_sigma(torch.arange(0, 1000, 111)), options, patches
 
     @property
     def calls(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import slipstream
 import torch
-from slipstream.core import EPS, FLOW, Denoiser, DiffusersDenoiser
+from slipstream.core import FLOW, VE, Denoiser, DiffusersDenoiser
 from slipstream.core.graphs import replayed
 from slipstream_tests import denoiser_contract as contract
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
@@ -54,7 +54,7 @@ def gaussian(space: Any) -> Callable[[], tuple[Any, Any, Any]]:
 
 
 MODELS = {
-    "gaussian eps": gaussian(EPS),
+    "gaussian eps": gaussian(VE),
     "gaussian flow": gaussian(FLOW),
     "pocket": pocket,
     "sdxl v": sdxl,

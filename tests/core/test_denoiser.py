@@ -7,14 +7,14 @@ import math
 import pytest
 import slipstream
 import torch
-from slipstream.core import CFG, EPS, FLOW, Conditioning, DiffusersDenoiser, NoiseSpace, Prediction
+from slipstream.core import CFG, FLOW, VE, Conditioning, DiffusersDenoiser, NoiseSpace, Prediction
 from slipstream.core.denoiser import PREDICTIONS
-from slipstream.core.guidance import denoise_many, extrapolate
+from slipstream.core.guidance import cfg, denoise_many
 from slipstream.core.schedules import FlowLevels
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from torch import Tensor
 
-SPACES = pytest.mark.parametrize("space", [EPS, FLOW], ids=lambda s: s.name)
+SPACES = pytest.mark.parametrize("space", [VE, FLOW], ids=lambda s: s.name)
 SIGMA = torch.tensor([0.9, 0.4, 0.05], dtype=torch.float64)
 
 
@@ -193,8 +193,8 @@ class TestConditioning:
 class TestGuidance:
     def test_extrapolate(self) -> None:
         a, d = normal(1, 1, 2, 2), normal(1, 1, 2, 2, seed=1)
-        torch.testing.assert_close(extrapolate(a, d, 3.0), 3 * d - 2 * a)
-        assert torch.equal(extrapolate(a, d, 0.0), a)
+        torch.testing.assert_close(cfg(a, d, 3.0), 3 * d - 2 * a)
+        assert torch.equal(cfg(a, d, 0.0), a)
 
     @pytest.mark.parametrize(
         ("uncond", "scale", "rows"),

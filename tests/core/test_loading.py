@@ -66,7 +66,7 @@ def test_a_folder_is_what_diffusers_loads(tmp_path: pathlib.Path) -> None:
     x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500, 20])
     added = {"text_embeds": outputs[1].text_embeds, "time_ids": cond.extra["time_ids"]}
     eps = tiny.unet.eval()(x, t, cond.context, added_cond_kwargs=added).sample
-    sigma = pipe.model.levels.sigma(t)
+    sigma = pipe.model.levels.t_to_sigma(t)
     scaled = x * (sigma**2 + 1).sqrt()[:, None, None, None]
     denoised = pipe.model(scaled, sigma, cond)
     torch.testing.assert_close((scaled - denoised) / sigma[:, None, None, None], eps, atol=1e-4, rtol=1e-4)

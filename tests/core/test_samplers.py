@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from slipstream.core import CFG, EPS, FLOW, SAMPLERS, NoiseSpace, SeededNoise, Step, sample
+from slipstream.core import CFG, FLOW, SAMPLERS, VE, NoiseSpace, SeededNoise, Step, sample
 from slipstream.core.schedules import make_sigmas
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from torch import Tensor
 
-SPACES = pytest.mark.parametrize("space", [EPS, FLOW], ids=lambda s: s.name)
+SPACES = pytest.mark.parametrize("space", [VE, FLOW], ids=lambda s: s.name)
 MEAN, STD = 0.5, 0.75
 
 
@@ -107,14 +107,14 @@ def _marginal(space: NoiseSpace, sigma: float) -> tuple[float, float]:
 
 def test_one_ancestral_step_is_that_of_k_diffusion() -> None:
     """sigma_up^2 = s'^2 (s^2 - s'^2) / s^2 and sigma_down^2 = s'^2 - sigma_up^2."""
-    _, denoise = model_of(EPS)
+    _, denoise = model_of(VE)
     x, s, t = noise(1, 1, 4, 4), 2.0, 0.7
     up = math.sqrt(t**2 * (s**2 - t**2) / s**2)
     down = math.sqrt(t**2 - up**2)
     denoised = denoise(x, torch.tensor(s))
     fresh = SeededNoise(3)(x)
     wanted = x + (x - denoised) / s * (down - s) + up * fresh
-    found = sample("euler_ancestral", denoise, x, torch.tensor([s, t]).double(), EPS, SeededNoise(3))
+    found = sample("euler_ancestral", denoise, x, torch.tensor([s, t]).double(), VE, SeededNoise(3))
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 
@@ -140,9 +140,9 @@ def test_dpmpp_2m_is_algorithm_2_of_the_paper(space: NoiseSpace) -> None:
 
 @pytest.mark.parametrize(("name", "calls"), [("euler", 6), ("euler_ancestral", 6), ("heun", 11), ("dpmpp_2m", 6)])
 def test_cost(name: str, calls: int) -> None:
-    model, denoise = model_of(EPS)
+    model, denoise = model_of(VE)
     sigmas = make_sigmas("karras", model.levels, 6)
-    sample(name, denoise, noise(2, 1, 3, 3), sigmas, EPS, SeededNoise(0))
+    sample(name, denoise, noise(2, 1, 3, 3), sigmas, VE, SeededNoise(0))
     assert (model.calls, model.rows) == (calls, 2 * calls)
 
 
@@ -161,9 +161,9 @@ def test_a_batch_is_its_rows(name: str, space: NoiseSpace) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_progress(name: str) -> None:
-    model, denoise = model_of(EPS)
+    model, denoise = model_of(VE)
     sigmas, seen = make_sigmas("karras", model.levels, 4), list[Step]()
-    sample(name, denoise, noise(2, 1, 3, 3), sigmas, EPS, SeededNoise(0), seen.append)
+    sample(name, denoise, noise(2, 1, 3, 3), sigmas, VE, SeededNoise(0), seen.append)
     assert [(s.phase, s.index, s.total) for s in seen] == [("sample", i, 4) for i in range(1, 5)]
     assert [s.sigma for s in seen] == pytest.approx(sigmas[1:].tolist())
     assert all(s.denoised is not None and s.denoised.shape == (2, 1, 3, 3) for s in seen)
@@ -181,7 +181,7 @@ def test_progress(name: str) -> None:
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], said: str) -> None:
-    _, denoise = model_of(EPS)
+    _, denoise = model_of(VE)
     arguments = {"name": "euler", "x": torch.zeros(1, 1, 2, 2), "sigmas": torch.tensor([1.0, 0.0]), **change}
     with pytest.raises(ValueError, match=said):
-        sample(arguments.pop("name"), denoise, arguments.pop("x"), arguments.pop("sigmas"), EPS, **arguments)  # type: ignore[arg-type]
+        sample(arguments.pop("name"), denoise, arguments.pop("x"), arguments.pop("sigmas"), VE, **arguments)  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ from slipstream.core.schedules import (
     beta_quantiles,
     from_timesteps,
     nearest_step,
-    percent_to_sigma,
     scaled_linear_alphas_cumprod,
+    sigma_at,
     zero_terminal_snr,
 )
 
@@ -33,12 +33,12 @@ class TestLevels:
         assert SD.sigma_max == pytest.approx(14.6146, abs=1e-4)
         abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0).double()
         times = torch.arange(1000)
-        torch.testing.assert_close(SD.sigma(times).double(), ((1 - abar) / abar).sqrt(), atol=0, rtol=1e-6)
+        torch.testing.assert_close(SD.t_to_sigma(times).double(), ((1 - abar) / abar).sqrt(), atol=0, rtol=1e-6)
 
     @LEVELS
     def test_a_float32_sigma_of_an_entry_gives_its_integer_timestep(self, levels: Levels) -> None:
         times = torch.arange(1, 1000) if isinstance(levels, FlowLevels) else torch.arange(1000)
-        found = levels.timestep(levels.sigma(times).float())
+        found = levels.sigma_to_t(levels.t_to_sigma(times).float())
         if isinstance(levels, DiscreteLevels):
             assert torch.equal(found, times.float())
         else:
@@ -47,26 +47,26 @@ class TestLevels:
     @LEVELS
     def test_fractional_timesteps_come_back(self, levels: Levels) -> None:
         times = torch.linspace(1.3, 990.7, 50)
-        torch.testing.assert_close(levels.timestep(levels.sigma(times)), times, atol=2e-2, rtol=1e-4)
+        torch.testing.assert_close(levels.sigma_to_t(levels.t_to_sigma(times)), times, atol=2e-2, rtol=1e-4)
 
     def test_between_entries_sigma_is_log_linear(self) -> None:
-        ends = SD.sigma(torch.tensor([500, 501])).log()
-        middle = SD.sigma(torch.tensor(500.25)).log()
+        ends = SD.t_to_sigma(torch.tensor([500, 501])).log()
+        middle = SD.t_to_sigma(torch.tensor(500.25)).log()
         torch.testing.assert_close(middle, 0.75 * ends[0] + 0.25 * ends[1])
 
     def test_outside_the_table_the_ends_hold(self) -> None:
-        assert SD.timestep(torch.tensor([0.0, 1e-5, 1e5])).tolist() == [0, 0, 999]
-        assert SD.sigma(torch.tensor([-5.0, 5000.0])).tolist() == pytest.approx([SD.sigma_min, SD.sigma_max])
+        assert SD.sigma_to_t(torch.tensor([0.0, 1e-5, 1e5])).tolist() == [0, 0, 999]
+        assert SD.t_to_sigma(torch.tensor([-5.0, 5000.0])).tolist() == pytest.approx([SD.sigma_min, SD.sigma_max])
 
     def test_any_shape(self) -> None:
-        assert SD.timestep(torch.tensor(1.0)).shape == ()
-        assert SD.timestep(torch.ones(2, 3)).shape == (2, 3)
+        assert SD.sigma_to_t(torch.tensor(1.0)).shape == ()
+        assert SD.sigma_to_t(torch.ones(2, 3)).shape == (2, 3)
 
     def test_flow_shift(self) -> None:
         """sigma = s u / (1 + (s - 1) u) (arXiv 2403.03206 eq. 23)."""
-        assert float(FLOW3.sigma(torch.tensor(500.0))) == pytest.approx(3 * 0.5 / (1 + 2 * 0.5))
-        assert float(FLOW1.sigma(torch.tensor(250.0))) == pytest.approx(0.25)
-        assert float(FLOW3.sigma(torch.tensor(1000.0))) == FLOW3.sigma_max == 1
+        assert float(FLOW3.t_to_sigma(torch.tensor(500.0))) == pytest.approx(3 * 0.5 / (1 + 2 * 0.5))
+        assert float(FLOW1.t_to_sigma(torch.tensor(250.0))) == pytest.approx(0.25)
+        assert float(FLOW3.t_to_sigma(torch.tensor(1000.0))) == FLOW3.sigma_max == 1
         with pytest.raises(ValueError, match="`shift`"):
             FlowLevels(0.0)
 
@@ -105,13 +105,13 @@ class TestLevels:
 
     @LEVELS
     def test_percent(self, levels: Levels) -> None:
-        assert percent_to_sigma(levels, 1.0) == pytest.approx(levels.sigma_max)
-        assert percent_to_sigma(levels, 0.0) <= levels.sigma_min
-        middle = percent_to_sigma(levels, 0.5)
+        assert sigma_at(levels, 1.0) == pytest.approx(levels.sigma_max)
+        assert sigma_at(levels, 0.0) <= levels.sigma_min
+        middle = sigma_at(levels, 0.5)
         half = 500.0 if isinstance(levels, FlowLevels) else 499.5
-        assert float(levels.timestep(torch.tensor(middle))) == pytest.approx(half, abs=0.01)
+        assert float(levels.sigma_to_t(torch.tensor(middle))) == pytest.approx(half, abs=0.01)
         with pytest.raises(ValueError, match="`fraction`"):
-            percent_to_sigma(levels, 1.1)
+            sigma_at(levels, 1.1)
 
     def test_nearest_step_is_nearest_in_log_scale(self) -> None:
         sigmas = torch.tensor([10.0, 1.0, 0.1, 0.0])
@@ -133,7 +133,7 @@ class TestSchedules:
 
     def test_timesteps(self) -> None:
         def times(name: str, steps: int) -> list[float]:
-            return [round(float(t), 3) for t in SD.timestep(make_sigmas(name, SD, steps)[:-1])]
+            return [round(float(t), 3) for t in SD.sigma_to_t(make_sigmas(name, SD, steps)[:-1])]
 
         assert times("uniform", 4) == [999, 666, 333, 0]
         assert times("sgm_uniform", 4) == [999, 749.25, 499.5, 249.75]
@@ -147,7 +147,7 @@ class TestSchedules:
 
         scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=1 if steps < 1000 else 0)
         scheduler.set_timesteps(steps)
-        assert SD.timestep(make_sigmas("leading", SD, steps)[:-1]).tolist() == scheduler.timesteps.tolist()
+        assert SD.sigma_to_t(make_sigmas("leading", SD, steps)[:-1]).tolist() == scheduler.timesteps.tolist()
 
     def test_karras(self) -> None:
         """arXiv 2206.00364 eq. 5."""
@@ -183,7 +183,7 @@ class TestSchedules:
 
     def test_from_timesteps(self) -> None:
         sigmas = from_timesteps(SD, [901, 701, 451, 151])
-        assert SD.timestep(sigmas[:-1]).tolist() == [901, 701, 451, 151]
+        assert SD.sigma_to_t(sigmas[:-1]).tolist() == [901, 701, 451, 151]
         assert float(sigmas[-1]) == 0
 
     @pytest.mark.parametrize(

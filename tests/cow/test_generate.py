@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from slipstream.core import CFG, EPS, FLOW, Conditioning, DiffusersDenoiser, ReplayNoise, SeededNoise, make_sigmas
+from slipstream.core import CFG, FLOW, VE, Conditioning, DiffusersDenoiser, ReplayNoise, SeededNoise, make_sigmas
 from slipstream.core.cache import INVERSIONS
 from slipstream.core.denoiser import PREDICTIONS, Prediction
 from slipstream.core.progress import Reporter
@@ -53,7 +53,7 @@ class Watch(GaussianDenoiser):
 # Closed forms
 
 
-@pytest.mark.parametrize("space", [EPS, FLOW])
+@pytest.mark.parametrize("space", [VE, FLOW])
 def test_inversion_follows_the_exact_flow_of_gaussian_data(space):
     """Data N(0, s^2): the probability flow keeps x / sqrt(scale^2 s^2 + sigma^2); the error halves as the steps double."""
     model, latents, s = GaussianDenoiser(std=0.8, space=space), canvas(), 0.8
@@ -95,7 +95,7 @@ class ExactUnet:
 
     def __call__(self, x, timestep, encoder_hidden_states, return_dict):
         flow = self.prediction.space is FLOW
-        sigma = (timestep / 1000 if flow else self.sigmas.sigma(timestep)).reshape(-1, 1, 1, 1)
+        sigma = (timestep / 1000 if flow else self.sigmas.t_to_sigma(timestep)).reshape(-1, 1, 1, 1)
         scale = 1 - sigma if flow else torch.ones_like(sigma)
         x = x if flow else x * (sigma**2 + 1).sqrt()
         clean = scale * self.s**2 / (scale**2 * self.s**2 + sigma**2) * x
@@ -114,7 +114,7 @@ def test_every_kind_of_prediction_gives_the_exact_run(kind):
     torch.testing.assert_close(got.latents, plain.latents, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("space", [EPS, FLOW])
+@pytest.mark.parametrize("space", [VE, FLOW])
 def test_background_becomes_the_prompts_distribution(space):
     """Independent pixels N(0.3 + uncond 0, 0.8^2): after the cycles nothing of the constant background is left."""
     model = GaussianDenoiser(std=0.8, space=space)
@@ -145,7 +145,7 @@ def test_noise_of_a_subject_that_inverts_badly_is_limited_to_its_level():
     levels = torch.tensor([0.0, 0.5, 2.0])
     strong = torch.cat([torch.full((1, 2, 8, 12), 5.0), torch.full((1, 2, 8, 12), 0.5)], 1)
     path = [latents] + [latents + sigma * strong for sigma in levels[1:]]
-    limited = limit_noise(path, keep, levels, EPS, 1.0)
+    limited = limit_noise(path, keep, levels, VE, 1.0)
     kept = keep[0, 0] == 1
     assert torch.equal(limited[0], latents)
     for sigma, x, before in zip(levels[1:], limited[1:], path[1:]):
@@ -158,7 +158,7 @@ def test_noise_of_a_subject_that_inverts_badly_is_limited_to_its_level():
 # Invariants
 
 
-@pytest.mark.parametrize("space", [EPS, FLOW])
+@pytest.mark.parametrize("space", [VE, FLOW])
 def test_the_subject_is_at_every_network_call_at_its_own_level(space):
     """What the network sees inside the mask is the inversion's latent of that very level, after every replacement."""
     model = Watch(std=0.8, space=space)
@@ -388,7 +388,7 @@ def test_the_default_range_is_the_published_one_with_levels_aligned():
     levels = GaussianDenoiser().levels
     plan = make_plan(CowConfig(preserve=0.6), levels, make_sigmas("leading", levels, 10))
     assert (plan.low, plan.high, plan.stop) == (5, 7, 2)
-    timesteps = levels.timestep(torch.tensor(plan.levels)[[plan.stop, plan.low, plan.high]])
+    timesteps = levels.sigma_to_t(torch.tensor(plan.levels)[[plan.stop, plan.low, plan.high]])
     assert timesteps.tolist() == [101, 401, 601]
 
 
@@ -404,7 +404,7 @@ def test_any_descending_levels_do():
     assert torch.isfinite(run(sigmas=sigmas).latents).all()
 
 
-@pytest.mark.parametrize("space", [EPS, FLOW])
+@pytest.mark.parametrize("space", [VE, FLOW])
 def test_the_inversion_carries_the_noise_of_its_level_at_the_default_settings(space):
     """Gaussian data: 20 steps up to the default range keep the marginal standard deviation within 4 %."""
     model = GaussianDenoiser(std=0.8, space=space)
@@ -419,7 +419,7 @@ def test_the_inversion_carries_the_noise_of_its_level_at_the_default_settings(sp
 # Bad input
 
 
-@pytest.mark.parametrize("space", [EPS, FLOW])
+@pytest.mark.parametrize("space", [VE, FLOW])
 def test_a_range_that_reaches_pure_noise_is_refused(space):
     model = GaussianDenoiser(space=space)
     with pytest.raises(ValueError, match=r"^Expected `high` at a noise level of at most .*Lower it"):

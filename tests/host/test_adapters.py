@@ -59,7 +59,7 @@ def test_contract(host: Any, report: Any, sampling: str) -> None:
     graph = base(sampling)
     graph["c"] = node("ProbeContract", model=model_of(graph), positive=["p", 0], negative=["n", 0], latent=["l", 0])
     found = report(host.run(graph))
-    assert found.pop("space") == ("flow" if sampling == "flow" else "eps")
+    assert found.pop("space") == ("flow" if sampling == "flow" else "ve")
     found.pop("sigma_max")
     assert {name: text for name, text in found.items() if text != "ok"} == {}
     assert len(found) == 8

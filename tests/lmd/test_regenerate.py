@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slipstream.core import CFG, EPS, FLOW, SAMPLERS, Conditioning, SeededNoise, Step, make_sigmas, sample
+from slipstream.core import CFG, FLOW, SAMPLERS, VE, Conditioning, SeededNoise, Step, make_sigmas, sample
 from slipstream.lmd import RegenerateConfig, mask_schedule, regenerate
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 
@@ -18,7 +18,7 @@ def whole(**fields: object) -> RegenerateConfig:
     return RegenerateConfig(**{"rounds": 1, "kind": "fixed", "high": 1.0, "steps": 4, **fields})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("space", [EPS, FLOW], ids=["eps", "flow"])
+@pytest.mark.parametrize("space", [VE, FLOW], ids=["ve", "flow"])
 def test_ratio_zero_returns_the_input_bit_for_bit_and_calls_nothing(space: object) -> None:
     model, latents = GaussianDenoiser(space=space), latents_of()  # type: ignore[arg-type]
     result = regenerate(model, latents, COND, None, RegenerateConfig(low=0, high=0), SeededNoise(0))
@@ -27,7 +27,7 @@ def test_ratio_zero_returns_the_input_bit_for_bit_and_calls_nothing(space: objec
     assert result.masks.sum() == 0
 
 
-@pytest.mark.parametrize("space", [EPS, FLOW], ids=["eps", "flow"])
+@pytest.mark.parametrize("space", [VE, FLOW], ids=["ve", "flow"])
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
 def test_ratio_one_equals_image_to_image_with_the_same_noise(space: object, sampler: str, strength: float) -> None:

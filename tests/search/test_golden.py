@@ -105,7 +105,7 @@ def test_masks_bind_to_their_own_step(unet: TinyADM, recorded: dict, table: list
     levels = DiscreteLevels(alphas)
     order = sorted(range(3), key=lambda i: -case["requested"][i])
     steps = [case["requested"][i] for i in order]
-    sigmas = with_zero(levels.sigma(torch.tensor(steps)))
+    sigmas = with_zero(levels.t_to_sigma(torch.tensor(steps)))
     candidate = Candidate(
         tuple(sigmas.tolist()), tuple(frozenset(table[j]["module"] for j in case["masks"][i]) for i in order)
     )
@@ -113,7 +113,7 @@ def test_masks_bind_to_their_own_step(unet: TinyADM, recorded: dict, table: list
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         skip = [n for m in candidate.layer_masks() if m.holds(float(sigma)) for n in m.skip]
-        t = levels.timestep(sigma.reshape(1)).round().expand(len(x))
+        t = levels.sigma_to_t(sigma.reshape(1)).round().expand(len(x))
         with skipping(unet, skip):
             eps = unet(x / (sigma**2 + 1).sqrt(), t)
         return (x - sigma * eps).clamp(-1, 1)  # the recorded run clips its estimate

@@ -212,7 +212,7 @@ def test_every_preset_loads_and_names_its_source(root: pathlib.Path) -> None:
         assert schedule.nfe == schedule.steps
         assert json.loads(path.read_text()) == schedule.to_dict()
         if schedule.timesteps is not None:
-            sigmas = LEVELS.sigma(torch.tensor(schedule.timesteps, dtype=torch.float64))
+            sigmas = LEVELS.t_to_sigma(torch.tensor(schedule.timesteps, dtype=torch.float64))
             assert [s for s in schedule.levels if s > 0] == pytest.approx(sigmas.tolist(), rel=1e-4)
 
 

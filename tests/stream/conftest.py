@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slipstream.core.denoiser import EPS, FLOW
+from slipstream.core.denoiser import FLOW, VE
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 
 SHAPE = (4, 8, 6)  # a multiple of 16 values: seeded noise of fewer steps is the beginning of that of more
 
 
-@pytest.fixture(params=[EPS, FLOW], ids=["eps", "flow"])
+@pytest.fixture(params=[VE, FLOW], ids=["ve", "flow"])
 def model(request) -> GaussianDenoiser:
     return GaussianDenoiser(std=0.7, mean=0.2, space=request.param)
 

@@ -75,7 +75,7 @@ def test_strength_is_a_friendlier_index() -> None:
     by_index = stage_sigmas(StreamConfig(t_index_list=[32]), LEVELS)
     torch.testing.assert_close(stage_sigmas(StreamConfig(strength=0.36, steps=1), LEVELS), by_index)
     sigmas = stage_sigmas(StreamConfig(strength=1.0, steps=4), LEVELS)
-    assert LEVELS.timestep(sigmas).tolist() == [999, 749, 500, 250]
+    assert LEVELS.sigma_to_t(sigmas).tolist() == [999, 749, 500, 250]
     assert stage_sigmas(StreamConfig(strength=1.0, steps=2), FlowLevels()).tolist() == pytest.approx([0.999, 0.5])
 
 
