@@ -26,7 +26,7 @@ lint: $(BIN)/.test
 	$(BIN)/ruff format --check .
 	# mypy needs the package under its name, whatever the checkout's folder is called.
 	mkdir -p build && ln -sfn .. build/slipstream
-	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml $(addprefix -p slipstream.,core cow stream search edit lmd)
+	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml $(addprefix -p slipstream.,core cow stream search edit lmd cli)
 
 test: $(BIN)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

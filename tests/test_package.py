@@ -87,8 +87,7 @@ assert not loaded, loaded
 def add_parser(subparsers):
     subparsers.add_parser("fail").set_defaults(run=lambda args: slipstream.load("missing.safetensors"))
 
-sys.modules["slipstream.fail"] = types.ModuleType("slipstream.fail")
-sys.modules["slipstream.fail.command"] = module = types.ModuleType("slipstream.fail.command")
+sys.modules["slipstream.cli.fail"] = module = types.ModuleType("slipstream.cli.fail")
 module.add_parser = add_parser
 slipstream.cli.COMMANDS = ("fail",)
 raise SystemExit(slipstream.cli.main(["fail"]))

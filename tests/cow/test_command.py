@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from slipstream.cli import main
+from slipstream.cli.cow import MASK, PHOTO
 from slipstream.core.pictures import read_picture
-from slipstream.cow.command import MASK, PHOTO
 
 
 def cow(out, **changes) -> int:
@@ -86,7 +86,7 @@ def test_demo_makes_pictures_and_says_where(tmp_path, capsys):
 
 
 def test_a_name_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("slipstream.cow.command._load", lambda source: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr("slipstream.cli.cow._load", lambda source: pytest.fail("the model was loaded first"))
     assert cow(tmp_path / "noext") == 2
     assert cow(tmp_path / "a.png", strip=tmp_path / "strip.xyz") == 2
     assert capsys.readouterr().err.count("a picture name such as out.png") == 2

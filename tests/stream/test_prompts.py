@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from slipstream.cli import main
+from slipstream.cli.stream import prompts_of
 from slipstream.core import Conditioning
 from slipstream.core.pictures import read_picture, save_picture
 from slipstream.stream import BlendedStream, PromptBlend, StreamBatch, StreamConfig, blend
-from slipstream.stream.command import prompts_of
 from slipstream_tests.analytic import constant_cond
 
 STEPS = StreamConfig(t_index_list=[5, 20, 30], guidance="none")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from slipstream.cli import main
+from slipstream.cli.stream import add_parser, config_of, fitted
 from slipstream.core.pictures import save_picture
 from slipstream.stream import StreamConfig, video
-from slipstream.stream.command import add_parser, config_of, fitted
 from slipstream.stream.queues import StreamThreads
 from slipstream.stream.video import FolderSource, Stamp, VideoSink, VideoSource, fit, open_sink, open_source, upright
 

@@ -1,4 +1,4 @@
-"""The `slipstream` command: one sub-command per technique, each declared in `<technique>/command.py`."""
+"""The `slipstream` command: one sub-command per technique, each declared in a module of this folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from . import __version__
+from .. import __version__
 
 COMMANDS: tuple[str, ...] = ("cow", "edit", "lmd", "search", "stream")
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"slipstream {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        import_module(f".{name}.command", __package__).add_parser(subparsers)
+        import_module(f".{name}", __package__).add_parser(subparsers)
     return parser
 
 

@@ -15,13 +15,13 @@ from ..core.noise import SeededNoise
 from ..core.pictures import read_picture, save_picture
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
-from .config import EditConfig
-from .geometry import Canvas
-from .invert import Inversion, invert
-from .loop import edit
-from .picture import finish, fit
-from .preview import preview
-from .tasks import Appearance, Drag, Move, Paste, Task
+from ..edit.config import EditConfig
+from ..edit.geometry import Canvas
+from ..edit.invert import Inversion, invert
+from ..edit.loop import edit
+from ..edit.picture import finish, fit
+from ..edit.preview import preview
+from ..edit.tasks import Appearance, Drag, Move, Paste, Task
 
 EXAMPLE = "example: slipstream edit --image photo.jpg --prompt 'a dog on grass' --move dog.png 120 0 --out edited.png"
 

@@ -18,7 +18,7 @@ from ..core.pictures import read_picture, save_picture
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
 from ..core.tensors import composite
-from .charts import (
+from ..lmd.charts import (
     influence_chart,
     influence_report,
     loss_chart,
@@ -26,14 +26,14 @@ from .charts import (
     stretch_charts,
     stretch_report,
 )
-from .influence import influence
-from .latent_fill import SIZES, FillConfig, LatentFill, latents_kind
-from .latents_cache import encode_files, fit_image, image_files
-from .mask_schedule import DIRECTIONS, KINDS, mask_schedule
-from .regenerate import RegenerateConfig, regenerate
-from .stretch import drag_field, optical_flow, parse_points, stretch_map
-from .tokens import tokens_to_cells
-from .training import FAMILIES, RATIO_KINDS, TrainConfig, TrainStep, train
+from ..lmd.influence import influence
+from ..lmd.latent_fill import SIZES, FillConfig, LatentFill, latents_kind
+from ..lmd.latents_cache import encode_files, fit_image, image_files
+from ..lmd.mask_schedule import DIRECTIONS, KINDS, mask_schedule
+from ..lmd.regenerate import RegenerateConfig, regenerate
+from ..lmd.stretch import drag_field, optical_flow, parse_points, stretch_map
+from ..lmd.tokens import tokens_to_cells
+from ..lmd.training import FAMILIES, RATIO_KINDS, TrainConfig, TrainStep, train
 
 
 def add_parser(subparsers: Any) -> None:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..core.graphs import replayed_pipeline
 from ..core.pipeline import Pipeline
-from .batch import StreamBatch, StreamFrame
-from .config import GUIDANCE, RENOISE, StreamConfig
-from .guidance import BLENDS
-from .prompts import BlendedStream, PromptBlend
-from .queues import StreamThreads
-from .similarity import SimilarityFilter
-from .video import FolderSource, Stamp, VideoSource, fit, open_sink, open_source
+from ..stream.batch import StreamBatch, StreamFrame
+from ..stream.config import GUIDANCE, RENOISE, StreamConfig
+from ..stream.guidance import BLENDS
+from ..stream.prompts import BlendedStream, PromptBlend
+from ..stream.queues import StreamThreads
+from ..stream.similarity import SimilarityFilter
+from ..stream.video import FolderSource, Stamp, VideoSource, fit, open_sink, open_source
 
 log = logging.getLogger(__name__)
 

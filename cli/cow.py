@@ -14,10 +14,10 @@ from ..core.noise import SeededNoise
 from ..core.pictures import check_picture_name, read_picture, save_picture, side_by_side
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
-from .canvas import GREY, Canvas, noise_background, paste_back, picture_background, place, plain_background
-from .config import CowConfig
-from .photos import PHOTOS
-from .sampling import CowResult, generate
+from ..cow.canvas import GREY, Canvas, noise_background, paste_back, picture_background, place, plain_background
+from ..cow.config import CowConfig
+from ..cow.photos import PHOTOS
+from ..cow.sampling import CowResult, generate
 
 PHOTO, MASK = PHOTOS["astronaut"]
 BUNDLED_CFG = {"pocket": 3.0, "pocket-lcm": 1.0}

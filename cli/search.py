@@ -11,18 +11,18 @@ from typing import Any
 
 from ..core.charts import check_drawing
 from ..core.pictures import check_picture_name, save_picture
-from .comparison import compare
-from .config import STRATEGIES, SearchConfig
-from .engine import SearchStep, search
-from .evaluation import Task
-from .features import LatentFeatures, PixelFeatures, load_images
-from .objectives import Objective, Paired, ReferenceImages, SelfDistribution
-from .paths import ModelPath
-from .report import result_text, schedule_text
-from .schedule import Schedule
+from ..search.comparison import compare
+from ..search.config import STRATEGIES, SearchConfig
+from ..search.engine import SearchStep, search
+from ..search.evaluation import Task
+from ..search.features import LatentFeatures, PixelFeatures, load_images
+from ..search.objectives import Objective, Paired, ReferenceImages, SelfDistribution
+from ..search.paths import ModelPath
+from ..search.report import result_text, schedule_text
+from ..search.schedule import Schedule
 
 logger = logging.getLogger(__name__)
-PRESETS = pathlib.Path(__file__).resolve().parent / "presets"
+PRESETS = pathlib.Path(__file__).resolve().parent.parent / "search" / "presets"
 OBJECTIVES = ("paired", "self-frechet", "self-mmd", "reference-frechet", "reference-mmd")
 PROMPT = "a large red circle on a blue background"
 
@@ -133,7 +133,7 @@ def run_search(args: argparse.Namespace) -> int:
 
     executor: Any = None
     if args.ray:
-        from .workers import RayExecutor
+        from ..search.workers import RayExecutor
 
         executor = RayExecutor(None if args.ray == "local" else args.ray, args.workers)
     try:
@@ -148,7 +148,7 @@ def run_search(args: argparse.Namespace) -> int:
     print(result_text(result))  # before anything that may fail
     print(f"written to {result.schedule.save(args.out)}")
     if args.chart is not None:
-        from .charts import search_chart
+        from ..search.charts import search_chart
 
         stock = {name: sigmas.tolist() for name, sigmas in task.path.stock(args.steps).items()}
         save_picture(search_chart(steps[-1], result.schedule.levels, stock), args.chart)
@@ -177,7 +177,7 @@ def run_compare(args: argparse.Namespace) -> int:
     _line("")
     print(result.table())
     if args.chart is not None:
-        from .charts import comparison_chart
+        from ..search.charts import comparison_chart
 
         save_picture(comparison_chart(result), args.chart)
     return 0
