@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_integer
+from ..core.files import write_beside
 from . import parsing
 from .parsing import MAX_LEVELS, METADATA_KEY, ScheduleError
 
@@ -199,14 +200,13 @@ class Schedule:
     def save(self, path: str | pathlib.Path) -> pathlib.Path:
         """Write JSON, or for a .safetensors path one tensor "sigmas" with the JSON in its metadata; returns the path."""
         path = pathlib.Path(path)
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+        with write_beside(path) as file:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import save_file
 
-            save_file({"sigmas": self.sigmas}, path, {METADATA_KEY: json.dumps(self.to_dict(), allow_nan=False)})
-        else:
-            part = path.with_name(path.name + ".part")
-            part.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            part.replace(path)
+                save_file({"sigmas": self.sigmas}, file, {METADATA_KEY: json.dumps(self.to_dict(), allow_nan=False)})
+            else:
+                file.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -229,7 +229,8 @@ def embed(schedule: Schedule, source: str | pathlib.Path, target: str | pathlib.
 
     with safe_open(source, "pt") as file:
         metadata = {**(file.metadata() or {}), METADATA_KEY: json.dumps(schedule.to_dict(), allow_nan=False)}
-        save_file({key: file.get_tensor(key) for key in file.keys()}, target, metadata)
+        with write_beside(target) as beside:
+            save_file({key: file.get_tensor(key) for key in file.keys()}, beside, metadata)
 
 
 def _logsnr(sigma: float, flow: bool) -> float:
