@@ -202,7 +202,7 @@ class Methods:
             x = self.pipe.encode_image(pasted)
             x = x + sigmas[0] * SeededNoise(1)(x)
             guided = CFG(self.pipe.model, self.pipe.encode_text([case.prompt]), self.uncond, 3.0)
-            decoded = self.pipe.decode(sample("euler", guided, x, sigmas))
+            decoded = self.pipe.decode(sample("euler", guided, x, sigmas, self.pipe.model.space))
             return self._back(case, decoded, hole, target) if composite_back else decoded
 
         return run
@@ -222,7 +222,9 @@ class Methods:
                 x = mask * x + (1 - mask) * (known + sigma * noise)
                 return mask * guided(x, sigma) + (1 - mask) * known
 
-            decoded = self.pipe.decode(sample("euler", denoise, known + sigmas[0] * noise, sigmas))
+            decoded = self.pipe.decode(
+                sample("euler", denoise, known + sigmas[0] * noise, sigmas, self.pipe.model.space)
+            )
             return self._back(case, decoded, hole, target) if composite_back else decoded
 
         return run

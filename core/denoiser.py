@@ -18,9 +18,12 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 
 
 def per_row(sigma: Tensor | float, x: Tensor) -> Tensor:
-    """Shape a level, or one level per row, so that it broadcasts over `x` (B, C, H, W)."""
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-    return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
+    """Return a level, or one level per row, shaped to broadcast over `x` (B, C, ...), in float32 or better whatever `x` is.
+
+    In half precision a level loses the digits that its timestep needs, and its square is infinite from 256 on.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class NoiseSpace:
     """How clean latents and noise mix at a level: x = scale(sigma) * x0 + sigma * n.
 
     VE has scale 1 (k-diffusion's variance-exploding view of eps, v and x0 models), FLOW has scale 1 - sigma (rectified
-    flow). Every formula below holds for both; `sigma` is a float or one level per row (B,).
+    flow). Every formula below holds for both; `sigma` is a float or one level per row (B,). Each is computed in float32 at
+    least, and its result has the dtype of its latents.
     """
 
     name: str
@@ -39,18 +43,18 @@ class NoiseSpace:
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
         """Return x0 (B, C, H, W) noised to `sigma`."""
         sigma = per_row(sigma, x0)
-        return self.scale(sigma) * x0 + sigma * noise
+        return (self.scale(sigma) * x0 + sigma * noise).to(x0.dtype)
 
     def noise_of(self, x: Tensor, denoised: Tensor, sigma: Tensor | float) -> Tensor:
         """Return the noise n that explains `x` at `sigma` > 0 given `denoised`."""
         sigma = per_row(sigma, x)
-        return (x - self.scale(sigma) * denoised) / sigma
+        return ((x - self.scale(sigma) * denoised) / sigma).to(x.dtype)
 
     def renoise(self, x: Tensor, sigma_from: Tensor | float, sigma_to: Tensor | float, noise: Tensor) -> Tensor:
         """Raise the noise of `x` from `sigma_from` to `sigma_to` >= `sigma_from` with fresh noise, keeping its marginal."""
         low, high = per_row(sigma_from, x), per_row(sigma_to, x)
         ratio = self.scale(high) / self.scale(low)
-        return ratio * x + (high**2 - (ratio * low) ** 2).clamp(min=0).sqrt() * noise
+        return (ratio * x + (high**2 - (ratio * low) ** 2).clamp(min=0).sqrt() * noise).to(x.dtype)
 
     def step(
         self,
@@ -69,10 +73,10 @@ class NoiseSpace:
         low, high = per_row(sigma_to, x), per_row(sigma_from, x)
         eps = (x - self.scale(high) * denoised) / high
         if noise is None:
-            return self.scale(low) * denoised + low * eps
+            return (self.scale(low) * denoised + low * eps).to(x.dtype)
         ratio = self.scale(high) / self.scale(low)
         added = eta * (low / high) * (high**2 - (ratio * low) ** 2).clamp(min=0).sqrt()
-        return self.scale(low) * denoised + (low**2 - added**2).clamp(min=0).sqrt() * eps + added * noise
+        return (self.scale(low) * denoised + (low**2 - added**2).clamp(min=0).sqrt() * eps + added * noise).to(x.dtype)
 
 
 VE = NoiseSpace("ve")
@@ -204,13 +208,13 @@ class Prediction:
         }[self.kind]
 
     def network_input(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return what the network sees for `x` (B, C, H, W) at `sigma` (B,)."""
-        return x * self.coefficients(per_row(sigma, x))[0]
+        """Return what the network sees for `x` (B, C, H, W) at `sigma` (B,), in the dtype of `x`."""
+        return (x * self.coefficients(per_row(sigma, x))[0]).to(x.dtype)
 
     def denoised(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the denoised estimate from the network's `output` for `x` at `sigma`."""
+        """Return the denoised estimate from the network's `output` for `x` at `sigma`, in the dtype of `x`."""
         _, skip, scale = self.coefficients(per_row(sigma, x))
-        return torch.addcmul(skip * x, scale, output)
+        return torch.addcmul(skip * x, scale, output.to(scale.dtype)).to(x.dtype)
 
     def output_for(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Return what a perfect network would output for clean `x0` and `noise` at `sigma` (used in tests and distillation)."""
@@ -222,4 +226,4 @@ class Prediction:
             "flow": noise - x0,
             "v_prediction": alpha * noise - sigma * alpha * x0,
         }
-        return targets[self.kind]
+        return targets[self.kind].to(x0.dtype)

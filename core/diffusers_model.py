@@ -29,18 +29,20 @@ class DiffusersDenoiser:
         alphas_cumprod: the training table (T,); ignored for "flow".
         prediction_type: "epsilon", "v_prediction", "sample" or "flow".
         shift: timestep shift of a flow model.
+        quantize: ask the network at whole timesteps only, as the host does; see `DiscreteLevels`.
     """
 
     def __init__(
-        self, unet: Any, alphas_cumprod: Tensor | None = None, prediction_type: str = "epsilon", shift: float = 1.0
-    ) -> None:
+        self, unet: Any, alphas_cumprod: Tensor | None = None, prediction_type: str = "epsilon", shift: float = 1.0,
+        quantize: bool = False,
+    ) -> None:  # fmt: skip
         self.unet = unet
         self.prediction = Prediction(prediction_type)
         self.space = self.prediction.space
         if prediction_type == "flow":
             self.levels: Levels = FlowLevels(shift)
         elif alphas_cumprod is not None:
-            self.levels = DiscreteLevels(alphas_cumprod)
+            self.levels = DiscreteLevels(alphas_cumprod, quantize)
         else:
             raise ValueError(
                 "Expected `alphas_cumprod` for a model that is not a flow, but got None. Take it from the scheduler."
@@ -56,7 +58,8 @@ class DiffusersDenoiser:
     @property
     def identity(self) -> tuple[Any, ...]:
         """What the numbers depend on, for `core.identity.digest`: the network as it is now, and its levels."""
-        return self.unet, self.prediction.kind, self.levels.t_to_sigma(torch.arange(0, 1000, 111))
+        quantize = getattr(self.levels, "quantize", False)
+        return self.unet, self.prediction.kind, self.levels.t_to_sigma(torch.arange(0, 1000, 111)), quantize
 
     @property
     def takes_time_ids(self) -> bool:
@@ -82,7 +85,7 @@ class DiffusersDenoiser:
         )
         check_shape("sigma", sigma, (len(x),), "Give one noise level per row.")
         output = self._network(x, sigma, cond)
-        return self.prediction.denoised(output.to(x.dtype), x, sigma)
+        return self.prediction.denoised(output, x, sigma)
 
     def _network(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         self.calls += 1
@@ -117,8 +120,8 @@ class DiffusersDenoiser:
             def denoise(x: Tensor) -> Tensor:
                 self.calls += 1
                 self.rows += rows
-                output = self._call((x * scale_in).to(dtype), time, condition).to(x.dtype)
-                return torch.addcmul(x if plain else skip * x, scale_out, output)
+                output = self._call((x * scale_in).to(dtype), time, condition).to(scale_out.dtype)
+                return torch.addcmul(x.to(scale_out.dtype) if plain else skip * x, scale_out, output).to(x.dtype)
 
             return denoise
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .denoiser import Conditioning, Denoiser
+from .denoiser import Conditioning, Denoiser, per_row
 
 # A model with its conditioning and guidance bound: (x (B, C, H, W), sigma (B,) or a single level) -> denoised.
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -22,7 +22,7 @@ def cfg(uncond: Tensor, cond: Tensor, cfg_scale: float | Tensor) -> Tensor:
 def denoise_many(model: Denoiser, x: Tensor, sigma: Tensor, conds: Sequence[Conditioning]) -> list[Tensor]:
     """Denoise the same `x` (B, C, H, W) under several conditionings in ONE network call of len(conds) * B rows."""
     rows = len(x)
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(rows)
+    sigma = per_row(sigma, x).flatten().expand(rows)
     batch = [cond.expand(rows) for cond in conds]
     if len(batch) == 1:
         return [model(x, sigma, batch[0])]

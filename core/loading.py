@@ -120,7 +120,7 @@ def _alias(key: str, names: Any) -> str:
 
 def load(
     source: PathLike = "pocket", device: torch.device | str | None = None, dtype: torch.dtype | str | None = None, *,
-    vae: PathLike | None = None, tokenizer: Any = None, prediction_type: str | None = None,
+    vae: PathLike | None = None, tokenizer: Any = None, prediction_type: str | None = None, quantize: bool = False,
 ) -> Pipeline:  # fmt: skip
     """Load a model as a `Pipeline`, without network access; the networks are cached by the content of their files.
 
@@ -133,6 +133,7 @@ def load(
         tokenizer: CLIP's tokenizer for a single file, as a folder or an object. Without it one is looked for beside the file
             and in the local Hugging Face cache.
         prediction_type: overrides what the config says or what is found out about a single file.
+        quantize: ask the network at whole timesteps only, as ComfyUI does; see `DiscreteLevels`.
 
     Raises:
         FileNotFoundError, ValueError: one sentence that says what to do, for a missing, damaged, pickled, unknown or unfitting file.
@@ -146,7 +147,7 @@ def load(
     if tokenizer is not None:
         parts.tokenizers = [tokenizer] * len(parts.text)
     remedy = "Close what else uses the device, or choose another `device` or `dtype`."
-    return with_memory(lambda: parts.pipeline(device, dtype, prediction_type), f"load {source}", remedy)
+    return with_memory(lambda: parts.pipeline(device, dtype, prediction_type, quantize), f"load {source}", remedy)
 
 
 def _is_file(source: PathLike) -> bool:
@@ -166,7 +167,9 @@ class Parts:
     alphas_cumprod: Tensor
     prediction_type: str | None
 
-    def pipeline(self, device: torch.device, dtype: torch.dtype, prediction_type: str | None) -> Pipeline:
+    def pipeline(
+        self, device: torch.device, dtype: torch.dtype, prediction_type: str | None, quantize: bool = False
+    ) -> Pipeline:
         latents = self.unet.config.get("in_channels", 4)
         if self.unet.config.get("out_channels", 4) != latents:
             raise ValueError(
@@ -184,7 +187,7 @@ class Parts:
         vae_dtype = torch.float32 if upcast and self.vae.architecture == "AutoencoderKL" else dtype
         unet = _shared(self.unet, device, dtype, self)
         kind = prediction_type or self.prediction_type or checkpoint.probed_prediction(unet)
-        model = DiffusersDenoiser(unet, self.alphas_cumprod, kind)
+        model = DiffusersDenoiser(unet, self.alphas_cumprod, kind, quantize=quantize)
         text = [
             TextEncoder(_shared(part, device, dtype, self), _tokenizer(tokenizer), is_xl, pad_id)
             for part, tokenizer, pad_id in zip(self.text, self.tokenizers, self.pad_ids)

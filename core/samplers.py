@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_finite, check_sigmas
-from .denoiser import VE, NoiseSpace
+from .denoiser import NoiseSpace
 from .guidance import Denoise
 from .noise import NoiseSource
 from .progress import Callback, Reporter
 
 
 def euler(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = VE, noise: NoiseSource | None = None,
+    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace, noise: NoiseSource | None = None,
     callback: Callback | None = None, eta: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Euler steps, deterministic at `eta` 0 (arXiv 2206.00364 alg. 1 without churn), with fresh noise after each step above."""
@@ -31,7 +31,7 @@ def euler(
 
 
 def euler_ancestral(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = VE, noise: NoiseSource | None = None,
+    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace, noise: NoiseSource | None = None,
     callback: Callback | None = None, eta: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Euler with fresh noise after each step: k-diffusion's ancestral sampler, DDIM at eta 1. Needs `noise`."""
@@ -39,7 +39,7 @@ def euler_ancestral(
 
 
 def heun(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = VE, noise: NoiseSource | None = None,
+    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace, noise: NoiseSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:  # fmt: skip
     """Heun's second-order steps, two network calls each but for the last (arXiv 2206.00364 alg. 1)."""
@@ -57,7 +57,7 @@ def heun(
 
 
 def dpmpp_2m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = VE, noise: NoiseSource | None = None,
+    denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace, noise: NoiseSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M), one network call a step (arXiv 2211.01095 alg. 2), in log-SNR time of either noise space."""
@@ -89,7 +89,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 
 
 def sample(
-    name: str, denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace = VE, noise: NoiseSource | None = None,
+    name: str, denoise: Denoise, x: Tensor, sigmas: Tensor, space: NoiseSpace, noise: NoiseSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:  # fmt: skip
     """Run a named sampler from `x` (B, C, H, W) at sigmas[0]; raises ValueError for bad sigmas, NaN or an unknown name."""

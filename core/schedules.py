@@ -30,9 +30,15 @@ class Levels(Protocol):
 
 
 class DiscreteLevels:
-    """Levels of a model with a table of alphas_cumprod (T,): sigma = sqrt((1 - abar) / abar), log-linear between entries."""
+    """Levels of a model with a table of alphas_cumprod (T,): sigma = sqrt((1 - abar) / abar), log-linear between entries.
 
-    def __init__(self, alphas_cumprod: Tensor) -> None:
+    `quantize` is whether `sigma_to_t` rounds to the nearest entry in log sigma, as the host (and k-diffusion's DiscreteSchedule
+    by default) does. Without it a network is asked at the exact level. Levels of the table itself, all that a schedule search
+    tries, have the same timestep either way; those of karras, exponential or an interpolated schedule move by up to half a step.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor, quantize: bool = False) -> None:
+        self.quantize = quantize
         abar = alphas_cumprod.detach().to("cpu", torch.float64)
         # A zero-terminal-SNR table ends in abar = 0; the host uses the same small floor.
         abar = abar.clamp(min=4.8973451890853435e-08)
@@ -51,7 +57,8 @@ class DiscreteLevels:
         log_sigma = self.log_sigmas[low] * (1 - frac) + self.log_sigmas[high] * frac
         return log_sigma.exp().to(torch.float32)
 
-    def sigma_to_t(self, sigma: Tensor) -> Tensor:
+    def sigma_to_t(self, sigma: Tensor, quantize: bool | None = None) -> Tensor:
+        """Return the timestep of `sigma`, rounded to an entry of the table if `quantize` (None: as the levels were made)."""
         sigma = torch.as_tensor(sigma)
         log_sigma = sigma.detach().to("cpu", torch.float64).clamp(min=1e-12).log()
         high = torch.searchsorted(self.log_sigmas, log_sigma).clamp(1, len(self.sigmas) - 1)
@@ -60,7 +67,8 @@ class DiscreteLevels:
         t = low + ((log_sigma - self.log_sigmas[low]) / span).clamp(0, 1)
         # A float32 sigma of a table entry must give its integer timestep back: the network's time embedding shows 1e-3.
         nearest = t.round()
-        return torch.where((t - nearest).abs() < 1e-3, nearest, t).to(sigma.device, torch.float32)
+        snap = 0.5 if (self.quantize if quantize is None else quantize) else 1e-3
+        return torch.where((t - nearest).abs() <= snap, nearest, t).to(sigma.device, torch.float32)
 
 
 class FlowLevels:
@@ -246,13 +254,13 @@ SCHEDULES: dict[str, Callable[[Levels, int], Tensor]] = {
 def make_sigmas(name: str, levels: Levels, steps: int, strength: float = 1.0) -> Tensor:
     """Return `steps` descending sigmas plus the terminal 0 from a named schedule.
 
-    `strength` below 1 keeps the last `steps` levels of a finer schedule of round(steps / strength), for image to image;
-    raises ValueError when that is finer than the training levels.
+    `strength` below 1 keeps the last `steps` levels of a finer schedule of int(steps / strength), for image to image, as the
+    host's `denoise` does; raises ValueError when that is finer than the training levels.
     """
     check_choice("schedule", name, SCHEDULES)
     check_integer("steps", steps, 1, TRAIN_STEPS)
     check_range("strength", strength, 1 / TRAIN_STEPS, 1)
-    total = round(steps / strength)
+    total = int(steps / strength)
     if total > TRAIN_STEPS:
         remedy = f"Use at most {int(TRAIN_STEPS * strength)} steps at this strength."
         check_range("strength", strength, steps / TRAIN_STEPS, 1, remedy)

@@ -60,7 +60,7 @@ def main() -> None:
     start = SeededNoise(11)(torch.zeros(1, 4, 16, 16)) * sigmas[0]
     settings = [("none", 1.0, 1.0), ("onetime", 1.5, 0.5), ("onetime", 1.5, 1.0), ("full", 2.0, 1.0)]
     with torch.no_grad():
-        made = [sample("euler", RCFG(pipe.model, red, uncond, *s), start, sigmas) for s in settings]
+        made = [sample("euler", RCFG(pipe.model, red, uncond, *s), start, sigmas, pipe.model.space) for s in settings]
     strip([pipe.decode(torch.cat(made))], images / "rcfg_guider.jpg")
 
     slow = frames.repeat_interleave(2, 0)[:24]  # every frame twice, as a film shown at a higher rate

@@ -164,7 +164,7 @@ def levels_of(model_sampling: Any) -> Levels:
     discrete = isinstance(model_sampling, kinds.ModelSamplingDiscrete)
     if discrete and not isinstance(model_sampling, kinds.ModelSamplingDiscreteEDM):
         sigmas = model_sampling.sigmas.detach().to("cpu", torch.float64)
-        return DiscreteLevels(1 / (sigmas**2 + 1))
+        return DiscreteLevels(1 / (sigmas**2 + 1), quantize=True)
     if isinstance(model_sampling, kinds.ModelSamplingDiscreteFlow):
         return FlowLevels(float(model_sampling.shift))
     if isinstance(model_sampling, kinds.ModelSamplingFlux):

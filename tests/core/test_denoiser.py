@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import slipstream
@@ -10,7 +12,7 @@ import torch
 from slipstream.core import CFG, FLOW, VE, Conditioning, DiffusersDenoiser, NoiseSpace, Prediction
 from slipstream.core.denoiser import PREDICTIONS
 from slipstream.core.guidance import cfg, denoise_many
-from slipstream.core.schedules import FlowLevels
+from slipstream.core.schedules import FlowLevels, scaled_linear_alphas_cumprod, zero_terminal_snr
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from torch import Tensor
 
@@ -104,6 +106,78 @@ def test_flow_ends_are_exact() -> None:
     torch.testing.assert_close(FLOW.renoise(x0, 0.0, 1.0, fresh), fresh)
     torch.testing.assert_close(FLOW.step(noise, x0, 1.0, 0.0), x0)
     torch.testing.assert_close(FLOW.step(noise, x0, 1.0, 0.5, 1.0, fresh), 0.5 * x0 + 0.5 * fresh)
+
+
+def close_to(found: Tensor, wanted: Tensor, dtype: torch.dtype, ulps: float = 1.0) -> None:
+    """`found` is what float64 gives, rounded to `dtype` once (or `ulps` times)."""
+    assert found.dtype == dtype
+    step = ulps * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), wanted, rtol=step, atol=step * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+class TestHalfPrecision:
+    """Coefficients are in float32 whatever the latents are, so that only the result is rounded."""
+
+    @pytest.mark.parametrize(
+        ("space", "high", "low"), [(VE, 4518.7, 0.0292), (VE, 300.0, 257.0), (FLOW, 0.9987, 0.0013)]
+    )
+    def test_noise_spaces(self, space: NoiseSpace, high: float, low: float, dtype: torch.dtype) -> None:
+        x0, noise, fresh = (normal(2, 4, 4, 4, seed=s).to(dtype) for s in range(3))
+        sigmas = torch.tensor([high, low])
+
+        def both(run: Callable[..., Tensor], *levels: Any) -> None:
+            close_to(run(x0, noise, fresh, *levels), run(x0.double(), noise.double(), fresh.double(), *levels), dtype)
+
+        for sigma in (high, torch.tensor(high), sigmas):
+            both(lambda a, n, f, sigma: space.add_noise(a, n, sigma), sigma)
+            both(lambda a, n, f, sigma: space.noise_of(n, a, sigma), sigma)
+            both(lambda a, n, f, sigma: space.renoise(a, low, sigma, n), sigma)
+            both(lambda a, n, f, sigma: space.step(n, a, sigma, low), sigma)
+            both(lambda a, n, f, sigma: space.step(n, a, sigma, 0.5 * low, 0.7, f), sigma)
+
+    @pytest.mark.parametrize("kind", PREDICTIONS)
+    def test_predictions_at_the_ends_of_their_levels(self, kind: str, dtype: torch.dtype) -> None:
+        prediction = Prediction(kind)
+        sigma = torch.tensor([0.9987, 0.0013] if kind == "flow" else [4518.7, 0.0292])
+        x0, noise = normal(2, 4, 8, 8).to(dtype), normal(2, 4, 8, 8, seed=1).to(dtype)
+        x = prediction.space.add_noise(x0, noise, sigma)
+        close_to(prediction.network_input(x, sigma), prediction.network_input(x.double(), sigma), dtype)
+        for output in (noise, noise.float()):  # the network's own dtype need not be that of the latents
+            wanted = prediction.denoised(output.double(), x.double(), sigma)
+            close_to(prediction.denoised(output, x, sigma), wanted, dtype)
+        close_to(
+            prediction.output_for(x0, noise, sigma), prediction.output_for(x0.double(), noise.double(), sigma), dtype
+        )
+
+    def test_a_network_sees_pure_noise_at_zero_terminal_snr(self, dtype: torch.dtype) -> None:
+        x = (normal(1, 4, 64, 64) * 4518.7).to(dtype)
+        seen = Prediction("v_prediction").network_input(x, torch.tensor([4518.7]))
+        assert float(seen.float().std()) == pytest.approx(1.0, abs=0.02)
+
+    def test_guidance_gives_the_model_its_level_unrounded(self, dtype: torch.dtype) -> None:
+        seen: list[Tensor] = []
+        sigma = torch.tensor(0.123456)
+        denoise_many(
+            lambda x, s, c: seen.append(s) or x, torch.zeros(2, 4, 2, 2, dtype=dtype), sigma, [constant_cond()]
+        )  # type: ignore[arg-type,func-returns-value]
+        assert torch.equal(seen[0], sigma.expand(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("kind", ["v_prediction", "flow"])
+def test_a_diffusers_network_on_half_precision_latents(kind: str, dtype: torch.dtype) -> None:
+    """Called, and bound for a loop: as on float32 latents of the same values, rounded once."""
+    unet = slipstream.load("pocket", device="cpu").model.unet
+    model = DiffusersDenoiser(unet, zero_terminal_snr(scaled_linear_alphas_cumprod()), kind)
+    x, sigma = normal(2, 4, 16, 16).to(dtype), torch.tensor([0.99, 0.2]) * model.sigma_max
+    x = model.space.add_noise(torch.zeros_like(x), x, sigma)
+    cond = Conditioning(normal(1, 77, 64).float())
+    wanted = model(x.float(), sigma, cond)
+    for found in (model(x, sigma, cond), model.bind(sigma, cond)(x)):
+        # The network itself sees an input that was rounded to `dtype`.
+        close_to(found, wanted.double(), dtype, ulps=8)
 
 
 class TestPrediction:

@@ -445,3 +445,11 @@ class TestBadInput:
             slipstream.load(path)
         assert (len(MODELS), MODELS.used()) == (size, used)
         assert slipstream.load("pocket").encode_text([""]).rows == 1
+
+
+def test_levels_are_asked_as_the_host_asks_them_with_quantize() -> None:
+    exact, rounded = (slipstream.load("pocket", device="cpu", quantize=q) for q in (False, True))
+    assert rounded.model.unet is exact.model.unet
+    sigma = torch.tensor([0.7, 3.3])
+    assert rounded.model.network_time(sigma).tolist() == exact.model.network_time(sigma).round().tolist()
+    assert bool((exact.model.network_time(sigma).frac() > 0).all())

@@ -54,6 +54,25 @@ class TestLevels:
         middle = SD.t_to_sigma(torch.tensor(500.25)).log()
         torch.testing.assert_close(middle, 0.75 * ends[0] + 0.25 * ends[1])
 
+    @pytest.mark.parametrize("levels", [SD, ZERO_SNR], ids=["sd", "zero snr"])
+    def test_the_hosts_rounding_takes_the_nearest_entry_in_log_sigma(self, levels: DiscreteLevels) -> None:
+        """As ModelSamplingDiscrete.timestep: the smallest distance in log sigma, of all entries."""
+        sigmas = torch.linspace(math.log(0.02), math.log(20), 997).exp()
+        distance = (sigmas.double().log() - levels.sigmas.log()[:, None]).abs()
+        assert torch.equal(levels.sigma_to_t(sigmas, quantize=True), distance.argmin(0).float())
+        assert torch.equal(
+            DiscreteLevels(1 / (levels.sigmas**2 + 1), quantize=True).sigma_to_t(sigmas), distance.argmin(0).float()
+        )
+        assert float((levels.sigma_to_t(sigmas) - distance.argmin(0)).abs().max()) <= 0.5 + 1e-3
+
+    def test_a_searched_schedule_has_the_same_timesteps_with_and_without_rounding(self) -> None:
+        """A search tries entries of the table only; schedules that lie between them differ by up to half a step."""
+        entries = SD.sigmas[torch.arange(0, 1000, 7)].float()
+        assert torch.equal(SD.sigma_to_t(entries), SD.sigma_to_t(entries, quantize=True))
+        karras = make_sigmas("karras", SD, 4)[:-1]
+        assert SD.sigma_to_t(karras, quantize=True).tolist() == [999, 687, 146, 0]
+        assert SD.sigma_to_t(karras).tolist() == pytest.approx([999, 687.153, 145.939, 0], abs=1e-3)
+
     def test_outside_the_table_the_ends_hold(self) -> None:
         assert SD.sigma_to_t(torch.tensor([0.0, 1e-5, 1e5])).tolist() == [0, 0, 999]
         assert SD.t_to_sigma(torch.tensor([-5.0, 5000.0])).tolist() == pytest.approx([SD.sigma_min, SD.sigma_max])
@@ -180,6 +199,11 @@ class TestSchedules:
     def test_strength_keeps_the_last_levels_of_a_finer_schedule(self) -> None:
         whole = make_sigmas("karras", SD, 20)
         assert torch.equal(make_sigmas("karras", SD, 10, strength=0.5), whole[-11:])
+
+    @pytest.mark.parametrize(("steps", "strength", "whole"), [(4, 0.6, 6), (8, 0.6, 13), (3, 0.8, 3), (7, 0.99, 7)])
+    def test_strength_is_the_hosts_denoise(self, steps: int, strength: float, whole: int) -> None:
+        """KSampler takes the last levels of int(steps / denoise), rounded down."""
+        assert torch.equal(make_sigmas("uniform", SD, steps, strength), make_sigmas("uniform", SD, whole)[-steps - 1 :])
 
     def test_from_timesteps(self) -> None:
         sigmas = from_timesteps(SD, [901, 701, 451, 151])

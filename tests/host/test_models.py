@@ -88,7 +88,7 @@ def test_library_and_host_agree_on_pixels(host: Any, name: str, cfg: float) -> N
     with torch.no_grad():
         # The host starts at the top level from the variance of the noised data, not of the noise alone.
         x = noise * (1 + sigmas[0] ** 2).sqrt()
-        latents = euler(CFG(pipe.model, cond.take([0]), cond.take([1]), cfg), x, sigmas)
+        latents = euler(CFG(pipe.model, cond.take([0]), cond.take([1]), cfg), x, sigmas, pipe.model.space)
         picture = image_to_numpy(pipe.decode(latents)).astype(int)
     assert difference(picture, pixels(host.run(base(model=name, cfg=cfg)))) <= 2
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from slipstream.core import samplers
+from slipstream.core import VE, samplers
 from slipstream.core.layers import measure, skippable, skipping
 from slipstream.core.schedules import DiscreteLevels, with_zero
 from slipstream.search import Schedule
@@ -119,7 +119,7 @@ def test_masks_bind_to_their_own_step(unet: TinyADM, recorded: dict, table: list
         return (x - sigma * eps).clamp(-1, 1)  # the recorded run clips its estimate
 
     x = own[0] * (sigmas[0] ** 2 + 1).sqrt()
-    final = samplers.sample("euler", denoise, x, sigmas)
+    final = samplers.sample("euler", denoise, x, sigmas, VE)
     torch.testing.assert_close(final, own[-1], atol=2e-4, rtol=2e-4)
     assert (final - recorded["ddim_masks.traj_ref_binding"][-1]).abs().max() > 0.1
 
@@ -143,7 +143,7 @@ def test_euler_on_sigmas_is_ddim_on_custom_steps(golden: pathlib.Path, kind: str
         return x - sigma * (torch.tanh(scaled * (0.3 + 0.6 * u)) + 0.1 * torch.sin(torch.tensor(6 * u).double()))
 
     x = trajectory[0] * (sigmas[0] ** 2 + 1).sqrt()
-    final = samplers.euler(denoise, x, with_zero(sigmas))
+    final = samplers.euler(denoise, x, with_zero(sigmas), VE)
     expected = trajectory[-1]
     assert float((final - expected).abs().max() / expected.abs().max()) < 2e-6
 
@@ -164,7 +164,7 @@ def test_stable_diffusion_s_ddim_ends_at_the_first_level_not_at_zero(golden: pat
         return x - sigma * (torch.tanh(scaled * (0.3 + 0.6 * u)) + 0.1 * torch.sin(torch.tensor(6 * u).double()))
 
     x = data["noise"].double() * (sigmas[0] ** 2 + 1).sqrt()
-    final = samplers.euler(denoise, x, sigmas) / (table[0] ** 2 + 1).sqrt()
+    final = samplers.euler(denoise, x, sigmas, VE) / (table[0] ** 2 + 1).sqrt()
     torch.testing.assert_close(final.float(), data[f"ddim.{case}"], atol=2e-5, rtol=2e-5)
 
 
@@ -194,7 +194,8 @@ def test_dpm_solver_on_custom_steps(golden: pathlib.Path, case: str) -> None:
     sigmas = torch.tensor(run["sigma_edm"], dtype=torch.float64)
     denoise = ClosedForm(dict(zip(sigmas.tolist(), run["model_time_inputs"])))
     x = data["noise"].double() * (sigmas[0] ** 2 + 1).sqrt()
-    final = samplers.euler(denoise, samplers.dpmpp_2m(denoise, x, sigmas[:-1]), sigmas[-2:]) / (sigmas[-1] ** 2 + 1).sqrt()  # fmt: skip
+    before = samplers.dpmpp_2m(denoise, x, sigmas[:-1], VE)
+    final = samplers.euler(denoise, before, sigmas[-2:], VE) / (sigmas[-1] ** 2 + 1).sqrt()
     torch.testing.assert_close(final.float(), data[f"dpmpp2m.{case}"], atol=2e-5, rtol=2e-5)
     assert denoise.asked == run["model_time_inputs"]
     assert len(denoise.asked) == run["nfe"] == run["steps"] == len(sigmas) - 1
