@@ -29,9 +29,9 @@ from fields import Bed
 from slipstream.core import CFG, Conditioning, NoiseSpace, SeededNoise, make_sigmas
 from slipstream.core.cache import INVERSIONS
 from slipstream.core.guidance import Denoise
+from slipstream.core.images import save_image, side_by_side
 from slipstream.core.masks import grow
 from slipstream.core.noise import NoiseSource
-from slipstream.core.pictures import save_picture, side_by_side
 from slipstream.core.schedules import Levels
 from slipstream.core.tensors import composite
 from slipstream.cow import CowConfig, generate
@@ -106,7 +106,7 @@ def measure_scenes(count: int, out: pathlib.Path) -> dict[str, dict[str, float]]
         found[name] = read(checker, picture, truth, masks, wanted, model.rows / count)
         shown[name] = composite(picture, truth, masks)
     rows = [side_by_side([images[i : i + 1] for images in shown.values()]) for i in range(min(4, count))]
-    print(f"{' | '.join(shown)}: {save_picture(torch.cat(rows, 1), out / 'cow_quality.png')}")
+    print(f"{' | '.join(shown)}: {save_image(torch.cat(rows, 1), out / 'cow_quality.png')}")
     return found
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.images import check_image_name, read_image, save_image, side_by_side
 from ..core.noise import SeededNoise
-from ..core.pictures import check_picture_name, read_picture, save_picture, side_by_side
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
-from ..cow.canvas import GREY, Canvas, noise_background, paste_back, picture_background, place, plain_background
+from ..cow.canvas import GREY, Canvas, image_background, noise_background, paste_back, place, plain_background
 from ..cow.config import CowConfig
 from ..cow.photos import PHOTOS
 from ..cow.sampling import CowResult, generate
@@ -72,7 +72,7 @@ def _add_run(group: Any) -> None:
 def run_cow(args: argparse.Namespace) -> int:
     """Make one picture."""
     for path in filter(None, (args.out, args.strip)):
-        check_picture_name(path)
+        check_image_name(path)
     photo, keep = _subject(args.image, args.mask, args.invert_mask)
     cfg_scale = BUNDLED_CFG.get(args.model, CowConfig.cfg_scale) if args.cfg is None else args.cfg
     config = CowConfig(
@@ -85,16 +85,16 @@ def run_cow(args: argparse.Namespace) -> int:
     result = _generate(pipe, canvas, args.prompt, args.negative, config, args.seed)
     picture = pipe.decode(result.latents)
     final = picture if args.no_paste else paste_back(picture, canvas, args.softness)
-    print(save_picture(final, args.out))
+    print(save_image(final, args.out))
     if args.strip:
-        print(save_picture(strip(pipe, canvas, result, final), args.strip))
+        print(save_image(strip(pipe, canvas, result, final), args.strip))
     return 0
 
 
 def _subject(image: str, mask: str | None, inverted: bool) -> tuple[Tensor, Tensor]:
-    photo = read_picture(image)
+    photo = read_image(image)
     if mask is not None:
-        keep = read_picture(mask)[..., :3].mean(-1)
+        keep = read_image(mask)[..., :3].mean(-1)
     elif photo.shape[-1] == 4:
         keep = photo[..., 3]
     else:
@@ -109,7 +109,7 @@ def _background(value: str, height: int, width: int, seed: int) -> Tensor:
         return noise_background(height, width, SeededNoise(seed).fork("cow background"))
     if value.startswith("#"):
         return plain_background(height, width, value)
-    return picture_background(read_picture(value), height, width)
+    return image_background(read_image(value), height, width)
 
 
 def _load(source: str) -> Pipeline:
@@ -186,7 +186,7 @@ def run_demo(args: argparse.Namespace) -> int:
         result = _generate(pipe, canvas, prompt, "", CowConfig(cfg_scale=3.0), args.seed)
         final = paste_back(pipe.decode(result.latents), canvas, 1)
         rows.append(strip(pipe, canvas, result, final))
-        print(save_picture(final, folder / f"cow_{len(rows)}.png"))
+        print(save_image(final, folder / f"cow_{len(rows)}.png"))
     space = torch.ones(1, 4, rows[0].shape[2], 3)
-    print(save_picture(torch.cat([part for row in rows for part in (space, row)][1:], 1), folder / "cow_strip.png"))
+    print(save_image(torch.cat([part for row in rows for part in (space, row)][1:], 1), folder / "cow_strip.png"))
     return 0

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.images import read_image, save_image
 from ..core.noise import SeededNoise
-from ..core.pictures import read_picture, save_picture
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
 from ..edit.config import EditConfig
@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     """Make one picture."""
     from ..core.loading import load
 
-    image = read_picture(args.image)[..., :3]
+    image = read_image(args.image)[..., :3]
     if args.preview or args.only_preview:
-        save_picture(preview(image, make_tasks(args, image, _unloaded))[0], args.preview or args.out)
+        save_image(preview(image, make_tasks(args, image, _unloaded))[0], args.preview or args.out)
         if args.only_preview:
             return 0
     config = EditConfig(
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     out = edit_picture(
         pipe, inverted(image), tasks, args.result_prompt or args.prompt, args.negative, config, args.seed
     )
-    print(f"{save_picture(out, args.out)}: {pipe.model.calls} network calls, {pipe.model.rows} rows")
+    print(f"{save_image(out, args.out)}: {pipe.model.calls} network calls, {pipe.model.rows} rows")
     return 0
 
 
@@ -146,11 +146,11 @@ def make_tasks(args: argparse.Namespace, image: Tensor, inverted: Any) -> list[T
         dx, dy, scale = [*_numbers("move", words[1:]), 1.0][:3]
         tasks.append(Move(mask, dx, dy, scale))
     for words in args.paste:
-        other = read_picture(_first("paste", words, (4, 5)))[..., :3]
+        other = read_image(_first("paste", words, (4, 5)))[..., :3]
         dx, dy, scale = [*_numbers("paste", words[2:]), 1.0][:3]
         tasks.append(Paste(inverted(other), read_mask(words[1], other), dx, dy, scale))
     for mask, path, other_mask in args.appearance:
-        other = read_picture(path)[..., :3]
+        other = read_image(path)[..., :3]
         tasks.append(Appearance(read_mask(mask, image), inverted(other), read_mask(other_mask, other)))
     for words in args.drag:
         points = [_pair(word) for word in words[1:]]
@@ -167,7 +167,7 @@ def read_mask(source: str, image: Tensor) -> Tensor:
         mask = torch.zeros(image.shape[1:3])
         mask[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = 1
         return mask
-    picture = read_picture(source)
+    picture = read_image(source)
     has_alpha = picture.shape[-1] == 4 and bool((picture[..., 3] < 1).any())
     return picture[0, ..., 3] if has_alpha else picture[0, ..., :3].mean(-1)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..core.charts import check_drawing
+from ..core.images import cover, image_files, read_image, save_image
 from ..core.masks import as_mask
 from ..core.noise import SeededNoise
-from ..core.pictures import read_picture, save_picture
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
 from ..core.tensors import composite
@@ -28,7 +28,7 @@ from ..lmd.charts import (
 )
 from ..lmd.influence import influence
 from ..lmd.latent_fill import SIZES, FillConfig, LatentFill, latents_kind
-from ..lmd.latents_cache import encode_files, fit_image, image_files
+from ..lmd.latents_cache import encode_files
 from ..lmd.mask_schedule import DIRECTIONS, KINDS, mask_schedule
 from ..lmd.regenerate import RegenerateConfig, regenerate
 from ..lmd.stretch import drag_field, optical_flow, parse_points, stretch_map
@@ -157,13 +157,13 @@ def _load(source: str) -> Pipeline:
 
 def _mask(path: str) -> Tensor:
     """Return a mask (1, H, W) of a picture file: its brightness."""
-    return read_picture(path)[..., :3].mean(-1)
+    return read_image(path)[..., :3].mean(-1)
 
 
 def _grid(pipe: Pipeline, image: Tensor) -> Tensor:
     """Return IMAGE cropped to whole latent cells."""
     height, width = (side // pipe.downscale * pipe.downscale for side in image.shape[1:3])
-    return fit_image(image, height, width)
+    return cover(image, height, width)
 
 
 def _paste(pipe: Pipeline, image: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
@@ -188,7 +188,7 @@ def run_masks(args: argparse.Namespace) -> int:
         args.width,
     )  # fmt: skip
     print(" ".join(f"{ratio:.3f}" for ratio in schedule.ratios))
-    print(save_picture(schedule_chart(schedule), args.out))
+    print(save_image(schedule_chart(schedule), args.out))
     return 0
 
 
@@ -199,14 +199,14 @@ def run_regenerate(args: argparse.Namespace) -> int:
         nested=not args.free, mask_seed=args.mask_seed, strength=args.strength, strength_end=args.strength_end,
         steps=args.steps, cfg_scale=args.cfg, candidates=args.candidates,
     )  # fmt: skip
-    image, mask = read_picture(args.image)[..., :3], None if args.mask is None else _mask(args.mask)
+    image, mask = read_image(args.image)[..., :3], None if args.mask is None else _mask(args.mask)
     pipe = _load(args.model)
     image = _grid(pipe, image)
     latents = pipe.encode_image(image)
     cond, uncond = (pipe.encode_text([text]) for text in (args.prompt, args.negative))
     result = regenerate(pipe.model, latents, cond, uncond, config, SeededNoise(args.seed), mask, callback=_print_step)
     print(f"{pipe.model.rows} network rows in {pipe.model.calls} calls", file=sys.stderr)
-    print(save_picture(_paste(pipe, image, result.latents, mask), args.out))
+    print(save_image(_paste(pipe, image, result.latents, mask), args.out))
     return 0
 
 
@@ -215,7 +215,7 @@ def run_train(args: argparse.Namespace) -> int:
     if args.chart:
         check_drawing()
     config = TrainConfig(args.steps, args.batch, args.learning_rate, ratio=args.ratio, masks=args.masks, seed=args.seed)
-    files, out = image_files(args.images), pathlib.Path(args.out)
+    files, out = image_files(args.images, below=True, name="images"), pathlib.Path(args.out)
     pipe = _load(args.model)
     cache = args.cache or out.with_suffix(".cache")
     latents = encode_files(files, pipe.encode_image, args.height, args.width, cache, not args.no_mirror)
@@ -224,7 +224,7 @@ def run_train(args: argparse.Namespace) -> int:
     shape = dataclasses.replace(shape, **SIZES[args.size])  # type: ignore[arg-type]
     result = train(latents, shape, config, out, not args.anew, device=pipe.device, callback=_print_step)
     if args.chart:
-        print(save_picture(loss_chart(result.losses, args.steps), args.chart))
+        print(save_image(loss_chart(result.losses, args.steps), args.chart))
     print(out)
     return 0
 
@@ -237,7 +237,7 @@ def _kind(pipe: Pipeline) -> str:
 def run_fill(args: argparse.Namespace) -> int:
     """Fill a hole, then denoise it for a few steps with the rest held."""
     fill = LatentFill.load(args.fill)
-    image, mask = read_picture(args.image)[..., :3], _mask(args.mask)
+    image, mask = read_image(args.image)[..., :3], _mask(args.mask)
     pipe = _load(args.model)
     image = _grid(pipe, image)
     latents = pipe.encode_image(image)
@@ -251,32 +251,32 @@ def run_fill(args: argparse.Namespace) -> int:
         hole = (as_mask(mask, 1, *latents.shape[-2:]) > 0).float()
         noise = SeededNoise(args.seed)
         filled = regenerate(pipe.model, filled, cond, uncond, config, noise, hole, callback=_print_step).latents
-    print(save_picture(_paste(pipe, image, filled, mask), args.out))
+    print(save_image(_paste(pipe, image, filled, mask), args.out))
     return 0
 
 
 def run_influence(args: argparse.Namespace) -> int:
     """Compare two pictures."""
-    before, after = (read_picture(path)[..., :3].movedim(-1, 1)[None] for path in (args.before, args.after))
+    before, after = (read_image(path)[..., :3].movedim(-1, 1)[None] for path in (args.before, args.after))
     profile = influence(before, after, _mask(args.mask))
     print(influence_report(profile, "pixels"))
-    print(save_picture(influence_chart(profile, "pixels"), args.out))
+    print(save_image(influence_chart(profile, "pixels"), args.out))
     return 0
 
 
 def run_stretch(args: argparse.Namespace) -> int:
     """Map a drag, or the motion between two frames."""
-    image = read_picture(args.image)[..., :3]
+    image = read_image(args.image)[..., :3]
     if args.drag:
         handles, targets = parse_points("\n".join(args.drag))
         field = drag_field(handles, targets, image.shape[1], image.shape[2], args.radius)
     elif args.next:
-        field = optical_flow(image.movedim(-1, 1), read_picture(args.next)[..., :3].movedim(-1, 1), args.window)
+        field = optical_flow(image.movedim(-1, 1), read_image(args.next)[..., :3].movedim(-1, 1), args.window)
     else:
         raise ValueError(
             "Expected `--drag` or `--next`, but got neither. Give a drag such as '60,60 -> 90,60', or a second frame."
         )
     result = stretch_map(field)
     print(stretch_report(result))
-    print(save_picture(torch.cat(stretch_charts(result, image).split(1), 1), args.out))
+    print(save_image(torch.cat(stretch_charts(result, image).split(1), 1), args.out))
     return 0

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from ..core.charts import check_drawing
-from ..core.pictures import check_picture_name, save_picture
+from ..core.images import check_image_name, save_image
 from ..search.comparison import compare
 from ..search.config import STRATEGIES, SearchConfig
 from ..search.engine import SearchStep, search
@@ -151,7 +151,7 @@ def run_search(args: argparse.Namespace) -> int:
         from ..search.charts import search_chart
 
         stock = {name: sigmas.tolist() for name, sigmas in task.path.stock(args.steps).items()}
-        save_picture(search_chart(steps[-1], result.schedule.levels, stock), args.chart)
+        save_image(search_chart(steps[-1], result.schedule.levels, stock), args.chart)
     return 0
 
 
@@ -179,7 +179,7 @@ def run_compare(args: argparse.Namespace) -> int:
     if args.chart is not None:
         from ..search.charts import comparison_chart
 
-        save_picture(comparison_chart(result), args.chart)
+        save_image(comparison_chart(result), args.chart)
     return 0
 
 
@@ -194,4 +194,4 @@ def _check_chart(path: pathlib.Path | None) -> None:
     """Raise ValueError before the work for a chart that could not be written after it."""
     if path is not None:
         check_drawing()
-        check_picture_name(path)
+        check_image_name(path)

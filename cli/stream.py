@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.graphs import replayed_pipeline
+from ..core.images import cover
 from ..core.pipeline import Pipeline
 from ..stream.batch import StreamBatch, StreamFrame
 from ..stream.config import GUIDANCE, RENOISE, StreamConfig
@@ -22,7 +23,7 @@ from ..stream.guidance import BLENDS
 from ..stream.prompts import BlendedStream, PromptBlend
 from ..stream.queues import StreamThreads
 from ..stream.similarity import SimilarityFilter
-from ..stream.video import FolderSource, Stamp, VideoSource, fit, open_sink, open_source
+from ..stream.video import FolderSource, Stamp, VideoSource, open_sink, open_source
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def fitted(
     height, width = max(height // cell, 1) * cell, max(width // cell, 1) * cell
     every = itertools.chain([first], frames)
     chosen = itertools.islice(every, limit) if limit > 0 else every
-    return ((fit(image, height, width), stamp) for image, stamp in chosen), (height, width)
+    return ((cover(image, height, width), stamp) for image, stamp in chosen), (height, width)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range
+from ..core.images import cover
 from ..core.masks import as_mask, bounding_box, feather, grow
 from ..core.noise import NoiseSource
-from ..core.tensors import composite, image_to_pixels
+from ..core.tensors import composite, image_to_pixels, pixels_to_image
 
 GREY = "#808080"
 
@@ -109,15 +110,10 @@ def noise_background(height: int, width: int, noise: NoiseSource) -> Tensor:
     return (0.5 + 0.25 * noise(torch.empty(1, height, width, 3))).clamp(0, 1)
 
 
-def picture_background(picture: Tensor, height: int, width: int) -> Tensor:
-    """Return IMAGE (B, height, width, 3) that `picture` (B, H, W, C) fills, its proportions kept and its overhang cropped."""
+def image_background(image: Tensor, height: int, width: int) -> Tensor:
+    """Return IMAGE (B, height, width, 3) that `image` (B, H, W, C) fills, its proportions kept and its overhang cropped."""
     _check_size(height, width)
-    pixels = (image_to_pixels(picture) + 1) / 2
-    factor = max(height / pixels.shape[-2], width / pixels.shape[-1])
-    size = max(height, round(pixels.shape[-2] * factor)), max(width, round(pixels.shape[-1] * factor))
-    pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return pixels[..., top : top + height, left : left + width].movedim(1, -1).contiguous()
+    return cover(pixels_to_image(image_to_pixels(image)), height, width)
 
 
 def _check_size(height: int, width: int) -> None:

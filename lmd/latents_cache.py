@@ -9,42 +9,16 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_integer
-from ..core.pictures import read_picture
+from ..core.images import cover, read_image
 from .latent_fill import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # IMAGE (B, H, W, 3) in [0, 1] -> latents (B, C, h, w)
 Encode = Callable[[Tensor], Tensor]
-
-
-def image_files(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """Return the images below `folder`, sorted by path; raises ValueError when there are none."""
-    root = pathlib.Path(folder).expanduser()
-    if not root.is_dir():
-        raise ValueError(f"Expected `folder` to be a folder of images, but got {str(root)!r}. Give one that exists.")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    if not files:
-        raise ValueError(
-            f"Expected `folder` to hold images ({', '.join(EXTENSIONS)}), but got none in {str(root)!r}. Add some."
-        )
-    return files
-
-
-def fit_image(image: Tensor, height: int, width: int) -> Tensor:
-    """Return IMAGE (B, H, W, 3) scaled to cover `height` x `width` and cropped around its centre."""
-    pixels = image[..., :3].movedim(-1, 1)
-    scale = max(height / pixels.shape[-2], width / pixels.shape[-1])
-    size = [max(round(pixels.shape[-2] * scale), height), max(round(pixels.shape[-1] * scale), width)]
-    if tuple(size) != tuple(pixels.shape[-2:]):
-        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return pixels[..., top : top + height, left : left + width].movedim(1, -1)
 
 
 def probe(encode: Encode) -> str:
@@ -94,7 +68,7 @@ def _latents_of(
         key = f"{encoder} {height}x{width} {mirror} ".encode() + path.read_bytes()
         entry = None if cache is None else pathlib.Path(cache) / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
         latents = _read_entry(entry)
-        image = None if latents is not None else fit_image(read_picture(path), height, width)
+        image = None if latents is not None else cover(read_image(path)[..., :3], height, width)
     except (OSError, ValueError) as error:
         log.warning("Leaving out %s: %s", path.name, error)
         return None
@@ -118,5 +92,5 @@ def _read_entry(entry: pathlib.Path | None) -> Tensor | None:
 
 def encode_images(images: Tensor, encode: Encode, height: int, width: int, mirror: bool = True) -> Tensor:
     """Return latents of an IMAGE batch (B, H, W, C) at `height` x `width` pixels, one image at a time."""
-    fitted: Iterable[Tensor] = (fit_image(image[None], height, width) for image in images)
+    fitted: Iterable[Tensor] = (cover(image[None, ..., :3], height, width) for image in images)
     return torch.cat([encode(torch.cat([i, i.flip(2)]) if mirror else i).float().cpu() for i in fitted])

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.images import read_image
 from ..core.noise import SeededNoise
-from ..core.pictures import read_picture
 from ..core.progress import Callback, Step
 from ..cow import CowConfig, generate
-from ..cow.canvas import GREY, noise_background, paste_mask, picture_background, place, plain_background
+from ..cow.canvas import GREY, image_background, noise_background, paste_mask, place, plain_background
 from ..cow.photos import PHOTOS
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ExamplePhoto:
 
     def load(self, photo: str) -> tuple[Tensor, Tensor]:
         image, mask = PHOTOS[photo]
-        return read_picture(image), read_picture(mask)[..., 0]
+        return read_image(image), read_image(mask)[..., 0]
 
 
 class SeedCanvas:
@@ -112,7 +112,7 @@ class SeedCanvas:
         ground = {
             "colour": lambda: plain_background(height, width, colour),
             "noise": lambda: noise_background(height, width, SeededNoise(noise_seed)),
-            "picture": lambda: picture_background(picture, height, width),
+            "picture": lambda: image_background(picture, height, width),
         }[background]()
         canvas = place(image, 1 - keep if invert_keep else keep, ground, scale, x, y)
         softness = min(softness, min(width, height) - 1)

@@ -306,10 +306,10 @@ class TrainLatentFill:
 
     @classmethod
     def IS_CHANGED(cls, folder: str = "", **_: Any) -> str:
-        from ..lmd.latents_cache import image_files
+        from ..core.images import image_files
 
         try:
-            files = image_files(image_folder(folder)) if folder.strip() else []
+            files = image_files(image_folder(folder), below=True) if folder.strip() else []
         except (ValueError, OSError, ImportError):
             return folder
         return hashlib.sha256(repr([(str(p), p.stat().st_mtime_ns) for p in files]).encode()).hexdigest()
@@ -344,7 +344,8 @@ def _training_latents(
     """Return model-space latents of the batch, or of the folder through the disk cache."""
     import comfy.utils
 
-    from ..lmd.latents_cache import encode_files, encode_images, image_files
+    from ..core.images import image_files
+    from ..lmd.latents_cache import encode_files, encode_images
     from .host.progress import check_interrupt
 
     def encode(image: Tensor) -> Tensor:
@@ -355,7 +356,7 @@ def _training_latents(
         return encode_images(images, encode, height, width, mirror)
     if not folder.strip():
         raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of pictures or wire a batch.")
-    files = image_files(image_folder(folder))
+    files = image_files(image_folder(folder), below=True)
     bar = comfy.utils.ProgressBar(len(files))
     return encode_files(
         files,

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from ..core.images import cover, image_files, read_image
+
 Decode = Callable[[Tensor], Tensor]  # latents (B, C, h, w) -> IMAGE (B, H, W, 3) in [0, 1]
 
 
@@ -63,7 +64,9 @@ class LatentFeatures:
             raise ValueError(
                 "Expected a VAE to compare latents with reference images, but got none. Connect one, or compare pixels."
             )
-        return torch.cat([grid_features(self.encode(fit(image, *self.size)[None])) for image in images])
+        return torch.cat(
+            [grid_features(self.encode(cover(image[..., :3].float(), *self.size)[None])) for image in images]
+        )
 
 
 class PixelFeatures:
@@ -78,7 +81,9 @@ class PixelFeatures:
         return torch.cat([self.of_images(list(self.decode(part))) for part in latents.split(self.batch)])
 
     def of_images(self, images: Sequence[Tensor]) -> Tensor:
-        return torch.cat([grid_features(fit(image, 64, 64)[None].movedim(-1, 1)) for image in images])
+        return torch.cat(
+            [grid_features(cover(image[..., :3].float(), 64, 64)[None].movedim(-1, 1)) for image in images]
+        )
 
 
 class NetworkFeatures:
@@ -100,46 +105,14 @@ class NetworkFeatures:
         return torch.cat([self.embed(self.decode(part)).float().cpu().flatten(1) for part in latents.split(self.batch)])
 
     def of_images(self, images: Sequence[Tensor]) -> Tensor:
-        fitted = [fit(image, *self.size) for image in images]
+        fitted = [cover(image[..., :3].float(), *self.size) for image in images]
         batches = [torch.stack(fitted[i : i + self.batch]) for i in range(0, len(fitted), self.batch)]
         return torch.cat([self.embed(batch).float().cpu().flatten(1) for batch in batches])
 
 
-def fit(image: Tensor, height: int, width: int) -> Tensor:
-    """Return an image (H, W, 3) scaled with antialiasing to cover (height, width), and cropped at the centre."""
-    image = image[..., :3].float()
-    if image.shape[:2] == (height, width):
-        return image
-    scale = max(height / image.shape[0], width / image.shape[1])
-    size = (max(round(image.shape[0] * scale), height), max(round(image.shape[1] * scale), width))
-    scaled = F.interpolate(image.movedim(-1, 0)[None], size, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return scaled[0].movedim(0, -1)[top : top + height, left : left + width].clamp(0, 1)
-
-
 def load_images(folder: str | pathlib.Path, limit: int = 5000) -> list[Tensor]:
-    """Return the pictures in a folder (not below it) as (H, W, 3) in [0, 1], in order of name, at most `limit`.
+    """Return the images in a folder (not below it) as (H, W, 3) in [0, 1], in natural order of their names, at most `limit`.
 
-    Raises ValueError for a folder without pictures and for a file that is not one.
+    Raises ValueError for a folder without images and for a file that is not one.
     """
-    import numpy as np
-    from PIL import Image
-
-    folder = pathlib.Path(folder).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"Expected `folder` to be a folder of pictures, but got {str(folder)!r}. Check the path.")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)[:limit]
-    if not paths:
-        raise ValueError(
-            f"Expected `folder` with pictures ({', '.join(IMAGE_SUFFIXES)}), but got none in {str(folder)!r}. Add some."
-        )
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                images.append(torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(
-                f"Expected pictures in `folder`, but could not read {path.name!r} ({error}). Remove it."
-            ) from error
-    return images
+    return [read_image(path)[0, ..., :3] for path in image_files(folder)[:limit]]

@@ -14,16 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_range
-from ..core.pictures import read_picture, save_picture
+from ..core.images import image_files, read_image, save_image
 from ..core.tensors import image_to_numpy, image_to_pixels, pixels_to_image
 
 log = logging.getLogger(__name__)
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 CAMERA_NAMES = {"linux": "/dev/video{}", "darwin": "{}", "win32": "video={}"}
 
@@ -125,21 +123,19 @@ class VideoSource:
 
 
 class FolderSource:
-    """The pictures of a folder by name, shown at `rate` a second."""
+    """The images of a folder in natural order of their names, shown at `rate` a second."""
 
     live = False
 
     def __init__(self, folder: pathlib.Path, rate: float = 25.0) -> None:
         check_range("fps", rate, 0.01, 1000)
-        self.files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
-        if not self.files:
-            raise ValueError(f"Expected pictures ({', '.join(PICTURES)}) in {folder}, but found none.")
+        self.files = image_files(folder, name="input")
         self.count, self.rate, self.problem = len(self.files), Fraction(rate).limit_denominator(1001), ""
         self.time_base = 1 / self.rate
 
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
         for i, path in enumerate(self.files):
-            yield pixels_to_image(image_to_pixels(read_picture(path)))[0], Stamp(i, self.time_base)
+            yield pixels_to_image(image_to_pixels(read_image(path)))[0], Stamp(i, self.time_base)
 
 
 def open_source(source: str, rate: float = 25.0) -> VideoSource | FolderSource:
@@ -157,19 +153,6 @@ def open_source(source: str, rate: float = 25.0) -> VideoSource | FolderSource:
     return VideoSource(str(path))
 
 
-def fit(image: Tensor, height: int, width: int) -> Tensor:
-    """Return IMAGE (H, W, 3) as (height, width, 3): the largest middle part of that shape, resized in [0, 1]; bytes become float."""
-    if image.shape[:2] == (height, width):
-        return image
-    image = image / 255 if image.dtype == torch.uint8 else image
-    scale = min(image.shape[0] / height, image.shape[1] / width)
-    crop_h, crop_w = min(round(height * scale), image.shape[0]), min(round(width * scale), image.shape[1])
-    top, left = (image.shape[0] - crop_h) // 2, (image.shape[1] - crop_w) // 2
-    part = image[top : top + crop_h, left : left + crop_w].movedim(-1, 0)[None]
-    resized = F.interpolate(part, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    return resized[0].movedim(0, -1).clamp(0, 1)
-
-
 class FolderSink:
     """Writes frames as numbered PNG files."""
 
@@ -184,7 +167,7 @@ class FolderSink:
         pass
 
     def write(self, image: Tensor, stamp: Stamp) -> None:
-        save_picture(image[None], self.folder / f"{self.written:06d}.png")
+        save_image(image[None], self.folder / f"{self.written:06d}.png")
         self.written += 1
 
 

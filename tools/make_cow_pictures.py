@@ -12,7 +12,7 @@ import _common  # noqa: E402, F401
 import slipstream  # noqa: E402
 import torch  # noqa: E402
 from slipstream.core import SeededNoise  # noqa: E402
-from slipstream.core.pictures import read_picture, save_picture, side_by_side  # noqa: E402
+from slipstream.core.images import read_image, save_image, side_by_side  # noqa: E402
 from slipstream.cow import CowConfig, generate  # noqa: E402
 from slipstream.cow.canvas import paste_back, place, plain_background  # noqa: E402
 from slipstream.cow.photos import PHOTOS  # noqa: E402
@@ -24,7 +24,7 @@ PROMPT = "a small yellow star on the left on a purple background"
 
 def main() -> None:
     pipe = slipstream.load("pocket")
-    photo, mask = (read_picture(path) for path in PHOTOS["astronaut"])
+    photo, mask = (read_image(path) for path in PHOTOS["astronaut"])
     canvas = place(photo, mask[..., 0], plain_background(192, 256), 0.25, 0.7, 1.0)
     latents, cond, uncond = pipe.encode_image(canvas.image), pipe.encode_text([PROMPT]), pipe.encode_text([""])
 
@@ -40,14 +40,14 @@ def main() -> None:
     picture, cycles = grown()
     final = paste_back(picture, canvas, 1)
     mask_picture = mask[..., :3]
-    save_picture(side_by_side([small(photo), small(mask_picture)]), HELP / "example_photo.jpg")
-    save_picture(side_by_side([small(photo), small(mask_picture), canvas.image]), HELP / "seed_canvas.jpg")
-    save_picture(side_by_side([canvas.image, final]), HELP / "cow_sampler.jpg")
+    save_image(side_by_side([small(photo), small(mask_picture)]), HELP / "example_photo.jpg")
+    save_image(side_by_side([small(photo), small(mask_picture), canvas.image]), HELP / "seed_canvas.jpg")
+    save_image(side_by_side([canvas.image, final]), HELP / "cow_sampler.jpg")
     steps = [paste_back(cycles[i], canvas) for i in (0, 2, 9)]
-    save_picture(side_by_side([canvas.image, *steps, final]), GUIDE / "cow_cycles.jpg")
+    save_image(side_by_side([canvas.image, *steps, final]), GUIDE / "cow_cycles.jpg")
     dial = [grown(preserve=share)[0] for share in (0.0, 0.6)]
-    save_picture(side_by_side([*dial, picture, final]), GUIDE / "cow_preserve.jpg")
-    save_picture(side_by_side([grown(noise_limit=1000.0)[0], picture]), GUIDE / "cow_noise_limit.jpg")
+    save_image(side_by_side([*dial, picture, final]), GUIDE / "cow_preserve.jpg")
+    save_image(side_by_side([grown(noise_limit=1000.0)[0], picture]), GUIDE / "cow_noise_limit.jpg")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from slipstream import load  # noqa: E402
 from slipstream.core import CFG, SeededNoise, make_sigmas, sample  # noqa: E402
-from slipstream.core.pictures import side_by_side  # noqa: E402
+from slipstream.core.images import side_by_side  # noqa: E402
 from slipstream.core.tensors import image_to_numpy  # noqa: E402
 from slipstream.lmd import (  # noqa: E402
     FillConfig,

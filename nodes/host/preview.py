@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.pictures import save_picture
+from ...core.images import save_image
 
 
 def preview_images(images: Tensor) -> dict[str, Any]:
@@ -21,6 +21,6 @@ def preview_images(images: Tensor) -> dict[str, Any]:
     shown = []
     for index in range(len(images)):
         file = f"{name}_{counter + index:05}_.png"
-        save_picture(images[index : index + 1], pathlib.Path(folder) / file)
+        save_image(images[index : index + 1], pathlib.Path(folder) / file)
         shown.append({"filename": file, "subfolder": subfolder, "type": "temp"})
     return {"images": shown}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from slipstream.core import SeededNoise
 from slipstream.cow.canvas import (
+    image_background,
     noise_background,
     paste_back,
     paste_mask,
-    picture_background,
     place,
     plain_background,
 )
@@ -124,7 +124,7 @@ def test_noise_comes_from_the_seed():
 def test_a_picture_fills_the_canvas(height, width):
     striped = torch.zeros(1, 40, 60, 3)
     striped[:, :, 30:] = 1
-    filled = picture_background(striped, height, width)
+    filled = image_background(striped, height, width)
     assert filled.shape == (1, height, width, 3)
     assert float(filled.mean()) == pytest.approx(0.5, abs=0.02)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from slipstream.cli import main
 from slipstream.cli.cow import MASK, PHOTO
-from slipstream.core.pictures import read_picture
+from slipstream.core.images import read_image
 
 
 def cow(out, **changes) -> int:
@@ -22,7 +22,7 @@ def cow(out, **changes) -> int:
 
 def test_the_subjects_pixels_are_the_photos_own(tmp_path):
     assert cow(tmp_path / "a.png", strip=tmp_path / "strip.png", softness=0) == 0
-    picture, strip = read_picture(tmp_path / "a.png"), read_picture(tmp_path / "strip.png")
+    picture, strip = read_image(tmp_path / "a.png"), read_image(tmp_path / "strip.png")
     assert picture.shape == (1, 64, 64, 3)
     canvas, result = strip[:, :, :64], strip[:, :, -64:]
     assert torch.equal(result, picture)
@@ -34,7 +34,7 @@ def test_the_subjects_pixels_are_the_photos_own(tmp_path):
 def test_same_seed_same_picture_and_another_seed_another(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert cow(tmp_path / f"{name}.png", seed=seed) == 0
-    a, b, c = (read_picture(tmp_path / f"{n}.png") for n in "abc")
+    a, b, c = (read_image(tmp_path / f"{n}.png") for n in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
@@ -45,7 +45,7 @@ def test_alpha_serves_as_the_mask(tmp_path):
     photo.save(tmp_path / "cut.png")
     assert cow(tmp_path / "a.png") == 0
     assert cow(tmp_path / "b.png", image=tmp_path / "cut.png", mask=None) == 0
-    assert (read_picture(tmp_path / "a.png") - read_picture(tmp_path / "b.png")).abs().max() < 1.5 / 255
+    assert (read_image(tmp_path / "a.png") - read_image(tmp_path / "b.png")).abs().max() < 1.5 / 255
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_demo_makes_pictures_and_says_where(tmp_path, capsys):
     named = capsys.readouterr().out.split()
     assert named[-1].endswith("cow_strip.png")
     for path in named:
-        assert float(read_picture(path).std()) > 0.1
+        assert float(read_image(path).std()) > 0.1
 
 
 def test_a_name_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("slipstream.cli.cow._load", lambda source: pytest.fail("the model was loaded first"))
     assert cow(tmp_path / "noext") == 2
     assert cow(tmp_path / "a.png", strip=tmp_path / "strip.xyz") == 2
-    assert capsys.readouterr().err.count("a picture name such as out.png") == 2
+    assert capsys.readouterr().err.count("an image name such as out.png") == 2

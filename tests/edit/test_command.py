@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from slipstream.cli import main
-from slipstream.core.pictures import read_picture
+from slipstream.core.images import read_image
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def run(photo: pathlib.Path, *words: str, out: str = "out.png") -> tuple[int, pa
 def test_a_move_by_a_box_leaves_the_rest_of_the_photo_untouched(photo: pathlib.Path, capsys: Any) -> None:
     code, out = run(photo, "--move", "20:30:50:60", "50", "5")
     assert code == 0
-    before, after = read_picture(photo), read_picture(out)
+    before, after = read_image(photo), read_image(out)
     assert after.shape == before.shape
     assert torch.equal(after[:, :15], before[:, :15])
     assert float(after[0, 50, 85, 0]) > 0.6  # red has arrived
@@ -43,7 +43,7 @@ def test_two_tasks_and_a_second_picture(photo: pathlib.Path) -> None:
         photo, "--paste", str(photo), "20:30:50:60", "50", "10", "0.5", "--drag", "2:2:60:80", "35,45:38,45"
     )
     assert code == 0
-    assert read_picture(out).shape == (1, 90, 120, 3)
+    assert read_image(out).shape == (1, 90, 120, 3)
 
 
 def test_a_preview_needs_no_model(photo: pathlib.Path) -> None:
@@ -51,7 +51,7 @@ def test_a_preview_needs_no_model(photo: pathlib.Path) -> None:
         photo, "--move", "20:30:50:60", "50", "5", "--only-preview", "--model", "no/such/model", out="preview.png"
     )
     assert code == 0
-    assert not torch.equal(read_picture(out), read_picture(photo))
+    assert not torch.equal(read_image(out), read_image(photo))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from slipstream.core import SeededNoise, load
+from slipstream.core.images import read_image
 from slipstream.core.masks import grow
-from slipstream.core.pictures import read_picture
 from slipstream.core.schedules import DiscreteLevels, simple
 from slipstream.cow import CowConfig, generate
 from slipstream.cow.canvas import paste_back, place, plain_background
@@ -37,7 +37,7 @@ def picture(result: Any) -> np.ndarray:
 def test_host_and_library_agree(host, prompt):
     """The same canvas, levels and seed: at most 2 of 255 apart, at every pixel."""
     got = picture(host.run(prompt(RandomNoise__noise_seed=5)))
-    image, mask = (read_picture(p) for p in PHOTOS["astronaut"])
+    image, mask = (read_image(p) for p in PHOTOS["astronaut"])
     canvas = place(image, mask[..., 0], plain_background(128, 128), 0.15, 0.5, 1.0)
     pipe = load("pocket")
     cond, uncond = pipe.encode_text([PROMPT]), pipe.encode_text([""])

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 import torch
 from slipstream.cli import main
-from slipstream.core.pictures import read_picture, save_picture
+from slipstream.core.images import read_image, save_image
 from slipstream.lmd import LatentFill
 from slipstream_tools.pocket.scenes import render, sample_scene
 
@@ -20,10 +20,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     root = tmp_path_factory.mktemp("lmd")
     rng = np.random.default_rng(0)
     for index, picture in enumerate(render([sample_scene(rng) for _ in range(8)])):
-        save_picture((picture.movedim(0, -1)[None] + 1) / 2, root / "scenes" / f"{index}.png")
+        save_image((picture.movedim(0, -1)[None] + 1) / 2, root / "scenes" / f"{index}.png")
     mask = torch.zeros(1, 128, 128, 3)
     mask[:, 32:96, 32:96] = 1
-    save_picture(mask, root / "mask.png")
+    save_image(mask, root / "mask.png")
     return root
 
 
@@ -32,7 +32,7 @@ def lmd(part: str, *words: object) -> int:
 
 
 def changed(one: pathlib.Path, other: pathlib.Path) -> torch.Tensor:
-    return (read_picture(one) - read_picture(other)).abs().amax(-1)[0]
+    return (read_image(one) - read_image(other)).abs().amax(-1)[0]
 
 
 def test_masks_prints_the_ratios_and_draws_them(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +40,7 @@ def test_masks_prints_the_ratios_and_draws_them(tmp_path: pathlib.Path, capsys: 
         lmd("masks", "--kind", "piecewise", "--steps", 7, "--direction", "increasing", "--out", tmp_path / "m.png") == 0
     )
     assert capsys.readouterr().out.splitlines()[0] == "0.150 0.400 0.400 0.575 0.750 0.750 0.750"
-    assert read_picture(tmp_path / "m.png").shape[1] > 400
+    assert read_image(tmp_path / "m.png").shape[1] > 400
 
 
 def test_regenerate_keeps_to_its_mask(
@@ -124,7 +124,7 @@ def test_influence_and_stretch_report_and_draw(
         (("stretch", "--image", "{one}"), "Expected `--drag` or `--next`"),
         (("stretch", "--image", "none.png", "--drag", "1,1->2,2"), "no such file"),
         (("fill", "--fill", "none.safetensors", "--image", "{one}", "--mask", "{one}"), "Train one first"),
-        (("train", "--images", "nowhere", "--out", "x.safetensors"), "Expected `folder` to be a folder of images"),
+        (("train", "--images", "nowhere", "--out", "x.safetensors"), "Expected `images` to be a folder of images"),
         (("regenerate", "--image", "{one}", "--prompt", "x", "--high", "2"), "Expected `high` between"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from slipstream.lmd.latents_cache import encode_files, encode_images, fit_image, image_files
+from slipstream.core.images import image_files
+from slipstream.lmd.latents_cache import encode_files, encode_images
 
 
 class Encoder:
@@ -33,33 +34,26 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return root
 
 
-def test_files_are_found_in_order_and_a_missing_or_empty_folder_is_refused(
-    folder: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    assert [p.name for p in image_files(folder)] == ["a.png", "b.jpg", "c.PNG"]
-    with pytest.raises(ValueError, match=r"`folder` to be a folder of images"):
-        image_files(tmp_path / "none")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"but got none in"):
-        image_files(tmp_path / "empty")
+def images_in(root: pathlib.Path) -> list[pathlib.Path]:
+    return image_files(root, below=True)
 
 
 def test_latents_are_cached_by_content_not_by_name(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     encode, cache = Encoder(), tmp_path / "cache"
-    first = encode_files(image_files(folder), encode, 16, 24, cache)
+    first = encode_files(images_in(folder), encode, 16, 24, cache)
     assert first.shape == (6, 3, 2, 3)
     assert torch.allclose(first[1], first[0].flip(-1), atol=1e-6)  # the mirrored picture
     assert encode.seen == 6
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     (moved / "a.png").rename(moved / "z.png")
-    second = encode_files(image_files(moved), encode, 16, 24, cache)
+    second = encode_files(images_in(moved), encode, 16, 24, cache)
     assert encode.seen == 6
     assert torch.equal(second.sort(0).values, first.sort(0).values)
 
 
 def test_another_size_picture_or_encoder_is_encoded_again(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    cache, files = tmp_path / "cache", image_files(folder)
+    cache, files = tmp_path / "cache", images_in(folder)
     encode_files(files, Encoder(), 16, 24, cache)
     other_size, other_vae, changed = Encoder(), Encoder(0.5), Encoder()
     encode_files(files, other_size, 24, 24, cache)
@@ -70,7 +64,7 @@ def test_another_size_picture_or_encoder_is_encoded_again(folder: pathlib.Path, 
 
 
 def test_a_damaged_entry_is_encoded_again(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    cache, files, encode = tmp_path / "cache", image_files(folder), Encoder()
+    cache, files, encode = tmp_path / "cache", images_in(folder), Encoder()
     first = encode_files(files, encode, 16, 24, cache)
     next(iter(sorted(cache.iterdir()))).write_bytes(b"rubbish")
     assert torch.equal(encode_files(files, encode, 16, 24, cache), first)
@@ -79,7 +73,7 @@ def test_a_damaged_entry_is_encoded_again(folder: pathlib.Path, tmp_path: pathli
 
 def test_unreadable_images_are_left_out_and_none_left_is_refused(folder: pathlib.Path) -> None:
     (folder / "b.jpg").write_bytes(b"not a picture")
-    assert len(encode_files(image_files(folder), Encoder(), 16, 24, mirror=False)) == 2
+    assert len(encode_files(images_in(folder), Encoder(), 16, 24, mirror=False)) == 2
     with pytest.raises(ValueError, match=r"1 that cannot be read"):
         encode_files([folder / "b.jpg"], Encoder(), 16, 24)
 
@@ -93,19 +87,9 @@ def test_a_stop_keeps_what_was_encoded(folder: pathlib.Path, tmp_path: pathlib.P
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_files(image_files(folder), encode, 16, 24, cache, callback=stop)
-    encode_files(image_files(folder), encode, 16, 24, cache)
+        encode_files(images_in(folder), encode, 16, 24, cache, callback=stop)
+    encode_files(images_in(folder), encode, 16, 24, cache)
     assert encode.seen == 6
-
-
-@pytest.mark.parametrize("size", [(16, 24), (40, 50), (64, 8), (80, 100)])
-def test_images_are_scaled_to_cover_and_cropped_in_the_middle(size: tuple[int, int]) -> None:
-    image = torch.zeros(1, 40, 50, 3)
-    image[:, :, 25:] = 1
-    fitted = fit_image(image, *size)
-    assert fitted.shape == (1, *size, 3)
-    assert fitted.mean() == pytest.approx(0.5, abs=0.02)
-    assert torch.equal(fit_image(image, 40, 50), image)
 
 
 def test_a_batch_in_memory_is_encoded_like_files() -> None:

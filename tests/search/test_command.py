@@ -48,7 +48,7 @@ def test_the_first_level_is_searched_when_asked_for(tmp_path: pathlib.Path, caps
         (["search", "--model", "/nowhere"], "nowhere"),
         (["search", "--out", "/nowhere/a.json"], "Expected `--out`"),
         (["search", "--out", "/"], "Expected `--out`"),
-        (["search", "--chart", "chart.sqlite"], "Expected a picture name"),
+        (["search", "--chart", "chart.sqlite"], "Expected an image name"),
         (["search", *SMALL, "--store", "/dev/null/a.sqlite"], "Expected `store`"),
         (["compare"], "at least one schedule"),
         (["compare", "no_such_file.json"], "no_such_file.json"),

@@ -8,7 +8,7 @@ import torch
 from slipstream.cli import main
 from slipstream.cli.stream import prompts_of
 from slipstream.core import Conditioning
-from slipstream.core.pictures import read_picture, save_picture
+from slipstream.core.images import read_image, save_image
 from slipstream.stream import BlendedStream, PromptBlend, StreamBatch, StreamConfig, blend
 from slipstream_tests.analytic import constant_cond
 
@@ -124,7 +124,7 @@ def folder(path, count: int = 4):
     for i in range(count):
         picture = torch.full((1, 64, 64, 3), 0.2)
         picture[:, 20:44, 4 * i : 24 + 4 * i, 0] = 0.9
-        save_picture(picture, path / f"{i}.png")
+        save_image(picture, path / f"{i}.png")
     return path
 
 
@@ -154,7 +154,7 @@ def test_the_command_moves_from_one_prompt_to_the_other(tmp_path) -> None:
     def run(name: str, *prompts: str) -> np.ndarray:
         options = ["--input", str(source), "--output", str(tmp_path / name), "--strength", "0.8", "--guidance", "none"]
         assert main(["stream", *options, *(part for prompt in prompts for part in ("--prompt", prompt))]) == 0
-        pictures = [read_picture(path) for path in sorted((tmp_path / name).glob("*.png"))]
+        pictures = [read_image(path) for path in sorted((tmp_path / name).glob("*.png"))]
         return (torch.cat(pictures) * 255).round().int().numpy()
 
     one, other = "a large yellow circle on a green background", "a large red square on a blue background"

@@ -15,10 +15,10 @@ import pytest
 import torch
 from slipstream.cli import main
 from slipstream.cli.stream import add_parser, config_of, fitted
-from slipstream.core.pictures import save_picture
+from slipstream.core.images import cover, save_image
 from slipstream.stream import StreamConfig, video
 from slipstream.stream.queues import StreamThreads
-from slipstream.stream.video import FolderSource, Stamp, VideoSink, VideoSource, fit, open_sink, open_source, upright
+from slipstream.stream.video import FolderSource, Stamp, VideoSink, VideoSource, open_sink, open_source, upright
 
 av = pytest.importorskip("av")
 CLIP = pathlib.Path(__file__).resolve().parent.parent.parent / "assets" / "ball.mp4"
@@ -98,7 +98,7 @@ def test_sound_ends_with_the_pictures(tmp_path) -> None:
 def test_silent_and_odd_sized_videos(tmp_path) -> None:
     frames = torch.rand(3, 31, 47, 3)
     for i, frame in enumerate(frames):
-        save_picture(frame[None], tmp_path / f"{i}.png")
+        save_image(frame[None], tmp_path / f"{i}.png")
     folder = open_source(str(tmp_path), rate=10)
     copy(folder, tmp_path / "odd.mp4")
     assert [image.shape for image, _ in VideoSource(str(tmp_path / "odd.mp4"))] == [(31, 47, 3)] * 3
@@ -109,7 +109,7 @@ def test_silent_and_odd_sized_videos(tmp_path) -> None:
 
 def test_folder_pictures_come_by_name_with_alpha_dropped(tmp_path) -> None:
     for name, value in (("b.png", 0.5), ("a.png", 0.0), ("c.png", 1.0)):
-        save_picture(torch.full((1, 4, 4, 4), value), tmp_path / name)
+        save_image(torch.full((1, 4, 4, 4), value), tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     source = FolderSource(tmp_path)
     assert [round(float(image.mean()), 1) for image, _ in source] == [0.0, 0.5, 1.0]
@@ -161,7 +161,7 @@ def test_sound_without_pictures_and_empty_folders_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="has none"):
         open_source(str(tmp_path / "tone.wav"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="found none"):
+    with pytest.raises(ValueError, match="but got none"):
         open_source(str(tmp_path / "empty"))
 
 
@@ -199,14 +199,14 @@ def test_the_file_is_complete_after_an_error(tmp_path) -> None:
 def test_fit_takes_the_middle() -> None:
     image = torch.zeros(40, 100, 3)
     image[:, 30:70] = 1
-    assert torch.allclose(fit(image, 20, 20), torch.ones(20, 20, 3), atol=1e-5)
-    assert fit(image, 40, 100) is image
-    assert fit(image, 64, 24).shape == (64, 24, 3)
+    assert torch.allclose(cover(image, 20, 20), torch.ones(20, 20, 3), atol=1e-5)
+    assert cover(image, 40, 100) is image
+    assert cover(image, 64, 24).shape == (64, 24, 3)
 
 
 def test_the_first_frame_gives_the_size_in_whole_cells(tmp_path) -> None:
     for i, shape in enumerate([(37, 50), (80, 20)]):
-        save_picture(torch.rand(1, *shape, 3), tmp_path / f"{i}.png")
+        save_image(torch.rand(1, *shape, 3), tmp_path / f"{i}.png")
     frames, size = fitted(FolderSource(tmp_path), None, 8, 0)
     assert size == (32, 48)
     assert [image.shape for image, _ in frames] == [(32, 48, 3)] * 2
@@ -280,7 +280,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, caplog) -> None:
 
     monkeypatch.setattr(StreamThreads, "wait", press)
     monkeypatch.setattr(FolderSource, "__iter__", endless)
-    save_picture(torch.zeros(1, 32, 32, 3), tmp_path / "0.png")
+    save_image(torch.zeros(1, 32, 32, 3), tmp_path / "0.png")
     with caplog.at_level(logging.INFO):
         assert run("--input", str(tmp_path), "--output", str(tmp_path / "out.mp4"), *SMALL) == 0
     count = len(times_of(tmp_path / "out.mp4"))

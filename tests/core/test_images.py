@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from slipstream.core.pictures import read_picture, save_picture, side_by_side
+from slipstream.core.images import read_image, save_image, side_by_side
 
 
 def test_round_trip(tmp_path):
     image = torch.rand(1, 5, 7, 3)
-    path = save_picture(image, tmp_path / "new" / "a.png")
-    assert (read_picture(path) - image).abs().max() <= 0.5 / 255 + 1e-6
+    path = save_image(image, tmp_path / "new" / "a.png")
+    assert (read_image(path) - image).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_alpha_is_kept(tmp_path):
     Image.new("RGBA", (4, 3), (255, 0, 0, 51)).save(tmp_path / "a.png")
-    image = read_picture(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
     assert image.shape == (1, 3, 4, 4)
     assert float(image[0, 0, 0, 3]) == pytest.approx(0.2)
 
@@ -27,30 +27,30 @@ def test_camera_rotation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").shape == (1, 6, 2, 3)
+    assert read_image(tmp_path / "a.jpg").shape == (1, 6, 2, 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 30])
 def test_a_corrupt_file_says_what_to_do(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"a\.png to be a picture, but it cannot be read .* Save it again as PNG or JPEG"
+        ValueError, match=r"a\.png to be an image, but it cannot be read .* Save it again as PNG or JPEG"
     ):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def test_a_truncated_file_says_what_to_do(tmp_path):
-    save_picture(torch.rand(1, 64, 64, 3), tmp_path / "a.png")
+    save_image(torch.rand(1, 64, 64, 3), tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
     with pytest.raises(ValueError, match="cannot be read"):
-        read_picture(tmp_path / "b.png")
+        read_image(tmp_path / "b.png")
 
 
 def test_missing_file_and_unknown_format(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
-        read_picture(tmp_path / "none.png")
-    with pytest.raises(ValueError, match=r"a picture name such as out\.png"):
-        save_picture(torch.zeros(1, 2, 2, 3), tmp_path / "a.xyz")
+        read_image(tmp_path / "none.png")
+    with pytest.raises(ValueError, match=r"an image name such as out\.png"):
+        save_image(torch.zeros(1, 2, 2, 3), tmp_path / "a.xyz")
 
 
 def test_side_by_side():
