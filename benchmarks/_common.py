@@ -26,3 +26,5 @@ def load_package(name: str, folder: pathlib.Path) -> None:
 
 load_package("slipstream", ROOT)
 load_package("slipstream_tools", ROOT / "tools")
+# tests/reference holds the published code of some techniques, to compare with.
+load_package("slipstream_tests", ROOT / "tests")

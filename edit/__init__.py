@@ -7,7 +7,7 @@ from .geometry import Canvas
 from .invert import Inversion, invert
 from .loop import edit
 from .picture import EditResult, finish, fit
-from .tasks import Appearance, Drag, Landmarks, Move, Paste, Task, Tasks
+from .tasks import Appearance, Drag, Move, Paste, Task, Tasks
 
 __all__ = [
     "Appearance",
@@ -16,7 +16,6 @@ __all__ = [
     "EditConfig",
     "EditResult",
     "Inversion",
-    "Landmarks",
     "Move",
     "Paste",
     "Task",

@@ -1,4 +1,4 @@
-"""The default edit: several tasks at once, cells matched explicitly, leak-proof attention, everything else held to the picture."""
+"""The edit: several tasks at once, cells matched explicitly, leak-proof attention, everything else held to the picture."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.attention import Attend, token_grid
-from ..core.features import FeatureModel
 from ..core.masks import feather, grow
 from ..core.noise import NoiseSource
 from .config import EditConfig, steps_in
 from .geometry import Placement
 from .invert import Inversion
-from .parts import Part, inverse, make_part, on_cells, similarity, weighted
+from .parts import KeyValue, Part, Pull, inverse, make_part, on_cells, similarity, weighted
 from .picture import EditResult, draft
 from .placing import place_tasks
-from .problem import KeyValue, Pull
 from .tasks import Task
 
 Encode = Callable[[Tensor], Tensor]
+# Largest guidance of a cell, relative to the noise estimate: single cells may stand out by orders of magnitude.
+LIMIT = 1.0
 
 
 class GuidedEdit:
-    """One edit of one picture by any number of tasks; see `Problem`."""
+    """One edit of one picture by any number of tasks: where to start, what pulls it, what its attention reads, what stays.
+
+    `pictures` are the base picture, then the references; steps before `first_step` would not change anything.
+    """
 
     def __init__(
         self, tasks: Sequence[Task], base: Inversion, config: EditConfig, encode: Encode | None = None
@@ -122,21 +125,19 @@ class GuidedEdit:
         return torch.where(self.free > 0, x, self.base.at(step))
 
     def settle(self, step: int, x: Tensor) -> Tensor:
+        """Return the latents after `step`, at `sigmas[step + 1]`, with what is not to be edited put back."""
         steps = self.config.steps
         held = torch.zeros_like(self.free)
         if step in steps_in(self.config.anchor_object, steps):
             held = torch.maximum(held, self.carried)
         if step in steps_in(self.config.anchor_fill, steps):
             held = torch.maximum(held, self.filled)
-        x = torch.where(held > 0, self._drafted(step + 1), x)
-        return self._held(step + 1, x) if step in steps_in(self.config.anchor, steps) else x
+        return self._held(step + 1, torch.where(held > 0, self._drafted(step + 1), x))
 
     # --- energies ---
 
-    def reference(self, model: FeatureModel, step: int, index: int) -> list[Tensor]:
-        return self.pictures[index].features(model, step)
-
     def pulls(self, current: list[Tensor], references: list[list[Tensor]]) -> list[Pull]:
+        """Return the energies for the features of the current latents and of the pictures."""
         base, kept = references[0], 1 - self.free
         found: list[Pull] = []
         content = current[0].new_zeros((), dtype=torch.float32)
@@ -160,16 +161,13 @@ class GuidedEdit:
             pulled = gradient.to(eps) * region
             size = (pulled.square().mean(1, keepdim=True).sum() / region.sum().clamp(min=1e-6)).sqrt()
             total = total + torch.where(size > 1e-20, strength * pulled / size.clamp(min=1e-20), 0.0)
-        # Single cells may stand out by orders of magnitude.
-        limit = self.config.limit * eps.square().mean().sqrt()
+        limit = LIMIT * eps.square().mean().sqrt()
         norm = total.square().mean(1, keepdim=True).sqrt()
         return total * (limit / norm.clamp(min=1e-20)).clamp(max=1)
 
     # --- attention ---
 
-    def attend(
-        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend) -> Tensor:
         """Attend by region: a target reads its object, a vacated area everything but the objects that left, the rest the picture."""
         grids = [token_grid(kv[0].shape[1], *c.grid) for kv, c in zip(pictures, self.canvases)]
         rest = torch.ones(grids[0], dtype=torch.bool, device=q.device).flatten()
@@ -211,13 +209,13 @@ class GuidedEdit:
         attend: Attend,
     ) -> Tensor:
         """Attend to the own tokens and to the readable ones of the pictures."""
-        keys, values = ([k], [v]) if self.config.own_keys else ([], [])
+        keys, values = [k], [v]
         for picture, allowed in readable:
             index = allowed.flatten().to(k.device)
             if bool(index.any()):
                 keys.append(pictures[picture][0][:, index].expand(len(q), -1, -1))
                 values.append(pictures[picture][1][:, index].expand(len(q), -1, -1))
-        return attend(q, torch.cat(keys or [k], 1), torch.cat(values or [v], 1))
+        return attend(q, torch.cat(keys, 1), torch.cat(values, 1))
 
     # --- the result ---
 
@@ -254,8 +252,3 @@ def stacked(parts: Sequence[Part]) -> list[Part]:
         above = union(p.target for p in parts[n + 1 :] if p.carries)
         out.append(replace(part, target=part.target * (1 - above)))
     return out
-
-
-def guided_edit(tasks: Sequence[Task], base: Inversion, config: EditConfig, encode: Encode | None = None) -> GuidedEdit:
-    """Return the default edit; with `encode` (IMAGE -> latents) objects are carried in pixels."""
-    return GuidedEdit(tasks, base, config, encode)

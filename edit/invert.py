@@ -15,7 +15,7 @@ from ..core.checks import check_finite, check_shape
 from ..core.denoiser import Conditioning, Denoiser
 from ..core.features import FeatureModel
 from ..core.progress import Callback, Reporter
-from .config import EditConfig, steps_in
+from .config import KEYS, EditConfig, steps_in
 from .geometry import Canvas
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Inversion:
     @property
     def clean(self) -> Tensor:
         """The clean latents (1, C, h, w)."""
-        return self.at(self.steps) / (1 + self.sigmas[-1] ** 2).sqrt()
+        return self.at(self.steps)
 
     def at(self, step: int) -> Tensor:
         """Return the latents (1, C, h, w) at `sigmas[step]`."""
@@ -60,19 +60,14 @@ class Inversion:
     def has_keys(self, step: int) -> bool:
         return self.bank is not None and step in self.bank.steps
 
-    def features(
-        self, model: FeatureModel, step: int, latents: Tensor | None = None, cond: Conditioning | None = None
-    ) -> list[Tensor]:
-        """Return decoder features at a step, without gradients: of the picture itself, kept for re-edits, or of `latents`."""
-        if latents is None and step in self._features:
-            return self._features[step]
-        x = self.at(step) if latents is None else latents
-        with torch.no_grad():
+    def features(self, model: FeatureModel, step: int) -> list[Tensor]:
+        """Return the picture's decoder features at a step, without gradients, kept for re-edits."""
+        if step not in self._features:
             device = device_of(model)
-            found = model.features(x.to(device), self.sigmas[step].to(device).expand(1), cond or self.cond)
-        if latents is None:
+            with torch.no_grad():
+                found = model.features(self.at(step).to(device), self.sigmas[step].to(device).expand(1), self.cond)
             self._features[step] = [f.cpu() for f in found]
-        return found
+        return self._features[step]
 
     @property
     def bytes(self) -> int:
@@ -153,9 +148,9 @@ def _invert(
     latents, sigmas = latents.detach().to("cpu", torch.float32, copy=True), config.sigmas(model.levels).cpu()
     bank = AttentionBank(budget=config.memory_limit if config.memory == "auto" else 1 << 62)
     keep = config.memory != "row"
-    wanted = steps_in(config.keys, config.steps)
+    wanted = steps_in(KEYS, config.steps)
     report = Reporter(config.steps, callback)
-    x = latents * (1 + sigmas[-1] ** 2).sqrt()
+    x = latents
     trajectory = [x]
     for step in reversed(range(config.steps)):
         hook = bank.recorder(step) if keep and step in wanted else None

@@ -16,12 +16,11 @@ from ..core.denoiser import Conditioning, Denoiser
 from ..core.guidance import cfg
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Reporter
-from .config import EditConfig, steps_in
-from .guided import Encode, guided_edit
+from .config import IMAGE_PROMPT, KEYS, NOISE, EditConfig, steps_in
+from .guided import Encode, GuidedEdit
 from .invert import Inversion, check_inversions, check_model, denoise_on_device, device_of
+from .parts import KeyValue, Pull
 from .picture import EditResult
-from .problem import KeyValue, Problem
-from .published import published_edit
 from .tasks import Task, Tasks
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class _Run:
 
     model: Any
     image_model: Any
-    problem: Problem
+    problem: GuidedEdit
     conds: list[Conditioning]
     config: EditConfig
     sigmas: Tensor
@@ -68,7 +67,7 @@ def edit(
         image_model: the same network with an image prompt (an IP-Adapter), used within `config.image_prompt` only.
         callback: called after each network call; may raise to stop.
         encode: the VAE's encoder (IMAGE at the picture's size -> latents). With it, and inversions that know their pixels, objects
-            are carried in pixels and then encoded, which keeps them sharper than carrying latent cells. Default mode only.
+            are carried in pixels and then encoded, which keeps them sharper than carrying latent cells.
 
     Raises:
         ValueError: for tasks that lie outside the picture or contradict each other, masks of another size, a schedule other
@@ -82,7 +81,7 @@ def edit(
 
 def _edit(model, inversion, tasks, cond, uncond, config, noise, image_model, callback, encode):  # type: ignore[no-untyped-def]
     sigmas = config.sigmas(model.levels).cpu()
-    problem = _prepare(tasks.items, inversion, config, encode)
+    problem = GuidedEdit(tasks.items, inversion, config, encode)
     check_inversions(problem.pictures, config, sigmas)
     positive = inversion.cond if cond is None else cond
     conds = [positive] if uncond is None or config.cfg_scale == 1 else [uncond, positive]
@@ -94,35 +93,27 @@ def _edit(model, inversion, tasks, cond, uncond, config, noise, image_model, cal
         )
     x = _sample(run, noise or SeededNoise(42))
     check_finite("result", x, "Lower `energy_scale`, or use float32 or bfloat16 for the network.")
-    latents = x / (1 + sigmas[-1] ** 2).sqrt()
-    return problem.result(latents, tuple(run.notes))
-
-
-def _prepare(tasks: Sequence[Task], inversion: Inversion, config: EditConfig, encode: Encode | None) -> Problem:
-    if config.published:
-        return published_edit(tasks, inversion, config)
-    return guided_edit(tasks, inversion, config, encode)
+    return problem.result(x, tuple(run.notes))
 
 
 def network_calls(tasks: Task | Tasks | Iterable[Task], inversion: Inversion, config: EditConfig) -> int:
     """Return the number of reports that `edit` will make, for a progress bar."""
-    return _calls(config, _prepare(Tasks.of(tasks).items, inversion, config, None))
+    return _calls(config, GuidedEdit(Tasks.of(tasks).items, inversion, config))
 
 
-def _calls(config: EditConfig, problem: Problem) -> int:
+def _calls(config: EditConfig, problem: GuidedEdit) -> int:
     """Return the number of reported calls of a run."""
     steps = range(problem.first_step, config.steps)
     guided = sum(config.passes(i) for i in steps if i in config.guided) * (1 + len(problem.pictures))
-    return sum(config.passes(i) + config.rerun_calls(i) for i in steps) + guided
+    return sum(2 * config.passes(i) - 1 for i in steps) + guided  # one call leads back up between two passes
 
 
 def _sample(run: _Run, noise: NoiseSource) -> Tensor:
     config, sigmas = run.config, run.sigmas
     x = run.problem.start(noise)
-    noisy = steps_in(config.noise_span, config.steps)
+    noisy = steps_in(NOISE, config.steps)
     for step in range(run.problem.first_step, config.steps):
-        passes, reruns = config.passes(step), config.rerun_calls(step)
-        for travel in range(passes):
+        for again in reversed(range(config.passes(step))):
             denoised, eps = _estimate(run, x, step)
             guidance = _guidance(run, x, step, eps) if step in config.guided else torch.zeros_like(x)
             fresh = noise(x) if step in noisy and config.eta > 0 else None
@@ -131,14 +122,14 @@ def _sample(run: _Run, noise: NoiseSource) -> Tensor:
             )
             after = run.problem.settle(step, after)
             run.report("edit", sigmas[step + 1], denoised)
-            if travel < reruns:
+            if again:
                 x = _rerun(run, after, step)
         x = after
     return x
 
 
 def _step(
-    x: Tensor, denoised: Tensor, eps: Tensor, high: Tensor, low: Tensor, problem: Problem, fresh: Tensor | None
+    x: Tensor, denoised: Tensor, eps: Tensor, high: Tensor, low: Tensor, problem: GuidedEdit, fresh: Tensor | None
 ) -> Tensor:
     """Step down along the *unguided* `eps` from the guided `denoised`, with fresh noise where the edit asks for it.
 
@@ -161,10 +152,10 @@ def _rerun(run: _Run, x: Tensor, step: int) -> Tensor:
 def _estimate(run: _Run, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Return (denoised, eps) under classifier-free guidance, the decoder's self-attention shared with the pictures."""
     config, sigma = run.config, run.sigmas[step]
-    image_prompt = step in steps_in(config.image_prompt, config.steps)
+    image_prompt = step in steps_in(IMAGE_PROMPT, config.steps)
     model = run.image_model if image_prompt else run.model
     rows, conds = [x] * len(run.conds), list(run.conds)
-    if step not in steps_in(config.keys, config.steps):
+    if step not in steps_in(KEYS, config.steps):
         out = _call(model, rows, sigma, conds)
     else:
         out = _call_sharing(run, model, rows, sigma, conds, step)
@@ -198,7 +189,7 @@ def _call_sharing(
         kept: dict[int, KeyValue] = {i: bank.get(step, layer, k) for i, bank in stored.items()}
         kept.update({index: (k[own + n, None], v[own + n, None]) for n, index in enumerate(live)})
         pictures = [kept[i] for i in range(len(kept))]
-        edited = run.problem.attend(step, q[:own], k[:own], v[:own], pictures, attend)
+        edited = run.problem.attend(q[:own], k[:own], v[:own], pictures, attend)
         return edited if not live else torch.cat([edited, attend(q[own:], k[own:], v[own:])])
 
     with model.self_attention(hook):
@@ -219,7 +210,7 @@ def _guidance(run: _Run, x: Tensor, step: int, eps: Tensor) -> Tensor:
     sigma = run.sigmas[step]
     references = []
     for index in range(len(run.problem.pictures)):
-        references.append(run.problem.reference(run.model, step, index))
+        references.append(run.problem.pictures[index].features(run.model, step))
         run.report("compare", sigma)
     gradients, pulls = regional_gradients(run, x, sigma, references)
     run.report("guide", sigma)
@@ -233,7 +224,7 @@ def _guidance(run: _Run, x: Tensor, step: int, eps: Tensor) -> Tensor:
 
 def regional_gradients(
     run: _Run, x: Tensor, sigma: Tensor, references: list[list[Tensor]]
-) -> tuple[list[Tensor], list]:
+) -> tuple[list[Tensor], list[Pull]]:
     """Return the gradient of each energy, all from one graph: the latents are differentiated through the decoder features."""
     # A host executes under inference mode, where no graph can be built: leave it, and copy what was made in it.
     with torch.inference_mode(False), torch.enable_grad():

@@ -12,10 +12,18 @@ from torch import Tensor
 from .config import EditConfig
 from .geometry import Affine, Canvas, centre_of, sample_at
 from .placing import place
-from .problem import Pull
 from .tasks import Appearance, Drag, Move, Paste, Point, Task
 
 Features = list[Tensor]
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Pull:
+    """One energy (a scalar tensor) and the region (1, 1, h, w) of the latents that its gradient may move."""
+
+    energy: Tensor
+    region: Tensor
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -65,10 +73,6 @@ class Part:
     # A drag by energy changes what lies in `free` and pulls at `handles` (P, 3, 3, 2) -> `targets` (P, 3, 3, 2), pixels.
     handles: Tensor | None = None
     targets: Tensor | None = None
-
-    @property
-    def changed(self) -> Tensor:
-        return torch.maximum(self.target, self.vacated)
 
     @property
     def carries(self) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import Affine, Canvas, Placement, bent, centre_of, freedom, sample_at
-from .tasks import Appearance, Drag, Landmarks, Move, Paste, Task
+from .tasks import Appearance, Drag, Move, Paste, Task
 
 
 def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placement:
@@ -51,10 +51,6 @@ def place_tasks(
     """
     placements = []
     for task, picture in zip(tasks, pictures):
-        if isinstance(task, Landmarks):
-            raise ValueError(
-                "Expected Move, Paste, Appearance or Drag, but got Landmarks. It exists in published mode only."
-            )
         placements.append(_place(task, canvases[0], canvases[picture], notes))
     for (a, first), (b, second) in combinations(zip(tasks, placements), 2):
         _check_pair(a, first, b, second)

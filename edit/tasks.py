@@ -170,13 +170,3 @@ class Drag(Task):
         targets = [target for _, target in self.points]
         if len(set(targets)) < len(targets):
             raise ValueError(f"Expected targets that differ, but got {targets}. Two handles cannot land on one point.")
-
-
-@dataclass(frozen=True, eq=False)
-class Landmarks(Task):
-    """Published face mode: drag points without a mask, noise everywhere. Published mode only."""
-
-    points: Sequence[tuple[Point, Point]]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "points", check_points(self.points))

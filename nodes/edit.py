@@ -519,9 +519,9 @@ class _EditRun(NamedTuple):
 def _encoded_draft(vae: Any, inversion: HostInversion, tasks: Any, config: Any) -> Tensor | None:
     """Return the latents of the plain cut-and-paste that the edit starts from, None where the tasks need none."""
     from ..edit import fit
-    from ..edit.guided import guided_edit
+    from ..edit.guided import GuidedEdit
 
-    drafted = guided_edit(library_tasks(tasks)[0], inversion.inversion, config).draft_image()
+    drafted = GuidedEdit(library_tasks(tasks)[0], inversion.inversion, config).draft_image()
     if drafted is None:
         return None
     return vae.encode(fit(drafted, _factor(vae), like=inversion.inversion.canvas)[0])

@@ -22,6 +22,8 @@ HOST = {
 }
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p for name in LAYERS for p in (ROOT / name).rglob("*.py"))
+# Published code rides in tests/reference only: what a user runs never imports it, or anything else from here.
+NOT_SHIPPED = {"tests", "slipstream_tests", "tools", "slipstream_tools", "benchmarks"}
 
 
 def imports(path: pathlib.Path) -> list[tuple[int, str]]:
@@ -46,6 +48,7 @@ def test_imports_follow_the_layers(path: pathlib.Path) -> None:
         if level == 0:
             assert top not in LAYERS, f"{path}: absolute import of our own folder {name}"
             assert layer == "nodes" or top not in HOST, f"{path}: imports the host outside nodes/"
+            assert top not in NOT_SHIPPED, f"{path}: imports {name}, which is not part of the package"
         elif level > depth and top not in ("", "__version__"):
             assert top in LAYERS[layer], f"{path}: {layer} must not import {name}"
 
@@ -62,3 +65,8 @@ def test_requirements_equal_the_dependencies() -> None:
     dependencies = [line.strip().strip('",') for line in block.splitlines() if line.strip()]
     assert (ROOT / "requirements.txt").read_text().split() == dependencies
     assert not any(d.startswith("torch") or "==" in d for d in dependencies)
+
+
+def test_the_root_modules_import_nothing_that_is_not_shipped() -> None:
+    for path in ROOT.glob("*.py"):
+        assert not {name.split(".")[0] for _, name in imports(path)} & NOT_SHIPPED, path

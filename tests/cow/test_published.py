@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from slipstream.core import Conditioning, DiffusersDenoiser, ReplayNoise, SeededNoise
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
-from slipstream.cow.published import PublishedConfig, generate_published
+from slipstream_tests.reference.cow import PublishedConfig, generate_published
 
 BASE = "a017_small_n10"
 CASES = (BASE, "a017_small_n10_vpred", "b027_small_n10")

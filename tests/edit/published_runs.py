@@ -7,6 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,15 @@ from safetensors.torch import load_file
 from slipstream.core import Conditioning, DiffusersDenoiser, ReplayNoise
 from slipstream.core.attention import attend_heads
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
-from slipstream.edit import Appearance, Drag, EditConfig, Landmarks, Move, Paste, edit, invert
-from slipstream.edit.geometry import Canvas
-from slipstream.edit.published import scale_about_centre
+from slipstream.edit import Appearance, Canvas, Drag, Move, Paste
+from slipstream_tests.reference.edit import (
+    DEFAULTS,
+    Landmarks,
+    PublishedConfig,
+    edit_published,
+    invert_published,
+    scale_about_centre,
+)
 from torch import Tensor
 
 # Another folder with the same files (more runs, all of them in full) can be named here.
@@ -112,10 +119,10 @@ MODES = {
 }  # fmt: skip
 
 
-def config_of(name: str, args: dict[str, Any]) -> EditConfig:
+def config_of(name: str, args: dict[str, Any]) -> PublishedConfig:
     same = {k: args[k] for k in ("w_edit", "w_content", "w_contrast", "w_inpaint", "energy_scale") if k in args}
     eta = args.get("SDE_strength", 0.0)
-    return EditConfig.as_published(mode_of(name), cfg_scale=args["guidance_scale"], eta=eta, **same)
+    return replace(DEFAULTS[mode_of(name)], cfg_scale=args["guidance_scale"], eta=eta, **same)
 
 
 def conditions(name: str, inputs: dict[str, Tensor]) -> tuple[Conditioning, Conditioning]:
@@ -142,10 +149,10 @@ def repeat(name: str) -> tuple[Any, list[Any], Any, Recorded]:
     canvas = Canvas((height, width), (height // 8, width // 8), 8)
     image_model = ImagePrompted(model, args["ip_scale"])
     scale = args.get("resize_scale", 1.0)
-    inversions = [invert(model, encode(inputs, "image"), Conditioning(inputs["text_p"]), config, canvas)]
+    inversions = [invert_published(model, encode(inputs, "image"), Conditioning(inputs["text_p"]), config, canvas)]
     if mode_of(name) in ("appearance", "paste"):
         latents = encode(inputs, "image_replace", scale)
-        inversions.append(invert(model, latents, Conditioning(inputs["text_q"]), config, canvas))
+        inversions.append(invert_published(model, latents, Conditioning(inputs["text_q"]), config, canvas))
     task = make_task(name, args, record, inversions)
     inverted_calls = model.calls
     model.seen.clear()
@@ -153,9 +160,9 @@ def repeat(name: str) -> tuple[Any, list[Any], Any, Recorded]:
     noise = ReplayNoise(list(record["sde_noise"].unsqueeze(1))) if "sde_noise" in record else seeded(args["seed"])
     if name in SHORT:
         with pytest.raises(Enough):
-            edit(model, inversions[0], task, cond, uncond, config, noise, image_model, stop_after(75))
+            edit_published(model, inversions[0], task, cond, uncond, config, noise, image_model, stop_after(75))
         return None, inversions, task, model
-    result = edit(model, inversions[0], task, cond, uncond, config, noise, image_model)
+    result = edit_published(model, inversions[0], task, cond, uncond, config, noise, image_model)
     model.inverted_calls = inverted_calls  # type: ignore[attr-defined]
     return result, inversions, task, model
 

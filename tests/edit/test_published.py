@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from slipstream.edit import Appearance, Drag, EditConfig, Landmarks, Move, Paste, published
-from slipstream.edit.geometry import Canvas
-from slipstream.edit.invert import Inversion
-from slipstream.edit.published import nearest
+from slipstream.edit import Appearance, Canvas, Drag, Inversion, Move, Paste
 from slipstream_tests.edit import published_runs as runs
+from slipstream_tests.reference import edit as published
+from slipstream_tests.reference.edit import Landmarks, nearest
 from torch import Tensor
 
 MASKS = json.loads((runs.FOLDER / "masks.json").read_text())
@@ -60,14 +60,14 @@ def recorded_edit(name: str) -> published.PublishedEdit:
     case = {k.split("/")[1]: v for k, v in RECORDED_ENERGIES.items() if k.startswith(name + "/")}
     weights = {k: v for k, v in scalars.items() if k.startswith("w_")}
     mode = runs.mode_of(name)
-    config = EditConfig.as_published(mode, energy_scale=ENERGIES[name]["energy_scale"] / 1000, **weights)
+    config = replace(published.DEFAULTS[mode], energy_scale=ENERGIES[name]["energy_scale"] / 1000, **weights)
     base = Inversion(torch.zeros(51, 4, 16, 24), torch.zeros(51), None, Canvas((128, 192), (16, 24), 8))  # type: ignore[arg-type]
     box, points = box_mask([48, 80, 72, 112]), [((60.0, 60.0), (84.0, 76.0))]
     tasks = {
         "move": Move(box, scale=scalars.get("resize_scale", 1)), "drag": Drag(box, points, "energy"),
         "landmarks": Landmarks(points), "appearance": Appearance(box, base, box), "paste": Paste(base, box),
     }  # fmt: skip
-    made = published.published_edit([tasks[mode]], base, config)
+    made = published.EDITS[type(tasks[mode])](tasks[mode], base, config)
     names = {"tar": "mask_tar", "cur": "mask_cur", "other": "mask_other", "non_overlap": "mask_non_overlap"}
     names.update(base="mask_base_cur", replace="mask_replace_cur")
     made.masks = {k: case["kw." + n] > 0 for k, n in names.items() if "kw." + n in case}
@@ -144,9 +144,3 @@ def test_a_published_edit_costs_176_network_calls(name: str, repeated: Any) -> N
     assert (model.calls, model.rows) == (176, 234)
     # 58 guided estimates and 12 steps back are whole calls; 28 x 2 energy calls stop at the second feature block.
     assert len(model.seen) == 58 + 12
-
-
-def test_a_second_published_task_is_refused() -> None:
-    base = Inversion(torch.zeros(51, 4, 16, 24), torch.zeros(51), None, Canvas((128, 192), (16, 24), 8))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="one task in published mode"):
-        published.published_edit([Move(torch.ones(128, 192))] * 2, base, EditConfig.as_published("move"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from slipstream.edit import Appearance, Drag, EditConfig, Landmarks, Move, Paste, Tasks, edit, invert
+from slipstream.edit import Appearance, Drag, EditConfig, Move, Paste, Tasks, edit, invert
 from slipstream_tests.edit import small
 from slipstream_tests.edit.small import box
 
@@ -58,7 +58,6 @@ def test_impossible_tasks_are_refused(make: Any, message: str) -> None:
         ),
         (lambda: Move(box(), 30.0) + Move(box(18, 18, 40, 40), 0.0, 20.0), "different objects"),
         (lambda: Move(box(), 30.0) + Drag(box(10, 10, 44, 44), POINTS), "different objects"),
-        (lambda: Landmarks(POINTS), "published mode only"),
     ],
 )
 def test_tasks_that_do_not_fit_the_picture_or_each_other_are_refused(tasks: Any, message: str, inverted: Any) -> None:
@@ -90,9 +89,9 @@ def test_an_object_partly_out_of_the_picture_is_cut_and_said(inverted: Any) -> N
     ("change", "message"),
     [
         ({"steps": 0}, "steps"), ({"steps": 2.5}, "steps"), ({"schedule": "x"}, "schedule"), ({"cfg_scale": -1.0}, "cfg_scale"),
-        ({"energy_scale": math.nan}, "energy_scale"), ({"keys": (0.6, 0.2)}, "keys"), ({"guide": (0.0, 2.0)}, "guide"),
+        ({"energy_scale": math.nan}, "energy_scale"), ({"travel": (0.6, 0.2)}, "travel"), ({"anchor_fill": (0.0, 2.0)}, "anchor_fill"),
         ({"travel": 0.5}, "travel"), ({"eta": 2.0}, "eta"), ({"feather": -1}, "feather"), ({"memory": "disk"}, "memory"),
-        ({"travel_passes": 0}, "travel_passes"), ({"w_edit": -1.0}, "w_edit"),
+        ({"w_edit": -1.0}, "w_edit"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
@@ -101,14 +100,16 @@ def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
 
 
 def test_fractions_give_the_published_step_numbers_at_50_steps() -> None:
-    config = EditConfig.as_published("move")
+    config = EditConfig(steps=50)
     assert config.guided == {*range(10), *range(10, 30, 2)}
     assert [i for i in range(50) if config.passes(i) > 1] == [22, 24, 26, 28]
     assert sum(config.passes(i) for i in range(50)) == 58
-    assert sum(config.rerun_calls(i) for i in range(50)) == 12
-    assert (
-        sum(EditConfig(steps=50).rerun_calls(i) for i in range(50)) == 8
-    )  # the last of three is thrown away as published
+
+
+def test_the_last_step_never_travels() -> None:
+    """Nothing leads back up from level 0 (the published code ends above it)."""
+    config = EditConfig(steps=7, travel=(0.6, 1.0))
+    assert [config.passes(i) for i in range(7)] == [1, 1, 1, 1, 3, 1, 1]
 
 
 @pytest.mark.parametrize(

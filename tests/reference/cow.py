@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from slipstream.core.checks import check_choice, check_integer, check_range
+from slipstream.core.denoiser import Conditioning, Denoiser
+from slipstream.core.guidance import CFG, Denoise
+from slipstream.core.noise import NoiseSource
+from slipstream.core.schedules import TRAIN_STEPS, DiscreteLevels
+from slipstream.cow.cycle import Repel
 from torch import Tensor
-
-from ..core.checks import check_choice, check_integer, check_range
-from ..core.denoiser import Conditioning, Denoiser
-from ..core.guidance import CFG, Denoise
-from ..core.noise import NoiseSource
-from ..core.schedules import TRAIN_STEPS, DiscreteLevels
-from .cycle import Repel
 
 # Which level the published inversion gives its latents: it follows the installed version of diffusers' inverse scheduler.
 CONVENTIONS = ("0.17.1", "0.27.1")

@@ -1,29 +1,72 @@
-"""The published code's behaviour, for comparison only: its masks, energies, start latents and attention, rounding and slips included.
+"""The published code of DiffEditor: masks, energies, start latents, attention and loop, rounding and slips included.
 
 Sources: DragonDiffusion (arXiv 2307.02421), DiffEditor (arXiv 2402.02583). What is known to be wrong in it stays wrong here and
-is named where it happens; the default mode (`guided.py`) has none of it.
+is named where it happens; `slipstream.edit` has none of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from slipstream.core.attention import Attend, AttentionBank, token_grid
+from slipstream.core.denoiser import Conditioning
+from slipstream.core.guidance import cfg
+from slipstream.core.noise import NoiseSource
+from slipstream.core.progress import Callback, Reporter
+from slipstream.core.schedules import make_sigmas
+from slipstream.edit import Appearance, Canvas, Drag, EditResult, Inversion, Move, Paste
+from slipstream.edit.tasks import Point, Task, check_points
 from torch import Tensor
 
-from ..core.attention import Attend, token_grid
-from ..core.features import FeatureModel
-from ..core.noise import NoiseSource
-from .config import EditConfig
-from .invert import Inversion
-from .picture import EditResult
-from .problem import KeyValue, Pull
-from .tasks import Appearance, Drag, Landmarks, Move, Paste, Point, Task
-
+KeyValue = tuple[Tensor, Tensor]
 Masks = dict[str, Tensor]
+STEPS = 50
+GUIDED = frozenset(range(10)) | frozenset(range(10, 30, 2))
+NOISY, IMAGE_PROMPT = range(11, 20), range(10, 20)
+TRAVEL, PASSES = (22, 24, 26, 28), 3
 CELL = 4  # image pixels of a feature pixel: maps are blown up to twice the latents' size
 LATENT = 8  # image pixels of a latent cell: the published code knows factor 8 only
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """The sliders of the published demo; `keys` are the steps whose self-attention reads the bank."""
+
+    cfg_scale: float = 4.0
+    energy_scale: float = 0.5
+    w_edit: float = 4.0
+    w_content: float = 6.0
+    w_contrast: float = 0.2
+    w_inpaint: float = 0.8
+    eta: float = 0.4
+    keys: range = range(5, STEPS)
+
+
+_CROSS = range(0, 36)
+DEFAULTS: Mapping[str, PublishedConfig] = MappingProxyType(
+    {
+        "move": PublishedConfig(),
+        "drag": PublishedConfig(energy_scale=2.0, w_inpaint=0.2),
+        "appearance": PublishedConfig(cfg_scale=5.0, energy_scale=2.0, w_edit=3.5, w_content=5.0, keys=_CROSS),
+        "paste": PublishedConfig(energy_scale=1.5, keys=_CROSS),
+        "landmarks": PublishedConfig(energy_scale=3.0, w_edit=12.0, w_content=0.0, w_inpaint=0.4, eta=0.2),
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks(Task):
+    """The face mode: drag points without a mask, noise everywhere."""
+
+    points: Sequence[tuple[Point, Point]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", check_points(self.points))
 
 
 def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -148,7 +191,7 @@ def move_energy(
     base: list[Tensor],
     masks: Masks,
     scale: float,
-    weights: EditConfig,
+    weights: PublishedConfig,
     inpaint_from: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (edit, content) of a move; raw cosines, and no vacated-area terms when nothing is vacated."""
@@ -165,7 +208,9 @@ def move_energy(
     return edit, content
 
 
-def drag_energy(current: list[Tensor], base: list[Tensor], masks: Masks, weights: EditConfig) -> tuple[Tensor, Tensor]:
+def drag_energy(
+    current: list[Tensor], base: list[Tensor], masks: Masks, weights: PublishedConfig
+) -> tuple[Tensor, Tensor]:
     """Return (edit, content) of a drag."""
     edit = points_energy(current, base, masks, weights.w_edit, weights.w_inpaint)
     content = current[0].new_zeros(())
@@ -190,7 +235,12 @@ def points_energy(current: list[Tensor], base: list[Tensor], masks: Masks, w_edi
 
 
 def cross_energy(
-    current: list[Tensor], base: list[Tensor], reference: list[Tensor], masks: Masks, weights: EditConfig, local: bool
+    current: list[Tensor],
+    base: list[Tensor],
+    reference: list[Tensor],
+    masks: Masks,
+    weights: PublishedConfig,
+    local: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return (edit, content) of a paste (`local`: cell for cell) or an appearance transfer (region means)."""
     edit = content = current[0].new_zeros(())
@@ -206,31 +256,32 @@ def cross_energy(
 # --- the edit (1.5 to 1.7) ---
 
 
+class Pull(NamedTuple):
+    """One energy and the region (1, 1, h, w) of the latents that its gradient may move."""
+
+    energy: Tensor
+    region: Tensor
+
+
 class PublishedEdit:
-    """One published edit of one picture; see `Problem`."""
+    """One published edit of one picture."""
 
     noise_strength: Tensor
-    first_step = 0
+    factor = 0.04
 
-    def __init__(self, task: Task, base: Inversion, config: EditConfig) -> None:
+    def __init__(self, task: Task, base: Inversion, config: PublishedConfig) -> None:
         self.base, self.config = base, config
         self.pictures: list[Inversion] = [base]
-        self.notes: list[str] = []
         self.grid = (base.latents.shape[-2], base.latents.shape[-1])
         self.features_size = (2 * self.grid[0], 2 * self.grid[1])
         self.whole = torch.ones(1, 1, *self.grid)
         self.started = base.at(0).clone()
         self.slips_into_reference = False
 
-    def start(self, noise: NoiseSource) -> Tensor:
-        return self.started
-
-    def reference(self, model: FeatureModel, step: int, index: int) -> list[Tensor]:
-        picture = self.pictures[index]
+    def reference(self, index: int, step: int) -> Tensor:
+        """Return the latents of picture `index` whose features the energies compare with."""
         # Published drag edits the inverted noise in place, so that step 0 has no pull back to the picture.
-        slipped = self.started if self.slips_into_reference and step == 0 else picture.at(step)
-        # Every picture's features are taken under the base picture's prompt.
-        return picture.features(model, step, slipped, self.base.cond)
+        return self.started if self.slips_into_reference and step == 0 else self.pictures[index].at(step)
 
     def energies(self, current: list[Tensor], references: list[list[Tensor]]) -> list[Pull]:
         raise NotImplementedError
@@ -239,23 +290,12 @@ class PublishedEdit:
         blown_up = [[nearest(f, self.features_size) for f in maps] for maps in (current, *references)]
         return self.energies(blown_up[0], blown_up[1:])
 
-    def attend(
-        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend) -> Tensor:
         raise NotImplementedError
-
-    factor = 0.04
 
     def scale(self, gradients: Sequence[Tensor], pulls: Sequence[Pull], eps: Tensor) -> Tensor:
         weight = self.factor * 1000 * self.config.energy_scale
         return sum((weight * g * p.region for g, p in zip(gradients, pulls)), torch.zeros_like(eps))
-
-    def settle(self, step: int, x: Tensor) -> Tensor:
-        return x
-
-    def result(self, latents: Tensor, notes: tuple[str, ...]) -> EditResult:
-        everywhere = torch.ones(1, *self.base.canvas.size)
-        return EditResult(latents, everywhere, notes, None, None, everywhere)
 
     def to_grid(self, mask: Tensor) -> Tensor:
         """Return a mask (..., H, W) of any size at latent size."""
@@ -265,7 +305,7 @@ class PublishedEdit:
 class PublishedMove(PublishedEdit):
     factor = 0.08
 
-    def __init__(self, task: Move, base: Inversion, config: EditConfig) -> None:
+    def __init__(self, task: Move, base: Inversion, config: PublishedConfig) -> None:
         super().__init__(task, base, config)
         self.task = task
         self.masks = move_masks(task.mask, task.dx, task.dy, task.scale)
@@ -288,24 +328,20 @@ class PublishedMove(PublishedEdit):
         edit, content = move_energy(current, references[0], self.masks, self.task.scale, self.config, self.inpaint_from)
         return [Pull(edit, self.region), Pull(content, 1 - self.region)]
 
-    def attend(
-        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend) -> Tensor:
         return attend(q, *(t.expand(len(q), -1, -1) for t in pictures[0]))
 
 
 class PublishedPoints(PublishedEdit):
     """Drag and landmarks: the picture's keys and values are read beside the own ones."""
 
-    def attend(
-        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend) -> Tensor:
         own = zip((k, v), pictures[0])
         return attend(q, *(torch.cat([mine, kept.expand(len(q), -1, -1)], 1) for mine, kept in own))
 
 
 class PublishedDrag(PublishedPoints):
-    def __init__(self, task: Drag, base: Inversion, config: EditConfig) -> None:
+    def __init__(self, task: Drag, base: Inversion, config: PublishedConfig) -> None:
         super().__init__(task, base, config)
         self.masks = drag_masks(task.mask, task.points)
         self.region = self.to_grid(binary(task.mask))
@@ -326,7 +362,7 @@ class PublishedDrag(PublishedPoints):
 
 
 class PublishedLandmarks(PublishedPoints):
-    def __init__(self, task: Landmarks, base: Inversion, config: EditConfig) -> None:
+    def __init__(self, task: Landmarks, base: Inversion, config: PublishedConfig) -> None:
         super().__init__(task, base, config)
         height, width = self.features_size
         self.masks = point_masks(task.points, height, width, width)
@@ -352,9 +388,7 @@ class PublishedCross(PublishedEdit):
         edit, content = cross_energy(current, references[0], references[1], self.masks, self.config, self.local)
         return [Pull(edit, self.region), Pull(content, 1 - self.region)]
 
-    def attend(
-        self, step: int, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend) -> Tensor:
         grid = token_grid(pictures[0][0].shape[1], *self.grid)
         outside = ~self._tokens("base_pixels", grid)
         inside = self._tokens("replace_pixels", grid)
@@ -366,7 +400,7 @@ class PublishedCross(PublishedEdit):
 
 
 class PublishedAppearance(PublishedCross):
-    def __init__(self, task: Appearance, base: Inversion, config: EditConfig) -> None:
+    def __init__(self, task: Appearance, base: Inversion, config: PublishedConfig) -> None:
         super().__init__(task, base, config)
         masks = {"base_pixels": binary(task.mask) > 0.5, "replace_pixels": binary(task.reference_mask) > 0.5}
         for name in ("base", "replace"):
@@ -379,7 +413,7 @@ class PublishedPaste(PublishedCross):
 
     local = True
 
-    def __init__(self, task: Paste, base: Inversion, config: EditConfig) -> None:
+    def __init__(self, task: Paste, base: Inversion, config: PublishedConfig) -> None:
         super().__init__(task, base, config)
         self.prepare(paste_masks(task.mask, task.dx, task.dy, task.scale), task.reference)
         shift = (int(task.dy / LATENT), int(task.dx / LATENT))
@@ -404,10 +438,121 @@ EDITS: dict[type[Task], Callable[..., PublishedEdit]] = {
 }
 
 
-def published_edit(tasks: Sequence[Task], base: Inversion, config: EditConfig) -> PublishedEdit:
-    """Return the published edit for exactly one task."""
-    if len(tasks) != 1:
-        raise ValueError(
-            f"Expected one task in published mode, but got {len(tasks)}. Use the default mode for several."
-        )
-    return EDITS[type(tasks[0])](tasks[0], base, config)
+# --- inversion and sampling (1.2 and 1.7) ---
+
+
+def published_sigmas(model: Any) -> Tensor:
+    """Return the 51 descending levels; the last is the first training level, not 0."""
+    sigmas = make_sigmas("leading", model.levels, STEPS).cpu()
+    sigmas[-1] = float(model.levels.sigma_min)
+    return sigmas
+
+
+def spread(sigma: Tensor) -> Tensor:
+    """Return how much larger variance-exploding latents are than the variance-preserving ones of the published code."""
+    return (1 + sigma**2).sqrt()
+
+
+@torch.no_grad()
+def invert_published(
+    model: Any,
+    latents: Tensor,
+    cond: Conditioning,
+    config: PublishedConfig,
+    canvas: Canvas,
+    image: Tensor | None = None,
+) -> Inversion:
+    """Return the published inversion of clean latents (1, 4, h, w), the keys and values of `config.keys` in its bank."""
+    sigmas, bank = published_sigmas(model), AttentionBank(budget=1 << 62)
+    path = [latents * spread(sigmas[-1])]
+    for step in reversed(range(STEPS)):
+        low, high = sigmas[step + 1], sigmas[step]
+        # The latents of the lower level, asked at the time of the higher one.
+        seen = path[-1] * spread(high) / spread(low)
+        if step in config.keys:
+            with model.self_attention(bank.recorder(step)):
+                denoised = model(seen, high.expand(1), cond)
+        else:
+            denoised = model(seen, high.expand(1), cond)
+        path.append(path[-1] + (high - low) * (seen - denoised) / high)
+    return Inversion(torch.cat(path[::-1]), sigmas, cond, canvas, image, bank, "bank")
+
+
+@torch.no_grad()
+def edit_published(
+    model: Any, inversion: Inversion, task: Task, cond: Conditioning, uncond: Conditioning, config: PublishedConfig,
+    noise: NoiseSource, image_model: Any = None, callback: Callback | None = None,
+) -> EditResult:  # fmt: skip
+    """Return the published edit by one task; `image_model` (the network with an image prompt) is asked in steps 10 to 19."""
+    problem = EDITS[type(task)](task, inversion, config)
+    energy = config.energy_scale > 0
+    calls = STEPS + energy * ((1 + len(problem.pictures)) * (len(GUIDED) + 2 * len(TRAVEL)) + 5 * len(TRAVEL))
+    report, sigmas, x = Reporter(calls, callback), inversion.sigmas, problem.started
+    for step in range(STEPS):
+        high, low = sigmas[step], sigmas[step + 1]
+        travels = energy and step in TRAVEL
+        for _ in range(PASSES if travels else 1):
+            asked = image_model if image_model is not None and step in IMAGE_PROMPT else model
+            denoised, eps = _estimate(asked, problem, x, step, uncond.join(cond))
+            guidance = torch.zeros_like(x)
+            if energy and step in GUIDED:
+                guidance = _guidance(model, problem, x, step, eps, report)
+            after = _step(x, denoised - high * guidance, eps, high, low, problem, noise if step in NOISY else None)
+            report("edit", low, denoised)
+            if travels:  # the third of these is thrown away
+                again = model(after, low.expand(1), cond)
+                x = after + (high - low) * (after - again) / low
+                report("rewind", high, again)
+        x = after
+    everywhere = torch.ones(1, *inversion.canvas.size)
+    return EditResult(x / spread(sigmas[-1]), everywhere, (), None, None, everywhere)
+
+
+def _estimate(model: Any, problem: PublishedEdit, x: Tensor, step: int, conds: Conditioning) -> tuple[Tensor, Tensor]:
+    """Return (denoised, eps) under classifier-free guidance; within `keys` the decoder reads the pictures' bank."""
+    sigma, config = problem.base.sigmas[step], problem.config
+
+    def hook(layer: str, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        kept = [p.bank.get(step, layer, k) for p in problem.pictures if p.bank is not None]
+        return problem.attend(q, k, v, kept, attend)
+
+    rows, levels = x.expand(2, -1, -1, -1), sigma.expand(2)
+    if step in config.keys:
+        with model.self_attention(hook):
+            out = model(rows, levels, conds)
+    else:
+        out = model(rows, levels, conds)
+    denoised = cfg(out[:1], out[1:], config.cfg_scale)
+    return denoised, (x - denoised) / sigma
+
+
+def _guidance(model: Any, problem: PublishedEdit, x: Tensor, step: int, eps: Tensor, report: Reporter) -> Tensor:
+    """Return the regional gradients of the energies with respect to variance-preserving latents, added to eps."""
+    sigma = problem.base.sigmas[step]
+    references = []
+    for index in range(len(problem.pictures)):
+        # Every picture's features are taken under the base picture's prompt.
+        references.append(model.features(problem.reference(index, step), sigma.expand(1), problem.base.cond))
+        report("compare", sigma)
+    with torch.enable_grad():
+        z = (x / spread(sigma)).detach().requires_grad_(True)
+        pulls = problem.pulls(model.features(z * spread(sigma), sigma.expand(1), problem.base.cond), references)
+        gradients = [torch.autograd.grad(p.energy, z, retain_graph=True)[0] for p in pulls]
+    report("guide", sigma)
+    return problem.scale([torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients], pulls, eps)
+
+
+def _step(
+    x: Tensor,
+    denoised: Tensor,
+    eps: Tensor,
+    high: Tensor,
+    low: Tensor,
+    problem: PublishedEdit,
+    noise: NoiseSource | None,
+) -> Tensor:
+    """Step down along the unguided `eps` from the guided `denoised`, with fresh noise in the region of the edit."""
+    if noise is None or problem.config.eta == 0:
+        return denoised + low * eps
+    added = problem.noise_strength * (low / high) * (high**2 - low**2).sqrt()
+    return denoised + (low**2 - added**2).sqrt() * eps + added * noise(x)
