@@ -5,8 +5,11 @@ from __future__ import annotations
 from types import ModuleType
 
 from . import cow, edit, lmd, models, search, stream
+from .host.warnings import collecting
 
 MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, search)
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {id: node for module in MODULES for id, (node, _) in module.NODES.items()}
+NODE_CLASS_MAPPINGS: dict[str, type] = {
+    id: collecting(id, node) for module in MODULES for id, (node, _) in module.NODES.items()
+}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {id: name for module in MODULES for id, (_, name) in module.NODES.items()}

@@ -619,7 +619,17 @@ class StretchMap:
         from ..lmd.charts import stretch_charts, stretch_report
         from ..lmd.stretch import parse_points
         from .host.charts import chart
+        from .host.warnings import warn
 
+        drawn = edit is not None or bool(points.strip())
+        if edit is not None and points.strip():
+            warn("Stretch Map", "`points` has no effect while `edit` is connected. Disconnect one of them.")
+        if drawn and window != 3:
+            warn(
+                "Stretch Map", "`window` has no effect on drags: it smooths the motion between frames. Empty `points`."
+            )
+        if radius != 48 and (edit is not None or not points.strip()):
+            warn("Stretch Map", "`radius` has no effect without drags in `points`. Write some, or leave it at 48.")
         height, width = image.shape[1:3]
         under = image[:1]
         if edit is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.guidance import Denoise
 from .session import Session, bound_denoise, session_of
-from .warnings import warn
+from .warnings import owned, warn
 
 
 def make_sampler(function: Callable[[Session], Tensor], name: str, replaces: bool = False) -> Any:
@@ -28,6 +28,7 @@ def make_sampler(function: Callable[[Session], Tensor], name: str, replaces: boo
     """
     import comfy.samplers
 
+    @owned
     def sample(  # type: ignore[no-untyped-def]
         model, x, sigmas, extra_args=None, callback=None, disable=None, **options
     ):
@@ -75,6 +76,8 @@ def make_guider(
     """
     import comfy.samplers
 
+    begin = owned(start)
+
     class Guider(comfy.samplers.CFGGuider):
         prediction: Denoise | None = None
         inputs: tuple[Any, ...] = ()
@@ -91,7 +94,7 @@ def make_guider(
                 samples, noise, sigmas = self.inputs
                 extra = {"model_options": model_options, "seed": seed}
                 latents = samples if not torch.count_nonzero(samples) else self.inner_model.process_latent_in(samples)
-                self.prediction = start(session_of(self, bound_denoise(self, extra), extra, latents, noise, sigmas))
+                self.prediction = begin(session_of(self, bound_denoise(self, extra), extra, latents, noise, sigmas))
             return self.prediction(x, timestep)
 
     guider = Guider(model)

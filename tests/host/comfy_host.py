@@ -217,6 +217,11 @@ class Result:
     def previews(self):
         return [e for e in self.events if e.type == "preview"]
 
+    @property
+    def warnings(self):
+        """[(node id, text)] as the pack under test sent them while its nodes ran."""
+        return [(e.data["node"], e.data["text"]) for e in self.events if e.type == "slipstream.warning"]
+
     def progress(self, node=None):
         """[(value, max)] as the progress bar got them, of one node or of all."""
         return [

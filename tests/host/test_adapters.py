@@ -210,7 +210,7 @@ def test_noise_mask_warns_when_the_sampler_replaces(host: Any) -> None:
     result = host.run(graph)
     assert result.ok, result.explain()
     assert "noise mask is ignored" in host.log()
-    assert any("noise mask is ignored" in e.data["text"] for e in result.events if e.type == "text")
+    assert any("noise mask is ignored" in text for _, text in result.warnings)
 
 
 def test_an_error_inside_leaves_the_host_usable(host: Any, report: Any) -> None:

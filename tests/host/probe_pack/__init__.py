@@ -424,7 +424,28 @@ class Late:
         return {"ui": {"report": [json.dumps([len(COUNTS[name]), LATE[name]])]}}
 
 
+class AnyType(str):
+    """An output type that fits every input."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+class Strings:
+    """A list of strings, for which the host runs a node once each."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_IS_LIST = "probe", "make", (AnyType("*"),), (True,)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"values": ("STRING", {})}}
+
+    def make(self, values: str) -> tuple[list[str]]:
+        return (json.loads(values),)
+
+
 NODE_CLASS_MAPPINGS = {
+    "ProbeStrings": Strings,
     "ProbeCount": Count,
     "ProbeCounted": Counted,
     "ProbeLate": Late,
