@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.charts import check_drawing
 from ..core.images import cover, image_files, read_image, save_image
-from ..core.masks import as_mask
+from ..core.masks import as_mask, touched
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
@@ -171,7 +171,7 @@ def _paste(pipe: Pipeline, image: Tensor, latents: Tensor, mask: Tensor | None) 
     picture = pipe.decode(latents)
     if mask is None:
         return picture
-    cells = (as_mask(mask, 1, *latents.shape[-2:]) > 0).float()
+    cells = touched(as_mask(mask, 1, *latents.shape[-2:])).float()
     return composite(image, picture, tokens_to_cells(cells, pipe.downscale, *image.shape[1:3]))
 
 
@@ -248,7 +248,7 @@ def run_fill(args: argparse.Namespace) -> int:
             rounds=1, kind="fixed", high=1.0, strength=args.strength, steps=args.steps, cfg_scale=args.cfg
         )
         cond, uncond = (pipe.encode_text([text]) for text in (args.prompt, ""))
-        hole = (as_mask(mask, 1, *latents.shape[-2:]) > 0).float()
+        hole = touched(as_mask(mask, 1, *latents.shape[-2:])).float()
         noise = SeededNoise(args.seed)
         filled = regenerate(pipe.model, filled, cond, uncond, config, noise, hole, callback=_print_step).latents
     print(save_image(_paste(pipe, image, filled, mask), args.out))

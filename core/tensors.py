@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_finite
@@ -57,5 +58,19 @@ def numpy_to_image(array: np.ndarray) -> Tensor:
 
 def composite(base: Tensor, image: Tensor, mask: Tensor) -> Tensor:
     """Return `image` (B, H, W, C) where `mask` (B, H, W) is 1 and `base` where it is 0; exact at 0 and 1."""
-    weight = mask[..., None].to(image)
-    return torch.where(weight == 0, base, torch.where(weight == 1, image, base + weight * (image - base)))
+    return blend(base, image, mask[..., None].to(image))
+
+
+def blend(base: Tensor, over: Tensor, weight: Tensor) -> Tensor:
+    """Return `over` where `weight` is 1 and `base` where it is 0, mixed in between; exact at both, of any shapes that broadcast."""
+    return torch.where(weight == 0, base, torch.where(weight == 1, over, base + weight * (over - base)))
+
+
+def gaussian_blur(x: Tensor, deviation: float, radius: int) -> Tensor:
+    """Return (B, C, H, W) blurred by a Gaussian of `deviation` cells that is cut off at `radius`, the border repeated."""
+    offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.exp(-0.5 * (offsets / deviation) ** 2)
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
+    padded = F.pad(x, (radius,) * 4, mode="replicate")
+    across = F.conv2d(padded, kernel[:, :, None], groups=x.shape[1])
+    return F.conv2d(across, kernel[..., None], groups=x.shape[1])

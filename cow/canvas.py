@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range
-from ..core.images import cover
-from ..core.masks import as_mask, bounding_box, feather, grow
+from ..core.images import cover, resize_premultiplied
+from ..core.masks import RESIDUE, as_mask, bounding_box, feather, grow, snapped
 from ..core.noise import NoiseSource
 from ..core.tensors import composite, image_to_pixels, pixels_to_image
 
@@ -55,7 +54,7 @@ def place(
 def _place_one(
     photo: Tensor, keep: Tensor, background: Tensor, scale: float, x: float, y: float, grid: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    top, left, bottom, right = bounding_box(keep, 0.02)
+    top, left, bottom, right = bounding_box(keep, RESIDUE)
     height, width = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
     room = background.shape[0] - height, background.shape[1] - width
     if min(room) < 0:
@@ -64,14 +63,14 @@ def _place_one(
             f"Expected a canvas of at least {width} x {height} pixels for the subject at `scale` {scale}, but got "
             f"{background.shape[1]} x {background.shape[0]}. Use a larger canvas, or a scale of at most {int(fitting * 1000) / 1000}."
         )
-    cut = torch.cat([photo, keep[None]])[None, :, top:bottom, left:right]
-    cut = F.interpolate(cut, (height, width), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    part = (..., slice(top, bottom), slice(left, right))
+    cut = resize_premultiplied(photo[None][part], keep[None, None][part], height, width, "bicubic")[0]
     at = _snap(y, room[0], grid), _snap(x, room[1], grid)
     spot = slice(at[0], at[0] + height), slice(at[1], at[1] + width)
     placed_photo, placed_keep = background.clone(), background.new_zeros(background.shape[:2])
     placed_photo[spot] = cut[:3].movedim(0, -1)
     # Resizing leaves 0.9999 where all was kept; pasting is exact at 0 and 1 only.
-    placed_keep[spot] = torch.where(cut[3] < 0.002, 0, torch.where(cut[3] > 0.998, 1, cut[3]))
+    placed_keep[spot] = snapped(cut[3])
     return composite(background[None], placed_photo[None], placed_keep[None])[0], placed_keep, placed_photo
 
 

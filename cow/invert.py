@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.denoiser import NoiseSpace
 from ..core.guidance import Denoise
+from ..core.masks import touched
 from ..core.progress import Reporter
 
 
@@ -41,6 +42,6 @@ def limit_noise(path: list[Tensor], keep: Tensor, levels: Tensor, space: NoiseSp
             noise = space.noise_of(x, path[0], sigma)
             power = (noise**2 * keep).sum((-2, -1), keepdim=True) / keep.sum((-2, -1), keepdim=True)
             held = space.add_noise(path[0], noise / (power.sqrt() / limit).clamp(min=1), sigma)
-            x = torch.where((keep > 0) & (power.sqrt() > limit), held, x)
+            x = torch.where(touched(keep) & (power.sqrt() > limit), held, x)
         limited.append(x)
     return limited

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.masks import bounding_box
+from ..core.masks import bounding_box, snapped
 from .tasks import Point
 
 
@@ -42,7 +42,7 @@ class Canvas:
         # On a grid of whole pixels area resizing is exact; a resized picture has fractional cells, which it approximates.
         height, width = (max(s, round(g * self.cell)) for s, g in zip(self.size, self.grid))
         padded = F.pad(mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]))
-        return F.interpolate(padded, self.grid, mode="area")
+        return snapped(F.interpolate(padded, self.grid, mode="area"))
 
 
 def _centres(height: int, width: int, step: float) -> Tensor:

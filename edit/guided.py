@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.attention import Attend, token_grid
-from ..core.masks import feather, grow
+from ..core.masks import feather, grow, touched
 from ..core.noise import NoiseSource
 from .config import EditConfig, steps_in
 from .geometry import Placement
@@ -47,13 +47,13 @@ class GuidedEdit:
         self.target = union(p.target for p in self.parts)
         self.vacated = union(p.vacated for p in self.parts) * (1 - self.target)
         # One cell around the edit is free too: a cell's features and pixels reach into its neighbours.
-        self.free = (F.max_pool2d(torch.maximum(self.target, self.vacated), 3, 1, 1) > 0.02).float()
+        self.free = touched(F.max_pool2d(torch.maximum(self.target, self.vacated), 3, 1, 1)).float()
         self.removed = union(p.removed for p in parts)
         carried = union(p.target for p in self.parts if p.carries)
-        self.carried = (F.max_pool2d(carried, 3, 1, 1) > 0.02).float() if carried.ndim else torch.zeros_like(self.free)
+        self.carried = touched(F.max_pool2d(carried, 3, 1, 1)).float() if carried.ndim else torch.zeros_like(self.free)
         # Around what was vacated; a part that carries nothing keeps its own cells.
         own = union(p.target for p in self.parts if not p.carries)
-        made = (F.max_pool2d(own, 3, 1, 1) > 0.02).float() if own.ndim else torch.zeros_like(self.free)
+        made = touched(F.max_pool2d(own, 3, 1, 1)).float() if own.ndim else torch.zeros_like(self.free)
         self.filled = self.free * (1 - self.carried) * (1 - made)
         self.noise_strength = config.eta * self.free
         self.draft: Tensor | None = None
@@ -224,10 +224,10 @@ class GuidedEdit:
         height, width = self.canvases[0].size
         mask, restore = torch.zeros(1, height, width), torch.ones(1, height, width)
         for part, placed in zip(self.parts, self.placements):
-            touched = (torch.maximum(placed.target, placed.removed) > 0.02).float()[None]
-            mask = torch.maximum(mask, touched)
+            changed = touched(torch.maximum(placed.target, placed.removed)).float()[None]
+            mask = torch.maximum(mask, changed)
             if not part.carries:  # made anew: the old detail must not come back
-                restore = restore * (1 - touched)
+                restore = restore * (1 - changed)
         reach = min(self.config.feather, min(height, width) // 2)
         if reach:
             mask = feather(grow(mask, reach), reach)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer
+from ..core.masks import touched
 from ..core.tensors import composite
 from .geometry import Canvas, Placement, sample_at
 
@@ -87,10 +88,10 @@ def draft(
 
 def refilled(values: Tensor, gone: Sequence[Tensor]) -> Tensor:
     """Return values (1, C, H, W) with the regions `gone` (H, W) filled from around them."""
-    if not gone or not any(bool((g > 0).any()) for g in gone):
+    if not gone or not any(bool(touched(g).any()) for g in gone):
         return values
     # Half-covered border pixels of an object would bleed its colour into the fill: leave out one more.
-    hole = F.max_pool2d((torch.stack([g.to(values) for g in gone]).amax(0) > 0).float()[None, None], 3, 1, 1)
+    hole = F.max_pool2d(touched(torch.stack([g.to(values) for g in gone]).amax(0)).float()[None, None], 3, 1, 1)
     return torch.where(hole > 0.5, fill(values, 1 - hole), values)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.masks import snapped, touched
 from .geometry import Affine, Canvas, Placement, bent, centre_of, freedom, sample_at
 from .tasks import Appearance, Drag, Move, Paste, Task
 
@@ -23,7 +24,7 @@ def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placemen
         torn = uncovered(points) * moved
         return Placement(moved * (1 - torn), torn, torn, points, bends=True)
     points = Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy)).inverse(pixels)
-    target = sample_at(task.mask[None, None], points, source.size)[0, 0]
+    target = snapped(sample_at(task.mask[None, None], points, source.size)[0, 0])
     removed = task.mask if isinstance(task, Move) else torch.zeros_like(target)
     return Placement(target, removed, (removed - target).clamp(min=0), points)
 
@@ -82,6 +83,10 @@ def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement
             return Placement(task.mask, none, none, base.pixel_centres())
         _check_targets_inside(task)
         return place(task, base, own)
+    if isinstance(task, Move) and bool(touched(task.mask).all()):
+        raise ValueError(
+            "Expected `mask` that leaves a part of the image free, but got one that covers all of it. Paint the object only."
+        )
     placed = place(task, base, own)
     share = carried_share(task, placed)
     if not bool((placed.target > 0.5).any()):

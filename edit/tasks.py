@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..core.checks import check_choice, check_finite, check_range
+from ..core.checks import check_choice, check_range
+from ..core.masks import painted
 
 if TYPE_CHECKING:
     from .invert import Inversion
@@ -20,7 +21,7 @@ DRAG_METHODS = ("warp", "energy")
 
 
 def check_mask(name: str, mask: Tensor) -> Tensor:
-    """Return a mask as (H, W) floats in [0, 1]; raises ValueError when it is empty, not finite or more than one."""
+    """Return a mask as clean (H, W) floats in [0, 1]; raises ValueError when it is empty, not finite or more than one."""
     if not isinstance(mask, Tensor):
         raise ValueError(f"Expected `{name}` to be a tensor (H, W), but got {type(mask).__name__}.")
     while mask.ndim > 2 and len(mask) == 1:
@@ -29,10 +30,9 @@ def check_mask(name: str, mask: Tensor) -> Tensor:
         raise ValueError(
             f"Expected `{name}` as one mask (H, W), but got shape {tuple(mask.shape)}. Give one mask a task."
         )
-    check_finite(name, mask, "Paint the mask again.")
     # A mask made in a host's inference mode could not take part in gradients.
     with torch.inference_mode(False):
-        mask = mask.detach().clone().to("cpu", torch.float32).clamp(0, 1)
+        mask = painted(mask.detach().clone().cpu(), name)[0]
     if not bool((mask > 0.5).any()):
         raise ValueError(f"Expected `{name}` with at least one painted pixel, but got an empty mask. Paint the object.")
     return mask

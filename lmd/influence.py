@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_finite
-from ..core.masks import as_mask
+from ..core.masks import as_mask, touched
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class InfluenceProfile:
 
 
 def distance_to(mask: Tensor) -> Tensor:
-    """Return the Euclidean distance (H, W) in cells from every cell to the nearest cell of `mask` (H, W) > 0, exactly.
+    """Return the Euclidean distance (H, W) in cells from every cell to the nearest touched cell of `mask` (H, W), exactly.
 
     Rows first, then the lower envelope over rows, one row at a time (as in Felzenszwalb & Huttenlocher 2012, brute force).
     """
-    inside = mask > 0
+    inside = touched(mask.float())
     if not inside.any():
         raise ValueError(
             "Expected `mask` with at least one painted cell, but got an empty mask. Paint what was changed."
@@ -69,7 +69,7 @@ def influence(before: Tensor | Sequence[Tensor], after: Tensor | Sequence[Tensor
     check_finite("before", first)
     check_finite("after", second)
     # A mask cell counts as changed if any part of it was.
-    region = as_mask(mask.cpu(), 1, *first.shape[-2:])[0] > 0
+    region = touched(as_mask(mask.cpu(), 1, *first.shape[-2:]))[0]
     heat = (second - first).abs().mean((1, 2))  # (S, H, W)
     distance = distance_to(region)
     ring = distance.round().long()

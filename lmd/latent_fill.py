@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core.checks import check_finite, check_integer, check_range, check_shape
 from ..core.files import write_beside
-from ..core.masks import as_mask
+from ..core.masks import as_mask, touched
 from ..core.noise import NoiseSource, SeededNoise
 from .tokens import from_tokens, to_tokens, tokens_to_cells, tokens_touched
 
@@ -234,7 +234,7 @@ class LatentFill(nn.Module):
         caller's latents (see `latents_kind`). Raises ValueError for another size, another kind, or nothing left to see.
         """
         self.check_fits(latents, kind)
-        cells = as_mask(mask, len(latents), *latents.shape[-2:]).to(latents.device) > 0
+        cells = touched(as_mask(mask, len(latents), *latents.shape[-2:])).to(latents.device)
         hidden = tokens_touched(cells, self.config.patch).flatten(1)
         if bool(hidden.all(1).any()):
             raise ValueError(

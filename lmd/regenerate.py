@@ -13,11 +13,12 @@ from torch import Tensor
 from ..core.checks import check_choice, check_finite, check_integer, check_range, check_shape
 from ..core.denoiser import Conditioning, Denoiser
 from ..core.guidance import CFG, Denoise
-from ..core.masks import as_mask
+from ..core.masks import as_mask, touched
 from ..core.noise import NoiseSource
 from ..core.progress import Callback, Reporter, Step
 from ..core.samplers import SAMPLERS, sample
 from ..core.schedules import SCHEDULES, make_sigmas
+from ..core.tensors import blend
 from .mask_schedule import DIRECTIONS, KINDS, mask_schedule
 
 
@@ -87,11 +88,6 @@ class RegenerateResult:
     errors: Tensor
 
 
-def blend(base: Tensor, over: Tensor, mask: Tensor) -> Tensor:
-    """Return `over` (B, C, H, W) where `mask` (B, 1, H, W) is 1 and `base` where it is 0; exact at both."""
-    return torch.where(mask == 0, base, torch.where(mask == 1, over, base + mask * (over - base)))
-
-
 class Held:
     """A `Denoise` that sees and gives the known latents outside the mask, and sums up how badly the model explains them.
 
@@ -137,7 +133,7 @@ def regenerate(
     check_shape("latents", latents, (None, None, None, None))
     check_finite("latents", latents)
     rounds = _round_masks(latents, config, mask, masks)
-    busy = [bool((m > 0).any()) for m in rounds]
+    busy = [bool(touched(m).any()) for m in rounds]
     report = Reporter(sum(busy) * config.steps, callback)
     guided = denoise or CFG(
         model, _rows(cond, len(latents), config), uncond and _rows(uncond, len(latents), config), config.cfg_scale
@@ -164,7 +160,7 @@ def _round_masks(latents: Tensor, config: RegenerateConfig, mask: Tensor | None,
     if masks is not None:
         rounds = as_mask(masks, len(masks), height, width, "masks")
     else:
-        union = None if region is None else region.amax(0)
+        union = None if region is None else touched(region.amax(0)).float()
         rounds = mask_schedule(
             config.rounds, config.kind, config.low, config.high, config.direction, config.patch, config.mask_seed,
             config.nested, height, width, union,

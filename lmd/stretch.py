@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range, check_shape
+from ..core.tensors import gaussian_blur
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _POINT = re.compile(rf"{_NUMBER},{_NUMBER}->{_NUMBER},{_NUMBER}")
@@ -123,7 +124,7 @@ def optical_flow(before: Tensor, after: Tensor, window: float = 3.0, rounds: int
     check_range("window", window, 0.5, 100)
     pyramid = [(before.float(), after.float())]
     while min(pyramid[-1][0].shape[-2:]) >= 24:
-        pyramid.append(tuple(F.avg_pool2d(_blur(i, 1.0), 2) for i in pyramid[-1]))  # type: ignore[arg-type]
+        pyramid.append(tuple(F.avg_pool2d(gaussian_blur(i, 1.0, 3), 2) for i in pyramid[-1]))  # type: ignore[arg-type]
     flow = before.new_zeros(len(before), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)
     for first, second in reversed(pyramid):
         ratio = torch.tensor([n / o for n, o in zip(first.shape[:1:-1], flow.shape[:1:-1])]).reshape(2, 1, 1).to(flow)
@@ -141,21 +142,10 @@ def _refine(first: Tensor, second: Tensor, flow: Tensor, window: float) -> Tenso
     error = (first - warp(second, flow)) * seen
     dx, dy = dx * seen, dy * seen
     terms = torch.stack([(p * q).sum(1) for p, q in ((dx, dx), (dx, dy), (dy, dy), (dx, error), (dy, error))], 1)
-    xx, xy, yy, xe, ye = _blur(terms, window).unbind(1)
+    xx, xy, yy, xe, ye = gaussian_blur(terms, window, math.ceil(3 * window)).unbind(1)
     # The small ridge keeps flat windows where they are.
     ridge = 1e-4 * (xx + yy).mean((-2, -1), keepdim=True) + 1e-9
     xx, yy = xx + ridge, yy + ridge
     step = torch.stack([yy * xe - xy * ye, xx * ye - xy * xe], 1) / (xx * yy - xy * xy)[:, None]
     # Smoothing the sum lets windows without texture follow their neighbours; a linear flow stays what it is.
-    return _blur(flow + step.clamp(-2, 2), window / 2)
-
-
-def _blur(image: Tensor, deviation: float) -> Tensor:
-    """Gaussian blur of (B, C, H, W), the border repeated."""
-    radius = math.ceil(3 * deviation)
-    offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
-    kernel = torch.exp(-0.5 * (offsets / deviation) ** 2)
-    kernel = (kernel / kernel.sum()).expand(image.shape[1], 1, -1)
-    padded = F.pad(image, (radius,) * 4, mode="replicate")
-    across = F.conv2d(padded, kernel[:, :, None], groups=image.shape[1])
-    return F.conv2d(across, kernel[..., None], groups=image.shape[1])
+    return gaussian_blur(flow + step.clamp(-2, 2), window / 2, math.ceil(1.5 * window))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.masks import touched
+
 
 def token_grid(height: int, width: int, patch: int) -> tuple[int, int]:
     """Return (rows, columns) of tokens that cover `height` x `width` cells; the last ones may hang over the edge."""
@@ -31,7 +33,7 @@ def tokens_touched(mask: Tensor, patch: int) -> Tensor:
     """Return bool (B, rows, columns): which tokens hold any masked cell of `mask` (B, H, W)."""
     rows, columns = token_grid(mask.shape[-2], mask.shape[-1], patch)
     padded = F.pad(mask.float(), (0, columns * patch - mask.shape[-1], 0, rows * patch - mask.shape[-2]))
-    return F.max_pool2d(padded[:, None], patch)[:, 0] > 0
+    return touched(F.max_pool2d(padded[:, None], patch)[:, 0])
 
 
 def masked_count(tokens: int, ratio: float) -> int:

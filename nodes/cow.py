@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.images import read_image
+from ..core.masks import clean
 from ..core.noise import SeededNoise
 from ..core.progress import Callback, Step
 from ..cow import CowConfig, generate
@@ -215,7 +216,7 @@ def sample(session: Session, keep: Tensor, config: CowConfig, extra: dict[str, A
         raise ValueError(
             "Expected the encoded canvas as `latent_image`, but got an empty latent. Encode Seed Canvas's `canvas` with the VAE."
         )
-    if bool((keep >= 0.999).all()):
+    if bool((clean(keep) == 1).all()):
         warn("Cow Sampler", "everything is kept, so the cycles have no effect: only `preserve` changes the picture.")
     config = replace(config, cfg_scale=session.cfg_scale)
     result = generate(

@@ -150,6 +150,7 @@ class MaskedRegenerate:
         high: float, direction: str, patch: int, nested: bool, candidates: int, mask: Tensor | None = None,
         masks: Tensor | None = None,
     ) -> tuple[dict[str, Any], Tensor, str]:  # fmt: skip
+        from ..core.masks import touched
         from ..core.noise import SeededNoise
         from ..lmd import RegenerateConfig, regenerate
         from .host.session import Session, run_on_model
@@ -160,31 +161,29 @@ class MaskedRegenerate:
         )  # fmt: skip
 
         def work(session: Session) -> tuple[Tensor, Tensor, str]:
-            region = mask if mask is not None else session.noise_mask
-            if region is not None and region.ndim == 4:
-                # The host gave it the rows of the noise, which reserves memory for more rows than there are pictures.
-                region = region[: len(session.latents), :1]
+            # As it was wired: the session's has gone through the host's resize already.
+            region = mask if mask is not None else latent.get("noise_mask")
             shape = len(masks) if masks is not None else rounds
             result = regenerate(
                 session.denoiser, session.latents, session.conds["positive"], session.conds.get("negative"), config,
                 SeededNoise(seed), region, masks, session.callback(shape * steps), _guidance(session, cfg),
             )  # fmt: skip
-            touched = result.masks.amax(0).cpu()
+            changed = result.masks.amax(0).cpu()
             given = latent["samples"]
             # Scaling into the model's space and back is not exact: what no round touched is taken from the input.
-            samples = torch.where(touched[:, None] > 0, session.process_out(result.latents), given)
+            samples = torch.where(touched(changed)[:, None], session.process_out(result.latents), given)
             errors = ", ".join(f"{e:.4g}" for e in result.errors.mean(1).tolist())
             report = (
                 f"{session.denoiser.rows} network rows in {session.denoiser.calls} calls; "
-                f"{float((touched > 0).float().mean()):.0%} of the cells touched; visible error by round: {errors}"
+                f"{float(touched(changed).float().mean()):.0%} of the cells touched; visible error by round: {errors}"
             )
-            return samples, touched, report
+            return samples, changed, report
 
         rows = 2 * len(latent["samples"]) * candidates
-        samples, touched, report = run_on_model(
+        samples, changed, report = run_on_model(
             model, latent, work, rows=rows, seed=seed, cfg_scale=cfg, positive=positive, negative=negative
         )
-        return {**latent, "samples": samples}, touched, report
+        return {**latent, "samples": samples}, changed, report
 
 
 def _guidance(session: Any, cfg: float) -> Any:
@@ -431,7 +430,7 @@ class LatentFill:
     def fill(
         self, model: Any, latent: dict[str, Any], mask: Tensor, fill_name: str, fill: Any = None
     ) -> tuple[dict[str, Any]]:
-        from ..core.masks import as_mask
+        from ..core.masks import as_mask, painted, touched
         from ..lmd import LatentFill as Fill
 
         if fill is None:
@@ -443,9 +442,9 @@ class LatentFill:
         samples = latent["samples"]
         filled = fill.fill(model.model.process_latent_in(samples.float()), mask, kind_of(model))
         # Scaling into the model's space and back is not exact: visible cells are taken from the input.
-        cells = as_mask(mask, len(samples), *samples.shape[-2:])[:, None].to(samples.device) > 0
+        cells = touched(as_mask(mask, len(samples), *samples.shape[-2:]))[:, None].to(samples.device)
         out = torch.where(cells, model.model.process_latent_out(filled).to(samples), samples)
-        return ({**latent, "samples": out, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
+        return ({**latent, "samples": out, "noise_mask": painted(mask)[:, None]},)
 
 
 # ------------------------------------------------------------------------------------------------------------ diagnostics

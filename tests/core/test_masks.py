@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slipstream.core.masks import as_mask, bounding_box, feather, grow, resize_mask
+from slipstream.core.masks import as_mask, bounding_box, clean, feather, grow, painted, resize_mask, snapped, touched
 
 
 def box(height: int = 9, width: int = 12) -> torch.Tensor:
@@ -13,17 +13,67 @@ def box(height: int = 9, width: int = 12) -> torch.Tensor:
     return mask
 
 
+class TestClean:
+    def test_noise_becomes_exact_and_soft_edges_keep_their_weight(self) -> None:
+        values = torch.tensor([0, 3, 16, 25, 26, 64, 128, 229, 230, 235, 252, 255]) / 255
+        wanted = torch.tensor([0, 0, 0, 0, 26, 64, 128, 229, 255, 255, 255, 255]) / 255
+        assert torch.equal(clean(values), wanted)
+        assert torch.equal(clean(clean(values)), clean(values))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_any_float_type(self, dtype: torch.dtype) -> None:
+        found = clean(torch.tensor([0.0625, 0.5, 0.9375], dtype=dtype))
+        assert found.dtype == torch.float32
+        assert found.tolist() == [0, 0.5, 1]
+
+    def test_the_residue_of_a_resize_is_snapped_and_touches_nothing(self) -> None:
+        values = torch.tensor([0, 1e-7, 0.009, 1 / 64, 0.5, 63 / 64, 0.995, 1])
+        assert torch.equal(snapped(values), torch.tensor([0, 0, 0, 1 / 64, 0.5, 63 / 64, 1, 1]))
+        assert touched(values).tolist() == [False] * 3 + [True] * 5
+
+
+class TestPainted:
+    def test_bytes_count_to_255_unless_they_are_zeros_and_ones(self) -> None:
+        assert painted(torch.tensor([[0, 3, 128, 235, 255]], dtype=torch.uint8))[0].tolist() == [
+            [0, 0, pytest.approx(128 / 255), 1, 1]
+        ]
+        for kind in (torch.uint8, torch.int64, torch.bool, torch.float16):
+            assert painted(torch.tensor([[0, 1]]).to(kind)).tolist() == [[[0, 1]]]
+
+    def test_the_overshoot_of_a_resize_is_cut_off(self) -> None:
+        hard = torch.zeros(1, 1, 16, 16)
+        hard[..., 4:12, 4:12] = 1
+        bicubic = torch.nn.functional.interpolate(hard, (48, 48), mode="bicubic")
+        assert float(bicubic.min()) < -0.05
+        found = painted(bicubic)
+        assert float(found.min()) == 0
+        assert float(found.max()) == 1
+        assert torch.equal(found[0, :9], torch.zeros(9, 48))
+
+    @pytest.mark.parametrize("values", [[0.0, 255.0], [-1.0, 1.0], [0.0, 2.0], [0, 1000]])
+    def test_another_scale_is_named(self, values: list[float]) -> None:
+        with pytest.raises(ValueError, match=r"`keep` with values between 0 and 1, but got .* to .*\. Divide it"):
+            painted(torch.tensor([values]), "keep")
+
+
 class TestAsMask:
     @pytest.mark.parametrize("shape", [(6, 8), (1, 6, 8), (1, 1, 6, 8), (3, 6, 8), (3, 1, 6, 8)])
     def test_shapes(self, shape: tuple[int, ...]) -> None:
         mask = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         found = as_mask(mask, 3, 6, 8)
         assert found.shape == (3, 6, 8)
-        assert torch.equal(found, mask.reshape(-1, 6, 8).expand(3, 6, 8))
+        assert torch.equal(found, clean(mask).reshape(-1, 6, 8).expand(3, 6, 8))
 
-    def test_values_are_clamped_and_integers_become_floats(self) -> None:
-        assert as_mask(torch.tensor([[-1.0, 2.0]]), 1, 1, 2).tolist() == [[[0, 1]]]
-        assert as_mask(torch.ones(2, 2, dtype=torch.uint8), 1, 2, 2).dtype == torch.float32
+    def test_noise_is_gone_before_the_mask_is_resized(self) -> None:
+        mask = torch.full((1, 64, 64), 16 / 255)
+        mask[:, 16:48, 16:47] = 235 / 255
+        found = as_mask(mask, 1, 8, 8)[0]
+        assert set(found.unique().tolist()) == {0, 7 / 8, 1}
+        assert int(touched(found).sum()) == 16
+
+    def test_masks_are_repeated_to_the_images(self) -> None:
+        masks = torch.stack([torch.zeros(4, 4), torch.ones(4, 4)])
+        assert as_mask(masks, 4, 4, 4).mean((1, 2)).tolist() == [0, 1, 0, 1]
 
     @pytest.mark.parametrize(
         ("mask", "said"),
@@ -53,6 +103,12 @@ class TestResize:
         assert float(grown.min()) == 0
         assert float(grown.max()) == 1
         assert float(grown.mean()) == pytest.approx(float(mask.mean()), rel=0.02)
+
+    @pytest.mark.parametrize("size", [(24, 3), (3, 24), (9, 4), (18, 24)])
+    def test_a_thin_line_keeps_its_share_when_one_side_grows(self, size: tuple[int, int]) -> None:
+        mask = torch.zeros(1, 9, 12)
+        mask[:, :, 5] = 1
+        assert float(resize_mask(mask, *size).mean()) == pytest.approx(1 / 12, rel=0.02)
 
     def test_the_same_size_is_the_same_mask(self) -> None:
         mask = box()

@@ -11,6 +11,7 @@ from slipstream.core.attention import AttentionBank
 from slipstream.edit import Appearance, Drag, EditConfig, Inversion, Move, Paste, edit, finish, fit, invert
 from slipstream.edit.guided import LIMIT, GuidedEdit
 from slipstream.edit.loop import network_calls
+from slipstream.edit.preview import preview
 from slipstream_tests.edit import small
 from slipstream_tests.edit.small import FAST, box
 from torch import Tensor
@@ -54,6 +55,27 @@ def test_pixels_outside_the_edit_are_returned_untouched(name: str, inverted: Any
     far = torch.nn.functional.max_pool2d((~far).float()[None, None], 3, 1, 1)[0, 0] == 0
     kept = (result.latents - small.encode(image))[0][:, far]
     assert kept.numel() == 0 or float(kept.abs().max()) < 1e-5
+
+
+NOISY_TASKS = {
+    "move": lambda i, m: Move(m(box()), 36.0, 8.0, fill_from=m(box(44, 60, 60, 90))),
+    "paste": lambda i, m: Paste(i, m(box()), 30.0, 10.0, 0.8),
+    "appearance": lambda i, m: Appearance(m(box()), i, m(box(8, 50, 30, 80))),
+    "drag by warp": lambda i, m: Drag(m(box(10, 10, 50, 66)), [((28.0, 28.0), (48.0, 30.0))]),
+}
+
+
+@pytest.mark.parametrize("kind", small.NOISY)
+@pytest.mark.parametrize("name", NOISY_TASKS)
+def test_a_noisy_mask_edits_as_the_clean_one_does(name: str, kind: str, inverted: Any) -> None:
+    image, make = small.picture(), NOISY_TASKS[name]
+    results = []
+    for change in (lambda m: m, lambda m: small.noisy(m, kind)):
+        task = make(inverted[1], change)
+        result = run(inverted, task, encode=small.encode)
+        results.append((finish(image, result, small.decode), result.mask, *preview(image, [task])))
+    for clean, noisy in zip(*results):
+        assert torch.equal(clean, noisy)
 
 
 def test_the_mask_has_a_soft_seam_and_covers_old_and_new_place(inverted: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from slipstream.edit import Appearance, Drag, EditConfig, Move, Paste, Tasks, edit, invert
+from slipstream.edit.preview import preview
 from slipstream_tests.edit import small
 from slipstream_tests.edit.small import box
 
@@ -143,3 +144,24 @@ def test_an_inversion_of_another_schedule_is_refused(inverted: Any) -> None:
 def test_a_canvas_of_another_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="canvas"):
         invert(small.network(), torch.zeros(1, 4, 9, 12), small.cond(), small.FAST, small.CANVAS)
+
+
+@pytest.mark.parametrize("kind", small.NOISY)
+def test_masks_are_clean_when_they_enter(kind: str) -> None:
+    mask = small.noisy(box(), kind)
+    for task in (Move(mask, 8.0), Drag(mask, [((20.0, 20.0), (24.0, 20.0))])):
+        assert torch.equal(task.mask, box())
+    filled = Move(box(), 8.0, fill_from=mask)
+    assert filled.fill_from is not None
+    assert torch.equal(filled.fill_from, box())
+
+
+def test_a_soft_edge_keeps_its_weight() -> None:
+    mask = box()
+    mask[16, 16:40] = 0.5
+    assert torch.equal(Move(mask, 8.0).mask, mask)
+
+
+def test_a_move_of_the_whole_image_leaves_nothing_to_fill_from() -> None:
+    with pytest.raises(ValueError, match="`mask` that leaves a part of the image free"):
+        preview(small.picture(), [Move(torch.full((64, 96), 0.95), 8.0)])
