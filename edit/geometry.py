@@ -53,13 +53,16 @@ def _centres(height: int, width: int, step: float) -> Tensor:
 @dataclass(frozen=True)
 class Placement:
     """A task in pixels: its target region (H, W), what it takes away, what of that stays uncovered, and where each pixel comes
-    from (H, W, 2). `bends`: what it takes away is torn open by a bend, so that it is filled after the bend, not before."""
+    from (H, W, 2). `bends`: what it takes away is torn open by a bend, so that it is filled after the bend, not before. `source`
+    is the object's mask (H_s, W_s) in the image that it comes from: colours are weighed by it, so that none of its surroundings
+    come along."""
 
     target: Tensor
     removed: Tensor
     vacated: Tensor
     points: Tensor
     bends: bool = False
+    source: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer
-from ..core.masks import touched
+from ..core.masks import RESIDUE, touched
 from ..core.tensors import composite
 from .geometry import Canvas, Placement, sample_at
 
@@ -81,9 +81,20 @@ def draft(
     """
     out = refilled(values[0], [placed.removed for _, placed in placements if not placed.bends])
     for picture, placed in placements:
-        carried = sample_at(values[picture], placed.points, sizes[picture])
+        carried = _carried(values[picture], placed, sizes[picture])
         out = out + placed.target[None, None].to(out) * (carried - out)
     return refilled(out, [placed.removed for _, placed in placements if placed.bends])
+
+
+def _carried(values: Tensor, placed: Placement, size: tuple[int, int]) -> Tensor:
+    """Return values (1, C, H_s, W_s) read where a placement takes them from, premultiplied by the object's mask if it is known."""
+    if placed.source is None:
+        return sample_at(values, placed.points, size)
+    alpha = placed.source.to(values)[None, None]
+    weighted, weight = sample_at(torch.cat([values * alpha, alpha], 1), placed.points, size).split(
+        [values.shape[1], 1], 1
+    )
+    return weighted / weight.clamp(min=RESIDUE)
 
 
 def refilled(values: Tensor, gone: Sequence[Tensor]) -> Tensor:

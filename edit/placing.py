@@ -26,7 +26,7 @@ def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placemen
     points = Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy)).inverse(pixels)
     target = snapped(sample_at(task.mask[None, None], points, source.size)[0, 0])
     removed = task.mask if isinstance(task, Move) else torch.zeros_like(target)
-    return Placement(target, removed, (removed - target).clamp(min=0), points)
+    return Placement(target, removed, (removed - target).clamp(min=0), points, source=task.mask)
 
 
 def uncovered(points: Tensor, least: float = 0.5) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from slipstream.edit import Drag, Move
@@ -136,3 +138,17 @@ def test_the_draft_carries_the_object_and_leaves_no_trace_of_it() -> None:
     red = drafted[0, 0] > 0.5
     assert torch.equal(red, box(26, 56, 50, 80) > 0)
     torch.testing.assert_close(drafted[0, 2, 20, 20:36], image[0, 2, 20:36, 2], atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize(("dx", "scale"), [(0.5, 1.0), (0.0, 0.6), (0.0, 1.7), (-10.25, 1.0), (-30.0, 1.0)])
+def test_a_carried_object_brings_no_fringe_of_its_surroundings(dx: float, scale: float) -> None:
+    canvas, image = Canvas((64, 96), (8, 12), 8), torch.zeros(1, 3, 64, 96)
+    image[:, 1] = 1  # green all around
+    image[..., 16:40, 16:40] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    grey = torch.full_like(image, 0.5)
+    placed = place(Move(box(), dx, scale=scale), canvas, canvas)
+    drafted = draft([grey, image], [canvas.size] * 2, [(1, replace(placed, removed=torch.zeros(64, 96)))])
+    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    expected = 0.5 + placed.target * (red - 0.5)
+    assert 0 < float(placed.target.mean()) < 1
+    torch.testing.assert_close(drafted[0], expected, atol=1e-5, rtol=0)
