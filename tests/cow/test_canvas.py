@@ -50,6 +50,26 @@ def test_the_far_edges_are_touched():
     assert canvas.keep[0, :, -1].any()
 
 
+@pytest.mark.parametrize("scale", [0.43, 0.5, 1.7])
+def test_the_cut_out_has_no_fringe_of_what_the_mask_hides(scale):
+    rows, columns = torch.meshgrid(torch.arange(50) - 24.5, torch.arange(40) - 19.5, indexing="ij")
+    disc = (rows**2 + columns**2 < 17**2).float()[None]
+    red, green = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    canvas = place(torch.where(disc[..., None] == 1, red, green), disc, GREY, scale=scale)
+    soft = (canvas.keep > 0) & (canvas.keep < 1)
+    assert soft.any()
+    expected = GREY + canvas.keep[..., None] * (red - GREY)
+    torch.testing.assert_close(canvas.image, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(canvas.photo[soft], red.expand(int(soft.sum()), 3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(3, 255), (16, 235), (0, 240)])
+def test_black_and_white_that_are_not_exact_give_the_same_canvas(low, high):
+    noisy = (subject() * (high - low) + low) / 255
+    for clean, found in zip(*(vars(place(photo(), mask, GREY, scale=1.5)).values() for mask in (subject(), noisy))):
+        assert torch.equal(clean, found)
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
 def test_scale_keeps_the_proportions(scale):
     canvas = place(photo(), subject(), GREY, scale=scale)
