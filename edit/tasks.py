@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 MAX_SCALE = 8.0
 DRAG_METHODS = ("warp", "energy")
+CENTRES = ("object", "image")
 
 
 def check_mask(name: str, mask: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class Move(Task):
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask", check_mask("mask", self.mask))
         _check_transform(self.dx, self.dy, self.scale)
-        check_choice("about", self.about, ("object", "image"))
+        check_choice("about", self.about, CENTRES)
         if self.fill_from is not None:
             object.__setattr__(self, "fill_from", check_mask("fill_from", self.fill_from))
 
@@ -116,7 +117,7 @@ class Paste(Task):
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask", check_mask("mask", self.mask))
         _check_transform(self.dx, self.dy, self.scale)
-        check_choice("about", self.about, ("object", "image"))
+        check_choice("about", self.about, CENTRES)
 
 
 @dataclass(frozen=True, eq=False)

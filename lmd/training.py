@@ -56,7 +56,7 @@ class TrainConfig:
         check_choice("ratio", self.ratio, RATIO_KINDS)
         check_range("low", self.low, 0, 1)
         check_range("high", self.high, max(self.low, 1e-6), 1, "`high` must be above 0 and not below `low`.")
-        check_choice("masks", self.masks, ("mixed", *FAMILIES))
+        check_choice("masks", self.masks, MASK_KINDS)
         check_integer("seed", self.seed, 0, 2**64 - 1)
 
 
@@ -125,6 +125,7 @@ FAMILIES: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     "half": _half_scores,
     "stroke": _stroke_scores,
 }
+MASK_KINDS = ("mixed", *FAMILIES)
 
 
 def training_masks(

@@ -15,6 +15,7 @@ from ..core.progress import Callback, Step
 from ..cow import CowConfig, generate
 from ..cow.canvas import GREY, image_background, noise_background, paste_mask, place, plain_background
 from ..cow.photos import PHOTOS
+from .widgets import choice, integer, number, string, switch
 
 if TYPE_CHECKING:
     from .host.session import Session
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
 CATEGORY = "slipstream/cow"
 BACKGROUNDS = ["colour", "noise", "picture"]
 UNITS = {"training time": "time", "noise level": "sigma"}
-
-
-def _float(default: float, low: float, high: float, tooltip: str, step: float = 0.01, **more: Any) -> tuple[str, Any]:
-    return "FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip, **more}
-
-
-def _int(default: int, low: int, high: int, tooltip: str, **more: Any) -> tuple[str, Any]:
-    return "INT", {"default": default, "min": low, "max": high, "tooltip": tooltip, **more}
 
 
 class ExamplePhoto:
@@ -47,7 +40,7 @@ class ExamplePhoto:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "astronaut: Eileen Collins, photographed by NASA, in the public domain."
-        return {"required": {"photo": (list(PHOTOS), {"default": "astronaut", "tooltip": tooltip})}}
+        return {"required": {"photo": choice(PHOTOS, "astronaut", tooltip)}}
 
     def load(self, photo: str) -> tuple[Tensor, Tensor]:
         image, mask = PHOTOS[photo]
@@ -80,22 +73,32 @@ class SeedCanvas:
             "required": {
                 "image": ("IMAGE", {"tooltip": "The photo."}),
                 "keep": ("MASK", {"tooltip": "The subject: 1 = keep. Paint the subject, or switch invert_keep on."}),
-                "invert_keep": (
-                    "BOOLEAN",
-                    {"default": False, "tooltip": "On for masks that are 1 around the subject, as Load Image gives for cut-out PNGs."},
+                "invert_keep": switch(
+                    False, "On for masks that are 1 around the subject, as Load Image gives for cut-out PNGs."
                 ),
-                "width": _int(512, 8, 16384, "Width of the canvas in pixels.", step=8),
-                "height": _int(512, 8, 16384, "Height of the canvas in pixels.", step=8),
-                "scale": _float(1.0, 0.01, 16.0, "Size of the subject relative to the photo. Its proportions are kept."),
-                "x": _float(0.5, 0.0, 1.0, "0 left edge, 0.5 middle, 1 right edge. Snaps to the latent grid.", display="slider"),
-                "y": _float(1.0, 0.0, 1.0, "0 top edge, 0.5 middle, 1 bottom edge. Snaps to the latent grid.", display="slider"),
-                "background": (BACKGROUNDS, {"default": "colour", "tooltip": "What the scene starts from. The paper uses grey."}),
-                "colour": ("STRING", {"default": GREY, "tooltip": "Of the background colour, as #rrggbb."}),
-                "noise_seed": _int(0, 0, 2**32 - 1, "Of the background noise."),
-                "softness": _int(2, 0, 256, "Pixels over which the paste mask fades inside the subject's edge."),
+                "width": integer(512, 8, 16384, "Width of the canvas in pixels.", step=8),
+                "height": integer(512, 8, 16384, "Height of the canvas in pixels.", step=8),
+                "scale": number(
+                    1.0, 0.01, 16.0, "Size of the subject relative to the photo. Its proportions are kept."
+                ),
+                "x": number(
+                    0.5, 0.0, 1.0, "0 left edge, 0.5 middle, 1 right edge. Snaps to the latent grid.", display="slider"
+                ),
+                "y": number(
+                    1.0, 0.0, 1.0, "0 top edge, 0.5 middle, 1 bottom edge. Snaps to the latent grid.", display="slider"
+                ),
+                "background": choice(BACKGROUNDS, "colour", "What the scene starts from. The paper uses grey."),
+                "colour": string(GREY, "Of the background colour, as #rrggbb."),
+                "noise_seed": integer(0, 0, 2**32 - 1, "Of the background noise."),
+                "softness": integer(2, 0, 256, "Pixels over which the paste mask fades inside the subject's edge."),
             },
-            "optional": {"picture": ("IMAGE", {"tooltip": "Fills the background; its proportions are kept, its overhang cropped."})},
-        }  # fmt: skip
+            "optional": {
+                "picture": (
+                    "IMAGE",
+                    {"tooltip": "Fills the background; its proportions are kept, its overhang cropped."},
+                )
+            },
+        }
 
     def compose(
         self, image: Tensor, keep: Tensor, invert_keep: bool, width: int, height: int, scale: float, x: float, y: float,
@@ -144,52 +147,73 @@ class CowSampler:
             "required": {
                 "keep": (
                     "MASK",
-                    {"tooltip": "The subject on the canvas: 1 = keep. Soft values hold a place for that share of the steps."},
+                    {
+                        "tooltip": "The subject on the canvas: 1 = keep. Soft values hold a place for that share of the steps."
+                    },
                 ),
-                "cycles": _int(
-                    d.cycles, 1, 1000,
+                "cycles": integer(
+                    d.cycles,
+                    1,
+                    1000,
                     "How often the canvas is disturbed and reconstructed. 3 to 10 suffice; 1 leaves the background visible.",
                 ),
-                "preserve": _float(
-                    d.preserve, 0.0, 1.0,
+                "preserve": number(
+                    d.preserve,
+                    0.0,
+                    1.0,
                     "How long the subject is held in the final phase. 1: its latents stay exact. 0: free to follow the prompt.",
                     display="slider",
                 ),
-                "low": _float(d.low, 0.0, 1000.0, "The cycles go down to here. As training time: 0 clean, 1 pure noise."),
-                "high": _float(
-                    d.high, 0.0, 1000.0, "The cycles go up to here. Higher changes more of the layout, lower keeps more."
+                "low": number(
+                    d.low, 0.0, 1000.0, "The cycles go down to here. As training time: 0 clean, 1 pure noise."
                 ),
-                "range_unit": (
-                    list(UNITS),
-                    {
-                        "default": "training time",
-                        "tooltip": "What low and high mean: shares of training time (0 to 1), or noise levels (sigmas).",
-                    },
+                "high": number(
+                    d.high,
+                    0.0,
+                    1000.0,
+                    "The cycles go up to here. Higher changes more of the layout, lower keeps more.",
                 ),
-                "inversion_cfg": _float(
-                    d.inversion_cfg, 0.0, 100.0,
-                    "Guidance of the inversion, 1 to 2; 1 costs half. The published 7.5 drifts on photos.", 0.1,
+                "range_unit": choice(
+                    UNITS,
+                    "training time",
+                    "What low and high mean: shares of training time (0 to 1), or noise levels (sigmas).",
                 ),
-                "eta": _float(d.eta, 0.0, 1.0, "Fresh noise in the cycles: 1 ancestral, 0 deterministic. The paper's code uses 1."),
-                "final_eta": _float(d.final_eta, 0.0, 1.0, "Fresh noise in the final phase. The paper's code uses 0.1."),
-                "noise_limit": _float(
-                    d.noise_limit, 0.01, 1000.0,
+                "inversion_cfg": number(
+                    d.inversion_cfg,
+                    0.0,
+                    100.0,
+                    "Guidance of the inversion, 1 to 2; 1 costs half. The published 7.5 drifts on photos.",
+                    0.1,
+                ),
+                "eta": number(
+                    d.eta, 0.0, 1.0, "Fresh noise in the cycles: 1 ancestral, 0 deterministic. The paper's code uses 1."
+                ),
+                "final_eta": number(
+                    d.final_eta, 0.0, 1.0, "Fresh noise in the final phase. The paper's code uses 0.1."
+                ),
+                "noise_limit": number(
+                    d.noise_limit,
+                    0.01,
+                    1000.0,
                     "The subject's inverted noise is scaled back to this strength, against speckle around subjects that the "
-                    "model does not know. 1 is right; 1000 is off.", 0.05,
+                    "model does not know. 1 is right; 1000 is off.",
+                    0.05,
                 ),
-                "repel": _float(d.repel, 0.0, 100.0, "Weight of suppress and enhance. No effect without them.", 0.05),
+                "repel": number(d.repel, 0.0, 100.0, "Weight of suppress and enhance. No effect without them.", 0.05),
             },
             "optional": {
                 "suppress": (
                     "CONDITIONING",
-                    {"tooltip": "The background is pushed away from this, say a second face. Costs a third row in the cycles."},
+                    {
+                        "tooltip": "The background is pushed away from this, say a second face. Costs a third row in the cycles."
+                    },
                 ),
                 "enhance": (
                     "CONDITIONING",
                     {"tooltip": "The background is pushed towards this. Costs one more row in the cycles."},
                 ),
             },
-        }  # fmt: skip
+        }
 
     def make(
         self, keep: Tensor, cycles: int, preserve: float, low: float, high: float, range_unit: str, inversion_cfg: float,

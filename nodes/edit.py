@@ -11,6 +11,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ..edit.config import MEMORY
+from ..edit.tasks import CENTRES, DRAG_METHODS
+from .widgets import Widget, choice, integer, number, seed, string, switch
+
 CATEGORY = "slipstream/edit"
 INVERSION, TASKS = "SLIPSTREAM_INVERSION", "SLIPSTREAM_EDIT"
 ADD_UP = (TASKS, {"tooltip": "Other tasks for the same run: they add up. Later ones lie on top."})
@@ -19,12 +23,8 @@ MASK_TIP = (
 )
 
 
-def _float(default: float, low: float, high: float, step: float, tooltip: str) -> tuple[str, dict[str, Any]]:
-    return ("FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip})
-
-
-def _pixels(default: int, tooltip: str) -> tuple[str, dict[str, Any]]:
-    return _float(default, -16384.0, 16384.0, 0.5, tooltip)
+def _pixels(default: int, tooltip: str) -> Widget:
+    return number(default, -16384.0, 16384.0, tooltip, 0.5)
 
 
 @dataclass(frozen=True)
@@ -96,25 +96,15 @@ class Invert:
                     {"tooltip": "One photo, any size. Sides that do not fit the VAE are padded and cut off again."},
                 ),
                 "positive": ("CONDITIONING", {"tooltip": "What the photo shows. A plain description works best."}),
-                "steps": (
-                    "INT",
-                    {
-                        "default": 16,
-                        "min": 2,
-                        "max": 200,
-                        "tooltip": "16 is fast, 50 follows the paper. Edits use the same.",
-                    },
+                "steps": integer(16, 2, 200, "16 is fast, 50 follows the paper. Edits use the same."),
+                "megapixels": number(
+                    1.0, 0.01, 16.0, "Larger photos are worked on at this size; untouched pixels keep theirs."
                 ),
-                "megapixels": _float(
-                    1.0, 0.01, 16.0, 0.01, "Larger photos are worked on at this size; untouched pixels keep theirs."
-                ),
-                "memory": (
-                    ["auto", "bank", "row"],
-                    {
-                        "default": "auto",
-                        "tooltip": "bank: keep attention keys and values in RAM (fast re-edits). row: recompute them as an "
-                        "extra batch row (no memory). auto: bank up to 4 GiB.",
-                    },
+                "memory": choice(
+                    MEMORY,
+                    "auto",
+                    "bank: keep attention keys and values in RAM (fast re-edits). row: recompute them as an "
+                    "extra batch row (no memory). auto: bank up to 4 GiB.",
                 ),
             }
         }
@@ -167,11 +157,8 @@ def _transform_inputs() -> dict[str, Any]:
     return {
         "dx": _pixels(0, "Shift to the right, in pixels of the picture; negative = left."),
         "dy": _pixels(0, "Shift down, in pixels of the picture; negative = up."),
-        "scale": _float(1.0, 0.125, 8.0, 0.01, "Size: 1 keeps it, 2 doubles it, 0.5 halves it."),
-        "about": (
-            ["object", "image"],
-            {"default": "object", "tooltip": "What stays in place when scaling: the object's or the picture's centre."},
-        ),
+        "scale": number(1.0, 0.125, 8.0, "Size: 1 keeps it, 2 doubles it, 0.5 halves it."),
+        "about": choice(CENTRES, "object", "What stays in place when scaling: the object's or the picture's centre."),
     }
 
 
@@ -298,22 +285,9 @@ class DragPoints(_TaskNode):
                         "tooltip": "White = what may change. Its interior goes with the handles, its edge stays: paint generously."
                     },
                 ),
-                "handles": (
-                    "STRING",
-                    {"default": handles, "multiline": True, "tooltip": "JSON list of points: where to take hold."},
-                ),
-                "targets": (
-                    "STRING",
-                    {
-                        "default": targets,
-                        "multiline": True,
-                        "tooltip": "JSON list of points, one per handle: where it goes.",
-                    },
-                ),
-                "method": (
-                    ["warp", "energy"],
-                    {"default": "warp", "tooltip": "warp: fast and exact. energy: as published."},
-                ),
+                "handles": string(handles, "JSON list of points: where to take hold.", multiline=True),
+                "targets": string(targets, "JSON list of points, one per handle: where it goes.", multiline=True),
+                "method": choice(DRAG_METHODS, "warp", "warp: fast and exact. energy: as published."),
             },
             "optional": {"tasks": ADD_UP},
         }
@@ -409,54 +383,36 @@ class EditSampler:
                     {"tooltip": "What the result shows. The same prompt as for Invert is fine."},
                 ),
                 "negative": ("CONDITIONING", {"tooltip": "What to keep out. Unused at cfg 1."}),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 2**64 - 1,
-                        "control_after_generate": True,
-                        "tooltip": "Noise of the vacated area and of the edited region. Same seed, same result.",
-                    },
-                ),
-                "cfg": _float(
+                "seed": seed("Noise of the vacated area and of the edited region. Same seed, same result."),
+                "cfg": number(
                     2.0,
                     0.0,
                     30.0,
-                    0.1,
                     "Classifier-free guidance of the edit. 1 halves the cost; the paper uses 4 to 5.",
+                    0.1,
                 ),
-                "guidance": _float(
-                    0.1, 0.0, 2.0, 0.01, "Strength of the feature guidance, relative to the noise estimate. 0 = off."
+                "guidance": number(
+                    0.1, 0.0, 2.0, "Strength of the feature guidance, relative to the noise estimate. 0 = off."
                 ),
-                "hold_object": _float(
+                "hold_object": number(
                     0.9,
                     0.0,
                     1.0,
-                    0.01,
                     "Share of the steps in which a moved object follows its draft exactly. Lower: "
                     "blends in more, keeps less. 1: kept as it is.",
                 ),
-                "hold_fill": _float(
+                "hold_fill": number(
                     0.4,
                     0.0,
                     1.0,
-                    0.01,
                     "Share of the steps in which a vacated area follows a smooth fill. Lower: more is made up there.",
                 ),
-                "noise": _float(
-                    0.4, 0.0, 1.0, 0.01, "Fresh noise within the edit, from 22 to 40 % of the steps (paper: 0.4)."
+                "noise": number(
+                    0.4, 0.0, 1.0, "Fresh noise within the edit, from 22 to 40 % of the steps (paper: 0.4)."
                 ),
-                "feather": (
-                    "INT",
-                    {"default": 4, "min": 0, "max": 256, "tooltip": "Soft seam around the edit, in pixels."},
-                ),
-                "low_memory": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Recompute activations in the gradient pass: a third slower, a fifth of the memory.",
-                    },
+                "feather": integer(4, 0, 256, "Soft seam around the edit, in pixels."),
+                "low_memory": switch(
+                    False, "Recompute activations in the gradient pass: a third slower, a fifth of the memory."
                 ),
             }
         }

@@ -9,43 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.samplers import SAMPLERS
+from ..core.schedules import SCHEDULES
+from ..lmd.latent_fill import SIZES
+from ..lmd.mask_schedule import DIRECTIONS, KINDS
+from ..lmd.training import MASK_KINDS, RATIO_KINDS
+from .widgets import choice, integer, number, seed, string, switch
+
 CATEGORY = "slipstream/lmd"
 FILL, TASKS = "SLIPSTREAM_LATENT_FILL", "SLIPSTREAM_EDIT"
 NO_FILE = "(none yet: train one)"
-SCHEDULE_KINDS = ["cosine", "linear", "piecewise", "fixed"]
-SAMPLER_NAMES = ["euler", "euler_ancestral", "heun", "dpmpp_2m"]
-SCHEDULE_NAMES = ["uniform", "leading", "sgm_uniform", "simple", "karras", "exponential", "beta"]
-
-
-def _int(default: int, low: int, high: int, tooltip: str, **more: Any) -> tuple[str, dict[str, Any]]:
-    return ("INT", {"default": default, "min": low, "max": high, "tooltip": tooltip, **more})
-
-
-def _float(
-    default: float, low: float, high: float, tooltip: str, step: float = 0.01, **more: Any
-) -> tuple[str, dict[str, Any]]:
-    return ("FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip, **more})
-
-
-def _choice(choices: list[str], default: str, tooltip: str) -> tuple[list[str], dict[str, Any]]:
-    return (choices, {"default": default, "tooltip": tooltip})
-
-
-def _seed(tooltip: str) -> tuple[str, dict[str, Any]]:
-    return _int(0, 0, 2**64 - 1, tooltip, control_after_generate=True)
 
 
 def _ratio_inputs() -> dict[str, Any]:
     """The widgets of a mask schedule, the same for both nodes that have one."""
     return {
-        "kind": _choice(SCHEDULE_KINDS, "cosine", "How the masked share goes from low to high; fixed is always high."),
-        "low": _float(0.15, 0.0, 1.0, "Smallest share of patches that is masked (0 to 1; the paper uses 0.15)."),
-        "high": _float(0.75, 0.0, 1.0, "Largest share of patches that is masked (0 to 1; the paper uses 0.75)."),
-        "direction": _choice(
-            ["decreasing", "increasing"], "decreasing",
+        "kind": choice(KINDS, "cosine", "How the masked share goes from low to high; fixed is always high."),
+        "low": number(0.15, 0.0, 1.0, "Smallest share of patches that is masked (0 to 1; the paper uses 0.15)."),
+        "high": number(0.75, 0.0, 1.0, "Largest share of patches that is masked (0 to 1; the paper uses 0.75)."),
+        "direction": choice(
+            DIRECTIONS,
+            "decreasing",
             "decreasing: most masked first, details last. increasing: the order of the paper's training.",
         ),
-    }  # fmt: skip
+    }
 
 
 class MaskSchedule:
@@ -65,21 +52,25 @@ class MaskSchedule:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "steps": _int(6, 1, 1000, "How many masks. Both ends of the schedule are among them."),
+                "steps": integer(6, 1, 1000, "How many masks. Both ends of the schedule are among them."),
                 **_ratio_inputs(),
-                "width": _int(512, 8, 16384, "Width of the masks in pixels.", step=8),
-                "height": _int(512, 8, 16384, "Height of the masks in pixels.", step=8),
-                "patch": _int(
-                    64, 1, 4096, "Side of a patch in pixels. A multiple of 8 covers whole latent cells; 16 suits the pocket model."
+                "width": integer(512, 8, 16384, "Width of the masks in pixels.", step=8),
+                "height": integer(512, 8, 16384, "Height of the masks in pixels.", step=8),
+                "patch": integer(
+                    64,
+                    1,
+                    4096,
+                    "Side of a patch in pixels. A multiple of 8 covers whole latent cells; 16 suits the pocket model.",
                 ),
-                "nested": (
-                    "BOOLEAN",
-                    {"default": True, "tooltip": "On: every smaller mask lies inside every larger one. Off: new patches each step."},
+                "nested": switch(
+                    True, "On: every smaller mask lies inside every larger one. Off: new patches each step."
                 ),
-                "seed": _seed("Which patches. The same seed gives the same masks."),
+                "seed": seed("Which patches. The same seed gives the same masks."),
             },
-            "optional": {"region": ("MASK", {"tooltip": "Mask only patches that this mask touches; shares count those."})},
-        }  # fmt: skip
+            "optional": {
+                "region": ("MASK", {"tooltip": "Mask only patches that this mask touches; shares count those."})
+            },
+        }
 
     def make(
         self, steps: int, kind: str, low: float, high: float, direction: str, width: int, height: int, patch: int,
@@ -118,31 +109,48 @@ class MaskedRegenerate:
                 "model": ("MODEL", {"tooltip": "The diffusion model."}),
                 "positive": ("CONDITIONING", {"tooltip": "What the patches should become."}),
                 "negative": ("CONDITIONING", {"tooltip": "What to keep out. Unused at cfg 1."}),
-                "latent": ("LATENT", {"tooltip": "The picture as a latent. Its noise mask, if any, limits the change."}),
-                "seed": _seed("Noise of every round. One round at high 1 equals KSampler with this seed."),
-                "steps": _int(8, 1, 1000, "Network steps in each round."),
-                "cfg": _float(5.0, 0.0, 100.0, "Classifier-free guidance. 1 halves the cost. 3 suits the pocket model.", 0.1),
-                "sampler_name": _choice(SAMPLER_NAMES, "euler", "The sampler of each round."),
-                "schedule": _choice(SCHEDULE_NAMES, "uniform", "Noise levels of each round. uniform is the host's normal."),
-                "rounds": _int(4, 1, 1000, "How many masks are regenerated one after the other."),
-                "strength": _float(0.6, 0.01, 1.0, "How far masked patches are re-noised in the first round (1 = to pure noise)."),
-                "strength_end": _float(0.0, 0.0, 1.0, "The same in the last round; in between it is linear. 0 = as the first."),
+                "latent": (
+                    "LATENT",
+                    {"tooltip": "The picture as a latent. Its noise mask, if any, limits the change."},
+                ),
+                "seed": seed("Noise of every round. One round at high 1 equals KSampler with this seed."),
+                "steps": integer(8, 1, 1000, "Network steps in each round."),
+                "cfg": number(
+                    5.0, 0.0, 100.0, "Classifier-free guidance. 1 halves the cost. 3 suits the pocket model.", 0.1
+                ),
+                "sampler_name": choice(SAMPLERS, "euler", "The sampler of each round."),
+                "schedule": choice(SCHEDULES, "uniform", "Noise levels of each round. uniform is the host's normal."),
+                "rounds": integer(4, 1, 1000, "How many masks are regenerated one after the other."),
+                "strength": number(
+                    0.6, 0.01, 1.0, "How far masked patches are re-noised in the first round (1 = to pure noise)."
+                ),
+                "strength_end": number(
+                    0.0, 0.0, 1.0, "The same in the last round; in between it is linear. 0 = as the first."
+                ),
                 **_ratio_inputs(),
-                "patch": _int(4, 1, 1024, "Side of a patch in latent cells (8 pixels). 2 suits the pocket model."),
-                "nested": ("BOOLEAN", {"default": True, "tooltip": "Every smaller mask lies inside every larger one."}),
-                "candidates": _int(
-                    1, 1, 64, "Tries in each round, of which the one that explains the visible patches best is kept. Costs as many times."
+                "patch": integer(4, 1, 1024, "Side of a patch in latent cells (8 pixels). 2 suits the pocket model."),
+                "nested": switch(True, "Every smaller mask lies inside every larger one."),
+                "candidates": integer(
+                    1,
+                    1,
+                    64,
+                    "Tries in each round, of which the one that explains the visible patches best is kept. Costs as many times.",
                 ),
             },
             "optional": {
-                "mask": ("MASK", {"tooltip": "1 = may change. Without it, the latent's own noise mask, or everything."}),
+                "mask": (
+                    "MASK",
+                    {"tooltip": "1 = may change. Without it, the latent's own noise mask, or everything."},
+                ),
                 "masks": (
                     "MASK",
-                    {"tooltip": "One mask a round, for example from Mask Schedule; then rounds, kind, low, high, direction, patch "
-                                "and nested have no effect."},
+                    {
+                        "tooltip": "One mask a round, for example from Mask Schedule; then rounds, kind, low, high, direction, patch "
+                        "and nested have no effect."
+                    },
                 ),
             },
-        }  # fmt: skip
+        }
 
     def regenerate(
         self, model: Any, positive: Any, negative: Any, latent: dict[str, Any], seed: int, steps: int, cfg: float,
@@ -271,37 +279,42 @@ class TrainLatentFill:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "The model whose latents are filled. It is not trained and not changed."}),
-                "vae": ("VAE", {"tooltip": "The VAE of that model."}),
-                "name": ("STRING", {"default": "my_fill", "tooltip": "File name in models/latent_fill."}),
-                "folder": (
-                    "STRING",
-                    {"default": "", "tooltip": "Folder of pictures, below the input folder or absolute. A few hundred or more."},
+                "model": (
+                    "MODEL",
+                    {"tooltip": "The model whose latents are filled. It is not trained and not changed."},
                 ),
-                "steps": _int(2000, 1, 1_000_000, "Training steps. Some thousand for a real folder."),
-                "batch": _int(32, 1, 4096, "Pictures a step."),
-                "learning_rate": _float(1e-3, 1e-6, 1.0, "Highest rate; it warms up and falls to 0.", 1e-4, round=False),
-                "size": _choice(["small", "medium", "large"], "small", "Size of the network: about 0.6, 3.5 and 18 million weights."),
-                "width": _int(512, 64, 4096, "Width in pixels at which the fill works. Pictures are cropped to it.", step=8),
-                "height": _int(512, 64, 4096, "Height in pixels at which the fill works.", step=8),
-                "patch": _int(4, 1, 64, "Side of a token in latent cells: 4 for 512 pixels, 2 for the pocket model."),
-                "ratio": _choice(
-                    ["random", "cosine", "linear", "piecewise", "fixed"], "random",
+                "vae": ("VAE", {"tooltip": "The VAE of that model."}),
+                "name": string("my_fill", "File name in models/latent_fill."),
+                "folder": string("", "Folder of pictures, below the input folder or absolute. A few hundred or more."),
+                "steps": integer(2000, 1, 1_000_000, "Training steps. Some thousand for a real folder."),
+                "batch": integer(32, 1, 4096, "Pictures a step."),
+                "learning_rate": number(
+                    1e-3, 1e-6, 1.0, "Highest rate; it warms up and falls to 0.", 1e-4, round=False
+                ),
+                "size": choice(SIZES, "small", "Size of the network: about 0.6, 3.5 and 18 million weights."),
+                "width": integer(
+                    512, 64, 4096, "Width in pixels at which the fill works. Pictures are cropped to it.", step=8
+                ),
+                "height": integer(512, 64, 4096, "Height in pixels at which the fill works.", step=8),
+                "patch": integer(
+                    4, 1, 64, "Side of a token in latent cells: 4 for 512 pixels, 2 for the pocket model."
+                ),
+                "ratio": choice(
+                    RATIO_KINDS,
+                    "random",
                     "Masked share while training: random serves any hole best; the others are the paper's schedules, or 0.75.",
                 ),
-                "masks": _choice(
-                    ["mixed", "random", "block", "half", "stroke"], "mixed",
+                "masks": choice(
+                    MASK_KINDS,
+                    "mixed",
                     "What is masked while training: random patches as in the paper, blocks, halves, brush strokes, or all of them.",
                 ),
-                "mirror": ("BOOLEAN", {"default": True, "tooltip": "Train on mirrored pictures too. Off for text and faces in profile."}),
-                "resume": (
-                    "BOOLEAN",
-                    {"default": True, "tooltip": "Go on with a file of this name. Off: overwrite it."},
-                ),
-                "seed": _seed("Weights, order and masks."),
+                "mirror": switch(True, "Train on mirrored pictures too. Off for text and faces in profile."),
+                "resume": switch(True, "Go on with a file of this name. Off: overwrite it."),
+                "seed": seed("Weights, order and masks."),
             },
             "optional": {"images": ("IMAGE", {"tooltip": "Train on this batch instead of a folder."})},
-        }  # fmt: skip
+        }
 
     @classmethod
     def IS_CHANGED(cls, folder: str = "", **_: Any) -> str:
@@ -405,7 +418,10 @@ class LatentFill:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "The model whose latents these are: the one the fill was trained with."}),
+                "model": (
+                    "MODEL",
+                    {"tooltip": "The model whose latents these are: the one the fill was trained with."},
+                ),
                 "latent": ("LATENT", {"tooltip": "The picture as a latent, of the size the fill was trained on."}),
                 "mask": ("MASK", {"tooltip": "1 = fill. Any part of a latent cell counts."}),
                 "fill_name": (
@@ -414,7 +430,7 @@ class LatentFill:
                 ),
             },
             "optional": {"fill": (FILL, {"tooltip": "A fill from Train Latent Fill; then fill_name has no effect."})},
-        }  # fmt: skip
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, fill_name: str) -> bool | str:
@@ -478,14 +494,17 @@ class InfluenceProfile:
                 "sampler": ("SAMPLER", {"tooltip": "The sampler of the first run."}),
                 "sigmas": ("SIGMAS", {"tooltip": "The same for both runs."}),
                 "latent": ("LATENT", {"tooltip": "The start of the first run."}),
-                "mask": ("MASK", {"tooltip": "Where the runs were made to differ (1); distance is measured from here."}),
+                "mask": (
+                    "MASK",
+                    {"tooltip": "Where the runs were made to differ (1); distance is measured from here."},
+                ),
             },
             "optional": {
                 "other_latent": ("LATENT", {"tooltip": "The start of the second run: another seed, another paste."}),
                 "other_guider": ("GUIDER", {"tooltip": "Model and prompts of the second run."}),
                 "other_sampler": ("SAMPLER", {"tooltip": "The sampler of the second run."}),
             },
-        }  # fmt: skip
+        }
 
     def measure(
         self, noise: Any, guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], mask: Tensor,
@@ -598,18 +617,29 @@ class StretchMap:
         return {
             "required": {
                 "image": ("IMAGE", {"tooltip": "Frames of a stream (two or more), or the picture to be dragged."}),
-                "points": (
-                    "STRING",
-                    {"default": "", "multiline": True,
-                     "tooltip": "Drags, one a line: 60, 60 -> 90, 60 in pixels. Empty: the motion between the frames."},
+                "points": string(
+                    "",
+                    "Drags, one a line: 60, 60 -> 90, 60 in pixels. Empty: the motion between the frames.",
+                    multiline=True,
                 ),
-                "radius": _float(48.0, 0.5, 4096.0, "How far a drag pulls its surroundings, in pixels. It folds beyond 1.65 radii.", 0.5),
-                "window": _float(3.0, 0.5, 50.0, "Smoothing of the optical flow in pixels: larger is steadier and coarser.", 0.5),
+                "radius": number(
+                    48.0,
+                    0.5,
+                    4096.0,
+                    "How far a drag pulls its surroundings, in pixels. It folds beyond 1.65 radii.",
+                    0.5,
+                ),
+                "window": number(
+                    3.0, 0.5, 50.0, "Smoothing of the optical flow in pixels: larger is steadier and coarser.", 0.5
+                ),
             },
             "optional": {
-                "edit": (TASKS, {"tooltip": "Drags of an edit (Drag Points), as they bend the picture. Goes before points."}),
+                "edit": (
+                    TASKS,
+                    {"tooltip": "Drags of an edit (Drag Points), as they bend the picture. Goes before points."},
+                ),
             },
-        }  # fmt: skip
+        }
 
     def draw(
         self, image: Tensor, points: str, radius: float, window: float, edit: Any = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.loading import BUNDLED, POCKETS
+from .widgets import choice
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class LoadModel:
             "models/diffusers with a model_index.json. For a single .safetensors checkpoint use Load Checkpoint: "
             "its MODEL works with all Slipstream nodes."
         )
-        return {"required": {"model": ([*bundled(), *listed()], {"default": "pocket", "tooltip": tooltip})}}
+        return {"required": {"model": choice([*bundled(), *listed()], "pocket", tooltip)}}
 
     @classmethod
     def IS_CHANGED(cls, model: str) -> str:

@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..search.config import STRATEGIES
+from ..search.objectives import DISTANCES
+from .widgets import choice, integer, number, seed, string, switch
+
 CATEGORY = "slipstream/search"
 SCHEDULE, OBJECTIVE, ENTRIES = "SLIPSTREAM_SCHEDULE", "SLIPSTREAM_OBJECTIVE", "SLIPSTREAM_SCHEDULES"
 PRESETS = pathlib.Path(__file__).resolve().parent.parent / "search" / "presets"
@@ -22,10 +26,6 @@ GUIDER = (
 )
 SAMPLER = ("SAMPLER", {"tooltip": "The sampler you will use: a schedule is best for one sampler."})
 SIZE = ("LATENT", {"tooltip": "An empty latent of the size you will use. Its content does not matter."})
-
-
-def _int(default: int, low: int, high: int, tooltip: str, **more: Any) -> tuple[str, dict[str, Any]]:
-    return ("INT", {"default": default, "min": low, "max": high, "tooltip": tooltip, **more})
 
 
 def user_folder(kind: str) -> pathlib.Path:
@@ -119,49 +119,59 @@ class SearchSchedule:
                 "guider": GUIDER,
                 "sampler": SAMPLER,
                 "latent_image": SIZE,
-                "steps": _int(4, 1, 100, "Steps of the schedule. A search pays most at 2 to 8."),
-                "evaluations": _int(
+                "steps": integer(4, 1, 100, "Steps of the schedule. A search pays most at 2 to 8."),
+                "evaluations": integer(
                     100, 0, 1_000_000, "How many schedules to try; 60 to 150 are enough for 4 steps. 0 = no such limit."
                 ),
-                "minutes": (
-                    "FLOAT",
-                    {"default": 0.0, "min": 0.0, "max": 100_000.0, "step": 0.5,
-                     "tooltip": "Time for evaluations, earlier runs of the same search included. 0 = no such limit."},
+                "minutes": number(
+                    0.0,
+                    0.0,
+                    100_000.0,
+                    "Time for evaluations, earlier runs of the same search included. 0 = no such limit.",
+                    0.5,
                 ),
-                "objective": (
+                "objective": choice(
                     [PAIRED, SELF],
-                    {"default": PAIRED, "tooltip": "same picture: closest to what many steps give from the same noise; steady with few "
-                     "pairs. same look: distribution of the latents like that of many steps; wants 64 pairs or more."},
+                    PAIRED,
+                    "same picture: closest to what many steps give from the same noise; steady with few "
+                    "pairs. same look: distribution of the latents like that of many steps; wants 64 pairs or more.",
                 ),
-                "pairs": _int(16, 2, 10_000, "Noise seeds (and prompts) that every schedule is tried on. More is steadier and slower."),
-                "seed": _int(0, 0, 2**63 - 1, "Which noise. The same seed goes on with the same search.", control_after_generate=True),
-                "strategy": (
-                    ["auto", "coordinate", "evolution", "published"],
-                    {"default": "auto", "tooltip": "auto: coordinate search, then evolution. published: AutoDiffusion's own algorithm, "
-                     "corrected; it needs several times the evaluations."},
+                "pairs": integer(
+                    16,
+                    2,
+                    10_000,
+                    "Noise seeds (and prompts) that every schedule is tried on. More is steadier and slower.",
                 ),
-                "layers": (
-                    "BOOLEAN",
-                    {"default": False, "tooltip": "Also search blocks to skip, paying for extra steps. U-Net models only. Use Apply Layer "
-                     "Mask for sampling with the result. Often nothing better is found; then no mask is returned."},
+                "seed": seed("Noise seed. The same seed resumes the same search.", high=2**63 - 1),
+                "strategy": choice(
+                    STRATEGIES,
+                    "auto",
+                    "auto: coordinate search, then evolution. published: AutoDiffusion's own algorithm, "
+                    "corrected; it needs several times the evaluations.",
                 ),
-                "batch": _int(16, 1, 256, "Most pictures sampled at once; halved by itself when memory runs out."),
+                "layers": switch(
+                    False,
+                    "Also search blocks to skip, paying for extra steps. U-Net models only. Use Apply Layer "
+                    "Mask for sampling with the result. Often nothing better is found; then no mask is returned.",
+                ),
+                "batch": integer(16, 1, 256, "Most pictures sampled at once; halved by itself when memory runs out."),
             },
             "optional": {
                 "custom_objective": (OBJECTIVE, {"tooltip": "From an objective node, instead of the choice above."}),
                 "clip": ("CLIP", {"tooltip": "With `prompts`: encodes them."}),
-                "prompts": (
-                    "STRING",
-                    {"default": "", "multiline": True, "tooltip": "One prompt a line. They take the place of the guider's positive prompt, "
-                     "so that the schedule suits the model and not one prompt. Needs CLIP."},
+                "prompts": string(
+                    "",
+                    "One prompt a line. They take the place of the guider's positive prompt, "
+                    "so that the schedule suits the model and not one prompt. Needs CLIP.",
+                    multiline=True,
                 ),
-                "search_first_level": (
-                    "BOOLEAN",
-                    {"default": False, "tooltip": "Also search where to start: often better below 5 steps from an empty latent. Off: "
-                     "at the model's highest level, as image to image and COW expect."},
+                "search_first_level": switch(
+                    False,
+                    "Also search where to start: often better below 5 steps from an empty latent. Off: "
+                    "at the model's highest level, as image to image and COW expect.",
                 ),
             },
-        }  # fmt: skip
+        }
 
     def search(
         self, guider: Any, sampler: Any, latent_image: dict[str, Any], steps: int, evaluations: int, minutes: float,
@@ -232,28 +242,26 @@ class ReferenceObjective(_ObjectiveNode):
         return {
             "required": {
                 "vae": ("VAE", {"tooltip": "Decodes the samples (or encodes the pictures, for latent features)."}),
-                "features": (
+                "features": choice(
                     [PIXELS, LATENT, CLIP_VISION, INCEPTION],
-                    {"default": PIXELS, "tooltip": "pixels: coarse colours and edges. latent: the same in the VAE's latents, without "
-                     "decoding samples. clip vision: embeddings; best for real pictures, needs clip_vision. inception: FID's; needs a "
-                     "file of weights."},
+                    PIXELS,
+                    "pixels: coarse colours and edges. latent: the same in the VAE's latents, without "
+                    "decoding samples. clip vision: embeddings; best for real pictures, needs clip_vision. inception: FID's; needs a "
+                    "file of weights.",
                 ),
-                "distance": (
-                    [FRECHET, MMD],
-                    {"default": FRECHET, "tooltip": "mmd needs fewer pictures; frechet is FID's formula."},
-                ),
-                "folder": ("STRING", {"default": "", "tooltip": "A folder of pictures of any size. Or connect images."}),
+                "distance": choice(DISTANCES, FRECHET, "mmd needs fewer pictures; frechet is FID's formula."),
+                "folder": string("", "A folder of pictures of any size. Or connect images."),
             },
             "optional": {
                 "images": ("IMAGE", {"tooltip": "Reference pictures as a batch, instead of a folder."}),
                 "clip_vision": ("CLIP_VISION", {"tooltip": "For the clip vision features."}),
-                "inception_weights": (
-                    "STRING",
-                    {"default": "", "tooltip": "File with Inception v3 weights (torch-fidelity's for FID, or torchvision's). "
-                     "Nothing is downloaded."},
+                "inception_weights": string(
+                    "",
+                    "File with Inception v3 weights (torch-fidelity's for FID, or torchvision's). "
+                    "Nothing is downloaded.",
                 ),
             },
-        }  # fmt: skip
+        }
 
     @classmethod
     def IS_CHANGED(cls, folder: str = "", **_: Any) -> Any:
@@ -290,17 +298,19 @@ class SelfObjective(_ObjectiveNode):
         return {
             "required": {
                 "vae": ("VAE", {"tooltip": "Decodes the samples."}),
-                "features": (
+                "features": choice(
                     [PIXELS, LATENT, CLIP_VISION],
-                    {"default": PIXELS, "tooltip": "What pictures are compared by. clip vision needs clip_vision."},
+                    PIXELS,
+                    "What pictures are compared by. clip vision needs clip_vision.",
                 ),
-                "distance": (
-                    ["paired", FRECHET, MMD],
-                    {"default": "paired", "tooltip": "paired: same noise, same picture. frechet and mmd: the same look as a whole."},
+                "distance": choice(
+                    ["paired", *DISTANCES],
+                    "paired",
+                    "paired: same noise, same picture. frechet and mmd: the same look as a whole.",
                 ),
             },
             "optional": {"clip_vision": ("CLIP_VISION", {"tooltip": "For the clip vision features."})},
-        }  # fmt: skip
+        }
 
     def make(self, vae: Any, features: str, distance: str, clip_vision: Any = None) -> tuple[Any]:
         from ..search import Paired, SelfDistribution
@@ -353,13 +363,16 @@ class AddSchedule:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"name": ("STRING", {"default": "", "tooltip": "How the chart calls it; empty takes the schedule's own name."})},
+            "required": {"name": string("", "How the chart calls it; empty takes the schedule's own name.")},
             "optional": {
                 "sigmas": ("SIGMAS", {"tooltip": "Noise levels from any scheduler node."}),
-                "schedule": (SCHEDULE, {"tooltip": "Instead of sigmas: a searched or loaded schedule, with its layer masks."}),
+                "schedule": (
+                    SCHEDULE,
+                    {"tooltip": "Instead of sigmas: a searched or loaded schedule, with its layer masks."},
+                ),
                 "schedules": (ENTRIES, {"tooltip": "The entries so far."}),
             },
-        }  # fmt: skip
+        }
 
     def add(
         self, name: str, sigmas: Tensor | None = None, schedule: Any = None, schedules: dict[str, Any] | None = None
@@ -398,12 +411,12 @@ class CompareSchedules:
                 "guider": GUIDER,
                 "sampler": SAMPLER,
                 "latent_image": SIZE,
-                "stock_steps": _int(0, 0, 100, "Adds every stock schedule at this number of steps. 0 = none."),
-                "pairs": _int(16, 2, 10_000, "Noise seeds (and prompts) per repeat."),
-                "repeats": _int(3, 1, 20, "Repeats on fresh noise, for the interval."),
-                "objective": ([PAIRED, SELF], {"default": PAIRED, "tooltip": "As in Search Schedule."}),
-                "seed": _int(0, 0, 2**63 - 1, "Which noise.", control_after_generate=True),
-                "batch": _int(16, 1, 256, "Most pictures sampled at once."),
+                "stock_steps": integer(0, 0, 100, "Adds every stock schedule at this number of steps. 0 = none."),
+                "pairs": integer(16, 2, 10_000, "Noise seeds (and prompts) per repeat."),
+                "repeats": integer(3, 1, 20, "Repeats on fresh noise, for the interval."),
+                "objective": choice([PAIRED, SELF], PAIRED, "As in Search Schedule."),
+                "seed": seed("Noise seed.", high=2**63 - 1),
+                "batch": integer(16, 1, 256, "Most pictures sampled at once."),
             },
             "optional": {
                 "schedule": (SCHEDULE, {"tooltip": "A searched or loaded schedule, with its layer masks."}),
@@ -411,9 +424,9 @@ class CompareSchedules:
                 "schedules": (ENTRIES, {"tooltip": "Any number more, from Add Schedule."}),
                 "custom_objective": (OBJECTIVE, {"tooltip": "A second panel, from an objective node."}),
                 "clip": ("CLIP", {"tooltip": "With `prompts`: encodes them."}),
-                "prompts": ("STRING", {"default": "", "multiline": True, "tooltip": "One prompt a line, instead of the guider's."}),
+                "prompts": string("", "One prompt a line, instead of the guider's.", multiline=True),
             },
-        }  # fmt: skip
+        }
 
     def compare(
         self, guider: Any, sampler: Any, latent_image: dict[str, Any], stock_steps: int, pairs: int, repeats: int,
@@ -472,12 +485,14 @@ class LoadSchedule:
         files = list(schedule_files())
         return {
             "required": {
-                "file": (files, {"default": files[0] if files else "", "tooltip": "Press R in the canvas to list new files."}),
-                "steps": _int(0, 0, 1000, "Resample to this number of steps. 0 = as it is."),
+                "file": choice(files, files[0] if files else "", "Press R in the canvas to list new files."),
+                "steps": integer(0, 0, 1000, "Resample to this number of steps. 0 = as it is."),
             },
-            "optional": {"guider": ("GUIDER", {"tooltip": "Only to warn when model or cfg differ from what it was made for."}),
-                         "sampler": ("SAMPLER", {"tooltip": "Only to warn when the sampler differs."})},
-        }  # fmt: skip
+            "optional": {
+                "guider": ("GUIDER", {"tooltip": "Only to warn when model or cfg differ from what it was made for."}),
+                "sampler": ("SAMPLER", {"tooltip": "Only to warn when the sampler differs."}),
+            },
+        }
 
     @classmethod
     def IS_CHANGED(cls, file: str, **_: Any) -> str:
@@ -528,10 +543,10 @@ class SaveSchedule:
         return {
             "required": {
                 "schedule": (SCHEDULE, {"tooltip": "From Search Schedule or Resample Schedule."}),
-                "name": ("STRING", {"default": "my_schedule", "tooltip": "File name without ending."}),
-                "overwrite": ("BOOLEAN", {"default": False, "tooltip": "Off: a file of that name is kept and a number is added."}),
+                "name": string("my_schedule", "File name without ending."),
+                "overwrite": switch(False, "Off: a file of that name is kept and a number is added."),
             }
-        }  # fmt: skip
+        }
 
     def save(self, schedule: Any, name: str, overwrite: bool) -> dict[str, Any]:
         stem = _file_stem(name)
@@ -559,7 +574,7 @@ class ResampleSchedule:
         return {
             "required": {
                 "schedule": (SCHEDULE, {"tooltip": "Any schedule of at least 2 steps."}),
-                "steps": _int(8, 1, 1000, "Steps of the new schedule."),
+                "steps": integer(8, 1, 1000, "Steps of the new schedule."),
             }
         }
 

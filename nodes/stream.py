@@ -19,6 +19,7 @@ from ..stream.config import GUIDANCE, RENOISE
 from ..stream.guidance import BLENDS
 from ..stream.similarity import select
 from ..stream.stability import join_rows
+from .widgets import Widget, choice, integer, number, seed, switch
 
 if TYPE_CHECKING:
     from .host.denoiser import HostDenoiser
@@ -28,16 +29,22 @@ if TYPE_CHECKING:
 VAE_BATCH = 16
 KEEP, DISCARD = "return finished frames", "discard"
 
-_GUIDANCE = {
-    "default": "self",
-    "tooltip": "self: the frame itself is the negative; costs nothing. onetime: the negative prompt is asked once per frame "
-    "(N + 1 network rows for N steps). full: ordinary cfg (2N rows). none: the prompt alone.",
-}
-_DELTA = {
-    "default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05, "display": "slider",
-    "tooltip": "Below 1 softens self and onetime guidance where there is much noise: the cure when self raises contrast. The "
-    "paper uses 0.5 and 1.",
-}  # fmt: skip
+
+def _guidance(default: str) -> Widget:
+    return choice(
+        GUIDANCE[::-1],
+        default,
+        "self: the frame itself is the negative; costs nothing. onetime: the negative prompt is asked once per frame "
+        "(N + 1 network rows for N steps). full: ordinary cfg (2N rows). none: the prompt alone.",
+    )
+
+
+def _delta(default: float) -> Widget:
+    tooltip = (
+        "Below 1 softens self and onetime guidance where there is much noise: the cure when self raises contrast. The "
+        "paper uses 0.5 and 1."
+    )
+    return number(default, 0.0, 1.0, tooltip, 0.05, display="slider")
 
 
 class SharingDenoiser:
@@ -105,17 +112,17 @@ class RCFGGuider:
                 "model": ("MODEL", {"tooltip": "Any model, with its LoRA and patches."}),
                 "positive": ("CONDITIONING", {"tooltip": "What the picture shall show."}),
                 "negative": ("CONDITIONING", {"tooltip": "Used by onetime and full only."}),
-                "guidance": (list(GUIDANCE[::-1]), {**_GUIDANCE, "default": "onetime"}),
-                "guidance_scale": (
-                    "FLOAT",
-                    {
-                        "default": 1.4, "min": 1.0, "max": 30.0, "step": 0.1,
-                        "tooltip": "1 is off. self and onetime: 1.2 to 1.6, more bleaches the picture. full: as cfg.",
-                    },
+                "guidance": _guidance("onetime"),
+                "guidance_scale": number(
+                    1.4,
+                    1.0,
+                    30.0,
+                    "1 is off. self and onetime: 1.2 to 1.6, more bleaches the picture. full: as cfg.",
+                    0.1,
                 ),
-                "delta": ("FLOAT", {**_DELTA, "default": 0.5}),
+                "delta": _delta(0.5),
             }
-        }  # fmt: skip
+        }
 
     def guide(
         self, model: Any, positive: Any, negative: Any, guidance: str, guidance_scale: float, delta: float
@@ -187,32 +194,22 @@ class BlendPrompts:
                     {"tooltip": "A prompt. What else hangs on it (area, mask, ControlNet) stays."},
                 ),
                 "second": ("CONDITIONING", {"tooltip": "Another prompt from the same CLIP. Only its text counts."}),
-                "weight": (
-                    "FLOAT",
-                    {
-                        "default": 0.5, "min": 0.0, "max": 1.0, "step": 0.01, "display": "slider",
-                        "tooltip": "Share of the second prompt; with a clip, at its first frame.",
-                    },
+                "weight": number(
+                    0.5, 0.0, 1.0, "Share of the second prompt; with a clip, at its first frame.", display="slider"
                 ),
-                "mode": (
-                    list(BLENDS),
-                    {
-                        "default": "linear",
-                        "tooltip": "linear: the weighted mean. slerp: along an arc, which keeps the embeddings' length.",
-                    },
+                "mode": choice(
+                    BLENDS,
+                    "linear",
+                    "linear: the weighted mean. slerp: along an arc, which keeps the embeddings' length.",
                 ),
             },
             "optional": {
                 "frames": ("IMAGE", {"tooltip": "A clip: the result holds one prompt for each of its frames."}),
-                "weight_end": (
-                    "FLOAT",
-                    {
-                        "default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "display": "slider",
-                        "tooltip": "Share of the second prompt at the last frame of the clip.",
-                    },
+                "weight_end": number(
+                    1.0, 0.0, 1.0, "Share of the second prompt at the last frame of the clip.", display="slider"
                 ),
             },
-        }  # fmt: skip
+        }
 
     def mix(
         self, first: Any, second: Any, weight: float, mode: str, frames: Tensor | None = None, weight_end: float = 1.0
@@ -252,30 +249,24 @@ def _prompt(name: str, conditioning: Any) -> Conditioning:
 
 def _filter_inputs(similarity: float) -> dict[str, Any]:
     return {
-        "similarity": (
-            "FLOAT",
-            {
-                "default": similarity, "min": 0.0, "max": 1.0, "step": 0.001, "display": "slider",
-                "tooltip": "Likeness at which frames begin to be skipped; 1 skips none. The paper uses 0.98.",
-            },
+        "similarity": number(
+            similarity,
+            0.0,
+            1.0,
+            "Likeness at which frames begin to be skipped; 1 skips none. The paper uses 0.98.",
+            0.001,
+            display="slider",
         ),
-        "max_skip": (
-            "INT",
-            {"default": 10, "min": 0, "max": 1000, "tooltip": "Process a frame after more than this many skips."},
+        "max_skip": integer(10, 0, 1000, "Process a frame after more than this many skips."),
+        "blocks": integer(
+            8,
+            1,
+            64,
+            "Compare in blocks x blocks parts and take the least alike: small moving things count. 1 compares "
+            "the whole picture, as published.",
         ),
-        "blocks": (
-            "INT",
-            {
-                "default": 8, "min": 1, "max": 64,
-                "tooltip": "Compare in blocks x blocks parts and take the least alike: small moving things count. 1 compares "
-                "the whole picture, as published.",
-            },
-        ),
-        "filter_seed": (
-            "INT",
-            {"default": 0, "min": 0, "max": 2**32 - 1, "tooltip": "Of the filter's own random choice."},
-        ),
-    }  # fmt: skip
+        "filter_seed": integer(0, 0, 2**32 - 1, "Of the filter's own random choice."),
+    }
 
 
 class StreamFrames:
@@ -301,83 +292,57 @@ class StreamFrames:
                 "negative": ("CONDITIONING", {"tooltip": "Used by onetime and full guidance only."}),
                 "vae": ("VAE", {"tooltip": "A tiny VAE (TAESD) makes streams several times faster."}),
                 "frames": ("IMAGE", {"tooltip": "Frames in order, for example from Load Video."}),
-                "strength": (
-                    "FLOAT",
-                    {
-                        "default": 0.5, "min": 0.02, "max": 1.0, "step": 0.01, "display": "slider",
-                        "tooltip": "How much of a frame is repainted. 0.3 keeps the scene, 0.7 keeps its layout.",
-                    },
+                "strength": number(
+                    0.5,
+                    0.02,
+                    1.0,
+                    "How much of a frame is repainted. 0.3 keeps the scene, 0.7 keeps its layout.",
+                    display="slider",
                 ),
-                "steps": (
-                    "INT",
-                    {
-                        "default": 2, "min": 1, "max": 50,
-                        "tooltip": "Denoising steps of a frame: 1 to 4 for LCM and Turbo models. A live stream lags by "
-                        "steps - 1 frames.",
-                    },
+                "steps": integer(
+                    2,
+                    1,
+                    50,
+                    "Denoising steps of a frame: 1 to 4 for LCM and Turbo models. A live stream lags by "
+                    "steps - 1 frames.",
                 ),
-                "guidance": (list(GUIDANCE[::-1]), {**_GUIDANCE}),
-                "guidance_scale": (
-                    "FLOAT",
-                    {
-                        "default": 1.2, "min": 1.0, "max": 30.0, "step": 0.1,
-                        "tooltip": "1 is off. self and onetime: 1.2 to 2. full: as cfg.",
-                    },
-                ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 2, "min": 0, "max": 2**64 - 1, "control_after_generate": True,
-                        "tooltip": "Of the noise, which is the same for all frames.",
-                    },
-                ),
+                "guidance": _guidance("self"),
+                "guidance_scale": number(1.2, 1.0, 30.0, "1 is off. self and onetime: 1.2 to 2. full: as cfg.", 0.1),
+                "seed": seed("Of the noise, which is the same for all frames.", 2),
             },
             "optional": {
                 "sigmas": (
                     "SIGMAS",
                     {"tooltip": "Noise levels of the steps, instead of strength and steps: from any scheduler node."},
                 ),
-                "delta": ("FLOAT", _DELTA),
-                "renoise": (
-                    list(RENOISE),
-                    {
-                        "default": "fixed",
-                        "tooltip": "Noise between steps. fixed: the same for all frames, the steadiest. ddim: what the frame "
-                        "holds already. fresh: new each time, flickers. none: as in the published screen demo.",
-                    },
+                "delta": _delta(1.0),
+                "renoise": choice(
+                    RENOISE,
+                    "fixed",
+                    "Noise between steps. fixed: the same for all frames, the steadiest. ddim: what the frame "
+                    "holds already. fresh: new each time, flickers. none: as in the published screen demo.",
                 ),
-                "consistency": (
-                    "BOOLEAN",
-                    {"default": False, "tooltip": "Boundary scalings of LCM models; without visible effect from step 2 on."},
+                "consistency": switch(False, "Boundary scalings of LCM models; without visible effect from step 2 on."),
+                "feedback": number(
+                    0.0,
+                    0.0,
+                    0.95,
+                    "Share of the last finished frame in a new one: less flicker, more trails.",
+                    0.05,
+                    display="slider",
                 ),
-                "feedback": (
-                    "FLOAT",
-                    {
-                        "default": 0.0, "min": 0.0, "max": 0.95, "step": 0.05, "display": "slider",
-                        "tooltip": "Share of the last finished frame in a new one: less flicker, more trails.",
-                    },
+                "motion": number(
+                    0.0, 0.0, 1.0, "How much less frames that move fast are repainted.", 0.05, display="slider"
                 ),
-                "motion": (
-                    "FLOAT",
-                    {
-                        "default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05, "display": "slider",
-                        "tooltip": "How much less frames that move fast are repainted.",
-                    },
-                ),
-                "cross_frame": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Frames in flight attend to each other: steadier look, more compute. Needs 2 steps or more.",
-                    },
+                "cross_frame": switch(
+                    False, "Frames in flight attend to each other: steadier look, more compute. Needs 2 steps or more."
                 ),
                 **_filter_inputs(1.0),
-                "on_interrupt": (
-                    [DISCARD, KEEP],
-                    {"default": DISCARD, "tooltip": "What a press on cancel does with the frames that are finished."},
+                "on_interrupt": choice(
+                    [DISCARD, KEEP], DISCARD, "What a press on cancel does with the frames that are finished."
                 ),
             },
-        }  # fmt: skip
+        }
 
     def stream(
         self, model: Any, positive: Any, negative: Any, vae: Any, frames: Tensor, strength: float, steps: int,

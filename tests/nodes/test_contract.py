@@ -86,6 +86,25 @@ def test_the_function_takes_exactly_the_inputs(id: str) -> None:
         assert parameters[name].default is not inspect.Parameter.empty, f"{id}.{name} is optional but has no default"
 
 
+def test_choices_are_the_registries_of_the_library() -> None:
+    from slipstream.core import SAMPLERS, SCHEDULES
+    from slipstream.lmd import SIZES
+    from slipstream.lmd.mask_schedule import DIRECTIONS, KINDS
+    from slipstream.lmd.training import FAMILIES
+
+    regenerate, train = inputs_of(NODES["SlipstreamMaskedRegenerate"]), inputs_of(NODES["SlipstreamTrainLatentFill"])
+    for spec, registry in (
+        (regenerate["sampler_name"], SAMPLERS),
+        (regenerate["schedule"], SCHEDULES),
+        (regenerate["kind"], KINDS),
+        (regenerate["direction"], DIRECTIONS),
+        (train["size"], SIZES),
+        (train["ratio"], ["random", *KINDS]),
+        (train["masks"], ["mixed", *FAMILIES]),
+    ):
+        assert set(spec[0]) == set(registry)
+
+
 @each_node
 def test_help_page(id: str) -> None:
     page = ROOT / "web" / "docs" / f"{id}.md"
