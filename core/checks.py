@@ -30,6 +30,12 @@ def check_integer(name: str, value: int, low: int, high: float = math.inf, remed
     check_range(name, value, low, high, remedy)
 
 
+def check_seed(name: str, value: int) -> int:
+    """Return `value` as a plain int (NumPy's would overflow in arithmetic); raises ValueError unless 0 <= `value` < 2^64."""
+    check_integer(name, value, 0, 2**64 - 1)
+    return int(value)
+
+
 def check_choice(name: str, value: str, choices: Collection[str], remedy: str = "") -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:

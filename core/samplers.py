@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_finite, check_sigmas
-from .denoiser import NoiseSpace
+from .denoiser import Denoiser, NoiseSpace
 from .guidance import Denoise
 from .noise import NoiseSource
 from .progress import Callback, Reporter
@@ -78,6 +78,16 @@ def dpmpp_2m(
 
 def _log_snr(space: NoiseSpace, sigma: Tensor) -> Tensor:
     return space.scale(sigma).log() - sigma.log()
+
+
+def start_scale(model: Denoiser, sigma: float) -> float:
+    """Return the standard deviation of the noise that a run starts with: `sigma`, and at sigma_max that of a noised image.
+
+    A variance-preserving network was trained on images whose variance at sigma_max is 1 + sigma_max^2; the host starts so too.
+    """
+    if model.space.name == "flow" or sigma < model.sigma_max * (1 - 1e-5):
+        return sigma
+    return (1 + sigma**2) ** 0.5
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {

@@ -251,17 +251,24 @@ SCHEDULES: dict[str, Callable[[Levels, int], Tensor]] = {
 }
 
 
-def make_sigmas(name: str, levels: Levels, steps: int, strength: float = 1.0) -> Tensor:
-    """Return `steps` descending sigmas plus the terminal 0 from a named schedule.
+def whole_steps(steps: int, strength: float) -> int:
+    """Return of how many steps `steps` are the last, for image to image at `strength`: int(steps / strength), as the host does.
 
-    `strength` below 1 keeps the last `steps` levels of a finer schedule of int(steps / strength), for image to image, as the
-    host's `denoise` does; raises ValueError when that is finer than the training levels.
+    Raises ValueError when that is finer than the training levels.
     """
-    check_choice("schedule", name, SCHEDULES)
     check_integer("steps", steps, 1, TRAIN_STEPS)
     check_range("strength", strength, 1 / TRAIN_STEPS, 1)
     total = int(steps / strength)
     if total > TRAIN_STEPS:
         remedy = f"Use at most {int(TRAIN_STEPS * strength)} steps at this strength."
         check_range("strength", strength, steps / TRAIN_STEPS, 1, remedy)
-    return SCHEDULES[name](levels, total)[-(steps + 1) :]
+    return total
+
+
+def make_sigmas(name: str, levels: Levels, steps: int, strength: float = 1.0) -> Tensor:
+    """Return `steps` descending sigmas plus the terminal 0 from a named schedule.
+
+    `strength` below 1 keeps the last `steps` levels of a finer schedule, see `whole_steps`.
+    """
+    check_choice("schedule", name, SCHEDULES)
+    return SCHEDULES[name](levels, whole_steps(steps, strength))[-(steps + 1) :]

@@ -5,18 +5,20 @@ A diffusion network cannot drop tokens, so masking saves nothing here: the cost 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_choice, check_finite, check_integer, check_range, check_shape
+from ..core.checks import check_choice, check_finite, check_integer, check_range, check_seed, check_shape
 from ..core.denoiser import Conditioning, Denoiser
 from ..core.guidance import CFG, Denoise
 from ..core.masks import as_mask, touched
-from ..core.noise import NoiseSource
+from ..core.noise import NoiseSource, StackedNoise
 from ..core.progress import Callback, Reporter, Step
-from ..core.samplers import SAMPLERS, sample
+from ..core.samplers import SAMPLERS, sample, start_scale
 from ..core.schedules import SCHEDULES, make_sigmas
 from ..core.tensors import blend
 from .mask_schedule import DIRECTIONS, KINDS, mask_schedule
@@ -59,7 +61,7 @@ class RegenerateConfig:
         check_range("high", self.high, self.low, 1, "`high` must not be below `low`.")
         check_choice("direction", self.direction, DIRECTIONS)
         check_integer("patch", self.patch, 1)
-        check_integer("mask_seed", self.mask_seed, 0, 2**64 - 1)
+        object.__setattr__(self, "mask_seed", check_seed("mask_seed", self.mask_seed))
         for name in ("strength", "strength_end"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0.01, 1)
@@ -122,12 +124,14 @@ def regenerate(
     masks: Tensor | None = None,
     callback: Callback | None = None,
     denoise: Denoise | None = None,
+    sigmas_of: Callable[[float], Tensor] | None = None,
 ) -> RegenerateResult:
     """Return `latents` (B, C, H, W) with random patches re-noised and denoised in rounds; what no mask touches is bit-exact.
 
     `mask` (B or 1, H, W), 1 = repaint, limits every round to a region. `masks` (rounds, H, W) replaces the schedule of the
     config. A round without masked cells costs nothing; any other costs steps * B * candidates rows, twice that with guidance.
-    `denoise` replaces the guidance of `cond`, `uncond` and `cfg_scale`, where a host has its own.
+    `denoise` replaces the guidance of `cond`, `uncond` and `cfg_scale`, where a host has its own, and `sigmas_of` (strength ->
+    steps + 1 descending levels) the schedule. An image of a batch is the same in a batch of any size, if it is so for `noise`.
     One round with ratio 1 is image to image at that strength with the same noise. Raises ValueError for NaN or bad shapes.
     """
     check_shape("latents", latents, (None, None, None, None))
@@ -138,12 +142,13 @@ def regenerate(
     guided = denoise or CFG(
         model, _rows(cond, len(latents), config), uncond and _rows(uncond, len(latents), config), config.cfg_scale
     )
+    levels_of = sigmas_of or partial(make_sigmas, config.schedule, model.levels, config.steps)
     errors = latents.new_zeros(len(rounds), len(latents))
     for index, round_mask in enumerate(rounds):
         if busy[index]:
-            strength = config.strength_of(index, len(rounds))
+            sigmas = levels_of(config.strength_of(index, len(rounds))).to(latents.device)
             latents, errors[index] = _one_round(
-                model, guided, latents, round_mask[:, None], strength, index, config, noise, report
+                model, guided, latents, round_mask[:, None], sigmas, index, config, noise, report
             )
     return RegenerateResult(latents, rounds, errors)
 
@@ -170,11 +175,10 @@ def _round_masks(latents: Tensor, config: RegenerateConfig, mask: Tensor | None,
 
 
 def _one_round(
-    model: Denoiser, guided: Denoise, latents: Tensor, mask: Tensor, strength: float, index: int, config: RegenerateConfig,
+    model: Denoiser, guided: Denoise, latents: Tensor, mask: Tensor, sigmas: Tensor, index: int, config: RegenerateConfig,
     noise: NoiseSource, report: Reporter,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Re-noise and denoise one mask (B, 1, H, W); return the latents and the visible error (B,) of the kept candidate."""
-    sigmas = make_sigmas(config.schedule, model.levels, config.steps, strength).to(latents.device)
     first = noise(latents)
     # Candidates differ inside the mask only, so that their visible errors compare what they painted and nothing else.
     others = noise.fork(f"candidates {index}")
@@ -185,10 +189,19 @@ def _one_round(
     def forward(step: Step) -> None:
         report(f"round {index + 1}", step.sigma, None if step.denoised is None else step.denoised[: len(latents)])
 
-    start = model.space.add_noise(known, held.noise, sigmas[0])
-    x = sample(config.sampler, held, start, sigmas, model.space, noise.fork(f"sampler {index}"), forward)
+    top = float(sigmas[0])
+    start = model.space.add_noise(known, held.noise * (start_scale(model, top) / top), top)
+    x = sample(
+        config.sampler, held, start, sigmas, model.space, _sampler_noise(noise, index, config.candidates), forward
+    )
     # The last estimate is blended already; a second blend would count a soft mask twice.
     results = torch.where(hidden == 0, known, x).unflatten(0, (config.candidates, -1))
     error = (held.error / held.calls).unflatten(0, (config.candidates, -1))
     best, rows = error.argmin(0), torch.arange(len(latents), device=latents.device)
     return results[best, rows], error[best, rows]
+
+
+def _sampler_noise(noise: NoiseSource, index: int, candidates: int) -> NoiseSource:
+    """Return the sampler's noise for candidate-major rows: a source for each candidate, so that batch and number do not count."""
+    first = noise.fork(f"sampler {index}")
+    return first if candidates == 1 else StackedNoise([first, *(first.fork(f"{c}") for c in range(1, candidates))])

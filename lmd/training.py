@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_choice, check_finite, check_integer, check_range, check_shape
+from ..core.checks import check_choice, check_finite, check_integer, check_range, check_seed, check_shape
 from ..core.noise import SeededNoise
 from .latent_fill import FillConfig, LatentFill, bad_file, read_config, read_tensors, write_tensors
 from .mask_schedule import KINDS, mask_ratio
@@ -57,7 +57,7 @@ class TrainConfig:
         check_range("low", self.low, 0, 1)
         check_range("high", self.high, max(self.low, 1e-6), 1, "`high` must be above 0 and not below `low`.")
         check_choice("masks", self.masks, MASK_KINDS)
-        check_integer("seed", self.seed, 0, 2**64 - 1)
+        object.__setattr__(self, "seed", check_seed("seed", self.seed))
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class _Trainer:
 
     def _step(self, step: int) -> TrainStep:
         config = self.config
-        generator = SeededNoise(config.seed).fork(f"step {step}").generator
+        generator = SeededNoise(config.seed).fork(f"step {step}").next_generator()
         span = torch.rand((), generator=generator).item()
         fraction = step / max(1, config.steps - 1)
         ratio = (

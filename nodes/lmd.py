@@ -113,7 +113,9 @@ class MaskedRegenerate:
                     "LATENT",
                     {"tooltip": "The picture as a latent. Its noise mask, if any, limits the change."},
                 ),
-                "seed": seed("Noise of every round. One round at high 1 equals KSampler with this seed."),
+                "seed": seed(
+                    "Noise of every round. One round at high 1 equals KSampler with this seed and denoise = strength."
+                ),
                 "steps": integer(8, 1, 1000, "Network steps in each round."),
                 "cfg": number(
                     5.0, 0.0, 100.0, "Classifier-free guidance. 1 halves the cost. 3 suits the pocket model.", 0.1
@@ -159,8 +161,8 @@ class MaskedRegenerate:
         masks: Tensor | None = None,
     ) -> tuple[dict[str, Any], Tensor, str]:  # fmt: skip
         from ..core.masks import touched
-        from ..core.noise import SeededNoise
         from ..lmd import RegenerateConfig, regenerate
+        from .host.sampling import KSamplerNoise, ksampler_sigmas
         from .host.session import Session, run_on_model
 
         config = RegenerateConfig(
@@ -174,7 +176,8 @@ class MaskedRegenerate:
             shape = len(masks) if masks is not None else rounds
             result = regenerate(
                 session.denoiser, session.latents, session.conds["positive"], session.conds.get("negative"), config,
-                SeededNoise(seed), region, masks, session.callback(shape * steps), _guidance(session, cfg),
+                KSamplerNoise(seed, latent), region, masks, session.callback(shape * steps), _guidance(session, cfg),
+                lambda strength: ksampler_sigmas(model, schedule, steps, strength),
             )  # fmt: skip
             changed = result.masks.amax(0).cpu()
             given = latent["samples"]

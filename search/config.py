@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.checks import check_choice, check_integer, check_range
+from ..core.checks import check_choice, check_integer, check_range, check_seed
 from ..core.schedules import TRAIN_STEPS
 
 STRATEGIES = ("auto", "coordinate", "evolution", "published")
@@ -73,7 +73,7 @@ class SearchConfig:
         check_integer("teacher_steps", self.teacher_steps, 2, TRAIN_STEPS)
         check_range("margin", self.margin, 0, 10)
         check_range("max_skip", self.max_skip, 0, 0.9)
-        check_integer("seed", self.seed, 0, 2**64 - 1)
+        object.__setattr__(self, "seed", check_seed("seed", self.seed))
         remedy = "Leave it empty for no such limit."
         if self.evaluations is not None:
             check_integer("evaluations", self.evaluations, 1, 10_000_000, remedy)

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_choice, check_integer
+from ..core.checks import check_choice, check_integer, check_seed
 from ..core.denoiser import Conditioning, Denoiser
 from ..core.guidance import CFG
 from ..core.layers import Layer, LayerModel
-from ..core.noise import SeededNoise
-from ..core.samplers import SAMPLERS, sample
+from ..core.noise import SeededNoise, StackedNoise
+from ..core.samplers import SAMPLERS, sample, start_scale
 from ..core.schedules import ALIGN_YOUR_STEPS, SCHEDULES, FlowLevels, align_your_steps, make_sigmas, table_of
 from .digests import digest, weights_digest
 from .schedule import LayerMask, skipped_at
@@ -73,19 +73,6 @@ class SamplingPath(Protocol):
         ...
 
 
-class RowNoise:
-    """One noise source per row, so that a sample does not depend on which batch it was made in."""
-
-    def __init__(self, sources: Sequence[SeededNoise]) -> None:
-        self.sources = list(sources)
-
-    def __call__(self, like: Tensor) -> Tensor:
-        return torch.cat([source(row[None]) for source, row in zip(self.sources, like, strict=True)])
-
-    def fork(self, name: str) -> RowNoise:
-        return RowNoise([source.fork(name) for source in self.sources])
-
-
 class ModelPath:
     """A library model with a core sampler.
 
@@ -108,7 +95,8 @@ class ModelPath:
         check_choice("sampler", sampler, SAMPLERS)
         check_integer("batch", batch, 1)
         self.model, self.cond, self.uncond, self.size = model, cond, uncond, tuple(size)
-        self.sampler, self.cfg_scale, self.seed, self.batch, self.name = sampler, float(cfg_scale), seed, batch, name
+        self.sampler, self.cfg_scale, self.batch, self.name = sampler, float(cfg_scale), batch, name
+        self.seed = check_seed("seed", seed)
         self.device = getattr(model, "device", torch.device("cpu"))
         self.evaluations = 0
 
@@ -137,10 +125,10 @@ class ModelPath:
     def _batch(
         self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask], watch: Trajectory | None
     ) -> Tensor:
-        noise = RowNoise([SeededNoise(self.seed).fork(f"pair {i}") for i in pairs])
+        noise = StackedNoise([SeededNoise(self.seed).fork(f"pair {i}") for i in pairs])
         first = float(sigmas[0])
         unit = noise(torch.empty(len(pairs), *self.size, device=self.device))
-        x = unit * start_scale(first, self.model)
+        x = unit * start_scale(self.model, first)
         guided = CFG(self.model, self._rows(self.cond, pairs), self._uncond_rows(pairs), self.cfg_scale)
         denoise = self._watched(guided, masks, watch)
         return sample(self.sampler, denoise, x, sigmas, self.model.space, noise.fork("sampler"))
@@ -195,16 +183,6 @@ class ModelPath:
             "conditioning": digest(*(t for c in (self.cond, self.uncond) if c for t in (c.context, c.pooled))),
             "seed": self.seed,
         }
-
-
-def start_scale(sigma: float, model: Denoiser) -> float:
-    """Return the standard deviation of the first latents: that of a fully noised picture at sigma_max, else sigma.
-
-    A variance-preserving model was trained on noised pictures whose variance at sigma_max is 1 + sigma_max^2.
-    """
-    if model.space.name == "flow" or sigma < model.sigma_max * (1 - 1e-5):
-        return sigma
-    return (1 + sigma**2) ** 0.5
 
 
 def skipping_of(model: Any) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_choice, check_integer, check_range, check_sigmas
+from ..core.checks import check_choice, check_integer, check_range, check_seed, check_sigmas
 from ..core.schedules import TRAIN_STEPS, Levels
 
 GUIDANCE = ("none", "full", "self", "onetime")
@@ -74,7 +74,7 @@ class StreamConfig:
         check_range("guidance_scale", self.guidance_scale, 1, 100, "1 switches guidance off.")
         check_range("delta", self.delta, 0, 1)
         check_choice("renoise", self.renoise, RENOISE)
-        check_integer("seed", self.seed, 0, 2**64 - 1)
+        object.__setattr__(self, "seed", check_seed("seed", self.seed))
         check_integer("frame_group", self.frame_group, 1, 256)
         check_range("feedback", self.feedback, 0, 0.95)
         check_range("motion", self.motion, 0, 1)

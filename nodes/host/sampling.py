@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from ...core.guidance import Denoise
+from ...core.noise import SeededNoise
+from ...core.schedules import make_sigmas, whole_steps
+from .denoiser import levels_of
 from .session import Session, bound_denoise, session_of
 from .warnings import owned, warn
 
@@ -101,3 +104,30 @@ def make_guider(
     guider.inner_set_conds(conds)
     guider.set_cfg(cfg_scale)
     return guider
+
+
+# Where the host calls a schedule of ours by another name.
+SCHEDULER_NAMES = {"uniform": "normal"}
+
+
+def ksampler_sigmas(model: Any, schedule: str, steps: int, strength: float) -> Tensor:
+    """Return the sigmas of KSampler with `denoise` = `strength`; a `schedule` that the host lacks is core's own."""
+    import comfy.samplers
+
+    sampling, name = model.get_model_object("model_sampling"), SCHEDULER_NAMES.get(schedule, schedule)
+    if name not in comfy.samplers.SCHEDULER_NAMES:
+        return make_sigmas(schedule, levels_of(sampling), steps, strength)
+    return comfy.samplers.calculate_sigmas(sampling, name, whole_steps(steps, strength))[-(steps + 1) :].float()
+
+
+class KSamplerNoise(SeededNoise):
+    """Noise for the rows of a LATENT whose first draw is what KSampler draws for it, at any size and with `batch_index`."""
+
+    def __init__(self, seed: int, latent: dict[str, Any]) -> None:
+        super().__init__(seed, latent.get("batch_index"))
+
+    def __call__(self, like: Tensor) -> Tensor:
+        if self.draws or self.rows is not None:
+            return super().__call__(like)
+        # In one go: where a row is no multiple of 16 values, that differs from row by row.
+        return torch.randn(like.shape, generator=self.next_generator()).to(like)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ...core.layers import Layer, measure
-from ...core.noise import SeededNoise
+from ...core.noise import SeededNoise, StackedNoise
 from ...core.schedules import ALIGN_YOUR_STEPS, DiscreteLevels, align_your_steps, table_of
 from ...search.digests import digest, weights_digest
-from ...search.paths import RowNoise, Trajectory
+from ...search.paths import Trajectory
 from ...search.schedule import LayerMask
 from .denoiser import levels_of, noise_space
 from .layers import LayerSwitch, blocks_of
@@ -91,7 +91,9 @@ class HostPath:
         return torch.cat(parts) if parts else torch.zeros(0, *self.size)
 
     def _batch(self, sigmas: Tensor, pairs: Sequence[int]) -> Tensor:
-        noise = RowNoise([SeededNoise(self.seed).fork(f"pair {i}") for i in pairs])(torch.empty(len(pairs), *self.size))
+        noise = StackedNoise([SeededNoise(self.seed).fork(f"pair {i}") for i in pairs])(
+            torch.empty(len(pairs), *self.size)
+        )
         guider = copy.copy(self.guider)
         if self.positive is not None:
             guider.original_conds = {**self.guider.original_conds, "positive": rows_of(self.positive, pairs)}

@@ -98,6 +98,29 @@ def test_ratio_one_equals_ksampler_with_the_same_seed(host: Any, report: Any, cf
     assert found["difference"] <= 1e-4 * found["largest"]
 
 
+@pytest.mark.parametrize(("steps", "denoise"), [(4, 0.6), (5, 1.0)])
+@pytest.mark.parametrize("size", [(128, 128), (136, 120)], ids=["even", "odd"])
+def test_ratio_one_equals_ksampler_for_a_latent_out_of_a_batch(
+    host: Any, steps: int, denoise: float, size: tuple[int, int]
+) -> None:
+    """At (136, 120) a row is no multiple of 16 values: the host draws a batch in one go, and rows by `batch_index` one by one."""
+    graph = base(3)
+    graph["e"]["inputs"].update(width=size[0], height=size[1])
+    graph["part"] = node("LatentFromBatch", samples=["x", 0], batch_index=1, length=2)
+    for latent in ("x", "part"):
+        graph[f"r{latent}"] = regenerate(latent, cfg=3.0, steps=steps, strength=denoise)
+        graph[f"k{latent}"] = node(
+            "KSampler", model=["1", 0], positive=["p", 0], negative=["n", 0], latent_image=[latent, 0], seed=3, steps=steps,
+            cfg=3.0, sampler_name="euler", scheduler="normal", denoise=denoise,
+        )  # fmt: skip
+        graph[f"c{latent}"] = node("ProbeCompare", one=[f"r{latent}", 0], other=[f"k{latent}", 0])
+    result = host.run(graph)
+    assert result.ok, result.explain()
+    for latent in ("x", "part"):
+        found = json.loads(result.outputs[f"c{latent}"]["report"][0])
+        assert found["difference"] <= 1e-4 * found["largest"]
+
+
 @pytest.mark.parametrize("wire", ["mask", "noise_mask"])
 def test_cells_outside_the_mask_are_bit_exact(host: Any, wire: str) -> None:
     graph = base(2)

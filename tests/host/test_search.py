@@ -211,7 +211,7 @@ def test_a_layer_mask_samples_as_in_the_library_and_leaves_the_model_alone(host:
             return self
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "RowNoise", Fixed)
+        patch.setattr(paths, "StackedNoise", Fixed)
         latents = path.sample(torch.tensor([14.614647, 3.0, 0.6, 0.0]), [0], (mask,))
     expected = (pipe.decode(latents)[0].numpy() * 255).round().astype(int)
     assert np.abs(expected - pixels(result, masked)).max() <= 2

@@ -35,10 +35,38 @@ def test_ratio_one_equals_image_to_image_with_the_same_noise(space: object, samp
     result = regenerate(model, latents, COND, None, whole(strength=strength, sampler=sampler), SeededNoise(3))
     source = SeededNoise(3)
     sigmas = make_sigmas("uniform", model.levels, 4, strength)
-    start = model.space.add_noise(latents, source(latents), sigmas[0])
+    # At sigma_max the host takes noise of the variance of a noised image: 1 + sigma^2.
+    grown = (1 + sigmas[0] ** 2).sqrt() / sigmas[0] if space is VE and strength == 1 else 1
+    start = model.space.add_noise(latents, grown * source(latents), sigmas[0])
     expected = sample(sampler, CFG(model, COND), start, sigmas, model.space, SeededNoise(3).fork("sampler 0"))
-    assert torch.equal(result.latents, expected)
+    torch.testing.assert_close(result.latents, expected, atol=1e-6, rtol=1e-6)
     assert not torch.equal(result.latents, latents)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_an_image_is_the_same_in_a_batch_of_any_size_and_as_its_row(sampler: str, candidates: int) -> None:
+    config = RegenerateConfig(rounds=2, steps=2, sampler=sampler, candidates=candidates)
+    latents = latents_of(3, 5, 7)
+    run = lambda x, rows=None: regenerate(GaussianDenoiser(0.5), x, COND, None, config, SeededNoise(3, rows)).latents  # noqa: E731
+    together = run(latents)
+    torch.testing.assert_close(together[:1], run(latents[:1]))
+    torch.testing.assert_close(together[[2, 1]], run(latents[[2, 1]], [2, 1]))
+
+
+def test_the_schedule_may_be_given() -> None:
+    latents, seen = latents_of(), []
+    model = GaussianDenoiser(0.5)
+
+    def levels(strength: float) -> torch.Tensor:
+        seen.append(strength)
+        return torch.tensor([3.0, 1.0, 0.0])
+
+    found = regenerate(model, latents, COND, None, whole(steps=2, strength=0.4), SeededNoise(3), sigmas_of=levels)
+    start = latents + 3 * SeededNoise(3)(latents)
+    expected = sample("euler", CFG(model, COND), start, torch.tensor([3.0, 1.0, 0.0]), VE)
+    assert seen == [0.4]
+    torch.testing.assert_close(found.latents, expected)
 
 
 def test_what_no_mask_touches_is_bit_exact_and_the_rest_changes() -> None:
