@@ -26,7 +26,7 @@ lint: $(BIN)/.test
 	$(BIN)/ruff format --check .
 	# mypy needs the package under its name, whatever the checkout's folder is called.
 	mkdir -p build && ln -sfn .. build/slipstream
-	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml $(addprefix -p slipstream.,core cow stream search edit lmd cli)
+	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml $(addprefix -p slipstream.,core cow stream search edit lmd cli nodes)
 
 test: $(BIN)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -135,7 +135,7 @@ def _progress(step: Step) -> None:
 def _unloaded(picture: Tensor) -> Inversion:
     """Return a picture as a task wants it for a preview, without a model."""
     height, width = picture.shape[1:3]
-    return Inversion(torch.zeros(0), torch.zeros(0), None, Canvas((height, width), (height, width), 1.0), picture)  # type: ignore[arg-type]
+    return Inversion(torch.zeros(0), torch.zeros(0), None, Canvas((height, width), (height, width), 1.0), picture)
 
 
 def make_tasks(args: argparse.Namespace, image: Tensor, inverted: Any) -> list[Task]:

@@ -221,7 +221,7 @@ def run_train(args: argparse.Namespace) -> int:
     latents = encode_files(files, pipe.encode_image, args.height, args.width, cache, not args.no_mirror)
     channels, height, width = latents.shape[1:]
     shape = FillConfig(channels, height, width, args.patch, latents=_kind(pipe))
-    shape = dataclasses.replace(shape, **SIZES[args.size])  # type: ignore[arg-type]
+    shape = dataclasses.replace(shape, **SIZES[args.size])
     result = train(latents, shape, config, out, not args.anew, device=pipe.device, callback=_print_step)
     if args.chart:
         print(save_image(loss_chart(result.losses, args.steps), args.chart))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -153,18 +153,41 @@ class Conditioning:
         return Conditioning(context, pooled, extra)
 
 
+Cond = TypeVar("Cond", bound="Rows")
+Given = TypeVar("Given", contravariant=True)
+
+
+class Rows(Protocol):
+    """Rows of conditioning, of the library (`Conditioning`) or of a host: what the techniques do with them."""
+
+    @property
+    def rows(self) -> int: ...
+    def take(self: Cond, rows: Sequence[int] | Tensor) -> Cond: ...
+    def expand(self: Cond, rows: int) -> Cond: ...
+    def join(self: Cond, *others: Cond) -> Cond: ...
+
+
 @runtime_checkable
-class Denoiser(Protocol):
-    """A model as a callable from noised latents to denoised latents, with its noise space and its cost counters."""
+class Denoiser(Protocol[Given]):
+    """A model as a callable from noised latents to denoised latents, with its noise space and its cost counters.
 
-    space: NoiseSpace
-    levels: Levels
-    sigma_min: float
-    sigma_max: float
-    calls: int
-    rows: int
+    `Denoiser[C]` takes conditioning of the kind C.
+    """
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+    @property
+    def space(self) -> NoiseSpace: ...
+    @property
+    def levels(self) -> Levels: ...
+    @property
+    def sigma_min(self) -> float: ...
+    @property
+    def sigma_max(self) -> float: ...
+    @property
+    def calls(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Given) -> Tensor:
         """Denoise `x` (B, C, H, W) at one level per row `sigma` (B,), given 1 or B rows of `cond`."""
         ...
 

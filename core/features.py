@@ -9,11 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .denoiser import Conditioning
+from .denoiser import Given
 
 
 @runtime_checkable
-class FeatureModel(Protocol):
+class FeatureModel(Protocol[Given]):
     """A denoiser that shows the outputs of its decoder blocks."""
 
     feature_blocks: tuple[int, ...]
@@ -22,7 +22,7 @@ class FeatureModel(Protocol):
         self,
         x: Tensor,
         sigma: Tensor,
-        cond: Conditioning,
+        cond: Given,
         blocks: Sequence[int] | None = None,
         checkpoint: bool = False,
     ) -> list[Tensor]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from .denoiser import Conditioning, Denoiser, per_row
+from .denoiser import Cond, Denoiser, per_row
 
 # A model with its conditioning and guidance bound: (x (B, C, H, W), sigma (B,) or a single level) -> denoised.
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -19,7 +20,7 @@ def cfg(uncond: Tensor, cond: Tensor, cfg_scale: float | Tensor) -> Tensor:
     return uncond + cfg_scale * (cond - uncond)
 
 
-def denoise_many(model: Denoiser, x: Tensor, sigma: Tensor, conds: Sequence[Conditioning]) -> list[Tensor]:
+def denoise_many(model: Denoiser[Cond], x: Tensor, sigma: Tensor, conds: Sequence[Cond]) -> list[Tensor]:
     """Denoise the same `x` (B, C, H, W) under several conditionings in ONE network call of len(conds) * B rows."""
     rows = len(x)
     sigma = per_row(sigma, x).flatten().expand(rows)
@@ -31,15 +32,15 @@ def denoise_many(model: Denoiser, x: Tensor, sigma: Tensor, conds: Sequence[Cond
 
 
 @dataclass(frozen=True)
-class CFG:
+class CFG(Generic[Cond]):
     """Classifier-free guidance bound to a model: a `Denoise` callable of 2B rows, or B when it has no effect.
 
     `cfg_scale` 1 or `uncond` None costs one row per sample.
     """
 
-    model: Denoiser
-    cond: Conditioning
-    uncond: Conditioning | None = None
+    model: Denoiser[Cond]
+    cond: Cond
+    uncond: Cond | None = None
     cfg_scale: float = 1.0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from ..core.denoiser import Conditioning, Denoiser, NoiseSpace
+from ..core.denoiser import Cond, Denoiser, NoiseSpace
 from ..core.guidance import Denoise, cfg, denoise_many
 from ..core.noise import NoiseSource
 from ..core.progress import Reporter
@@ -28,21 +29,21 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Repel:
+class Repel(Generic[Cond]):
     """Guidance that pushes the background away from `suppress` and towards `enhance`, one call of up to 4B rows.
 
     The published base of the extrapolation is uncond + weight * (suppress - enhance) outside the subject; it is affine in
     the denoised estimate, so it holds for every kind of model. Whichever of the two is None counts as `uncond`.
     """
 
-    model: Denoiser
-    cond: Conditioning
-    uncond: Conditioning
+    model: Denoiser[Cond]
+    cond: Cond
+    uncond: Cond
     cfg_scale: float
     keep: Tensor
     weight: float = 1.0
-    suppress: Conditioning | None = None
-    enhance: Conditioning | None = None
+    suppress: Cond | None = None
+    enhance: Cond | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         extra = [cond for cond in (self.suppress, self.enhance) if cond is not None]
@@ -54,9 +55,9 @@ class Repel:
 
 
 def make_repel(
-    model: Denoiser, cond: Conditioning, uncond: Conditioning | None, config: CowConfig, keep: Tensor,
-    suppress: Conditioning | None, enhance: Conditioning | None,
-) -> Repel:  # fmt: skip
+    model: Denoiser[Cond], cond: Cond, uncond: Cond | None, config: CowConfig, keep: Tensor,
+    suppress: Cond | None, enhance: Cond | None,
+) -> Repel[Cond]:  # fmt: skip
     """Return the guidance of the cycles with `suppress` and `enhance`; raises ValueError without `uncond`."""
     if uncond is None:
         raise ValueError("Expected `uncond` beside `suppress` or `enhance`, but got None. Encode an empty prompt.")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.cache import INVERSIONS
 from ..core.checks import check_finite, check_shape
-from ..core.denoiser import Conditioning, Denoiser
+from ..core.denoiser import Cond, Denoiser
 from ..core.guidance import CFG, Denoise
 from ..core.identity import digest
 from ..core.masks import as_mask
@@ -32,9 +32,9 @@ class CowResult:
 
 @torch.no_grad()
 def generate(
-    model: Denoiser, canvas_latents: Tensor, keep_mask: Tensor, cond: Conditioning, uncond: Conditioning | None,
+    model: Denoiser[Cond], canvas_latents: Tensor, keep_mask: Tensor, cond: Cond, uncond: Cond | None,
     config: CowConfig, noise: NoiseSource, callback: Callback | None = None, *, sigmas: Tensor | None = None,
-    suppress: Conditioning | None = None, enhance: Conditioning | None = None, denoise: Denoise | None = None,
+    suppress: Cond | None = None, enhance: Cond | None = None, denoise: Denoise | None = None,
 ) -> CowResult:  # fmt: skip
     """Keep the subject of a canvas and grow a scene around it (Cyclic One-Way Diffusion, arXiv 2306.08247).
 
@@ -82,7 +82,7 @@ def generate(
 
 
 def _inversion(
-    model: Denoiser, cond: Conditioning, uncond: Conditioning | None, cfg_scale: float, latents: Tensor, levels: Tensor,
+    model: Denoiser[Cond], cond: Cond, uncond: Cond | None, cfg_scale: float, latents: Tensor, levels: Tensor,
     report: Reporter,
 ) -> list[Tensor]:  # fmt: skip
     """Return `invert`'s path, from the cache when nothing that it depends on has changed (models without `identity`: never)."""

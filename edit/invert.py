@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from ..core.attention import AttentionBank, AttentionModel
 from ..core.checks import check_finite, check_shape
-from ..core.denoiser import Conditioning, Denoiser
+from ..core.denoiser import Cond, Denoiser, Rows
 from ..core.features import FeatureModel
 from ..core.progress import Callback, Reporter
 from .config import KEYS, EditConfig, steps_in
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Inversion:
+class Inversion(Generic[Cond]):
     """One inverted picture.
 
     `latents` (S + 1, C, h, w) are the picture at `sigmas` (S + 1,), from noise to clean, on the CPU. `canvas` tells how its
@@ -32,7 +32,7 @@ class Inversion:
 
     latents: Tensor
     sigmas: Tensor
-    cond: Conditioning
+    cond: Cond
     canvas: Canvas
     image: Tensor | None = None
     bank: AttentionBank | None = None
@@ -60,7 +60,7 @@ class Inversion:
     def has_keys(self, step: int) -> bool:
         return self.bank is not None and step in self.bank.steps
 
-    def features(self, model: FeatureModel, step: int) -> list[Tensor]:
+    def features(self, model: FeatureModel[Cond], step: int) -> list[Tensor]:
         """Return the picture's decoder features at a step, without gradients, kept for re-edits."""
         if step not in self._features:
             device = device_of(model)
@@ -94,13 +94,13 @@ def device_of(model: Any) -> torch.device | str:
     return getattr(model, "device", "cpu")
 
 
-def denoise_on_device(model: Any, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+def denoise_on_device(model: Any, x: Tensor, sigma: Tensor, cond: Rows) -> Tensor:
     """Call the network where it is; the loop's own tensors are small and stay where `x` is. `sigma` is one level."""
     device = device_of(model)
     return model(x.to(device), sigma.to(device, torch.float32).expand(len(x)), cond).to(x.device)
 
 
-def climb(model: Denoiser, x: Tensor, low: Tensor, high: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+def climb(model: Denoiser[Cond], x: Tensor, low: Tensor, high: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
     """Return `x` moved up from level `low` to `high`, and its denoised estimate (DDIM inversion: the estimate one level late).
 
     The network sees the variance-preserving latents of `low` with the time of `high`, as published.
@@ -112,14 +112,14 @@ def climb(model: Denoiser, x: Tensor, low: Tensor, high: Tensor, cond: Condition
 
 
 def invert(
-    model: Denoiser,
+    model: Denoiser[Cond],
     latents: Tensor,
-    cond: Conditioning,
+    cond: Cond,
     config: EditConfig | None = None,
     canvas: Canvas | None = None,
     image: Tensor | None = None,
     callback: Callback | None = None,
-) -> Inversion:
+) -> Inversion[Cond]:
     """Invert one picture: `steps` network rows, without guidance (arXiv 2010.02502 section 4.3).
 
     Args:
@@ -140,9 +140,9 @@ def invert(
 
 
 def _invert(
-    model: Denoiser, latents: Tensor, cond: Conditioning, config: EditConfig, canvas: Canvas | None, image: Tensor | None,
+    model: Denoiser[Cond], latents: Tensor, cond: Cond, config: EditConfig, canvas: Canvas | None, image: Tensor | None,
     callback: Callback | None,
-) -> Inversion:  # fmt: skip
+) -> Inversion[Cond]:  # fmt: skip
     check_shape("latents", latents, (1, None, None, None), "Invert one picture at a time.")
     check_finite("latents", latents)
     latents, sigmas = latents.detach().to("cpu", torch.float32, copy=True), config.sigmas(model.levels).cpu()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.attention import Attend, AttentionBank
 from ..core.checks import check_finite
-from ..core.denoiser import Conditioning, Denoiser
+from ..core.denoiser import Denoiser, Rows
 from ..core.guidance import cfg
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Reporter
@@ -33,7 +33,7 @@ class _Run:
     model: Any
     image_model: Any
     problem: GuidedEdit
-    conds: list[Conditioning]
+    conds: list[Rows]
     config: EditConfig
     sigmas: Tensor
     report: Reporter
@@ -49,8 +49,8 @@ def edit(
     model: Denoiser,
     inversion: Inversion,
     tasks: Task | Tasks | Iterable[Task],
-    cond: Conditioning | None = None,
-    uncond: Conditioning | None = None,
+    cond: Rows | None = None,
+    uncond: Rows | None = None,
     config: EditConfig | None = None,
     noise: NoiseSource | None = None,
     image_model: Denoiser | None = None,
@@ -163,13 +163,13 @@ def _estimate(run: _Run, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
     return denoised, (x - denoised) / sigma
 
 
-def _call(model: Denoiser, rows: Sequence[Tensor], sigma: Tensor, conds: Sequence[Conditioning]) -> list[Tensor]:
+def _call(model: Denoiser, rows: Sequence[Tensor], sigma: Tensor, conds: Sequence[Rows]) -> list[Tensor]:
     cond = conds[0].join(*conds[1:]) if len(conds) > 1 else conds[0]
     return list(denoise_on_device(model, torch.cat(list(rows)), sigma, cond).split(1))
 
 
 def _call_sharing(
-    run: _Run, model: Any, rows: list[Tensor], sigma: Tensor, conds: list[Conditioning], step: int
+    run: _Run, model: Any, rows: list[Tensor], sigma: Tensor, conds: list[Rows], step: int
 ) -> list[Tensor]:
     """Call the network while its decoder reads the pictures' keys and values: from their banks, or from extra rows of this batch."""
     own = len(rows)

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +78,19 @@ class FillConfig:
         return (self.height // self.patch) * (self.width // self.patch)
 
 
+class Size(TypedDict):
+    """The fields of a `FillConfig` that say how large the network is."""
+
+    dim: int
+    depth: int
+    heads: int
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
+
+
 # Rough sizes: a hundred thousand latents of a small folder overfit "large".
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, Size] = {
     "small": {"dim": 96, "depth": 4, "heads": 4, "decoder_dim": 64, "decoder_depth": 2, "decoder_heads": 4},
     "medium": {"dim": 192, "depth": 6, "heads": 6, "decoder_dim": 128, "decoder_depth": 3, "decoder_heads": 4},
     "large": {"dim": 384, "depth": 8, "heads": 6, "decoder_dim": 256, "decoder_depth": 4, "decoder_heads": 8},

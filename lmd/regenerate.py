@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_choice, check_finite, check_integer, check_range, check_seed, check_shape
-from ..core.denoiser import Conditioning, Denoiser
+from ..core.denoiser import Cond, Denoiser
 from ..core.guidance import CFG, Denoise
 from ..core.masks import as_mask, touched
 from ..core.noise import NoiseSource, StackedNoise
@@ -114,10 +114,10 @@ class Held:
 
 
 def regenerate(
-    model: Denoiser,
+    model: Denoiser[Cond],
     latents: Tensor,
-    cond: Conditioning,
-    uncond: Conditioning | None,
+    cond: Cond,
+    uncond: Cond | None,
     config: RegenerateConfig,
     noise: NoiseSource,
     mask: Tensor | None = None,
@@ -153,7 +153,7 @@ def regenerate(
     return RegenerateResult(latents, rounds, errors)
 
 
-def _rows(cond: Conditioning, batch: int, config: RegenerateConfig) -> Conditioning:
+def _rows(cond: Cond, batch: int, config: RegenerateConfig) -> Cond:
     """Return `cond` for candidate-major rows: all images of the first candidate, then of the next."""
     return cond if cond.rows == 1 else cond.expand(batch).take(list(range(batch)) * config.candidates)
 

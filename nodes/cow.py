@@ -107,21 +107,24 @@ class SeedCanvas:
         from .host.preview import preview_images
         from .host.warnings import warn
 
-        if background == "picture" and picture is None:
-            raise ValueError(
-                "Expected `picture` for the background `picture`, but nothing is connected. Connect an image."
-            )
         if background != "picture" and picture is not None:
             warn("Seed Canvas", f"`picture` has no effect with the background `{background}`. Choose `picture`.")
-        ground = {
-            "colour": lambda: plain_background(height, width, colour),
-            "noise": lambda: noise_background(height, width, SeededNoise(noise_seed)),
-            "picture": lambda: image_background(picture, height, width),
-        }[background]()
+        ground = make_background(background, height, width, colour, noise_seed, picture)
         canvas = place(image, 1 - keep if invert_keep else keep, ground, scale, x, y)
         softness = min(softness, min(width, height) - 1)
         result = canvas.image, canvas.keep, paste_mask(canvas.keep, softness), canvas.photo
         return {"ui": preview_images(canvas.image), "result": result}
+
+
+def make_background(kind: str, height: int, width: int, colour: str, noise_seed: int, picture: Tensor | None) -> Tensor:
+    """Return the IMAGE (1, height, width, 3) that a subject is placed on; raises ValueError without a picture where it needs one."""
+    if kind == "colour":
+        return plain_background(height, width, colour)
+    if kind == "noise":
+        return noise_background(height, width, SeededNoise(noise_seed))
+    if picture is None:
+        raise ValueError("Expected `picture` for the background `picture`, but nothing is connected. Connect an image.")
+    return image_background(picture, height, width)
 
 
 class CowSampler:

@@ -336,14 +336,15 @@ class TrainLatentFill:
     ) -> dict[str, Any]:  # fmt: skip
         import comfy.model_management as management
 
-        from ..lmd import SIZES, FillConfig, TrainConfig, train
+        from ..lmd import FillConfig, TrainConfig, train
         from ..lmd.charts import loss_chart
         from .host.charts import chart
 
         path = fill_path(name)
         config = TrainConfig(steps, batch, learning_rate, ratio=ratio, masks=masks, seed=seed)
         latents = _training_latents(model, vae, folder, images, width, height, mirror)
-        shape = FillConfig(*latents.shape[1:], patch=patch, latents=kind_of(model), **SIZES[size])
+        channels, rows, columns = latents.shape[1:]
+        shape = FillConfig(channels, rows, columns, patch, latents=kind_of(model), **SIZES[size])
         device = management.get_torch_device()
         management.free_memory(2 * 1024**3, device)
         result = train(latents, shape, config, path, resume, device=device, callback=_training_progress(steps))

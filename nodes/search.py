@@ -68,7 +68,8 @@ class LivePlot:
 
         self.bar, self.live = comfy.utils.ProgressBar(1), live_chart("Search Schedule")
         self.stock = {name: sigmas.tolist() for name, sigmas in stock.items()}
-        self.best, self.levels, self.step = float("inf"), (), None
+        self.best, self.levels = float("inf"), ()
+        self.step: Any = None  # the last one; a chart is drawn once there is one
 
     def __call__(self, step: Any) -> None:
         from .host.progress import check_interrupt
@@ -332,7 +333,7 @@ def make_features(kind: str, vae: Any, clip_vision: Any, sample: Tensor | None =
     if kind == PIXELS:
         return PixelFeatures(decode)
     if kind == LATENT:
-        size = None if sample is None else tuple(8 * max(s // 8, 1) for s in sample.shape[:2])
+        size = None if sample is None else (8 * max(sample.shape[0] // 8, 1), 8 * max(sample.shape[1] // 8, 1))
         return LatentFeatures(encode, size)
     if kind == INCEPTION:
         from ..search.inception import inception_embedding

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 Widget = tuple[Any, dict[str, Any]]
@@ -16,7 +16,7 @@ def number(default: float, low: float, high: float, tooltip: str, step: float = 
     return "FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip, **more}
 
 
-def choice(choices: Sequence[str], default: str, tooltip: str) -> Widget:
+def choice(choices: Iterable[str], default: str, tooltip: str) -> Widget:
     return list(choices), {"default": default, "tooltip": tooltip}
 
 

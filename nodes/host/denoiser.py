@@ -309,9 +309,9 @@ def acting_ranges(options: dict[str, Any]) -> list[tuple[float, float]]:
     found: dict[tuple[float, float], None] = {}
     for patch in patches:
         for names in _variables(patch):
-            pair = [names.get(name) for name in ("sigma_start", "sigma_end")]
-            if all(isinstance(value, (int, float)) for value in pair):
-                found[pair[0], pair[1]] = None
+            start, end = names.get("sigma_start"), names.get("sigma_end")
+            if isinstance(start, (int, float)) and isinstance(end, (int, float)):
+                found[start, end] = None
     return list(found)
 
 
