@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.images import check_image_name, read_image, save_image, side_by_side
+from ..core.images import check_image_name, read_image, read_mask, save_image, side_by_side
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
@@ -94,12 +94,12 @@ def run_cow(args: argparse.Namespace) -> int:
 def _subject(image: str, mask: str | None, inverted: bool) -> tuple[Tensor, Tensor]:
     photo = read_image(image)
     if mask is not None:
-        keep = read_image(mask)[..., :3].mean(-1)
-    elif photo.shape[-1] == 4:
+        keep = read_mask(mask)
+    elif photo.shape[-1] == 4 and bool((photo[..., 3] < 0.5).any()):
         keep = photo[..., 3]
     else:
         raise ValueError(
-            f"Expected `--mask` for a picture without alpha channel, but got {image}. Paint the subject white."
+            f"Expected `--mask` for a picture without transparent parts, but got {image}. Paint the subject white."
         )
     return photo[..., :3], 1 - keep if inverted else keep
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.images import read_image, save_image
+from ..core.images import read_image, read_mask, save_image
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
 from ..core.progress import Step
@@ -142,34 +142,32 @@ def make_tasks(args: argparse.Namespace, image: Tensor, inverted: Any) -> list[T
     """Return the tasks of a command line; `inverted` (IMAGE -> Inversion) is asked for other pictures."""
     tasks: list[Task] = []
     for words in args.move:
-        mask = read_mask(_first("move", words, (3, 4)), image)
+        mask = object_mask(_first("move", words, (3, 4)), image)
         dx, dy, scale = [*_numbers("move", words[1:]), 1.0][:3]
         tasks.append(Move(mask, dx, dy, scale))
     for words in args.paste:
         other = read_image(_first("paste", words, (4, 5)))[..., :3]
         dx, dy, scale = [*_numbers("paste", words[2:]), 1.0][:3]
-        tasks.append(Paste(inverted(other), read_mask(words[1], other), dx, dy, scale))
+        tasks.append(Paste(inverted(other), object_mask(words[1], other), dx, dy, scale))
     for mask, path, other_mask in args.appearance:
         other = read_image(path)[..., :3]
-        tasks.append(Appearance(read_mask(mask, image), inverted(other), read_mask(other_mask, other)))
+        tasks.append(Appearance(object_mask(mask, image), inverted(other), object_mask(other_mask, other)))
     for words in args.drag:
         points = [_pair(word) for word in words[1:]]
-        tasks.append(Drag(read_mask(words[0], image), points, args.drag_method))
+        tasks.append(Drag(object_mask(words[0], image), points, args.drag_method))
     if not tasks:
         raise ValueError("Expected at least one of --move, --paste, --appearance, --drag, but got none. " + EXAMPLE)
     return tasks
 
 
-def read_mask(source: str, image: Tensor) -> Tensor:
-    """Return a mask (H, W) of a picture file (alpha if it has one, else brightness) or of a box X0:Y0:X1:Y1."""
+def object_mask(source: str, image: Tensor) -> Tensor:
+    """Return a mask (H, W) of an image file (see `core.images.mask_of`) or of a box X0:Y0:X1:Y1."""
     if not pathlib.Path(source).exists() and source.count(":") == 3:
         x0, y0, x1, y1 = (round(v) for v in _numbers("box", source.split(":")))
         mask = torch.zeros(image.shape[1:3])
         mask[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = 1
         return mask
-    picture = read_image(source)
-    has_alpha = picture.shape[-1] == 4 and bool((picture[..., 3] < 1).any())
-    return picture[0, ..., 3] if has_alpha else picture[0, ..., :3].mean(-1)
+    return read_mask(source)[0]
 
 
 def _first(option: str, words: Sequence[str], counts: tuple[int, int]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.charts import check_drawing
-from ..core.images import cover, image_files, read_image, save_image
+from ..core.images import cover, image_files, read_image, read_mask, save_image
 from ..core.masks import as_mask, touched
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
@@ -155,15 +155,15 @@ def _load(source: str) -> Pipeline:
     return load(source)
 
 
-def _mask(path: str) -> Tensor:
-    """Return a mask (1, H, W) of a picture file: its brightness."""
-    return read_image(path)[..., :3].mean(-1)
-
-
 def _grid(pipe: Pipeline, image: Tensor) -> Tensor:
     """Return IMAGE cropped to whole latent cells."""
     height, width = (side // pipe.downscale * pipe.downscale for side in image.shape[1:3])
     return cover(image, height, width)
+
+
+def _grid_mask(pipe: Pipeline, mask: Tensor) -> Tensor:
+    """Return MASK cropped as `_grid` crops the image that it belongs to."""
+    return _grid(pipe, mask[..., None])[..., 0]
 
 
 def _paste(pipe: Pipeline, image: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
@@ -199,9 +199,9 @@ def run_regenerate(args: argparse.Namespace) -> int:
         nested=not args.free, mask_seed=args.mask_seed, strength=args.strength, strength_end=args.strength_end,
         steps=args.steps, cfg_scale=args.cfg, candidates=args.candidates,
     )  # fmt: skip
-    image, mask = read_image(args.image)[..., :3], None if args.mask is None else _mask(args.mask)
+    image, mask = read_image(args.image)[..., :3], None if args.mask is None else read_mask(args.mask)
     pipe = _load(args.model)
-    image = _grid(pipe, image)
+    image, mask = _grid(pipe, image), None if mask is None else _grid_mask(pipe, mask)
     latents = pipe.encode_image(image)
     cond, uncond = (pipe.encode_text([text]) for text in (args.prompt, args.negative))
     result = regenerate(pipe.model, latents, cond, uncond, config, SeededNoise(args.seed), mask, callback=_print_step)
@@ -237,9 +237,9 @@ def _kind(pipe: Pipeline) -> str:
 def run_fill(args: argparse.Namespace) -> int:
     """Fill a hole, then denoise it for a few steps with the rest held."""
     fill = LatentFill.load(args.fill)
-    image, mask = read_image(args.image)[..., :3], _mask(args.mask)
+    image, mask = read_image(args.image)[..., :3], read_mask(args.mask)
     pipe = _load(args.model)
-    image = _grid(pipe, image)
+    image, mask = _grid(pipe, image), _grid_mask(pipe, mask)
     latents = pipe.encode_image(image)
     filled = fill.to(latents.device).fill(latents, mask, _kind(pipe))
     if args.steps:
@@ -258,7 +258,7 @@ def run_fill(args: argparse.Namespace) -> int:
 def run_influence(args: argparse.Namespace) -> int:
     """Compare two pictures."""
     before, after = (read_image(path)[..., :3].movedim(-1, 1)[None] for path in (args.before, args.after))
-    profile = influence(before, after, _mask(args.mask))
+    profile = influence(before, after, read_mask(args.mask))
     print(influence_report(profile, "pixels"))
     print(save_image(influence_chart(profile, "pixels"), args.out))
     return 0

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .masks import NOISE
 from .tensors import image_to_numpy
 
 if TYPE_CHECKING:
@@ -65,14 +66,15 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[PilImage]:
         if not file.is_file():
             got = "it is a folder. Name a file in it" if file.is_dir() else "there is no such file. Check the path"
             raise FileNotFoundError(f"Expected an image at {file}, but {got}.")
-        with Image.open(file) as image:
+        # Given a name, Pillow maps some TIFF files into memory and mixes up the sides of turned ones.
+        with file.open("rb") as stream, Image.open(stream) as image:
             yield image
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ValueError(
-            f"Expected an image of at most {limit:.0f} megapixels, but {file} is larger. Reduce it first."
+            f"Expected an image of at most {limit:.3g} megapixels, but {file} is larger. Reduce it first."
         ) from error
     except Exception as error:  # a decoder may raise anything on damaged bytes
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
@@ -91,6 +93,43 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         return _image(image)
 
 
+def read_mask(path: str | os.PathLike[str]) -> Tensor:
+    """Return MASK (1, H, W) in [0, 1] of an image file, 1 = painted; `mask_of` decides what carries it. Errors as `read_image`."""
+    return mask_of(read_image(path))
+
+
+def mask_of(image: Tensor) -> Tensor:
+    """Return MASK (B, H, W) of IMAGE (B, H, W, 1, 3 or 4): what its alpha tells if that tells anything, else its brightness.
+
+    Without alpha, or with one that differs by at most 0.1, the mask is the brightness: white is painted. Otherwise,
+    one colour drawn on a transparent layer: alpha. Black and white drawn on a transparent layer: the brightness on black. Any
+    other image is a photo with a hole, as the host's mask editor saves it and Load Image reads it: 1 - alpha.
+    """
+    colour = image[..., :3]
+    brightness = colour.mean(-1)
+    if image.shape[-1] < 4 or _spread(image[..., 3].reshape(-1, 1)) <= NOISE:
+        return brightness
+    alpha = image[..., 3]
+    shown = alpha > alpha.amax() / 2
+    seen, hidden = colour[shown], colour[~shown]
+    erased = bool((hidden <= NOISE).all()) or bool((hidden >= 1 - NOISE).all())
+    if _spread(seen) <= 2 * NOISE and (erased or _spread(colour.reshape(-1, 3)) <= 2 * NOISE):
+        return alpha
+    return brightness * alpha if _black_and_white(seen) else 1 - alpha
+
+
+def _spread(values: Tensor) -> float:
+    """Return how far values (N, C) lie apart in the channel where they differ most."""
+    return float((values.amax(0) - values.amin(0)).amax())
+
+
+def _black_and_white(colours: Tensor) -> bool:
+    """Return whether colours (N, 3) are those of a mask: both black and white, and hardly anything else."""
+    low, high = colours.amin(-1), colours.amax(-1)
+    black, white = high <= NOISE, low >= 1 - NOISE
+    return bool(black.any()) and bool(white.any()) and float((black | white).float().mean()) > 0.9
+
+
 def read_frames(path: str | os.PathLike[str]) -> Iterator[tuple[Tensor, float]]:
     """Yield every frame of an animated GIF, WebP, PNG or AVIF as in `read_image`, and the seconds it is shown (0: not known).
 
@@ -99,9 +138,8 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[tuple[Tensor, float]]:
     with _opened(path) as image:
         for index in _frames(image):
             image.seek(index)
-            image.load()
-            seconds = float(image.info.get("duration") or 0) / 1000
-            yield _image(image), seconds
+            frame = _image(image)
+            yield frame, float(image.info.get("duration") or 0) / 1000  # known once the frame is loaded
 
 
 def count_frames(path: str | os.PathLike[str]) -> int:
@@ -120,7 +158,9 @@ def _image(image: PilImage) -> Tensor:
     from PIL import ImageOps
 
     full = _full_scale(image)
-    upright = ImageOps.exif_transpose(image)
+    image.load()
+    # Pillow turns a TIFF itself as it loads it, and older versions would turn it twice.
+    upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
     if full:
         values = torch.from_numpy(_grey(upright, full))
         if isinstance(key := image.info.get("transparency"), int):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.images import read_image
+from ..core.images import read_image, read_mask
 from ..core.masks import clean
 from ..core.noise import SeededNoise
 from ..core.progress import Callback, Step
@@ -44,7 +44,7 @@ class ExamplePhoto:
 
     def load(self, photo: str) -> tuple[Tensor, Tensor]:
         image, mask = PHOTOS[photo]
-        return read_image(image), read_image(mask)[..., 0]
+        return read_image(image), read_mask(mask)
 
 
 class SeedCanvas:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.checks import check_range
 from ..core.images import image_files, read_image, save_image
-from ..core.tensors import image_to_numpy, image_to_pixels, pixels_to_image
+from ..core.tensors import image_to_numpy
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class FolderSource:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
         for i, path in enumerate(self.files):
-            yield pixels_to_image(image_to_pixels(read_image(path)))[0], Stamp(i, self.time_base)
+            yield read_image(path)[0, ..., :3], Stamp(i, self.time_base)
 
 
 def open_source(source: str, rate: float = 25.0) -> VideoSource | FolderSource:

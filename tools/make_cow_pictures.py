@@ -12,7 +12,7 @@ import _common  # noqa: E402, F401
 import slipstream  # noqa: E402
 import torch  # noqa: E402
 from slipstream.core import SeededNoise  # noqa: E402
-from slipstream.core.images import read_image, save_image, side_by_side  # noqa: E402
+from slipstream.core.images import read_image, read_mask, save_image, side_by_side  # noqa: E402
 from slipstream.cow import CowConfig, generate  # noqa: E402
 from slipstream.cow.canvas import paste_back, place, plain_background  # noqa: E402
 from slipstream.cow.photos import PHOTOS  # noqa: E402
@@ -24,8 +24,8 @@ PROMPT = "a small yellow star on the left on a purple background"
 
 def main() -> None:
     pipe = slipstream.load("pocket")
-    photo, mask = (read_image(path) for path in PHOTOS["astronaut"])
-    canvas = place(photo, mask[..., 0], plain_background(192, 256), 0.25, 0.7, 1.0)
+    photo, mask = read_image(PHOTOS["astronaut"][0]), read_mask(PHOTOS["astronaut"][1])
+    canvas = place(photo, mask, plain_background(192, 256), 0.25, 0.7, 1.0)
     latents, cond, uncond = pipe.encode_image(canvas.image), pipe.encode_text([PROMPT]), pipe.encode_text([""])
 
     def grown(**changes: float) -> tuple[Tensor, list[Tensor]]:
@@ -39,7 +39,7 @@ def main() -> None:
 
     picture, cycles = grown()
     final = paste_back(picture, canvas, 1)
-    mask_picture = mask[..., :3]
+    mask_picture = mask[..., None].expand(-1, -1, -1, 3)
     save_image(side_by_side([small(photo), small(mask_picture)]), HELP / "example_photo.jpg")
     save_image(side_by_side([small(photo), small(mask_picture), canvas.image]), HELP / "seed_canvas.jpg")
     save_image(side_by_side([canvas.image, final]), HELP / "cow_sampler.jpg")
