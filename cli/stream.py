@@ -6,6 +6,7 @@ import argparse
 import functools
 import itertools
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.graphs import replayed_pipeline
-from ..core.images import cover
+from ..core.images import cover, pad_to_multiple
 from ..core.pipeline import Pipeline
 from ..stream.batch import StreamBatch, StreamFrame
 from ..stream.config import GUIDANCE, RENOISE, StreamConfig
@@ -23,7 +24,8 @@ from ..stream.guidance import BLENDS
 from ..stream.prompts import BlendedStream, PromptBlend
 from ..stream.queues import StreamThreads
 from ..stream.similarity import SimilarityFilter
-from ..stream.video import FolderSource, Stamp, VideoSource, open_sink, open_source
+from ..stream.sinks import check_sink, open_sink
+from ..stream.video import FrameSource, Stamp, open_source
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     """Declare `stream`."""
     parser = subparsers.add_parser("stream", help="repaint a video, a folder of pictures or a webcam (StreamDiffusion)")
     parser.add_argument("--input", required=True, help='video file, folder of pictures, or "webcam" ("webcam:1" ...)')
-    parser.add_argument("--output", required=True, help="video file, or a folder for PNG files")
+    parser.add_argument("--out", "--output", dest="output", required=True, help="video file, or a folder for PNG files")
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT[:WEIGHT]", help="what the video shall show; several are blended, each with "
         'its weight: "a red circle:0.7", or "a red circle:0..1" to move over the clip',
@@ -102,6 +104,7 @@ def run_stream(args: argparse.Namespace) -> int:
     config = config_of(args)
     texts, prompts = prompts_of(args.prompt or [""], args.blend)
     chooser = SimilarityFilter(args.similarity, blocks=args.blocks) if args.similarity < 1 else None
+    check_sink(args.output, args.input)
     source = open_source(args.input, args.fps)
     total = min((n for n in (source.count, args.max_frames) if n > 0), default=0)
     if prompts.moves and (not total or source.live or args.drop):
@@ -110,20 +113,22 @@ def run_stream(args: argparse.Namespace) -> int:
             "move. Give one number each, or the length with --max-frames."
         )
     sink = open_sink(args.output, source)
-    size = _size(args.size)
+    frames, (height, width) = fitted(source, _size(args.size), args.max_frames)
+    sink.check(height, width)
     pipe = load(args.model, device=args.device, vae=args.vae)
-    frames, (height, width) = fitted(source, size, pipe.downscale, args.max_frames)
+    padded = ((pad_to_multiple(image, pipe.downscale), stamp) for image, stamp in frames)
+    size = math.ceil(height / pipe.downscale) * pipe.downscale, math.ceil(width / pipe.downscale) * pipe.downscale
     if args.graph:
-        pipe = replayed_pipeline(pipe, config.rows, height, width, pipe.encode_text([""], (height, width)))
-    batch = make_batch(pipe, args, config, (height, width), texts, prompts, total)
+        pipe = replayed_pipeline(pipe, config.rows, *size, pipe.encode_text([""], size))
+    batch = make_batch(pipe, args, config, size, texts, prompts, total)
     with sink, Progress(total) as progress:
 
         def publish(image: Tensor, stamp: Stamp, frame: StreamFrame) -> None:
-            sink.write(image, stamp)
+            sink.write(image[:height, :width], stamp)
             progress(threads)
 
         threads = StreamThreads(
-            frames, pipe.encode_image, batch, functools.partial(pipe.decode_async, dtype=torch.uint8), publish, chooser,
+            padded, pipe.encode_image, batch, functools.partial(pipe.decode_async, dtype=torch.uint8), publish, chooser,
             live=source.live or args.drop, device=pipe.device,
         )  # fmt: skip
         run_to_end(threads)
@@ -181,15 +186,14 @@ def prompts_of(options: list[str], mode: str) -> tuple[list[str], PromptBlend]:
 
 
 def fitted(
-    source: VideoSource | FolderSource, size: tuple[int, int] | None, cell: int, limit: int
+    source: FrameSource, size: tuple[int, int] | None, limit: int
 ) -> tuple[Iterator[tuple[Tensor, Stamp]], tuple[int, int]]:
-    """Return frames of one size, in whole latent cells, and that size (height, width); the first frame decides by default."""
+    """Return frames of one size and that size (height, width): the first frame's by default. No `limit` is 0."""
     frames = iter(source)
     first = next(frames, None)
     if first is None:
         raise ValueError(f"Expected a frame in the input, but got none ({source.problem or 'it is empty'}).")
-    height, width = size or first[0].shape[:2]
-    height, width = max(height // cell, 1) * cell, max(width // cell, 1) * cell
+    height, width = size or (first[0].shape[0], first[0].shape[1])
     every = itertools.chain([first], frames)
     chosen = itertools.islice(every, limit) if limit > 0 else every
     return ((cover(image, height, width), stamp) for image, stamp in chosen), (height, width)

@@ -47,11 +47,28 @@ def write_beside(path: PathLike) -> Iterator[pathlib.Path]:
         return
     # The same suffix, because writers choose their format by it; a short name, because the full one may be as long as allowed.
     beside = target.with_name(f".{secrets.token_hex(6)}.part{target.suffix}")
-    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    with naming(path):
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield beside
+            with suppress(FileNotFoundError):
+                os.chmod(beside, target.stat().st_mode & 0o777)
+            os.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Turn an OSError of the block into one that names the file that a user asked for, not the one beside it."""
     try:
-        yield beside
-        with suppress(FileNotFoundError):
-            os.chmod(beside, target.stat().st_mode & 0o777)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if isinstance(error, UnwrittenError):
+            raise
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UnwrittenError(f"Could not write {path} ({reason}). What was there before is unchanged.") from error
+
+
+class UnwrittenError(OSError):
+    """A file could not be written; what was at its place before still is."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import pathlib
 import re
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .files import write_beside
 from .masks import NOISE
 from .tensors import image_to_numpy
 
@@ -198,12 +201,22 @@ def _grey(image: PilImage, full: float) -> np.ndarray:
 
 def check_image_name(path: str | os.PathLike[str]) -> None:
     """Raise ValueError unless `path` names an image format that can be written: ask before the work, not after it."""
+    path = pathlib.Path(path).expanduser()
+    if not _writes(path.suffix.lower()) or path.is_dir():
+        raise ValueError(f"Expected an image name such as out.png, but got {path.name!r}. Add .png or .jpg.")
+
+
+@functools.cache
+def _writes(suffix: str) -> bool:
+    """Try it: Pillow also registers formats for which it has no encoder."""
     from PIL import Image
 
-    path = pathlib.Path(path).expanduser()
     Image.init()
-    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE or path.is_dir():
-        raise ValueError(f"Expected an image name such as out.png, but got {path.name!r}. Add .png or .jpg.")
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), Image.EXTENSION[suffix])
+    except (KeyError, OSError, ValueError):
+        return False
+    return True
 
 
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> pathlib.Path:
@@ -213,8 +226,18 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> pathlib.Path:
     check_image_name(path)
     path = pathlib.Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_to_numpy(image[:1])[0]).save(path, quality=92)
+    with write_beside(path) as file:
+        Image.fromarray(image_to_numpy(image[:1])[0]).save(file, Image.EXTENSION[path.suffix.lower()], quality=92)
     return path
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Return IMAGE (..., H, W, C) whose last row and column are repeated until both sides are multiples; crop to undo it."""
+    rows, columns = (torch.arange(-(-n // multiple) * multiple, device=image.device) for n in image.shape[-3:-1])
+    height, width = image.shape[-3:-1]
+    if (len(rows), len(columns)) == (height, width):
+        return image
+    return image[..., rows.clamp(max=height - 1), :, :][..., columns.clamp(max=width - 1), :]
 
 
 def cover(image: Tensor, height: int, width: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer
+from ..core.images import pad_to_multiple
 from ..core.masks import RESIDUE, touched
 from ..core.tensors import composite
 from .geometry import Canvas, Placement, sample_at
@@ -53,10 +54,9 @@ def fit(image: Tensor, factor: int, max_pixels: int | None = None, like: Canvas 
         # One factor for both axes keeps every coordinate exact: the rest of the last cell is padding.
         size = (round(height * shrink), round(width * shrink))
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-    grid = [-(-n // factor) * factor for n in pixels.shape[-2:]]
-    pad = (0, grid[1] - pixels.shape[-1], 0, grid[0] - pixels.shape[-2])
-    padded = F.pad(pixels, pad, mode="replicate").movedim(1, -1)
-    return padded, Canvas((height, width), (grid[0] // factor, grid[1] // factor), factor / shrink)
+    padded = pad_to_multiple(pixels.movedim(1, -1), factor)
+    grid = padded.shape[1] // factor, padded.shape[2] // factor
+    return padded, Canvas((height, width), grid, factor / shrink)
 
 
 def fill(values: Tensor, known: Tensor) -> Tensor:

@@ -1,15 +1,12 @@
-"""Video files, picture folders and webcams in; video files with their sound, or picture folders, out (PyAV)."""
+"""Where frames come from: video files and webcams (PyAV), animated images and folders of images (Pillow)."""
 
 from __future__ import annotations
 
-import logging
 import pathlib
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +14,10 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_range
-from ..core.images import image_files, read_image, save_image
-from ..core.tensors import image_to_numpy
+from ..core.images import IMAGE_SUFFIXES, count_frames, image_files, read_frames, read_image
 
-log = logging.getLogger(__name__)
-
+MAX_RATE = 240  # what FFmpeg guesses beyond is the resolution of the times, not a rate
+UNTIMED = 0.1  # seconds of a frame whose file gives none, as browsers show it
 CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 CAMERA_NAMES = {"linux": "/dev/video{}", "darwin": "{}", "win32": "video={}"}
 
@@ -37,10 +33,11 @@ def import_av() -> Any:
 
 @dataclass(frozen=True)
 class Stamp:
-    """When a frame is shown: `pts` in units of `time_base` seconds."""
+    """When a frame is shown, and for how long: in units of `time_base` seconds; a `length` of 0 is not known."""
 
     pts: int
     time_base: Fraction
+    length: int = 0
 
     @property
     def seconds(self) -> float:
@@ -50,12 +47,16 @@ class Stamp:
 class FrameSource(Protocol):
     """Frames, IMAGE (H, W, 3) in [0, 1] or uint8, with their times.
 
-    `live` sources do not wait; `count` is the number of frames, 0 when nobody knows.
+    `live` sources do not wait; `count` is the number of frames, 0 when nobody knows. `rate` is the mean number of frames a
+    second, `base_rate` the smallest of which all times are multiples, as far as is known.
     """
 
+    path: str
     live: bool
+    has_sound: bool
     count: int
     rate: Fraction
+    base_rate: Fraction
     time_base: Fraction
     problem: str  # why reading ended early, or ""
 
@@ -75,7 +76,7 @@ class VideoSource:
         try:
             self.container = av.open(path, format=format)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise ValueError(f"Expected a video that can be read, but got {path} ({_reason(error)}).") from error
+            raise ValueError(f"Expected a video that can be read, but got {path} ({reason(error)}).") from error
         if not self.container.streams.video:
             self.container.close()
             raise ValueError(f"Expected a video with pictures, but {path} has none. Give another file.")
@@ -84,8 +85,10 @@ class VideoSource:
         self.stream.thread_type = "AUTO"
         self.count = self.stream.frames
         self.rate = Fraction(self.stream.average_rate or 25)
+        guessed = Fraction(self.stream.base_rate or self.rate)
+        self.base_rate = guessed if self.rate <= guessed <= MAX_RATE else self.rate
         self.time_base = Fraction(self.stream.time_base or 1 / self.rate)
-        self.damaged = 0
+        self.damaged = self.discarded = 0
         self.has_sound = bool(self.container.streams.audio) and not self.live
 
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
@@ -99,8 +102,11 @@ class VideoSource:
                 pts = max(frame.pts - first, pts + 1) if frame.pts is not None else pts + step if read else 0
                 read += 1
                 picture = upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0))
-                yield torch.from_numpy(np.ascontiguousarray(picture)), Stamp(pts, self.time_base)
-        if read < self.count or self.damaged:
+                stamp = Stamp(pts, self.time_base, getattr(frame, "duration", None) or 0)
+                yield torch.from_numpy(np.ascontiguousarray(picture)), stamp
+        # AVI counts the steps at which it shows no new frame too.
+        reached = pts + 1 if "avi" in self.container.format.name else read + self.discarded
+        if reached < self.count or self.damaged:
             self.problem = (
                 f"the video is damaged or cut off: {read} of {self.count or 'an unknown number of'} frames read"
             )
@@ -116,30 +122,53 @@ class VideoSource:
                 return
             if packet is None:
                 return
+            self.discarded += packet.is_discard  # what an edit list leaves out
             try:
                 yield from packet.decode()
             except errors:
                 self.damaged += 1
 
 
+class AnimationSource:
+    """The frames of an animated GIF, WebP, PNG or AVIF with their times, or the one frame of another image."""
+
+    live, has_sound = False, False
+
+    def __init__(self, path: str) -> None:
+        self.path, self.problem, self.count = path, "", count_frames(path)
+        self.time_base = Fraction(1, 1000)
+        self.rate = self.base_rate = Fraction(25)
+        times = [seconds or UNTIMED for _, seconds in read_frames(path)] if self.count > 1 else []
+        if times:
+            self.rate = Fraction(len(times) / sum(times)).limit_denominator(1001)
+            self.base_rate = Fraction(1 / min(times)).limit_denominator(1001)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
+        seconds = 0.0
+        for image, duration in read_frames(self.path):
+            begin, seconds = seconds, seconds + (duration or UNTIMED)
+            length = round(1000 * (seconds - begin))
+            yield image[0, ..., :3], Stamp(round(1000 * begin), self.time_base, length)
+
+
 class FolderSource:
     """The images of a folder in natural order of their names, shown at `rate` a second."""
 
-    live = False
+    live, has_sound = False, False
 
     def __init__(self, folder: pathlib.Path, rate: float = 25.0) -> None:
         check_range("fps", rate, 0.01, 1000)
-        self.files = image_files(folder, name="input")
+        self.path, self.files = str(folder), image_files(folder, name="input")
         self.count, self.rate, self.problem = len(self.files), Fraction(rate).limit_denominator(1001), ""
-        self.time_base = 1 / self.rate
+        self.base_rate, self.time_base = self.rate, 1 / self.rate
 
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
         for i, path in enumerate(self.files):
-            yield read_image(path)[0, ..., :3], Stamp(i, self.time_base)
+            yield read_image(path)[0, ..., :3], Stamp(i, self.time_base, 1)
 
 
-def open_source(source: str, rate: float = 25.0) -> VideoSource | FolderSource:
-    """Open a video file, a folder of pictures, or "webcam" ("webcam:1" for the second); raises ValueError with the reason."""
+def open_source(source: str, rate: float = 25.0) -> FrameSource:
+    """Open a video, an image, a folder of images, or "webcam" ("webcam:1" for the second); raises ValueError with the reason."""
     if source == "webcam" or source.startswith("webcam:"):
         platform = next((p for p in CAMERA_FORMATS if sys.platform.startswith(p)), "linux")
         return VideoSource(CAMERA_NAMES[platform].format(source.partition(":")[2] or "0"), CAMERA_FORMATS[platform])
@@ -148,158 +177,11 @@ def open_source(source: str, rate: float = 25.0) -> VideoSource | FolderSource:
         return FolderSource(path, rate)
     if not path.is_file():
         raise ValueError(
-            f"Expected a video or a folder of pictures at {path}, but there is no such file. Check the path."
+            f"Expected a video or a folder of images at {path}, but there is no such file. Check the path."
         )
-    return VideoSource(str(path))
+    return AnimationSource(str(path)) if path.suffix.lower() in IMAGE_SUFFIXES else VideoSource(str(path))
 
 
-class FolderSink:
-    """Writes frames as numbered PNG files."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.written = folder, 0
-
-    def __enter__(self) -> FolderSink:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def write(self, image: Tensor, stamp: Stamp) -> None:
-        save_image(image[None], self.folder / f"{self.written:06d}.png")
-        self.written += 1
-
-
-class VideoSink:
-    """Writes frames with their own times to a video file, and copies the sound of `source` beside them.
-
-    The file is complete whenever the context is left, also by an error: what was written stays.
-    """
-
-    def __init__(self, path: pathlib.Path, source: FrameSource, quality: int = 18) -> None:
-        self.path, self.source, self.quality = path, source, quality
-        self.written = 0
-        self.end = 0.0
-        self._stack = ExitStack()
-        self._video: Any = None
-        self._sound: SoundCopy | None = None
-
-    def __enter__(self) -> VideoSink:
-        av = import_av()
-        if not self.path.parent.is_dir():
-            raise ValueError(
-                f"Expected `output` in an existing folder, but {self.path.parent} does not exist. Make it."
-            )
-        try:
-            self.container = self._stack.enter_context(av.open(str(self.path), "w"))
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise ValueError(
-                f"Expected `output` to be a video that can be written, but got {self.path} ({_reason(error)}). Use .mp4."
-            ) from error
-        return self
-
-    def _start(self, height: int, width: int) -> None:
-        av = import_av()
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self._video = self.container.add_stream(codec, rate=self.source.rate)
-        self._video.height, self._video.width = height, width
-        # yuv420p is what every player shows, but it halves both sides.
-        self._video.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-        self._video.codec_context.time_base = self.source.time_base
-        if codec == "libx264":
-            self._video.options = {"crf": str(self.quality), "preset": "veryfast"}
-        if isinstance(self.source, VideoSource) and self.source.has_sound:
-            self._sound = self._stack.enter_context(SoundCopy(self.source.path, self.container))
-
-    def write(self, image: Tensor, stamp: Stamp) -> None:
-        """Encode one IMAGE (H, W, 3) to be shown at `stamp`."""
-        av = import_av()
-        if self._video is None:
-            self._start(*image.shape[:2])
-        frame = av.VideoFrame.from_ndarray(image_to_numpy(image), format="rgb24")
-        frame.pts, frame.time_base = stamp.pts, stamp.time_base
-        self.container.mux(self._video.encode(frame))
-        self.written += 1
-        self.end = stamp.seconds + float(1 / self.source.rate)
-        if self._sound is not None:
-            self._sound.copy_until(self.end)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._stack:
-            if self._video is not None:
-                self.container.mux(self._video.encode(None))
-                if self._sound is not None:
-                    self._sound.finish(self.end)
-
-
-class SoundCopy:
-    """Copies the first audio stream of a file into an open container, unchanged where the container takes its codec, else as AAC."""
-
-    def __init__(self, path: str, container: Any) -> None:
-        av = import_av()
-        self.output = container
-        self.input = av.open(path)
-        self.source = self.input.streams.audio[0]
-        codec = self.source.codec_context
-        name = getattr(codec.codec, "canonical_name", codec.name)
-        supported = getattr(container, "supported_codecs", None)
-        self.copied = supported is None or name in supported
-        if not self.copied:
-            self.stream = container.add_stream("aac", rate=codec.sample_rate)
-            log.info("The sound is %s, which this kind of file cannot hold: it is written as AAC.", name)
-        elif hasattr(container, "add_stream_from_template"):
-            self.stream = container.add_stream_from_template(self.source)
-        else:
-            self.stream = container.add_stream(template=self.source)
-        self.packets = self.input.demux(self.source)
-        self.waiting: Any = None
-
-    def __enter__(self) -> SoundCopy:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.input.close()
-
-    def copy_until(self, seconds: float) -> None:
-        """Write the sound before `seconds`, so that pictures and sound lie close together in the file."""
-        errors = import_av().error.FFmpegError
-        while True:
-            try:
-                packet = self.waiting or next(self.packets, None)
-                self.waiting = None
-                if packet is None or packet.dts is None:
-                    return
-                if float(packet.pts * packet.time_base) >= seconds:
-                    self.waiting = packet
-                    return
-                self._write(packet)
-            except errors:  # a damaged file: the sound ends where it cannot be read
-                return
-
-    def _write(self, packet: Any) -> None:
-        if self.copied:
-            packet.stream = self.stream
-            self.output.mux(packet)
-            return
-        for frame in packet.decode():
-            self.output.mux(self.stream.encode(frame))
-
-    def finish(self, seconds: float) -> None:
-        self.copy_until(seconds)
-        if not self.copied:
-            self.output.mux(self.stream.encode(None))
-
-
-def open_sink(output: str, source: FrameSource) -> VideoSink | FolderSink:
-    """Return where frames go: a video file, or a folder of PNG files when `output` has no suffix."""
-    path = pathlib.Path(output).expanduser()
-    if isinstance(source, VideoSource) and path.exists() and path.resolve() == pathlib.Path(source.path).resolve():
-        raise ValueError("Expected `output` to be another file than `input`, but they are the same. Choose a new name.")
-    return VideoSink(path, source) if path.suffix else FolderSink(path)
-
-
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Return the first line of an error's text, without its full stop."""
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from slipstream.core.images import (
+    check_image_name,
     count_frames,
     cover,
     image_files,
     mask_of,
     natural_key,
+    pad_to_multiple,
     read_frames,
     read_image,
     read_mask,
@@ -573,3 +575,28 @@ def test_side_by_side():
     row = side_by_side([torch.zeros(1, 4, 3, 3), torch.zeros(1, 4, 5, 4)], gap=2)
     assert row.shape == (1, 4, 10, 3)
     assert (row[:, :, 3:5] == 1).all()
+
+
+def test_padding_repeats_the_edge_and_a_crop_undoes_it() -> None:
+    image = torch.arange(5 * 7 * 3, dtype=torch.uint8).reshape(5, 7, 3)
+    padded = pad_to_multiple(image, 4)
+    assert padded.shape == (8, 8, 3)
+    assert torch.equal(padded[:5, :7], image)
+    assert torch.equal(padded[5:, :7], image[4:].expand(3, 7, 3))
+    assert torch.equal(padded[:, 7], padded[:, 6])
+    assert pad_to_multiple(padded, 4) is padded
+    assert pad_to_multiple(torch.rand(2, 1, 1, 4), 8).shape == (2, 8, 8, 4)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.txt", "a", "a.mp4", ".png"])
+def test_names_of_what_is_no_image_format_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"such as out\.png"):
+        check_image_name(name)
+
+
+def test_a_failed_write_leaves_the_older_image(tmp_path: pathlib.Path) -> None:
+    save_image(torch.zeros(1, 4, 4, 3), tmp_path / "a.jpg")
+    with pytest.raises(OSError, match=r"Could not write .*a\.jpg \(cannot write mode RGBA as JPEG\)"):
+        save_image(torch.ones(1, 4, 4, 4), tmp_path / "a.jpg")
+    assert float(read_image(tmp_path / "a.jpg").mean()) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jpg"]

@@ -1,0 +1,481 @@
+"""Where frames go: a video file with the source's sound, an animated image, or numbered images. Checked before the work."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import pathlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.files import check_folder, check_output, naming, write_beside
+from ..core.images import save_image
+from ..core.tensors import image_to_numpy
+from .video import FrameSource, Stamp, import_av, reason
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+log = logging.getLogger(__name__)
+
+
+class FrameSink(Protocol):
+    """Takes IMAGE (H, W, 3) frames of one size, in order, within its context."""
+
+    written: int
+
+    def check(self, height: int, width: int) -> None:
+        """Raise ValueError when frames of this size cannot be written."""
+
+    def __enter__(self) -> FrameSink: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def write(self, image: Tensor, stamp: Stamp) -> None: ...
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a kind of video file holds: encoders, best first, and codecs of sound that are copied into it as they are.
+
+    No `copied` stands for every codec that FFmpeg can store. `constant` files have no times, only a frame rate. Files without
+    `priming` would be shifted as a whole by sound that begins before 0, as copied AAC does.
+    """
+
+    video: tuple[str, ...]
+    sound: tuple[str, ...]
+    copied: tuple[str, ...] = ()
+    constant: bool = False
+    priming: bool = True
+
+
+H264 = ("libx264", "libopenh264", "mpeg4")
+PCM = ("pcm_s16le", "pcm_s24le")
+CONTAINERS = {
+    ".mp4": Container(H264, ("aac",), ("aac", "mp3", "ac3", "eac3", "alac", "opus")),
+    ".m4v": Container(H264, ("aac",), ("aac", "ac3", "alac")),
+    ".mov": Container(H264, ("aac",), ("aac", "mp3", "ac3", "eac3", "alac", *PCM)),
+    ".mkv": Container(H264, ("aac",), priming=False),
+    ".webm": Container(("libvpx-vp9", "libvpx"), ("libopus", "libvorbis"), ("opus", "vorbis")),
+    # AVI holds no times: frames are shown in the order, and at the step, in which they are stored, which B-frames would upset.
+    # H.264 is read back one step late, as its readers expect B-frames.
+    ".avi": Container(("mpeg4",), ("libmp3lame", "ac3"), ("mp3", "ac3", "pcm_s16le"), constant=True),
+}
+OPTIONS = {
+    "libx264": {"crf": "18", "preset": "veryfast"},
+    "libvpx-vp9": {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
+    "libvpx": {"crf": "10", "deadline": "good", "cpu-used": "4"},
+    "mpeg4": {"flags": "+qscale", "global_quality": "236", "bf": "0"},  # quantiser 2 of 31, in FFmpeg's unit of 118
+}
+# Bits per pixel and frame, where quality alone cannot be asked for.
+BITS = {"libopenh264": 0.25, "libvpx": 0.5}
+LEAST_BITS = 1_000_000  # a second
+# The other codecs do not store which matrix was used: decoders assume BT.601.
+STORES_MATRIX = ("libx264", "libvpx-vp9")
+ITU709, ITU601, LIMITED = 1, 5, 1  # of swscale
+BT709 = 1  # of libavcodec
+
+ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG", ".png": "PNG"}
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+NUMBER = re.compile(r"%0?\d*d")
+POSSIBLE = (
+    f"a video ({', '.join(CONTAINERS)}), an animated image ({', '.join(ANIMATIONS)}), a folder, or a pattern of images such as "
+    "frames/%05d.png"
+)
+
+
+def check_sink(output: str, source: str = "") -> None:
+    """Raise ValueError, with what is possible, unless frames of `source` (a path or "webcam") can be written to `output`."""
+    path = pathlib.Path(output).expanduser()
+    if _is_same(path if not NUMBER.search(path.name) else path.parent, pathlib.Path(source).expanduser()):
+        raise ValueError(f"Expected `out` to be another place than `input`, but both are {source}. Choose a new name.")
+    kind = _kind(output)
+    if kind == "folder":
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"Expected `out` to be {POSSIBLE}, but {path} is a file. Choose another name.")
+        check_folder("out", path if path.is_dir() else path.parent)
+        return
+    check_output("out", path)
+    if kind == "video":
+        encoder_of(path.suffix.lower())
+    elif kind == "animation":
+        _check_animation(path.suffix.lower())
+
+
+def _is_same(output: pathlib.Path, source: pathlib.Path) -> bool:
+    """Tell whether both are one file or folder, or the output lies in the folder that is read."""
+    if not source.exists():
+        return False
+    places = [output, output.parent] if output.suffix.lower() in IMAGES and source.is_dir() else [output]
+    return any(place.exists() and os.path.samefile(place, source) for place in places)
+
+
+def _kind(output: str) -> str:
+    path = pathlib.Path(output).expanduser()
+    suffix = path.suffix.lower()
+    if NUMBER.search(path.name) and suffix in IMAGES:
+        with suppress(ValueError, TypeError):
+            return "pattern" if path.name % 1 else ""
+        raise ValueError(f"Expected one number such as %05d in `out`, but got {path.name!r}.")
+    if suffix in CONTAINERS:
+        return "video"
+    if suffix in ANIMATIONS:
+        return "animation"
+    if not suffix or path.is_dir() or output.endswith(("/", os.sep)):
+        return "folder"
+    raise ValueError(f"Expected `out` to be {POSSIBLE}, but got {path.name!r}. Choose another ending.")
+
+
+def open_sink(output: str, source: FrameSource) -> FrameSink:
+    """Return where frames go; see `check_sink` for what is possible and what is refused."""
+    check_sink(output, source.path)
+    path, kind = pathlib.Path(output).expanduser(), _kind(output)
+    if kind == "video":
+        return VideoSink(path, source)
+    if source.has_sound:
+        log.warning("The input has sound, which %s cannot hold: it is left out.", path.suffix or "a folder")
+    if kind == "animation":
+        return AnimationSink(path, source)
+    return ImagesSink(path / "%06d.png" if kind == "folder" else path)
+
+
+def encoder_of(suffix: str) -> str:
+    """Return the encoder for a kind of video file; raises ValueError when this build of FFmpeg has none."""
+    for name in CONTAINERS[suffix].video:
+        if _has_encoder(name):
+            return name
+    others = ", ".join(s for s, c in CONTAINERS.items() if any(map(_has_encoder, c.video)))
+    raise ValueError(f"Expected an encoder for {suffix}, but this build of PyAV has none. Use {others or 'a folder'}.")
+
+
+def _has_encoder(name: str) -> bool:
+    av = import_av()
+    with suppress(av.error.FFmpegError, ValueError):
+        return bool(av.codec.Codec(name, "w"))
+    return False
+
+
+class ImagesSink:
+    """Writes frames as numbered images: `pattern` is a path whose name has one number as in "%06d.png", counted from 0."""
+
+    def __init__(self, pattern: pathlib.Path) -> None:
+        self.folder, self.name, self.written = pattern.parent, pattern.name, 0
+
+    def check(self, height: int, width: int) -> None:
+        """Any size will do."""
+
+    def __enter__(self) -> ImagesSink:
+        self.folder.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._at(self.written).exists():
+            log.warning("%s holds images of an earlier run behind these %d.", self.folder, self.written)
+
+    def _at(self, index: int) -> pathlib.Path:
+        return self.folder / (self.name % index)
+
+    def write(self, image: Tensor, stamp: Stamp) -> None:
+        save_image(image[None], self._at(self.written))
+        self.written += 1
+
+
+class AnimationSink:
+    """Writes frames as one animated GIF, WebP or PNG that repeats for ever; they are kept in memory until the end.
+
+    Frames that equal the one before become longer instead. Times are rounded to what the format counts in: 10 ms for GIF, at
+    least 20 ms a frame, else 1 ms.
+    """
+
+    def __init__(self, path: pathlib.Path, source: FrameSource) -> None:
+        self.path, self.rate, self.written = path, source.rate, 0
+        self.format = ANIMATIONS[path.suffix.lower()]
+        self.frames: list[PilImage] = []
+        self.times: list[float] = []
+        self.end = 0.0
+
+    def check(self, height: int, width: int) -> None:
+        """Raise ValueError when the format cannot hold this size."""
+        try:
+            save_animation(io.BytesIO(), self.format, [self._frame(torch.zeros(height, width, 3))], [100])
+        except Exception as error:  # Pillow's writers raise what they meet
+            raise ValueError(
+                f"Expected frames that {self.path.suffix} can hold, but got {width}x{height} ({reason(error)}). "
+                "Use another ending or a smaller `size`."
+            ) from error
+
+    def __enter__(self) -> AnimationSink:
+        return self
+
+    def _frame(self, image: Tensor) -> PilImage:
+        from PIL import Image
+
+        frame = Image.fromarray(image_to_numpy(image))
+        return frame.quantize(256) if self.format == "GIF" else frame
+
+    def write(self, image: Tensor, stamp: Stamp) -> None:
+        self.frames.append(self._frame(image))
+        self.times.append(stamp.seconds)
+        self.end = end_of(stamp, self.rate)
+        self.written += 1
+
+    def __exit__(self, *exc: object) -> None:
+        if not self.frames:
+            return
+        unit, least = (10, 2) if self.format == "GIF" else (1, 1)
+        steps = durations([*self.times, self.end], 1000 / unit)
+        if any(step < least for step in steps):
+            log.warning("%s shows a frame for %d ms or more: it plays slower than its source.", self.path, least * unit)
+        with write_beside(self.path) as file:
+            save_animation(file, self.format, self.frames, [max(step, least) * unit for step in steps])
+        self.frames.clear()
+
+
+def end_of(stamp: Stamp, rate: Fraction) -> float:
+    """Return the second at which a frame's time is over."""
+    return stamp.seconds + float(stamp.length * stamp.time_base or 1 / rate)
+
+
+def durations(times: list[float], per_second: float) -> list[int]:
+    """Return the steps between ascending times in seconds, in whole units whose sum does not drift."""
+    counts = [round((time - times[0]) * per_second) for time in times]
+    return [after - before for before, after in zip(counts, counts[1:])]
+
+
+def save_animation(file: Any, format: str, frames: list[PilImage], milliseconds: list[int]) -> None:
+    """Write frames of one size, each shown for its time, as an animation without end."""
+    extra = {"WEBP": {"quality": 90}}.get(format, {})
+    first, *rest = frames
+    first.save(file, format=format, save_all=True, append_images=rest, duration=milliseconds, loop=0, **extra)
+
+
+def _check_animation(suffix: str) -> None:
+    from PIL import Image, features
+
+    Image.init()
+    if ANIMATIONS[suffix] not in Image.SAVE_ALL or (suffix == ".webp" and not features.check("webp")):
+        raise ValueError(
+            f"Expected an animation that Pillow can write, but this build cannot write {suffix}. Use .gif."
+        )
+
+
+class _Unfinished(Exception):  # noqa: N818
+    """Leaves the context of `write_beside` without a file."""
+
+
+class VideoSink:
+    """Writes frames with their own times to a video file, and the sound of `source` beside them.
+
+    What was written before an error elsewhere becomes a whole file; a write that fails leaves the older file. Frames of odd
+    size keep it: H.264 then stores all chroma samples (4:4:4), which not every player shows.
+    """
+
+    def __init__(self, path: pathlib.Path, source: FrameSource) -> None:
+        self.path, self.source = path, source
+        self.suffix = path.suffix.lower()
+        self.kind, self.encoder = CONTAINERS[self.suffix], encoder_of(self.suffix)
+        self.written, self.end = 0, 0.0
+        self._last = -1
+        self._failed = self._closed = False
+        self._lock = threading.Lock()  # a second Ctrl-C may leave the context while a thread still writes
+        self._stack = ExitStack()
+        self._video: Any = None
+        self._sound: Sound | None = None
+
+    def check(self, height: int, width: int) -> None:
+        """Encode one frame of this size into memory; raises ValueError when container, encoder and size do not go together."""
+        av = import_av()
+        try:
+            with av.open(io.BytesIO(), "w", format=_muxer(self.suffix)) as trial:
+                stream = self._add_video(trial, height, width)
+                trial.mux(stream.encode(self._frame(stream, torch.zeros(height, width, 3), 0)))
+                trial.mux(stream.encode(None))
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise ValueError(
+                f"Expected frames that {self.encoder} can write to {self.suffix}, but got {width}x{height} ({reason(error)}). "
+                "Use another ending or `size`."
+            ) from error
+        if height % 2 + width % 2 and self.encoder == "libx264":
+            log.warning(
+                "%dx%d is an odd size: %s is written as H.264 4:4:4, which browsers and QuickTime may not show. "
+                "Use .webm or an even size where that matters.", width, height, self.path,
+            )  # fmt: skip
+
+    def __enter__(self) -> VideoSink:
+        file = self._stack.enter_context(write_beside(self.path))
+        options = {"avoid_negative_ts": "disabled"} if self.kind.constant else {}
+        self.container = import_av().open(str(file), "w", format=_muxer(self.suffix), options=options)
+        self._stack.callback(self._close)
+        return self
+
+    def _close(self) -> None:
+        """Close the container once; the trailer is written here, so this may fail too."""
+        with self._writing() if not self._failed else suppress(Exception):
+            self.container.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """After a failed write the muxer must not be used again: FFmpeg crashes the process."""
+        try:
+            with naming(self.path):
+                yield
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _add_video(self, container: Any, height: int, width: int) -> Any:
+        base = self.source.time_base
+        if self.kind.constant:
+            base = 1 / self.source.base_rate
+        elif self.encoder == "mpeg4" and base.denominator > 65535:
+            base = Fraction(1, 30000)
+        stream = container.add_stream(
+            self.encoder, rate=self.source.base_rate if self.kind.constant else self.source.rate
+        )
+        stream.height, stream.width = height, width
+        # 4:2:0 is what every player shows; H.264 cannot crop it to an odd size.
+        odd = height % 2 or width % 2
+        stream.pix_fmt = "yuv444p" if odd and self.encoder == "libx264" else "yuv420p"
+        stream.codec_context.time_base = base
+        if self.encoder in BITS:
+            bits = BITS[self.encoder] * height * width * max(float(self.source.rate), 1)
+            stream.bit_rate = max(int(bits), LEAST_BITS)
+        if self.encoder in STORES_MATRIX:
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = BT709
+            context.color_range = LIMITED
+        stream.options = OPTIONS.get(self.encoder, {})
+        return stream
+
+    def _frame(self, stream: Any, image: Tensor, pts: int) -> Any:
+        matrix = ITU709 if self.encoder in STORES_MATRIX else ITU601
+        frame = import_av().VideoFrame.from_ndarray(image_to_numpy(image), format="rgb24")
+        frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=matrix)
+        frame.pts, frame.time_base = pts, stream.codec_context.time_base
+        return frame
+
+    def write(self, image: Tensor, stamp: Stamp) -> None:
+        """Encode one IMAGE (H, W, 3) to be shown at `stamp`."""
+        with self._lock:
+            if self._closed:
+                return
+            if self._video is None:
+                self._start(*image.shape[:2])
+            base = self._video.codec_context.time_base
+            self._last = max(round(Fraction(stamp.pts) * stamp.time_base / base), self._last + 1)
+            with self._writing():
+                self.container.mux(self._video.encode(self._frame(self._video, image, self._last)))
+                self.end = end_of(stamp, self.source.rate)
+                if self._sound is not None:
+                    self._sound.copy_until(self.end)
+            self.written += 1
+
+    def _start(self, height: int, width: int) -> None:
+        self._video = self._add_video(self.container, height, width)
+        if self.source.has_sound:
+            self._sound = self._stack.enter_context(Sound(self.source.path, self.container, self.kind))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock, suppress(_Unfinished), self._stack:
+            self._closed = True
+            if self._failed or not self.written:
+                self._failed = True
+                raise _Unfinished
+            with self._writing():
+                self.container.mux(self._video.encode(None))
+                if self._sound is not None:
+                    self._sound.finish(self.end)
+
+
+def _muxer(suffix: str) -> str:
+    """Return FFmpeg's name of a format: the file beside the target is not asked for it."""
+    return {".mkv": "matroska", ".m4v": "mp4"}.get(suffix, suffix[1:])
+
+
+class Sound:
+    """The first audio stream of a file, into an open container: as it is where the container takes its codec, else encoded again.
+
+    Where the container takes neither, the video stays silent, with a warning.
+    """
+
+    def __init__(self, path: str, container: Any, kind: Container) -> None:
+        self.output, self.waiting = container, None
+        self.input = import_av().open(path)
+        self.source = self.input.streams.audio[0]
+        codec = self.source.codec_context
+        name = getattr(codec.codec, "canonical_name", codec.name)
+        self.copied = name in (kind.copied or container.supported_codecs)
+        self.begin = -math.inf if kind.priming or name == "opus" else 0
+        encoder = next((n for n in kind.sound if _has_encoder(n)), None)
+        if self.copied:
+            self.stream = _copied_stream(container, self.source)
+        elif encoder is not None:
+            rate = 48000 if encoder == "libopus" else codec.sample_rate
+            self.stream = container.add_stream(encoder, rate=rate)
+            self.stream.codec_context.layout = "mono" if codec.channels == 1 else "stereo"
+            log.info("The sound is %s, which this kind of file does not hold: it is written by %s.", name, encoder)
+        else:
+            self.stream = None
+            log.warning("The sound is %s, which this kind of file cannot hold: it is left out.", name)
+        self.packets = iter(()) if self.stream is None else self.input.demux(self.source)
+
+    def __enter__(self) -> Sound:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.input.close()
+
+    def copy_until(self, seconds: float) -> None:
+        """Write the sound before `seconds`, so that frames and sound lie close together in the file."""
+        while (packet := self._next()) is not None:
+            if float(packet.pts * packet.time_base) >= seconds:
+                self.waiting = packet
+                return
+            self._write(packet)
+
+    def _next(self) -> Any:
+        """Return the next packet, or None where the sound ends or cannot be read further."""
+        packet, self.waiting = self.waiting, None
+        if packet is None:
+            with suppress(import_av().error.FFmpegError):
+                packet = next(self.packets, None)
+        return None if packet is None or packet.pts is None else packet
+
+    def _write(self, packet: Any) -> None:
+        if self.copied:
+            packet.stream = self.stream
+            if packet.pts >= self.begin:
+                self.output.mux(packet)
+            return
+        frames: list[Any] = []
+        with suppress(import_av().error.FFmpegError):
+            frames = packet.decode()
+        for frame in frames:
+            self.output.mux(self.stream.encode(frame))
+
+    def finish(self, seconds: float) -> None:
+        """Write the sound up to the end of the video."""
+        self.copy_until(seconds)
+        if self.stream is not None and not self.copied:
+            self.output.mux(self.stream.encode(None))
+
+
+def _copied_stream(container: Any, source: Any) -> Any:
+    if hasattr(container, "add_stream_from_template"):
+        return container.add_stream_from_template(source)
+    return container.add_stream(template=source)
