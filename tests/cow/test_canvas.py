@@ -13,6 +13,7 @@ from slipstream.cow.canvas import (
     place,
     plain_background,
 )
+from slipstream_tests.noisy_masks import NOISY, noisy
 
 GREY = plain_background(64, 96)
 
@@ -63,10 +64,10 @@ def test_the_cut_out_has_no_fringe_of_what_the_mask_hides(scale):
     torch.testing.assert_close(canvas.photo[soft], red.expand(int(soft.sum()), 3), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("low", "high"), [(3, 255), (16, 235), (0, 240)])
-def test_black_and_white_that_are_not_exact_give_the_same_canvas(low, high):
-    noisy = (subject() * (high - low) + low) / 255
-    for clean, found in zip(*(vars(place(photo(), mask, GREY, scale=1.5)).values() for mask in (subject(), noisy))):
+@pytest.mark.parametrize("kind", NOISY)
+def test_black_and_white_that_are_not_exact_give_the_same_canvas(kind):
+    masks = subject(), noisy(subject(), kind)
+    for clean, found in zip(*(vars(place(photo(), mask, GREY, scale=1.5)).values() for mask in masks)):
         assert torch.equal(clean, found)
 
 

@@ -16,6 +16,7 @@ from slipstream.cow import CowConfig, generate
 from slipstream.cow.config import make_plan
 from slipstream.cow.invert import invert, limit_noise
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
+from slipstream_tests.noisy_masks import NOISY, noisy
 
 TEN = CowConfig(steps=10, cycles=3)
 
@@ -260,6 +261,13 @@ def test_a_soft_mask_holds_a_cell_for_its_share_of_the_levels():
     assert held[-1] == max(held) == plan.high - 1
     assert held == sorted(held)
     assert held[5] == pytest.approx(max(held) / 2, abs=1)
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_a_noisy_mask_keeps_what_the_clean_one_does(kind):
+    pixels = corner().repeat_interleave(8, 1).repeat_interleave(8, 2)
+    for mask in (corner(), pixels):
+        assert torch.equal(run(mask=mask).latents, run(mask=noisy(mask, kind)).latents)
 
 
 def test_a_mask_of_pixels_and_several_subjects():

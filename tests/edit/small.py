@@ -45,18 +45,6 @@ def box(
     return mask
 
 
-# Black that is not quite 0, white that is not quite 1, and both: what JPEG, video and brushes make of a mask.
-NOISY = {"black is 3": (3, 255), "video": (16, 235), "white is 240": (0, 240), "noise": (13, 242)}
-
-
-def noisy(mask: Tensor, kind: str) -> Tensor:
-    low, high = NOISY[kind]
-    mask = (mask * (high - low) + low) / 255
-    if kind == "noise":
-        mask = mask + (torch.rand(mask.shape, generator=torch.Generator().manual_seed(3)) - 0.5) * 24 / 255
-    return mask
-
-
 def encode(image: Tensor) -> Tensor:
     """A stand-in for a VAE: cell means and a constant."""
     small = torch.nn.functional.avg_pool2d(image.movedim(-1, 1), 8) * 2 - 1

@@ -14,6 +14,7 @@ from slipstream.edit.loop import network_calls
 from slipstream.edit.preview import preview
 from slipstream_tests.edit import small
 from slipstream_tests.edit.small import FAST, box
+from slipstream_tests.noisy_masks import NOISY, noisy
 from torch import Tensor
 
 MOVE = Move(box(), 36.0, 8.0)
@@ -65,17 +66,17 @@ NOISY_TASKS = {
 }
 
 
-@pytest.mark.parametrize("kind", small.NOISY)
+@pytest.mark.parametrize("kind", NOISY)
 @pytest.mark.parametrize("name", NOISY_TASKS)
 def test_a_noisy_mask_edits_as_the_clean_one_does(name: str, kind: str, inverted: Any) -> None:
     image, make = small.picture(), NOISY_TASKS[name]
     results = []
-    for change in (lambda m: m, lambda m: small.noisy(m, kind)):
+    for change in (lambda m: m, lambda m: noisy(m, kind)):
         task = make(inverted[1], change)
         result = run(inverted, task, encode=small.encode)
         results.append((finish(image, result, small.decode), result.mask, *preview(image, [task])))
-    for clean, noisy in zip(*results):
-        assert torch.equal(clean, noisy)
+    for clean, found in zip(*results):
+        assert torch.equal(clean, found)
 
 
 def test_the_mask_has_a_soft_seam_and_covers_old_and_new_place(inverted: Any) -> None:

@@ -11,6 +11,7 @@ from slipstream.edit import Appearance, Drag, EditConfig, Move, Paste, Tasks, ed
 from slipstream.edit.preview import preview
 from slipstream_tests.edit import small
 from slipstream_tests.edit.small import box
+from slipstream_tests.noisy_masks import NOISY, noisy
 
 POINTS = [((24.0, 24.0), (40.0, 30.0))]
 
@@ -146,9 +147,9 @@ def test_a_canvas_of_another_picture_is_refused() -> None:
         invert(small.network(), torch.zeros(1, 4, 9, 12), small.cond(), small.FAST, small.CANVAS)
 
 
-@pytest.mark.parametrize("kind", small.NOISY)
+@pytest.mark.parametrize("kind", NOISY)
 def test_masks_are_clean_when_they_enter(kind: str) -> None:
-    mask = small.noisy(box(), kind)
+    mask = noisy(box(), kind)
     for task in (Move(mask, 8.0), Drag(mask, [((20.0, 20.0), (24.0, 20.0))])):
         assert torch.equal(task.mask, box())
     filled = Move(box(), 8.0, fill_from=mask)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from slipstream.lmd import influence
 from slipstream.lmd.influence import distance_to, reach_of, recorded
+from slipstream_tests.noisy_masks import NOISY, noisy
 
 
 def point(height: int = 65, width: int = 65) -> torch.Tensor:
@@ -33,6 +34,15 @@ def test_equal_runs_have_no_influence() -> None:
     for part in (result.mean, result.heat, result.reach_e, result.reach_10, result.outside):
         assert not part.any()
     assert result.mean.shape[0] == 3
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_a_noisy_mask_is_measured_from_what_it_paints(kind: str) -> None:
+    run = runs(torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(2)))
+    mask = torch.zeros(16, 24)
+    mask[4:9, 5:9] = 1
+    clean, found = influence(*run, mask), influence(*run, noisy(mask, kind))
+    assert all(torch.equal(a, b) for a, b in zip(vars(clean).values(), vars(found).values()))
 
 
 @pytest.mark.parametrize("width", [2.0, 5.0, 8.0])

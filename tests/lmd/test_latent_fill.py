@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from slipstream.lmd import FillConfig, LatentFill, latents_kind
 from slipstream.lmd.latent_fill import FORMAT, interpolate, position_embedding, read_tensors
+from slipstream_tests.noisy_masks import NOISY, noisy
 
 TINY = FillConfig(
     channels=3, height=8, width=12, patch=2, dim=16, depth=2, heads=2, decoder_dim=16, decoder_depth=1, decoder_heads=2,
@@ -32,6 +33,12 @@ def test_visible_cells_are_bit_exact_after_a_fill_and_the_hole_is_new() -> None:
     seen = (mask == 0)[:, None].expand_as(latents)
     assert torch.equal(filled[seen], latents[seen])
     assert (filled[~seen] != latents[~seen]).all()
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_a_noisy_mask_fills_what_the_clean_one_does(kind: str) -> None:
+    latents, fill = latents_of(), LatentFill(TINY)
+    assert torch.equal(fill.fill(latents, noisy(hole(), kind)), fill.fill(latents, hole()))
 
 
 def test_what_lies_under_the_mask_has_no_say() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from slipstream.lmd import mask_ratio, mask_schedule
 from slipstream.lmd.tokens import from_tokens, lowest, masked_count, to_tokens, tokens_touched
+from slipstream_tests.noisy_masks import NOISY, noisy
 
 SIXTH = 1 / 6
 
@@ -83,6 +84,15 @@ def test_a_region_confines_masks_and_its_patches_are_what_ratios_count() -> None
     assert masks[-1, 4:8, 2:10].min() == 1
     empty = mask_schedule(3, "fixed", high=1.0, region=torch.zeros(16, 16)).masks
     assert empty.sum() == 0
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_a_noisy_region_is_the_clean_one(kind: str) -> None:
+    region = torch.zeros(64, 96)
+    region[16:40, 8:64] = 1
+    schedules = [mask_schedule(4, height=8, width=12, region=r) for r in (region, noisy(region, kind))]
+    assert torch.equal(schedules[0].masks, schedules[1].masks)
+    assert schedules[1].masks.any()
 
 
 def test_counts_are_those_of_exact_arithmetic() -> None:

@@ -5,6 +5,7 @@ import torch
 from slipstream.core import CFG, FLOW, SAMPLERS, VE, Conditioning, SeededNoise, Step, make_sigmas, sample
 from slipstream.lmd import RegenerateConfig, mask_schedule, regenerate
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
+from slipstream_tests.noisy_masks import NOISY, noisy
 
 COND = constant_cond()
 
@@ -97,6 +98,26 @@ def test_a_user_mask_confines_the_change_and_is_counted_by_its_own_patches() -> 
     outside = torch.ones(8, 12, dtype=torch.bool)
     outside[2:6, 2:8] = False
     assert torch.equal(result.latents[..., outside], latents[..., outside])
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_a_noisy_mask_regenerates_what_the_clean_one_does(kind: str) -> None:
+    mask, latents = torch.zeros(64, 96), latents_of()
+    mask[16:48, 20:64] = 1
+    config = RegenerateConfig(rounds=2, steps=2)
+    clean, found = (
+        regenerate(GaussianDenoiser(), latents, COND, None, config, SeededNoise(0), m)
+        for m in (mask, noisy(mask, kind))
+    )
+    assert torch.equal(found.masks, clean.masks)
+    assert torch.equal(found.latents, clean.latents)
+    assert torch.equal(found.latents[..., 6:, :], latents[..., 6:, :])
+    own = torch.stack([mask, mask.flip(1)])
+    rounds = [
+        regenerate(GaussianDenoiser(), latents, COND, None, config, SeededNoise(0), masks=m)
+        for m in (own, noisy(own, kind))
+    ]
+    assert torch.equal(rounds[0].latents, rounds[1].latents)
 
 
 def test_a_soft_mask_mixes_by_its_weight() -> None:
