@@ -48,6 +48,13 @@ class Weights:
         refuse_pickle(path)
         if not path.is_file():
             raise FileNotFoundError(f"Expected a model file at {path}, but found none. Check the path.")
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+        if is_gguf or path.suffix.lower() == ".gguf":
+            raise ValueError(
+                f"Expected a .safetensors file, but {path.name} is a GGUF file of quantised weights. Download the .safetensors version; in "
+                "ComfyUI a GGUF loader gives a MODEL that all nodes take."
+            )
         try:
             self.file = safe_open(path, "pt")
         except (SafetensorError, OSError) as error:
@@ -87,6 +94,19 @@ def refuse_pickle(path: pathlib.Path) -> None:
         )
 
 
+# What the names of the weights of other families begin with.
+TRANSFORMERS = {
+    "double_blocks.": "a Flux or HunyuanImage model",
+    "double_layers.": "an AuraFlow model",
+    "joint_blocks.": "an SD3 model",
+    "cap_embedder.": "a Lumina2 or Z-Image model",
+    "txt_norm.": "a Qwen-Image model",
+    "blocks.0.self_attn.": "a Wan model",
+    "blocks.0.cross_attn.": "a PixArt or Cosmos model",
+    "patchify_proj.": "an LTX model",
+}
+
+
 def describe_layout(weights: Weights) -> str | None:
     """Return why a file is not a checkpoint that `load` can use, or None when it is one."""
     if weights.has("lora_") or any(".lora_" in name for name in weights.names):
@@ -99,6 +119,9 @@ def describe_layout(weights: Weights) -> str | None:
         return "an SDXL refiner. Load the SDXL base model"
     if weights.has("edm_"):
         return "a model with EDM's noise levels (CosXL, Playground). Load an SD1.5, SD2.x or plain SDXL model"
+    for part, family in TRANSFORMERS.items():
+        if weights.has(part) or weights.has(UNET + part):
+            return f"{family}, a transformer. Load an SD1.5, SD2.x or SDXL model; in ComfyUI load it there, all nodes take its MODEL"
     if not weights.has(UNET + "input_blocks.") or not weights.has(UNET + "middle_block.1.transformer_blocks."):
         return "of an unknown architecture. Load an SD1.5, SD2.x or SDXL checkpoint or diffusers folder"
     if weights.shape(UNET + "input_blocks.0.0.weight")[1] != weights.shape(UNET + "out.2.weight")[0]:

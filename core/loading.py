@@ -19,8 +19,9 @@ from .checks import check_choice
 from .denoiser import PREDICTIONS
 from .device import pick_device, pick_dtype, with_memory
 from .diffusers_model import DiffusersDenoiser
+from .folder import Network, read_folder, read_vae
 from .pipeline import Pipeline, TextEncoder
-from .schedules import alphas_cumprod_of, scaled_linear_alphas_cumprod, zero_terminal_snr
+from .schedules import scaled_linear_alphas_cumprod, zero_terminal_snr
 
 BUNDLED = pathlib.Path(__file__).resolve().parent.parent / "pocket"
 # name: (UNet folder, scheduler folder) in the bundled model
@@ -152,7 +153,8 @@ def load(
 
 def _is_file(source: PathLike) -> bool:
     path = pathlib.Path(source).expanduser()
-    return path.is_file() or path.suffix.lower() in (".safetensors", *checkpoint.PICKLES)
+    is_weights = path.suffix.lower() in (".safetensors", ".gguf", *checkpoint.PICKLES)
+    return is_weights or (path.is_file() and path.name != "model_index.json")
 
 
 @dataclass(eq=False)
@@ -176,6 +178,7 @@ class Parts:
                 f"Expected a network of as many channels in as out, but got {latents} in: an inpainting or instruction model. "
                 "Load its base model."
             )
+        self._check_conditioning()
         if self.vae.config.get("latent_channels", 4) != latents:
             raise ValueError(
                 f"Expected a VAE with {latents} latent channels for this model, but got {self.vae.config['latent_channels']}. "
@@ -198,6 +201,28 @@ class Parts:
         for part, kept in ((self.vae, vae_dtype), *((part, dtype) for part in self.text)):
             MODELS.hold(part.key(device, kept), pipe)
         return pipe
+
+    def _check_conditioning(self) -> None:
+        """Raise ValueError for a UNet that wants more than text, and for SDXL's image sizes."""
+        config = self.unet.config
+        for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
+            if config.get(name) is not None:
+                raise ValueError(
+                    f"Expected a UNet that is conditioned by text alone, but got one with `{name}` {config[name]!r} (an upscaler, "
+                    "unCLIP, Kandinsky ...). Load an SD1.5, SD2.x or SDXL model."
+                )
+        if config.get("addition_embed_type") not in (None, "text_time"):
+            raise ValueError(
+                f"Expected a UNet of SD1.5, SD2.x or SDXL, but got one with `addition_embed_type` {config['addition_embed_type']!r}. "
+                "Load one of those."
+            )
+        if config.get("addition_embed_type") and self.text:
+            sizes = config["projection_class_embeddings_input_dim"] - self.text[-1].config.get("projection_dim", 512)
+            if sizes != 6 * config["addition_time_embed_dim"]:
+                raise ValueError(
+                    f"Expected an SDXL model, which takes 6 sizes, but got one that takes {sizes / config['addition_time_embed_dim']:g}: "
+                    "an SDXL refiner. Load the SDXL base model."
+                )
 
     def _text_key(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if not all(isinstance(tokenizer, (str, pathlib.Path)) for tokenizer in self.tokenizers):
@@ -234,65 +259,30 @@ def _folder_parts(source: PathLike, vae: PathLike | None) -> Parts:
     """Describe a diffusers folder or one of the bundled models."""
     unet_folder, scheduler_folder = POCKETS.get(str(source), ("unet", "scheduler"))
     folder = BUNDLED if str(source) in POCKETS else pathlib.Path(source).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"Expected a model at {folder}, but found nothing. Check the path, or use 'pocket'.")
     if str(source) in POCKETS and not (folder / unet_folder).is_dir():
         raise ValueError(
             f"Expected a bundled model, but this copy has no {source!r}. Use 'pocket', or install it again."
         )
-    if not (folder / unet_folder / "config.json").is_file():
-        raise ValueError(
-            f"Expected a diffusers folder with {unet_folder}/config.json, but {folder} has none. "
-            "Give the folder that holds model_index.json."
-        )
-    names = [s for s in ("", "_2") if (folder / f"text_encoder{s}" / "config.json").is_file()]
-    schedule = _read_json(folder / scheduler_folder / "scheduler_config.json")
+    found = read_folder(folder, unet_folder, scheduler_folder)
     return Parts(
-        unet=_folder_part(folder / unet_folder, ("UNet2DConditionModel",)),
-        vae=_vae_part(pathlib.Path(vae).expanduser() if vae else folder / "vae", SD_SCALING),
-        text=[
-            _folder_part(folder / f"text_encoder{s}", ("CLIPTextModel", "CLIPTextModelWithProjection")) for s in names
-        ],
-        tokenizers=[str(folder / f"tokenizer{s}") for s in names],
-        pad_ids=[None for _ in names],
-        alphas_cumprod=alphas_cumprod_of(schedule),
-        prediction_type=schedule.get("prediction_type", "epsilon"),
+        unet=_part(found.unet),
+        vae=_vae_part(pathlib.Path(vae).expanduser() if vae else found.path / "vae", SD_SCALING),
+        text=[_part(network) for network in found.text],
+        tokenizers=[str(tokenizer) for tokenizer in found.tokenizers],
+        pad_ids=[None for _ in found.text],
+        alphas_cumprod=found.alphas_cumprod,
+        prediction_type=found.prediction_type,
     )
 
 
-def _folder_part(folder: pathlib.Path, architectures: Sequence[str]) -> Part:
-    """Describe one network of a diffusers folder."""
-    config = _read_json(folder / "config.json")
-    name = config.get("_class_name") or (config.get("architectures") or ["nothing"])[0]
-    if name not in architectures:
-        raise ValueError(
-            f"Expected {' or '.join(architectures)} in {folder}, but got {name}. Load an SD1.5, SD2.x or SDXL model."
-        )
-    return Part(config, name, _weight_files(folder))
-
-
-def _weight_files(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Return the safetensors files of a network: one, or the shards that an index lists; full precision before "fp16"."""
-    for stem in ("diffusion_pytorch_model", "model"):
-        for variant in ("", ".fp16"):
-            single = folder / f"{stem}{variant}.safetensors"
-            index = folder / f"{stem}.safetensors.index{variant}.json"
-            if single.is_file():
-                return (single,)
-            if index.is_file():
-                return tuple(folder / name for name in sorted(set(_read_json(index)["weight_map"].values())))
-    for path in sorted(folder.glob("*")):
-        checkpoint.refuse_pickle(path)
-    raise FileNotFoundError(f"Expected a .safetensors file in {folder}, but found none. Download the model again.")
+def _part(network: Network) -> Part:
+    return Part(network.config, network.kind, network.files)
 
 
 def _vae_part(path: pathlib.Path, scaling_factor: float) -> Part:
     """Describe a VAE in a folder, a diffusers or original file, or TAESD's pair of files; a file does not hold its scale."""
     if path.is_dir() or not _is_file(path):
-        inner = path / "vae" if (path / "vae").is_dir() else path
-        if not (inner / "config.json").is_file():
-            raise FileNotFoundError(f"Expected a VAE in {inner}, but found none. Give `vae=` a VAE folder or file.")
-        return _folder_part(inner, ("AutoencoderKL", "AutoencoderTiny"))
+        return _part(read_vae(path))
     weights = Weights(path)
     if match := re.match(r"(.*)(encoder|decoder)(.*\.safetensors)$", path.name):
         if "0.weight" in weights.names or "1.weight" in weights.names:
@@ -355,14 +345,3 @@ def _nearby_tokenizer(path: pathlib.Path) -> pathlib.Path | None:
     cached = try_to_load_from_cache("openai/clip-vit-large-patch14", "vocab.json")
     folders = [path.parent / "tokenizer", *([pathlib.Path(cached).parent] if isinstance(cached, str) else [])]
     return next((folder for folder in folders if _holds_tokenizer(folder)), None)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected {path}, but found none. Download the model again.")
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"Expected JSON in {path}, but could not read it ({error}). Download the file again."
-        ) from error

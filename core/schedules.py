@@ -40,8 +40,8 @@ class DiscreteLevels:
     def __init__(self, alphas_cumprod: Tensor, quantize: bool = False) -> None:
         self.quantize = quantize
         abar = alphas_cumprod.detach().to("cpu", torch.float64)
-        # A zero-terminal-SNR table ends in abar = 0; the host uses the same small floor.
-        abar = abar.clamp(min=4.8973451890853435e-08)
+        # A zero-terminal-SNR table ends in abar = 0; the host puts the same small number there.
+        abar = torch.where(abar < 1e-12, 4.8973451890853435e-08, abar)
         self.sigmas = ((1 - abar) / abar).sqrt()  # (T,) ascending, float64
         self.log_sigmas = self.sigmas.log()
         self.sigma_min = float(self.sigmas[0])
@@ -90,12 +90,34 @@ class FlowLevels:
         return self.train_steps * sigma / (self.shift - (self.shift - 1) * sigma)
 
 
+def scaled_linear_betas(start: float, end: float, steps: int) -> Tensor:
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
+
+
+def linear_betas(start: float, end: float, steps: int) -> Tensor:
+    return torch.linspace(start, end, steps, dtype=torch.float32)
+
+
+def cosine_betas(start: float, end: float, steps: int) -> Tensor:
+    """Return the betas of abar = cos^2((u + 0.008) / 1.008 * pi / 2), at most 0.999 (arXiv 2102.09672 eq. 17)."""
+    u = torch.arange(steps + 1, dtype=torch.float64) / steps
+    abar = ((u + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+    return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+
+
+# beta_schedule of a diffusers scheduler: (beta_start, beta_end, T) -> betas (T,)
+BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
+    "scaled_linear": scaled_linear_betas,
+    "linear": linear_betas,
+    "squaredcos_cap_v2": cosine_betas,
+}
+
+
 def scaled_linear_alphas_cumprod(
     beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = TRAIN_STEPS
 ) -> Tensor:
     """Return Stable Diffusion's alphas_cumprod (T,) in float32."""
-    betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float32) ** 2
-    return torch.cumprod(1 - betas, 0)
+    return torch.cumprod(1 - scaled_linear_betas(beta_start, beta_end, steps), 0)
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
@@ -104,18 +126,32 @@ def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
 
 
+# What schedulers of diffusers take where their config says nothing: (beta_schedule, beta_start, beta_end); others DDPM's.
+DDPM_BETAS = ("linear", 0.0001, 0.02)
+DEFAULT_BETAS = {
+    **dict.fromkeys(("LCMScheduler", "TCDScheduler"), ("scaled_linear", 0.00085, 0.012)),
+    **dict.fromkeys(
+        ("DPMSolverSDEScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+        ("linear", 0.00085, 0.012),
+    ),
+}
+
+
 def alphas_cumprod_of(config: Mapping[str, Any]) -> Tensor:
-    """Return alphas_cumprod (T,) of a diffusers scheduler config; raises ValueError for a schedule that is not known."""
-    kind = config.get("beta_schedule", "linear")
-    check_choice("beta_schedule", kind, ("scaled_linear", "linear"), "Only Stable Diffusion's schedules are known.")
-    ends = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
-    steps = config.get("num_train_timesteps", TRAIN_STEPS)
-    if config.get("trained_betas") is not None:
-        alphas = torch.cumprod(1 - torch.tensor(config["trained_betas"], dtype=torch.float32), 0)
-    elif kind == "linear":
-        alphas = torch.cumprod(1 - torch.linspace(*ends, steps, dtype=torch.float32), 0)
-    else:
-        alphas = scaled_linear_alphas_cumprod(*ends, steps)
+    """Return alphas_cumprod (T,) of a diffusers scheduler config, with diffusers' own defaults for what it does not say.
+
+    Raises ValueError for a schedule that is not known.
+    """
+    default = DEFAULT_BETAS.get(config.get("_class_name", ""), DDPM_BETAS)
+    kind, start, end = (config.get(f"beta_{name}", value) for name, value in zip(("schedule", "start", "end"), default))
+    check_choice("beta_schedule", kind, BETAS, "Load an SD1.5, SD2.x or SDXL model.")
+    given = config.get("trained_betas")
+    betas = (
+        BETAS[kind](start, end, config.get("num_train_timesteps", TRAIN_STEPS))
+        if given is None
+        else torch.tensor(given)
+    )
+    alphas = torch.cumprod(1 - betas.float(), 0)
     return zero_terminal_snr(alphas) if config.get("rescale_betas_zero_snr") else alphas
 
 

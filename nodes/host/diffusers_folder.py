@@ -8,7 +8,6 @@ the VAE of an unknown family stay diffusers modules, wrapped in the host's VAE a
 
 from __future__ import annotations
 
-import json
 import logging
 import pathlib
 from typing import Any
@@ -16,14 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.folder import Folder, Network, read_folder, read_vae
 from ...core.loading import init_config
+from ...core.schedules import DiscreteLevels
 
-WEIGHT_NAMES = (
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "model.fp16.safetensors",
-    "model.safetensors",
-)
 # Settings of UNet2DConditionModel that the host's UNet has built in: (field, the only value it can do).
 BUILT_IN = (
     ("act_fn", "silu"), ("center_input_sample", False), ("class_embed_type", None), ("addition_embed_type", None),
@@ -33,81 +28,45 @@ BUILT_IN = (
     ("resnet_time_scale_shift", "default"), ("resnet_out_scale_factor", 1.0), ("resnet_skip_time_act", False),
     ("time_cond_proj_dim", None), ("time_embedding_type", "positional"), ("attention_type", "default"),
 )  # fmt: skip
-BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "squaredcos_cap_v2"}
+# The host has a cosine table too, but stops with an error when it is asked for.
+BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 
 
-def load_folder(folder: pathlib.Path, unet: str = "unet", scheduler: str = "scheduler") -> tuple[Any, Any, Any]:
+def load_folder(path: pathlib.Path, unet: str = "unet", scheduler: str = "scheduler") -> tuple[Any, Any, Any]:
     """Return (MODEL, CLIP, VAE) of a diffusers folder, weights in the dtype and on the device that the host chooses.
 
-    `unet` and `scheduler` name the parts to take (the bundled model holds two of each). Raises ValueError with the remedy
-    for a missing or damaged file, pickled weights, and families that cannot be described to the host.
+    For `unet`, `scheduler` and what is refused see `core.folder.read_folder`; families that cannot be described to the host are
+    refused too.
     """
-    index = read_json(folder / "model_index.json")
-    config = read_json(folder / unet / "config.json")
-    schedule = read_json(folder / scheduler / "scheduler_config.json")
-    for part in (unet, "vae", "text_encoder"):
-        weights_file(folder / part)
+    folder, vae = read_folder(path, unet, scheduler), read_vae(path)
     # Stock loaders run in inference mode; weights made outside it can be differentiated later without a copy.
     with torch.inference_mode(False), torch.no_grad():
-        if known_family(config):
-            return load_known(folder, unet, schedule)
-        if "text_encoder_2" in index:
+        if known_family(folder.unet.config):
+            return load_known(folder, vae)
+        if len(folder.text) != 1:
             raise ValueError(
-                f"Expected an SD1.x, SD2.x or SDXL model in {folder.name}, but got an unknown one with two text encoders. "
+                f"Expected an SD1.x, SD2.x or SDXL model in {path.name}, but got an unknown one with {len(folder.text)} text encoders. "
                 "Use a checkpoint of a known family."
             )
-        vae = load_vae(folder / "vae")
-        return load_unet(folder / unet, config, schedule, vae), load_text_encoder(folder), vae
+        made = load_vae(vae)
+        return load_unet(folder, made), load_text_encoder(folder), made
 
 
-# --------------------------------------------------------------------------------------------------------- files
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Return a JSON file's content; raises ValueError naming the file when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(
-            f"Expected a diffusers folder with {path.parent.name}/{path.name}, but that file is missing. "
-            "Download the whole folder."
-        ) from None
-    except ValueError:
-        raise ValueError(
-            f"Expected JSON in {path.parent.name}/{path.name}, but it is damaged. Download it again."
-        ) from None
-
-
-def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """Return the one safetensors file of a component; pickles and shards are refused with the remedy."""
-    for name in WEIGHT_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".ckpt", ".safetensors"))
-    if any(not name.endswith(".safetensors") for name in found):
-        raise ValueError(
-            f"Expected safetensors weights in {folder.name}/, but got only the pickle {found[0]}, which can run code when "
-            "it is opened. Get the safetensors version of this model."
-        )
-    got = f"the pieces {', '.join(found)}" if found else "none"
-    raise ValueError(
-        f"Expected one safetensors file in {folder.name}/, but got {got}. Get the fp16 version of this model."
-    )
-
-
-def read_weights(folder: pathlib.Path) -> dict[str, Tensor]:
-    """Return a component's tensors, memory-mapped on the CPU."""
+def read_weights(network: Network) -> dict[str, Tensor]:
+    """Return a network's tensors, memory-mapped on the CPU."""
     import comfy.utils
     from safetensors import SafetensorError
 
-    path = weights_file(folder)
-    try:
-        return comfy.utils.load_torch_file(str(path), safe_load=True)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(
-            f"Expected a whole safetensors file at {folder.name}/{path.name}, but it is damaged "
-            f"({str(error).splitlines()[0]}). Download it again."
-        ) from None
+    state: dict[str, Tensor] = {}
+    for file in network.files:
+        try:
+            state |= comfy.utils.load_torch_file(str(file), safe_load=True)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise ValueError(
+                f"Expected a whole safetensors file at {file.parent.name}/{file.name}, but it is damaged "
+                f"({str(error).splitlines()[0]}). Download it again."
+            ) from None
+    return state
 
 
 # --------------------------------------------------------------------------------------------------------- known families
@@ -118,61 +77,59 @@ def known_family(config: dict[str, Any]) -> bool:
     return config.get("block_out_channels") in ([320, 640, 1280, 1280], [320, 640, 1280], [384, 768, 1536, 1536])
 
 
-def load_known(folder: pathlib.Path, unet: str, scheduler: dict[str, Any]) -> tuple[Any, Any, Any]:
+def load_known(folder: Folder, vae: Network) -> tuple[Any, Any, Any]:
     """Return (MODEL, CLIP, VAE) through the host's own loaders, part by part."""
     import comfy.sd
     import folder_paths
 
-    model = comfy.sd.load_diffusion_model_state_dict(read_weights(folder / unet))
+    model = comfy.sd.load_diffusion_model_state_dict(read_weights(folder.unet))
     if model is None:
         raise ValueError(
-            f"Expected an SD1.x, SD2.x or SDXL UNet in {unet}/, but the host does not know it. Use Load Checkpoint."
+            f"Expected an SD1.x, SD2.x or SDXL UNet in {folder.path.name}, but the host does not know it. Use Load Checkpoint."
         )
-    texts = [text_state(folder / name) for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
     embeddings = folder_paths.get_folder_paths("embeddings")
-    clip = comfy.sd.load_text_encoder_state_dicts(texts, embedding_directory=embeddings)
-    set_prediction(model.model, scheduler)
-    if read_json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny":
-        return model, clip, load_vae(folder / "vae", model.model.latent_format.scale_factor)
-    return model, clip, comfy.sd.VAE(sd=read_weights(folder / "vae"))
+    clip = comfy.sd.load_text_encoder_state_dicts([text_state(n) for n in folder.text], embedding_directory=embeddings)
+    set_levels(model.model, folder)
+    if vae.kind == "AutoencoderTiny":
+        return model, clip, load_vae(vae, model.model.latent_format.scale_factor)
+    return model, clip, comfy.sd.VAE(sd=read_weights(vae))
 
 
-def text_state(folder: pathlib.Path) -> dict[str, Tensor]:
+def text_state(network: Network) -> dict[str, Tensor]:
     """Return a CLIP text encoder's tensors under the names of transformers 4, which the host knows; version 5 drops a prefix."""
-    state = read_weights(folder)
+    state = read_weights(network)
     if any(key.startswith("text_model.") for key in state):
         return state
     return {key if key.startswith("text_projection") else f"text_model.{key}": tensor for key, tensor in state.items()}
 
 
-def set_prediction(model: Any, scheduler: dict[str, Any]) -> None:
-    """Give a freshly made host `BaseModel` the prediction type and the noise table of the folder's scheduler."""
+def set_levels(model: Any, folder: Folder) -> None:
+    """Give a freshly made host `BaseModel` the prediction type and the table of noise levels of the folder."""
     import comfy.model_base as base
+    import comfy.model_sampling as sampling
 
-    prediction = scheduler.get("prediction_type", "epsilon")
-    kinds = {"epsilon": base.ModelType.EPS, "v_prediction": base.ModelType.V_PREDICTION}
-    schedule = scheduler.get("beta_schedule", "scaled_linear")
-    other = any(kind in scheduler.get("_class_name", "") for kind in ("EDM", "Flow"))
-    if prediction not in kinds or schedule not in BETA_SCHEDULES or other:
-        raise ValueError(
-            "Expected a scheduler with epsilon or v prediction and a linear, scaled_linear or squaredcos_cap_v2 table, but "
-            f"got {scheduler.get('_class_name')} with {prediction} and {schedule}. Use Load Checkpoint or Load Diffusion Model."
-        )
+    config, kind = folder.scheduler, folder.prediction_type
+    # For nodes that make a table of their own from these settings; the folder's table follows below.
     model.model_config.sampling_settings = {
-        "beta_schedule": BETA_SCHEDULES[schedule],
-        "linear_start": scheduler.get("beta_start", 0.00085),
-        "linear_end": scheduler.get("beta_end", 0.012),
-        "timesteps": scheduler.get("num_train_timesteps", 1000),
-        "zsnr": bool(scheduler.get("rescale_betas_zero_snr", False)),
+        "beta_schedule": BETA_SCHEDULES.get(config.get("beta_schedule", ""), "linear"),
+        "linear_start": config.get("beta_start", 0.00085),
+        "linear_end": config.get("beta_end", 0.012),
+        "timesteps": len(folder.alphas_cumprod),
+        "zsnr": bool(config.get("rescale_betas_zero_snr", False)),
     }
-    model.model_type = kinds[prediction]
+    model.model_type = base.ModelType.V_PREDICTION if kind == "v_prediction" else base.ModelType.EPS
     model.model_sampling = base.model_sampling(model.model_config, model.model_type)
+    if kind == "sample":
+        model.model_sampling = type("ModelSampling", (sampling.ModelSamplingDiscrete, sampling.X0), {})(
+            model.model_config
+        )
+    model.model_sampling.set_sigmas(DiscreteLevels(folder.alphas_cumprod).sigmas)
 
 
 # --------------------------------------------------------------------------------------------------------- UNet
 
 
-def load_unet(folder: pathlib.Path, config: dict[str, Any], scheduler: dict[str, Any], vae: Any) -> Any:
+def load_unet(folder: Folder, vae: Any) -> Any:
     """Return a MODEL: the host's UNetModel with the weights of a UNet2DConditionModel."""
     import comfy.latent_formats
     import comfy.model_management as management
@@ -184,7 +141,7 @@ def load_unet(folder: pathlib.Path, config: dict[str, Any], scheduler: dict[str,
         unet_config: dict[str, Any] = {}
         unet_extra_config: dict[str, Any] = {}
 
-    state = read_weights(folder)
+    state, config = read_weights(folder.unet), folder.unet.config
     family = Family(host_unet_config(config))
     family.latent_format = comfy.latent_formats.LatentFormat()
     family.latent_format.latent_channels = config["in_channels"]
@@ -208,7 +165,7 @@ def load_unet(folder: pathlib.Path, config: dict[str, Any], scheduler: dict[str,
         )
     model = family.get_model(state, "", device=offload)
     model.load_model_weights({names[key]: tensor for key, tensor in state.items()}, "")
-    set_prediction(model, scheduler)
+    set_levels(model, folder)
     model.requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
 
@@ -277,22 +234,22 @@ def operations_with_groups(manual_cast: bool, groups: int) -> Any:
 # --------------------------------------------------------------------------------------------------------- text encoder
 
 
-def load_text_encoder(folder: pathlib.Path) -> Any:
+def load_text_encoder(folder: Folder) -> Any:
     """Return a CLIP: the host's own text model and tokenizer with the weights and words of a CLIPTextModel."""
     import comfy.sd
     import folder_paths
     from comfy.supported_models_base import ClipTarget
 
-    config = read_json(folder / "text_encoder" / "config.json")
-    config.setdefault("eos_token_id", 2)
-    if not (folder / "tokenizer" / "vocab.json").is_file():
+    (network,), (tokens,) = folder.text, folder.tokenizers
+    config = {"eos_token_id": 2, **network.config}
+    if not (tokens / "vocab.json").is_file():
         raise ValueError(
             "Expected tokenizer/vocab.json and merges.txt of CLIP, but they are missing. Download the whole folder."
         )
     embeddings = folder_paths.get_folder_paths("embeddings")
-    words, tokenizer = tokenizer_classes(folder / "tokenizer", config)
+    words, tokenizer = tokenizer_classes(tokens, config)
     target = ClipTarget(tokenizer, clip_class(config, words(embeddings)))
-    state = text_state(folder / "text_encoder")
+    state = text_state(network)
     size = sum(tensor.numel() for tensor in state.values())
     clip = comfy.sd.CLIP(target, embedding_directory=embeddings, parameters=size)
     missing, _ = clip.load_sd(state)
@@ -355,10 +312,7 @@ def clip_class(config: dict[str, Any], words: Any) -> Any:
 # --------------------------------------------------------------------------------------------------------- VAE
 
 
-VAES = ("AutoencoderKL", "AutoencoderTiny")
-
-
-def load_vae(folder: pathlib.Path, scale: float | None = None) -> Any:
+def load_vae(network: Network, scale: float | None = None) -> Any:
     """Return a VAE: a diffusers AutoencoderKL or a tiny autoencoder (TAESD) inside the host's VAE class, managed by the host.
 
     `scale` is what the MODEL multiplies a LATENT by, where that is not the VAE's own factor: a tiny autoencoder gives latents
@@ -366,17 +320,10 @@ def load_vae(folder: pathlib.Path, scale: float | None = None) -> Any:
     """
     import diffusers
 
-    config = read_json(folder / "config.json")
-    kind = config.get("_class_name", VAES[0])
-    if kind not in VAES:
-        raise ValueError(f"Expected {' or '.join(VAES)} in vae/, but got {kind}. Use a stock VAE loader.")
-    if config.get("shift_factor") or config.get("latents_mean"):
-        raise ValueError(
-            "Expected a VAE that only scales its latents, but got one that shifts them. Use a stock VAE loader."
-        )
-    vae = getattr(diffusers, kind).from_config(init_config(config, kind))
+    kind = network.kind
+    vae = getattr(diffusers, kind).from_config(init_config(network.config, kind))
     try:
-        vae.load_state_dict(read_weights(folder))
+        vae.load_state_dict(read_weights(network))
     except RuntimeError:  # its message lists every weight
         raise ValueError(
             f"Expected the weights of an {kind} in vae/, as its config.json says, but got others. Download vae/ again."

@@ -112,7 +112,7 @@ class TestLevels:
 
     def test_unknown_tables_are_refused(self) -> None:
         with pytest.raises(ValueError, match="`beta_schedule`"):
-            alphas_cumprod_of({"beta_schedule": "squaredcos_cap_v2"})
+            alphas_cumprod_of({"beta_schedule": "sigmoid"})
 
     def test_zero_terminal_snr_ends_in_noise_and_keeps_the_start(self) -> None:
         before, after = (
