@@ -40,6 +40,10 @@ class NoiseSpace:
     def scale(self, sigma: Tensor) -> Tensor:
         return 1 - sigma if self.name == "flow" else torch.ones_like(sigma)
 
+    def deviation(self, sigma: Tensor) -> Tensor:
+        """Return the standard deviation of x at `sigma` for clean latents of variance 1."""
+        return (self.scale(sigma) ** 2 + sigma**2).sqrt()
+
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
         """Return x0 (B, C, H, W) noised to `sigma`."""
         sigma = per_row(sigma, x0)
@@ -136,6 +140,10 @@ class Conditioning:
             )
         return self.map(lambda t: t.expand(rows, *t.shape[1:]))
 
+    def reference(self, sigma: float) -> Conditioning:
+        """Return what one network row over the whole image is conditioned on at `sigma`: itself (a host may combine prompts)."""
+        return self
+
     def join(self, *others: Conditioning) -> Conditioning:
         """Return all rows as one batch, so that positive and negative (or N frames) are one network call.
 
@@ -164,6 +172,7 @@ class Rows(Protocol):
     def rows(self) -> int: ...
     def take(self: Cond, rows: Sequence[int] | Tensor) -> Cond: ...
     def expand(self: Cond, rows: int) -> Cond: ...
+    def reference(self: Cond, sigma: float) -> Cond: ...
     def join(self: Cond, *others: Cond) -> Cond: ...
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.denoiser import NoiseSpace
 from ..core.guidance import Denoise
+from ..core.inversion import invert_step
 from ..core.masks import touched
 from ..core.progress import Reporter
 
@@ -14,17 +15,12 @@ from ..core.progress import Reporter
 def invert(denoise: Denoise, latents: Tensor, levels: Tensor, space: NoiseSpace, report: Reporter) -> list[Tensor]:
     """Return the latents at each of the ascending `levels` (K+1,), from the clean `latents` (B, C, H, W) at levels[0] = 0.
 
-    DDIM inversion (arXiv 2010.02502 section 4.3), K network calls. Each step asks for the noise at the level it goes to,
-    not at the one it leaves: level 0 needs no special case, and detail that the model finds impossible (the edge of a
-    cut-out) at most doubles per step, where the other choice multiplies it by the ratio of the levels.
+    K network calls, see `core.inversion.invert_step`.
     """
     path = [latents]
     for low, high in zip(levels[:-1], levels[1:]):
-        x = path[-1] * (space.scale(high) / space.scale(low))
-        denoised = denoise(x, high)
-        noise = space.noise_of(x, denoised, high)
-        clean = (path[-1] - low * noise) / space.scale(low)
-        path.append(space.add_noise(clean, noise, high))
+        x, denoised = invert_step(denoise, path[-1], low, high, space)
+        path.append(x)
         report("invert", high, denoised)
     return path
 

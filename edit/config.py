@@ -45,7 +45,7 @@ class EditConfig:
         anchor_object: fractions in which the moved object follows its moved inversion.
         anchor_fill: fractions in which a vacated area follows the smooth fill from around it.
         feather: soft edge of the edit, in pixels of the picture.
-        memory: "bank" keeps keys and values in host memory, "row" recomputes them as an extra batch row, "auto" chooses by
+        memory: "bank" keeps keys and values in host memory, "row" computes them again in each step, "auto" chooses by
             `memory_limit` bytes.
         checkpoint: recompute activations in the gradient pass (less memory, a third more time).
     """

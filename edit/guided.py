@@ -106,20 +106,15 @@ class GuidedEdit:
 
     def _drafted(self, step: int) -> Tensor:
         """Return the draft at the noise of a level: what the inversion of the edited picture would look like."""
-        noise = torch.where(self.vacated > 0.5, self.fresh, self._inverted_noise(0, step))
+        noise = torch.where(self.vacated > 0.5, self.fresh, self.base.noise_at(step))
         for part in self.parts:
             if part.points is not None:
                 # Nearest cell: interpolated noise would have too little variance.
                 at = self.canvases[part.picture].normalised(part.points)[None]
-                inverted = self._inverted_noise(part.picture, step)
+                inverted = self.pictures[part.picture].noise_at(step)
                 moved = F.grid_sample(inverted, at, "nearest", "border", align_corners=False)
                 noise = torch.where(part.target > 0.5, moved, noise)
-        return self.clean + self.base.sigmas[step] * noise
-
-    def _inverted_noise(self, picture: int, step: int) -> Tensor:
-        p = self.pictures[picture]
-        sigma = p.sigmas[step]
-        return (p.at(step) - p.clean) / sigma if sigma > 0 else torch.zeros_like(p.clean)
+        return self.base.space.add_noise(self.clean, noise, self.base.sigmas[step])
 
     def _held(self, step: int, x: Tensor) -> Tensor:
         return torch.where(self.free > 0, x, self.base.at(step))

@@ -10,10 +10,11 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from ..core.attention import AttentionBank, AttentionModel
+from ..core.attention import AttentionBank, AttentionHook, AttentionModel
 from ..core.checks import check_finite, check_shape
-from ..core.denoiser import Cond, Denoiser, Rows
+from ..core.denoiser import VE, Cond, Denoiser, NoiseSpace, Rows
 from ..core.features import FeatureModel
+from ..core.inversion import invert_step
 from ..core.progress import Callback, Reporter
 from .config import KEYS, EditConfig, steps_in
 from .geometry import Canvas
@@ -25,9 +26,9 @@ log = logging.getLogger(__name__)
 class Inversion(Generic[Cond]):
     """One inverted picture.
 
-    `latents` (S + 1, C, h, w) are the picture at `sigmas` (S + 1,), from noise to clean, on the CPU. `canvas` tells how its
-    pixels lie on the latents; `image` (1, H, W, 3) are those pixels, if they were given; `cond` is what it was inverted with.
-    Keys and values live in `bank` (None: recomputed when read); features are kept after their first use.
+    `latents` (S + 1, C, h, w) are the picture at `sigmas` (S + 1,), from noise to clean, on the CPU, in the model's noise `space`.
+    `canvas` tells how its pixels lie on the latents; `image` (1, H, W, 3) are those pixels, if they were given; `cond` is what it
+    was inverted with. Keys and values live in `bank` (None: recomputed when read); features are kept after their first use.
     """
 
     latents: Tensor
@@ -37,6 +38,7 @@ class Inversion(Generic[Cond]):
     image: Tensor | None = None
     bank: AttentionBank | None = None
     memory: str = "row"
+    space: NoiseSpace = VE
     _features: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -52,10 +54,14 @@ class Inversion(Generic[Cond]):
         """Return the latents (1, C, h, w) at `sigmas[step]`."""
         return self.latents[step][None]
 
-    def network_row(self, step: int) -> tuple[Tensor, float]:
+    def noise_at(self, step: int) -> Tensor:
+        """Return the noise (1, C, h, w) in the latents at `sigmas[step]`; 0 where there is none."""
+        sigma = self.sigmas[step]
+        return self.space.noise_of(self.at(step), self.clean, sigma) if sigma > 0 else torch.zeros_like(self.clean)
+
+    def network_row(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the latents and level whose network call makes `step`'s keys and values: one level cleaner, seen at this level."""
-        low, high = float(self.sigmas[step + 1]), float(self.sigmas[step])
-        return self.at(step + 1) * ((1 + high**2) / (1 + low**2)) ** 0.5, high
+        return carried(self.at(step + 1), self.sigmas[step + 1], self.sigmas[step], self.space), self.sigmas[step]
 
     def has_keys(self, step: int) -> bool:
         return self.bank is not None and step in self.bank.steps
@@ -63,9 +69,10 @@ class Inversion(Generic[Cond]):
     def features(self, model: FeatureModel[Cond], step: int) -> list[Tensor]:
         """Return the picture's decoder features at a step, without gradients, kept for re-edits."""
         if step not in self._features:
-            device = device_of(model)
+            device, sigma = device_of(model), self.sigmas[step]
+            cond = self.cond.reference(float(sigma))
             with torch.no_grad():
-                found = model.features(self.at(step).to(device), self.sigmas[step].to(device).expand(1), self.cond)
+                found = model.features(self.at(step).to(device), sigma.to(device).expand(1), cond)
             self._features[step] = [f.cpu() for f in found]
         return self._features[step]
 
@@ -74,6 +81,11 @@ class Inversion(Generic[Cond]):
         """Host memory in use."""
         kept = sum(f.nbytes for maps in self._features.values() for f in maps)
         return self.latents.nbytes + kept + (self.bank.bytes if self.bank else 0)
+
+
+def carried(x: Tensor, low: Tensor, high: Tensor, space: NoiseSpace) -> Tensor:
+    """Return latents of level `low` with the variance of `high`, as the published inversion shows them to the network."""
+    return x * (space.deviation(high) / space.deviation(low))
 
 
 def check_model(model: Denoiser) -> None:
@@ -100,15 +112,16 @@ def denoise_on_device(model: Any, x: Tensor, sigma: Tensor, cond: Rows) -> Tenso
     return model(x.to(device), sigma.to(device, torch.float32).expand(len(x)), cond).to(x.device)
 
 
-def climb(model: Denoiser[Cond], x: Tensor, low: Tensor, high: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-    """Return `x` moved up from level `low` to `high`, and its denoised estimate (DDIM inversion: the estimate one level late).
+def denoise_recording(model: Any, x: Tensor, sigma: Tensor, cond: Rows, hook: AttentionHook | None) -> Tensor:
+    """Return the denoised estimate of one row while `hook`, if there is one, sees its self-attention.
 
-    The network sees the variance-preserving latents of `low` with the time of `high`, as published.
+    Combined prompts are several network rows, of parts of the image perhaps; what is recorded is then a row of its own.
     """
-    seen = x * ((1 + high**2) / (1 + low**2)).sqrt()
-    denoised = denoise_on_device(model, seen, high, cond)
-    eps = (seen - denoised) / high
-    return x + (high - low) * eps, denoised
+    reference = cond.reference(float(sigma))
+    if hook is not None:
+        with model.self_attention(hook):
+            denoised = denoise_on_device(model, x, sigma, reference)
+    return denoised if hook is not None and reference is cond else denoise_on_device(model, x, sigma, cond)
 
 
 def invert(
@@ -150,11 +163,16 @@ def _invert(
     keep = config.memory != "row"
     wanted = steps_in(KEYS, config.steps)
     report = Reporter(config.steps, callback)
-    x = latents
+    space, x = model.space, latents
     trajectory = [x]
     for step in reversed(range(config.steps)):
+        low, high = sigmas[step + 1], sigmas[step]
         hook = bank.recorder(step) if keep and step in wanted else None
-        x, denoised = _climb_recording(model, x, sigmas[step + 1], sigmas[step], cond, hook)
+
+        def denoise(seen: Tensor, sigma: Tensor, hook: AttentionHook | None = hook) -> Tensor:
+            return denoise_recording(model, seen, sigma, cond, hook)
+
+        x, denoised = invert_step(denoise, x, low, high, space, carried(x, low, high, space))
         trajectory.append(x)
         if keep and hook is not None and config.memory == "auto":
             keep = _fits(bank, len(wanted))
@@ -170,14 +188,7 @@ def _invert(
             f"Expected `canvas` of these {grid} latents and this picture, but got {canvas}. Use the one `fit` returned for it."
         )
     kept = None if image is None else image.detach().to("cpu", torch.float32, copy=True)
-    return Inversion(stored, sigmas, cond, canvas, kept, bank if keep else None, "bank" if keep else "row")
-
-
-def _climb_recording(model, x, low, high, cond, hook):  # type: ignore[no-untyped-def]
-    if hook is None:
-        return climb(model, x, low, high, cond)
-    with model.self_attention(hook):
-        return climb(model, x, low, high, cond)
+    return Inversion(stored, sigmas, cond, canvas, kept, bank if keep else None, "bank" if keep else "row", space)
 
 
 def _fits(bank: AttentionBank, steps: int) -> bool:
@@ -186,7 +197,7 @@ def _fits(bank: AttentionBank, steps: int) -> bool:
     if not bank.full and expected <= bank.budget:
         return True
     log.warning(
-        "The attention bank would take %.1f GiB, more than memory_limit %.1f GiB: the picture is run as an extra batch row instead.",
+        "The attention bank would take %.1f GiB, more than memory_limit %.1f GiB: keys and values are computed again in each step.",
         expected / 2**30, bank.budget / 2**30,
     )  # fmt: skip
     return False

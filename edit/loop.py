@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.attention import Attend, AttentionBank
+from ..core.attention import Attend, AttentionHook
 from ..core.checks import check_finite
 from ..core.denoiser import Denoiser, Rows
 from ..core.guidance import cfg
@@ -109,100 +109,72 @@ def _calls(config: EditConfig, problem: GuidedEdit) -> int:
 
 
 def _sample(run: _Run, noise: NoiseSource) -> Tensor:
-    config, sigmas = run.config, run.sigmas
-    x = run.problem.start(noise)
-    noisy = steps_in(NOISE, config.steps)
-    for step in range(run.problem.first_step, config.steps):
+    config, sigmas, problem, space = run.config, run.sigmas, run.problem, run.model.space
+    x = problem.start(noise)
+    for step in range(problem.first_step, config.steps):
+        high, low = sigmas[step], sigmas[step + 1]
         for again in reversed(range(config.passes(step))):
-            denoised, eps = _estimate(run, x, step)
-            guidance = _guidance(run, x, step, eps) if step in config.guided else torch.zeros_like(x)
-            fresh = noise(x) if step in noisy and config.eta > 0 else None
-            after = _step(
-                x, denoised - sigmas[step] * guidance, eps, sigmas[step], sigmas[step + 1], run.problem, fresh
-            )
-            after = run.problem.settle(step, after)
-            run.report("edit", sigmas[step + 1], denoised)
+            denoised = _estimate(run, x, step)
+            fresh = noise(x) if step in steps_in(NOISE, config.steps) and config.eta > 0 else None
+            after = space.step(x, denoised, high, low, problem.noise_strength, fresh)
+            if step in config.guided:
+                # The energies move the denoised estimate; the step's direction stays the network's own.
+                guidance = _guidance(run, x, step, space.noise_of(x, denoised, high))
+                after = after - space.scale(low) / space.scale(high) * high * guidance
+            after = problem.settle(step, after)
+            run.report("edit", low, denoised)
             if again:
                 x = _rerun(run, after, step)
         x = after
     return x
 
 
-def _step(
-    x: Tensor, denoised: Tensor, eps: Tensor, high: Tensor, low: Tensor, problem: GuidedEdit, fresh: Tensor | None
-) -> Tensor:
-    """Step down along the *unguided* `eps` from the guided `denoised`, with fresh noise where the edit asks for it.
-
-    DDIM with a variance per cell (arXiv 2010.02502 eq. 12 and 16).
-    """
-    if fresh is None:
-        return denoised + low * eps
-    added = problem.noise_strength.to(x) * (low / high) * (high**2 - low**2).clamp(min=0).sqrt()
-    return denoised + (low**2 - added**2).clamp(min=0).sqrt() * eps + added * fresh
-
-
 def _rerun(run: _Run, x: Tensor, step: int) -> Tensor:
-    """Return `x` one level up again by a deterministic inversion step, without guidance, bank or image prompt (time travel)."""
+    """Return `x` one level up again by a deterministic step, without guidance, bank or image prompt (time travel)."""
     low, high = run.sigmas[step + 1], run.sigmas[step]
     denoised = denoise_on_device(run.model, x, low, run.conds[-1])
     run.report("rewind", high, denoised)
-    return x + (high - low) * (x - denoised) / low
+    return run.model.space.step(x, denoised, low, high)
 
 
-def _estimate(run: _Run, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Return (denoised, eps) under classifier-free guidance, the decoder's self-attention shared with the pictures."""
+def _estimate(run: _Run, x: Tensor, step: int) -> Tensor:
+    """Return the denoised estimate under classifier-free guidance, the decoder's self-attention shared with the pictures."""
     config, sigma = run.config, run.sigmas[step]
-    image_prompt = step in steps_in(IMAGE_PROMPT, config.steps)
-    model = run.image_model if image_prompt else run.model
-    rows, conds = [x] * len(run.conds), list(run.conds)
-    if step not in steps_in(KEYS, config.steps):
-        out = _call(model, rows, sigma, conds)
+    model = run.image_model if step in steps_in(IMAGE_PROMPT, config.steps) else run.model
+    rows, cond = x.expand(len(run.conds), -1, -1, -1), run.conds[0].join(*run.conds[1:])
+    if step in steps_in(KEYS, config.steps):
+        banks = [_keys_of(run, picture, step) for picture in run.problem.pictures]
+        with model.self_attention(_reader(run.problem, banks)):
+            out = denoise_on_device(model, rows, sigma, cond)
     else:
-        out = _call_sharing(run, model, rows, sigma, conds, step)
-    denoised = out[0] if len(run.conds) == 1 else cfg(out[0], out[1], config.cfg_scale)
-    return denoised, (x - denoised) / sigma
+        out = denoise_on_device(model, rows, sigma, cond)
+    return out if len(out) == 1 else cfg(out[:1], out[1:], config.cfg_scale)
 
 
-def _call(model: Denoiser, rows: Sequence[Tensor], sigma: Tensor, conds: Sequence[Rows]) -> list[Tensor]:
-    cond = conds[0].join(*conds[1:]) if len(conds) > 1 else conds[0]
-    return list(denoise_on_device(model, torch.cat(list(rows)), sigma, cond).split(1))
+def _keys_of(run: _Run, picture: Inversion, step: int) -> Callable[[str, Tensor], KeyValue]:
+    """Return (layer, like) -> a picture's keys and values at a step: from its bank, or from a network row of its own."""
+    bank = picture.bank
+    if bank is not None and picture.has_keys(step):
+        return lambda layer, like: bank.get(step, layer, like)
+    kept: dict[str, KeyValue] = {}
+
+    def record(layer: str, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        kept[layer] = k, v
+        return attend(q, k, v)
+
+    x, sigma = picture.network_row(step)
+    with run.model.self_attention(record):
+        denoise_on_device(run.model, x, sigma, picture.cond.reference(float(sigma)))
+    return lambda layer, like: kept[layer]
 
 
-def _call_sharing(
-    run: _Run, model: Any, rows: list[Tensor], sigma: Tensor, conds: list[Rows], step: int
-) -> list[Tensor]:
-    """Call the network while its decoder reads the pictures' keys and values: from their banks, or from extra rows of this batch."""
-    own = len(rows)
-    stored: dict[int, AttentionBank] = {}
-    live: list[int] = []
-    for index, picture in enumerate(run.problem.pictures):
-        if picture.has_keys(step):
-            assert picture.bank is not None
-            stored[index] = picture.bank
-        elif picture.at(0).shape == rows[0].shape:
-            live.append(index)
-            rows, conds = [*rows, picture.network_row(step)[0].to(rows[0])], [*conds, picture.cond]
-        else:
-            stored[index] = _recorded(run.model, picture, step)
+def _reader(problem: GuidedEdit, banks: Sequence[Callable[[str, Tensor], KeyValue]]) -> AttentionHook:
+    """Return a hook by which rows of the edit, however many a host makes of them, read the pictures' keys and values."""
 
     def hook(layer: str, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        kept: dict[int, KeyValue] = {i: bank.get(step, layer, k) for i, bank in stored.items()}
-        kept.update({index: (k[own + n, None], v[own + n, None]) for n, index in enumerate(live)})
-        pictures = [kept[i] for i in range(len(kept))]
-        edited = run.problem.attend(q[:own], k[:own], v[:own], pictures, attend)
-        return edited if not live else torch.cat([edited, attend(q[own:], k[own:], v[own:])])
+        return problem.attend(q, k, v, [bank(layer, k) for bank in banks], attend)
 
-    with model.self_attention(hook):
-        return _call(model, rows, sigma, conds)[:own]
-
-
-def _recorded(model: Any, picture: Inversion, step: int) -> AttentionBank:
-    """Return one step's keys and values of a picture of another size, by a call of its own."""
-    bank = AttentionBank(budget=1 << 62)
-    x, sigma = picture.network_row(step)
-    with model.self_attention(bank.recorder(step)):
-        denoise_on_device(model, x, torch.tensor(sigma), picture.cond)
-    return bank
+    return hook
 
 
 def _guidance(run: _Run, x: Tensor, step: int, eps: Tensor) -> Tensor:
@@ -225,14 +197,15 @@ def _guidance(run: _Run, x: Tensor, step: int, eps: Tensor) -> Tensor:
 def regional_gradients(
     run: _Run, x: Tensor, sigma: Tensor, references: list[list[Tensor]]
 ) -> tuple[list[Tensor], list[Pull]]:
-    """Return the gradient of each energy, all from one graph: the latents are differentiated through the decoder features."""
+    """Return the gradient of each energy with respect to latents of variance 1, all from one graph through the decoder features."""
     # A host executes under inference mode, where no graph can be built: leave it, and copy what was made in it.
     with torch.inference_mode(False), torch.enable_grad():
         device = device_of(run.model)
-        z = (x / (1 + sigma**2).sqrt()).detach().to(device, copy=True).requires_grad_(True)
+        deviation = float(run.model.space.deviation(sigma))
+        z = (x / deviation).detach().to(device, copy=True).requires_grad_(True)
         level = sigma.to(device, copy=True).expand(len(x))
-        seen = z * (1 + level**2).sqrt()
-        features = run.model.features(seen, level, run.problem.pictures[0].cond, checkpoint=run.config.checkpoint)
+        cond = run.problem.pictures[0].cond.reference(float(sigma))
+        features = run.model.features(z * deviation, level, cond, checkpoint=run.config.checkpoint)
         # Energies are cheap and their masks live on the CPU.
         current = [f.to("cpu", torch.float32) for f in features]
         pulls = run.problem.pulls(

@@ -103,8 +103,8 @@ class Invert:
                 "memory": choice(
                     MEMORY,
                     "auto",
-                    "bank: keep attention keys and values in RAM (fast re-edits). row: recompute them as an "
-                    "extra batch row (no memory). auto: bank up to 4 GiB.",
+                    "bank: keep attention keys and values in RAM (fast re-edits). row: compute them again "
+                    "in each step (no memory). auto: bank up to 4 GiB.",
                 ),
             }
         }
@@ -113,8 +113,9 @@ class Invert:
         self, model: Any, vae: Any, image: Tensor, positive: list[Any], steps: int, megapixels: float, memory: str
     ) -> tuple[HostInversion]:
         from ..core.cache import INVERSIONS
+        from ..core.identity import digest
         from ..edit import EditConfig, fit, invert
-        from .host.edit_model import HostEditModel, check_model
+        from .host.edit_model import HostEditModel, check_model, check_prompt
         from .host.session import run_on_model
         from .host.warnings import warn
 
@@ -127,15 +128,19 @@ class Invert:
         def work(session: Any) -> Any:
             ours = HostEditModel(session.denoiser, model)
             cond = session.conds["positive"]
+            check_prompt("positive", cond, session.latents, config.sigmas(ours.levels)[:-1])
             made = invert(ours, session.latents, cond, config, canvas, picture, session.callback(steps))
             # Prepared conditioning belongs to one run: keep the host's own and prepare it anew for each edit.
             return replace(made, cond=None)
 
-        key = (_model_id(model), _digest([latent["samples"], picture]), _digest(positive), canvas, steps, memory)
+        key = (_model_id(model), _digest([latent["samples"], picture]), digest(positive), canvas, steps, memory)
         # The host's own cache forgets a photo once another goes through the same node.
         inversion = INVERSIONS.get(key, lambda: run_on_model(model, latent, work, positive=positive))
         if inversion.memory == "row" and memory == "auto":
-            warn("Invert", "The attention bank would be too large; the photo is run as an extra batch row instead.")
+            warn(
+                "Invert",
+                "The attention bank would be too large; keys and values are computed again in each step instead.",
+            )
         return (HostInversion(inversion, positive, _model_id(model), config),)
 
 
@@ -491,7 +496,7 @@ def _run_edit(
     from ..core.noise import SeededNoise
     from ..edit import edit
     from ..edit.loop import network_calls
-    from .host.edit_model import HostEditModel, has_image_prompt
+    from .host.edit_model import HostEditModel, check_prompt, has_image_prompt
     from .host.session import run_on_model
 
     others = {f"reference_{n}": other for n, other in enumerate(library_tasks(tasks)[1])}
@@ -500,6 +505,8 @@ def _run_edit(
         chosen, _ = library_tasks(tasks, {id(other): session.conds[name] for name, other in others.items()})
         base = replace(inversion.inversion, cond=session.conds["source"])
         plain = HostEditModel(session.denoiser, model)
+        for name in ("positive", "negative") if config.cfg_scale != 1 else ("positive",):
+            check_prompt(name, session.conds[name], session.latents, config.sigmas(plain.levels)[:-1])
         prompted = HostEditModel(session.denoiser, model, image_prompt=True) if has_image_prompt(model) else None
         result = edit(
             plain,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ from ...core.schedules import DiscreteLevels, FlowLevels, Levels
 
 WRAPPER_KEY = "slipstream"
 # What makes one entry of a CONDITIONING depend on where or when it applies, so that its rows cannot be mixed with others'.
-PLACED = ("area", "mask", "gligen", "default", "timestep_start", "timestep_end")
+PARTLY = ("area", "mask", "default", "timestep_start", "timestep_end")
+PLACED = (*PARTLY, "gligen")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +42,26 @@ class Source:
 
     @property
     def rows(self) -> int:
-        """Rows held: 1 for a prompt, more for a batch of prompts."""
-        parts = [c.cond for e in self.entries for c in e["model_conds"].values() if isinstance(c.cond, Tensor)]
+        """Rows held: 1 for a prompt, more for a batch of prompts. What has the shape of the noise (an inpaint model's picture)
+        has as many rows as the host reserved memory for, and does not count."""
+        conds = [c for e in self.entries for c in e["model_conds"].values() if type(c).__name__ != "CONDNoiseShape"]
+        parts = [c.cond for c in conds if isinstance(c.cond, Tensor)]
         return max((len(part) for part in parts), default=1)
 
     @property
     def simple(self) -> bool:
         """One entry that holds for the whole picture at every level: its rows may share a network call with others."""
         return len(self.entries) == 1 and not any(k in self.entries[0] for k in PLACED) and not self.level_sensitive
+
+    def reference(self, sigma: float) -> Source:
+        """Return the first prompt that acts at `sigma`, over the whole picture: itself where no other acts."""
+        acting = [e for e in self.entries if e.get("timestep_start", math.inf) >= sigma >= e.get("timestep_end", 0.0)]
+        placed = any(k in e for e in self.entries for k in ("area", "mask", "default"))
+        return self if len(acting) == 1 and not placed else Source(self.name, tuple(acting[:1])).without(*PARTLY)
+
+    def without(self, *names: str) -> Source:
+        """Return it without these parts of its entries."""
+        return Source(self.name, tuple({k: v for k, v in e.items() if k not in names} for e in self.entries))
 
     @property
     def level_sensitive(self) -> bool:
@@ -95,6 +109,19 @@ class HostConditioning:
     def at(self, frame: int) -> HostConditioning:
         """Return the one row of a frame: its prompt and its ControlNet picture out of a batch."""
         return HostConditioning([(self.items[0][0], frame)])
+
+    def reference(self, sigma: float) -> HostConditioning:
+        """Return what one network row over the whole picture is conditioned on at `sigma`: the first prompt that acts there.
+
+        Itself where every row has one such prompt only; see `slipstream.core.Conditioning.reference`.
+        """
+        items = [(source.reference(sigma), index) for source, index in self.items]
+        same = all(a is b for (a, _), (b, _) in zip(items, self.items))
+        return self if same else HostConditioning(items)
+
+    def without(self, *names: str) -> HostConditioning:
+        """Return it without these parts of a CONDITIONING ("control", "gligen")."""
+        return HostConditioning([(source.without(*names), index) for source, index in self.items])
 
     @property
     def identity(self) -> tuple[Any, ...]:

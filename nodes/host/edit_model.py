@@ -6,6 +6,7 @@ cross-attention); patches of the self-attention and of the decoder's blocks woul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.attention import AttentionHook, attend_heads
+from ...core.attention import Attend, AttentionHook, attend_heads, token_grid
 from ...core.features import checkpointed, frozen
-from .denoiser import HostDenoiser
+from .denoiser import HostConditioning, HostDenoiser
 from .gradients import grad_ready
 
 OURS_ALONE = ("attn1_patch", "attn1_output_patch", "output_block_patch", "middle_patch")
@@ -65,6 +66,49 @@ def has_image_prompt(patcher: Any) -> bool:
     )
 
 
+def check_prompt(name: str, cond: HostConditioning, latents: Tensor, sigmas: Tensor) -> None:
+    """Raise ValueError unless a CONDITIONING is one prompt, or prompts that together cover the picture at all of `sigmas` (S,).
+
+    Where none acts the host estimates 0, which no picture can be inverted or edited with.
+    """
+    if cond.rows > 1:
+        raise ValueError(
+            f"Expected `{name}` with one prompt, but got a batch of {cond.rows}. Edit one picture at a time."
+        )
+    empty = [_uncovered(cond, latents, sigma) for sigma in sigmas]
+    steps = sum(share == 1 for share in empty)
+    if steps:
+        raise ValueError(
+            f"Expected `{name}` with a prompt at every step, but got none at {steps} of {len(empty)} steps (timestep range). "
+            "Combine it with a prompt for the other steps: Conditioning (Combine)."
+        )
+    if any(empty):
+        raise ValueError(
+            f"Expected `{name}` with a prompt for the whole picture, but got none for {max(empty):.0%} of it (area or mask). "
+            "Combine it with a prompt for the rest: Conditioning (Combine)."
+        )
+
+
+def _uncovered(cond: HostConditioning, latents: Tensor, sigma: Tensor) -> float:
+    """Return the share of the picture for which no prompt acts at a level."""
+    from comfy.samplers import get_area_and_mult
+
+    weight = torch.zeros_like(latents)
+    for entry in cond.items[0][0].entries:
+        part = get_area_and_mult(entry, latents, sigma.to(latents)[None])
+        if part is not None:
+            _window(weight, part.area).add_(1.0 if "default" in entry else part.mult)
+    return float((weight == 0).float().mean())
+
+
+def _window(x: Tensor, area: Sequence[int] | None) -> Tensor:
+    """Return the part of `x` (B, C, h, w) under the host's area: sizes, then offsets."""
+    if area is None:
+        return x
+    height, width, top, left = area
+    return x[..., top : top + height, left : left + width]
+
+
 def _without(options: dict[str, Any], names: Sequence[str], replaced: Sequence[str]) -> None:
     options["patches"] = {k: v for k, v in options.get("patches", {}).items() if k not in names}
     options["patches_replace"] = {k: v for k, v in options.get("patches_replace", {}).items() if k not in replaced}
@@ -75,6 +119,33 @@ def _sdpa(function: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: 
     from comfy.ldm.modules.attention import attention_pytorch
 
     return attention_pytorch(q, k, v, *args, **kwargs)
+
+
+def areas_of(cond: HostConditioning, x: Tensor, sigma: Tensor) -> dict[Any, Sequence[int]]:
+    """Return the host's area (sizes, offsets) of each entry that is asked about a part of the picture only, by its uuid."""
+    from comfy.samplers import get_area_and_mult
+
+    entries = [e for source in {source for source, _ in cond.items} for e in source.entries if "area" in e]
+    parts = [get_area_and_mult(entry, x, sigma) for entry in entries]
+    return {part.uuid: part.area for part in parts if part is not None}
+
+
+def on_whole(
+    hook: AttentionHook, layer: str, area: Sequence[int] | None, q: Tensor, k: Tensor, v: Tensor, attend: Attend,
+    grid: tuple[int, int],
+) -> Tensor:  # fmt: skip
+    """Let a hook see the queries (B, T, C) of an area at their place in the whole picture of `grid` cells."""
+    if area is None:
+        return hook(layer, q, k, v, attend)
+    height, width, top, left = area
+    rows, columns = token_grid(q.shape[1], height, width)
+    halvings = max(0, round(math.log2(height * width / (rows * columns)) / 2))
+    total_rows, total_columns = (-(-side // 2**halvings) for side in grid)
+    top, left = min(top >> halvings, total_rows - rows), min(left >> halvings, total_columns - columns)
+    whole = q.new_zeros(len(q), total_rows, total_columns, q.shape[2])
+    whole[:, top : top + rows, left : left + columns] = q.unflatten(1, (rows, columns))
+    out = hook(layer, whole.flatten(1, 2), k, v, attend).unflatten(1, (total_rows, total_columns))
+    return out[:, top : top + rows, left : left + columns].flatten(1, 2)
 
 
 class HostEditModel:
@@ -88,6 +159,8 @@ class HostEditModel:
         self.left_out = OURS_ALONE if image_prompt else (*OURS_ALONE, *CROSS)
         self.replaced = () if image_prompt else ("attn2",)
         self.active = self._patched(lambda options: None)
+        self.grid = (0, 0)
+        self.areas: dict[Any, Sequence[int]] = {}
         self.network = patcher.model.diffusion_model
         self.blocks = upsampling_blocks(self.network)
         self.space, self.levels = denoiser.space, denoiser.levels
@@ -110,7 +183,8 @@ class HostEditModel:
 
         return self.denoiser.patched(both)
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, cond: HostConditioning) -> Tensor:
+        self.grid, self.areas = (x.shape[-2], x.shape[-1]), areas_of(cond, x, sigma)
         return self.active(x, sigma, cond)
 
     @property
@@ -123,8 +197,13 @@ class HostEditModel:
 
         def replace(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
             kind, number = extra["block"]
-            layer = f"{kind}.{number}.{extra.get('block_index', 0)}"
-            return hook(layer, q, k, v, attend_heads(extra["n_heads"]))
+            layer, attend = f"{kind}.{number}.{extra.get('block_index', 0)}", attend_heads(extra["n_heads"])
+            areas = [self.areas.get(uuid) for uuid in extra["uuids"]]
+            if not any(areas):
+                return hook(layer, q, k, v, attend)
+            # Rows of several prompts, each of its own part of the picture.
+            rows = zip(areas, q.chunk(len(areas)), k.chunk(len(areas)), v.chunk(len(areas)))
+            return torch.cat([on_whole(hook, layer, area, rq, rk, rv, attend, self.grid) for area, rq, rk, rv in rows])
 
         def change(options: dict[str, Any]) -> None:
             keys = {("output", i): replace for i in range(len(self.network.output_blocks))}
@@ -167,7 +246,8 @@ class HostEditModel:
                         )
                     )
             try:
-                self._patched(change)(x, sigma, cond)
+                # Their networks would be part of the graph, and what they add is the same for both sides of a comparison.
+                self._patched(change)(x, sigma, cond.without("control", "gligen"))
             except _Cut:
                 pass
         return [found[e] for e in entries]
