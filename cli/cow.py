@@ -27,7 +27,9 @@ def add_parser(subparsers: Any) -> None:
     """Declare `cow` and `demo`."""
     cow = subparsers.add_parser("cow", help="keep a subject of a photo while a scene grows around it (COW)")
     cow.add_argument("--image", required=True, help="the photo")
-    cow.add_argument("--mask", help="white = keep; default: the photo's alpha channel")
+    cow.add_argument(
+        "--mask", help="white = keep (docs/images.md: masks with alpha); default: what is opaque in the photo"
+    )
     cow.add_argument("--invert-mask", action="store_true", help="black = keep")
     cow.add_argument("--prompt", required=True, help="the scene to grow")
     cow.add_argument("--negative", default="", help="what to keep out of it")

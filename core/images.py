@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Formats whose further frames come after the first in time; pages of a TIFF and the views of an MPO do not.
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
-SAMPLE_FORMAT, BITS_PER_SAMPLE, SIGNED = 339, 258, 2
+# TIFF 6.0
+SAMPLE_FORMAT, BITS_PER_SAMPLE, PHOTOMETRIC = 339, 258, 262
+SIGNED, WHITE_IS_ZERO = 2, 0
 
 
 def natural_key(path: str | pathlib.PurePath) -> tuple[object, ...]:
@@ -160,39 +162,37 @@ def _frames(image: PilImage) -> range:
 def _image(image: PilImage) -> Tensor:
     from PIL import ImageOps
 
-    full = _full_scale(image)
+    deep = _scale(image)
     image.load()
     # Pillow turns a TIFF itself as it loads it, and older versions would turn it twice.
     upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
-    if full:
-        values = torch.from_numpy(_grey(upright, full))
+    if deep is not None:
+        values = torch.from_numpy(_grey(np.asarray(upright), *deep))
         if isinstance(key := image.info.get("transparency"), int):
-            return torch.stack([values, values, values, (values != key / full).float()], -1)[None]
+            return torch.stack([values, values, values, (values != key / deep[1]).float()], -1)[None]
         return values.expand(3, -1, -1).movedim(0, -1)[None].contiguous()
     has_alpha = upright.mode[-1] in "Aa" or "transparency" in upright.info
     pixels = np.array(upright.convert("RGBA" if has_alpha else "RGB"))
     return torch.from_numpy(pixels)[None].float() / 255
 
 
-def _full_scale(image: PilImage) -> float:
-    """Return the value that is white in an image of one deep channel; 0 for images of 8 bits, which Pillow can convert."""
-    if image.mode == "F":
-        return 1.0
-    if image.mode == "I" and image.format == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        signed = tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
-        return float(2 ** (tags.get(BITS_PER_SAMPLE, (16,))[0] - signed) - 1)
-    # Pillow gives other formats of 16 bits as "I" or "I;16", depending on its version.
-    return 65535.0 if image.mode.startswith("I") else 0.0
+def _scale(image: PilImage) -> tuple[float, float] | None:
+    """Return the values of black and white in an image of one deep channel; None for 8 bits, which Pillow can convert."""
+    if image.mode[0] not in "IF":
+        return None
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    # Pillow gives formats of 16 bits as "I" or "I;16", depending on its version.
+    signed = tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
+    white = 1.0 if image.mode == "F" else float(2 ** (tags.get(BITS_PER_SAMPLE, (16,))[0] - signed) - 1)
+    return (white, 0.0) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else (0.0, white)
 
 
-def _grey(image: PilImage, full: float) -> np.ndarray:
+def _grey(values: np.ndarray, black: float, white: float) -> np.ndarray:
     """Return one deep channel as float32 (H, W) in [0, 1]."""
-    values = np.asarray(image)
-    if full == 2**32 - 1:
+    if max(black, white) == 2**32 - 1:
         values = values.view(np.uint32)  # Pillow keeps unsigned values in signed ones
-    values = values.astype(np.float64) / full
-    low, high = (float(f(values)) for f in (np.min, np.max))
+    values = (values.astype(np.float64) - black) / (white - black)
+    low, high = float(values.min()), float(values.max())
     # Resampling may overshoot a little; values beyond that have another scale, which the file does not tell.
     if not (low > -0.5 and high < 1.5):
         raise ValueError(f"its values lie between {low:.4g} and {high:.4g} instead of 0 and 1")

@@ -427,7 +427,7 @@ class LatentFill:
                     {"tooltip": "The model whose latents these are: the one the fill was trained with."},
                 ),
                 "latent": ("LATENT", {"tooltip": "The picture as a latent, of the size the fill was trained on."}),
-                "mask": ("MASK", {"tooltip": "1 = fill. Any part of a latent cell counts."}),
+                "mask": ("MASK", {"tooltip": "1 = fill. Any part of a latent cell (above 1 %) counts."}),
                 "fill_name": (
                     fill_files() or [NO_FILE],
                     {"tooltip": "A fill in models/latent_fill, made by Train Latent Fill. A wired fill goes first."},

@@ -53,11 +53,11 @@ def png(path: pathlib.Path, samples: np.ndarray, colour: int, bits: int = 16) ->
     return path
 
 
-def tiff(path: pathlib.Path, values: np.ndarray, kind: int, order: str = "<") -> pathlib.Path:
-    """Write values (H, W) as a TIFF of one channel; `kind` is the sample format: 1 unsigned, 2 signed, 3 float."""
+def tiff(path: pathlib.Path, values: np.ndarray, kind: int, order: str = "<", zero: int = 1) -> pathlib.Path:
+    """Write values (H, W) as a TIFF of one channel; `kind` is the sample format (1 unsigned, 2 signed, 3 float), `zero` 0 makes 0 white."""
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     height, width = values.shape
-    tags = [(256, width), (257, height), (258, values.itemsize * 8), (259, 1), (262, 1), (273, 8 + 2 + 10 * 12 + 4),
+    tags = [(256, width), (257, height), (258, values.itemsize * 8), (259, 1), (262, zero), (273, 8 + 2 + 10 * 12 + 4),
             (277, 1), (278, height), (279, len(data)), (339, kind)]  # fmt: skip
     entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags)
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
@@ -133,6 +133,22 @@ def test_deep_tiff(tmp_path, dtype, order):
     values = np.array([[0, full // 3, full // 2, full]], dtype)
     image = read_image(tiff(tmp_path / "a.tif", values, kind, order))
     torch.testing.assert_close(image, grey(values.astype(np.float64), full), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "kind", "full"), [("u1", 1, 255), ("u2", 1, 65535), ("f4", 3, 1)])
+def test_a_tiff_whose_zero_is_white(tmp_path, dtype, kind, full):
+    values = np.array([[0, full / 4, full / 2, full]]).astype(dtype)
+    found = read_image(tiff(tmp_path / "a.tif", values, kind, zero=0))
+    torch.testing.assert_close(found, 1 - grey(values.astype(np.float64), full), atol=1e-7, rtol=0)
+
+
+def test_12_bit_tiff(tmp_path):
+    path = tiff(tmp_path / "a.tif", np.zeros((1, 3), np.uint8), 1)  # three bytes hold two values
+    data = path.read_bytes()
+    data = data.replace(struct.pack("<HHII", 258, 4, 1, 8), struct.pack("<HHII", 258, 4, 1, 12))
+    data = data.replace(struct.pack("<HHII", 256, 4, 1, 3), struct.pack("<HHII", 256, 4, 1, 2))
+    path.write_bytes(data[:-3] + (0xFFF << 12 | 0x400).to_bytes(3, "big"))
+    torch.testing.assert_close(read_image(path)[0, 0, :, 0], torch.tensor([1, 1024 / 4095]), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -489,6 +505,7 @@ def test_a_truncated_file_says_what_to_do(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "tif", "bmp"])
+@pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_give_an_image_or_one_kind_of_error(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -508,6 +525,7 @@ def test_damaged_bytes_give_an_image_or_one_kind_of_error(tmp_path, suffix):
             assert bool(((image >= 0) & (image <= 1)).all())
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_damaged_camera_data_does_not_cost_the_image(tmp_path):
     Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff nonsense")
     assert read_image(tmp_path / "a.png").shape == (1, 16, 16, 3)
