@@ -496,7 +496,7 @@ def _run_edit(
     from ..core.noise import SeededNoise
     from ..edit import edit
     from ..edit.loop import network_calls
-    from .host.edit_model import HostEditModel, check_prompt, has_image_prompt
+    from .host.edit_model import HostEditModel, check_prompt, check_reference, has_image_prompt
     from .host.session import run_on_model
 
     others = {f"reference_{n}": other for n, other in enumerate(library_tasks(tasks)[1])}
@@ -507,6 +507,8 @@ def _run_edit(
         plain = HostEditModel(session.denoiser, model)
         for name in ("positive", "negative") if config.cfg_scale != 1 else ("positive",):
             check_prompt(name, session.conds[name], session.latents, config.sigmas(plain.levels)[:-1])
+        for name, other in others.items():
+            check_reference(session.conds[name], inversion.inversion.canvas.grid, other.inversion.canvas.grid)
         prompted = HostEditModel(session.denoiser, model, image_prompt=True) if has_image_prompt(model) else None
         result = edit(
             plain,

@@ -89,6 +89,16 @@ def check_prompt(name: str, cond: HostConditioning, latents: Tensor, sigmas: Ten
         )
 
 
+def check_reference(cond: HostConditioning, size: tuple[int, int], own: tuple[int, int]) -> None:
+    """Raise ValueError for a reference picture of `own` cells whose conditioning holds a picture, which was made for `size`."""
+    parts = [c for e in cond.items[0][0].entries for c in e["model_conds"].values()]
+    if size != own and any(type(part).__name__ == "CONDNoiseShape" for part in parts):
+        raise ValueError(
+            "Expected a reference picture of the same size as the photo for a model with image conditioning (inpaint, "
+            f"InstructPix2Pix), but got {own[1]} x {own[0]} instead of {size[1]} x {size[0]} latent cells. Resize it first."
+        )
+
+
 def _uncovered(cond: HostConditioning, latents: Tensor, sigma: Tensor) -> float:
     """Return the share of the picture for which no prompt acts at a level."""
     from comfy.samplers import get_area_and_mult

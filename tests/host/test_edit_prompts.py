@@ -202,6 +202,59 @@ def test_lora_hooks(host: Any, host_models: pathlib.Path, plain: np.ndarray) -> 
     assert apart(images[2.0], plain) > 4
 
 
+@pytest.mark.parametrize("memory", ["bank", "row"])
+def test_gligen(host: Any, memory: str, plain: np.ndarray) -> None:
+    images = []
+    for box in (1, 9):
+        graph = base(memory)
+        graph["c"] = node("ProbeGligen", conditioning=["p", 0], box=box)
+        images.append(edited(host, graph, "c"))
+    assert apart(images[0], plain) > 4
+    assert apart(images[0], images[1]) > 4
+
+
+def inpainting(memory: str) -> dict[str, Any]:
+    graph = base(memory)
+    graph["tiny"] = node("ProbeTinyNative", shape="inpaint", dtype="float32")
+    graph["ip"] = node(
+        "InpaintModelConditioning", positive=["p", 0], negative=["n", 0], vae=["m", 2], pixels=["i", 0], mask=["k", 0],
+        noise_mask=False,
+    )  # fmt: skip
+    graph["other"] = {**graph["ip"], "inputs": {**graph["ip"]["inputs"], "positive": ["p2", 0]}}
+    for id in ("inv", "ed"):
+        graph[id]["inputs"]["model"] = ["tiny", 0]
+    graph["inv"]["inputs"]["positive"], graph["ed"]["inputs"]["negative"] = ["ip", 0], ["ip", 1]
+    return graph
+
+
+@pytest.mark.parametrize("memory", ["bank", "row"])
+def test_an_inpaint_model_asks_the_positive_prompt(host: Any, memory: str) -> None:
+    images = []
+    for name in ("ip", "other"):
+        graph = inpainting(memory)
+        graph["ed"]["inputs"]["positive"] = [name, 0]
+        images.append(pixels(host.run(graph)))
+    assert apart(*images) > 4
+
+
+def test_a_paste_of_another_size_into_an_inpaint_model_is_refused(host: Any) -> None:
+    graph = inpainting("bank")
+    graph["ed"]["inputs"]["positive"] = ["ip", 0]
+    graph["small"] = node("EmptyImage", width=64, height=96, batch_size=1, color=0x40C040)
+    graph["whole"] = node("SolidMask", value=1.0, width=64, height=96)
+    graph["ip2"] = {**graph["ip"], "inputs": {**graph["ip"]["inputs"], "pixels": ["small", 0], "mask": ["whole", 0]}}
+    graph["inv2"] = {
+        **graph["inv"],
+        "inputs": {**graph["inv"]["inputs"], "image": ["small", 0], "positive": ["ip2", 0]},
+    }
+    graph["t"] = node(
+        "SlipstreamPaste", reference=["inv2", 0], mask=["whole", 0], dx=8.0, dy=0.0, scale=0.5, about="object"
+    )
+    result = host.run(graph)
+    assert result.status == "error"
+    assert "the same size" in result.explain()
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

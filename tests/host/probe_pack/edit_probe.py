@@ -36,6 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# An inpaint model: the mask and the masked image are further channels.
+SHAPES["inpaint"] = {**SHAPES["sd15"], "in_channels": 9}
 # The same with SDXL's pooled text (64 wide, as the pocket model's CLIP has it) and six picture sizes of 256 values each.
 SHAPES["sdxl_pooled"] = {**SHAPES["sdxl"], "num_classes": "sequential", "adm_in_channels": 64 + 6 * 256}
 
@@ -72,6 +74,8 @@ class TinyNative:
         assert torch.is_inference_mode_enabled()
         base = comfy.model_base.SDXL if pooled else comfy.model_base.BaseModel
         model = base(config, device="cpu")
+        if shape == "inpaint":
+            model.set_inpaint()
         generator = torch.Generator().manual_seed(0)
         for parameter in model.diffusion_model.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
@@ -99,6 +103,38 @@ class PatchAttention:
         else:
             model.set_model_output_block_patch(lambda h, skip, options: (h * 1.5, skip))
         return (model,)
+
+
+class TextBoxes(torch.nn.Module):
+    """Stands in for a GLIGEN network: what it adds between the attentions depends on the position of a box."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Parameter(torch.full((1,), 0.5))
+
+    def set_position(self, shape: Any, boxes: Any, device: Any) -> Any:
+        return lambda x, extra: x + self.gate.to(x) * x.roll(boxes, 1)
+
+    def set_empty(self, shape: Any, device: Any) -> Any:
+        return lambda x, extra: x
+
+
+class Gligen:
+    """A CONDITIONING with a GLIGEN text box, as the stock node leaves it."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning": ("CONDITIONING",), "box": ("INT", {"default": 1})}}
+
+    def make(self, conditioning: Any, box: int) -> Any:
+        import comfy.model_management as management
+        import comfy.model_patcher
+
+        device = management.get_torch_device()
+        patcher = comfy.model_patcher.ModelPatcher(TextBoxes(), device, device)
+        return ([[text, {**rest, "gligen": ("position", patcher, box)}] for text, rest in conditioning],)
 
 
 class LookAtFeatures:
@@ -162,4 +198,9 @@ class LookAtFeatures:
         return {"ui": {"report": [json.dumps(report)]}}
 
 
-NODES = {"ProbeTinyNative": TinyNative, "ProbePatchAttention": PatchAttention, "ProbeFeatures": LookAtFeatures}
+NODES = {
+    "ProbeTinyNative": TinyNative,
+    "ProbePatchAttention": PatchAttention,
+    "ProbeFeatures": LookAtFeatures,
+    "ProbeGligen": Gligen,
+}
