@@ -15,6 +15,7 @@ from ..core.denoiser import Conditioning
 from ..core.progress import Reporter
 from ..core.tensors import image_to_pixels
 from ..stream import RCFG, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig, StreamFrame
+from ..stream.clip import FRAMES, RATE, ball_clip
 from ..stream.config import GUIDANCE, RENOISE
 from ..stream.guidance import BLENDS
 from ..stream.similarity import select
@@ -142,6 +143,37 @@ class RCFGGuider:
             )  # fmt: skip
 
         return (make_guider(model, start, guidance_scale, positive=positive, negative=negative),)
+
+
+class ExampleClip:
+    """A clip that comes with the pack."""
+
+    CATEGORY = "slipstream/stream"
+    DESCRIPTION = (
+        "A short clip that comes with this pack, to try the examples with: a ball that bounces through a room."
+    )
+    RETURN_TYPES = ("IMAGE", "MASK", "FLOAT")
+    RETURN_NAMES = ("frames", "mask", "fps")
+    OUTPUT_TOOLTIPS = (
+        "The frames, 128 x 128.",
+        "The ball in each frame: 1 = ball.",
+        "Frames per second, for Create Video.",
+    )
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "clip": choice(
+                    ["bouncing ball"], "bouncing ball", "bouncing ball: drawn by this pack, in the public domain."
+                ),
+                "frames": integer(FRAMES, 1, FRAMES, f"Number of frames from the start; {RATE} are one second."),
+            }
+        }
+
+    def load(self, clip: str, frames: int) -> tuple[Tensor, Tensor, float]:
+        return (*ball_clip(frames), float(RATE))
 
 
 class SimilarityFilterNode:
@@ -477,5 +509,6 @@ NODES: dict[str, tuple[type, str]] = {
     "SlipstreamStreamFrames": (StreamFrames, "Stream Frames (Slipstream)"),
     "SlipstreamBlendPrompts": (BlendPrompts, "Blend Prompts (Slipstream)"),
     "SlipstreamRCFGGuider": (RCFGGuider, "RCFG Guider (Slipstream)"),
+    "SlipstreamExampleClip": (ExampleClip, "Example Clip (Slipstream)"),
     "SlipstreamSimilarityFilter": (SimilarityFilterNode, "Similarity Filter (Slipstream)"),
 }

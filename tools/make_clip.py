@@ -2,7 +2,8 @@
 
     python tools/make_clip.py
 
-Drawn by this script, so the clip is ours (CC0). 128 x 128, 4 seconds, 12 frames a second, under 100 kB.
+Its frames are those of `slipstream.stream.clip`, so the clip is ours (CC0). 128 x 128, 4 seconds, 12 frames a second, under
+100 kB.
 """
 
 from __future__ import annotations
@@ -12,34 +13,10 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from slipstream.stream.clip import BOUNCES, RATE, SECONDS, ball_clip
 
-SIZE, RATE, SECONDS, SOUND_RATE = 128, 12, 4, 44100
-RADIUS, FLOOR, BOUNCES = 0.2, 0.8, 4
+SOUND_RATE = 44100
 OUT = pathlib.Path(__file__).resolve().parent.parent / "assets" / "ball.mp4"
-
-
-def position(time: float) -> tuple[float, float]:
-    """Return (x, y) of the ball in shares of the picture: it crosses once and bounces `BOUNCES` times."""
-    phase = (time * BOUNCES / SECONDS) % 1.0
-    return 0.2 + 0.6 * time / SECONDS, FLOOR - RADIUS - 0.35 * 4 * phase * (1 - phase)
-
-
-def picture(time: float, rng: np.random.Generator) -> np.ndarray:
-    """Return one frame (H, W, 3) in [0, 1]: a wall and a floor, the ball's shadow, the lit ball, grain."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
-    light = 1.1 - 0.35 * np.hypot(x - 0.3, y - 0.2)
-    wall, floor = np.array([0.18, 0.33, 0.83]), np.array([0.12, 0.2, 0.5])
-    image = np.where((y < FLOOR)[..., None], wall, floor) * light[..., None]
-    cx, cy = position(time)
-    height = (FLOOR - RADIUS - cy) / 0.35
-    shadow = np.exp(-(((x - cx - 0.04) / 0.2) ** 2 + ((y - FLOOR - 0.04) / 0.05) ** 2) * (1.5 - height / 2))
-    image *= 1 - 0.55 * (1 - 0.5 * height) * shadow[..., None]
-    u, v = (x - cx) / RADIUS, (y - cy) / RADIUS
-    depth = np.sqrt(np.clip(1 - u**2 - v**2, 0, 1))
-    diffuse = np.clip(-0.45 * u - 0.55 * v + 0.7 * depth, 0, 1)
-    ball = np.array([0.86, 0.16, 0.16]) * (0.45 + 0.6 * diffuse)[..., None] + 0.5 * (diffuse**24)[..., None]
-    edge = np.clip((1 - np.hypot(u, v)) * RADIUS * SIZE, 0, 1)[..., None]
-    return np.clip(image * (1 - edge) + ball * edge + rng.normal(0, 0.008, image.shape), 0, 1)
 
 
 def sound() -> np.ndarray:
@@ -50,16 +27,15 @@ def sound() -> np.ndarray:
 
 
 def main() -> None:
-    rng = np.random.default_rng(0)
+    frames = (ball_clip()[0] * 255).round().byte()
     with av.open(str(OUT), "w", options={"movflags": "+faststart"}) as file:
         video = file.add_stream("libx264", rate=RATE)
-        video.width = video.height = SIZE
+        video.height, video.width = frames.shape[1:3]
         video.pix_fmt, video.options = "yuv420p", {"crf": "20", "preset": "veryslow"}
         audio = file.add_stream("aac", rate=SOUND_RATE, layout="mono")
         audio.bit_rate = 48000
-        for i in range(RATE * SECONDS):
-            pixels = (picture(i / RATE, rng) * 255).round().astype(np.uint8)
-            file.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        for frame in frames:
+            file.mux(video.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
         samples = av.AudioFrame.from_ndarray(sound(), format="fltp", layout="mono")
         samples.sample_rate, samples.pts, samples.time_base = SOUND_RATE, 0, Fraction(1, SOUND_RATE)
         file.mux(audio.encode(samples))

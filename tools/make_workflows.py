@@ -111,7 +111,7 @@ class Node:
         height = 16 + 21 * rows + EXTRA_HEIGHT.get(self.type, 0)
         inputs = host_graph.all_inputs(self.info)
         for name in host_graph.widget_names(self.info):
-            options = (inputs[name] + [{}])[1] if name else {}
+            options = (inputs[name] + [{}])[1] if name in inputs else {}
             height += 90 if options.get("multiline") else 25
         return [WIDTH, height]
 
@@ -143,7 +143,7 @@ class Graph:
                 kind = "COMBO" if isinstance(spec[0], list) else str(spec[0])
                 sockets[name] = given.of_type(kind) if isinstance(given, Node) else given
             if host_graph.is_widget(spec):
-                widgets[name] = default_of(spec) if given is None or name in sockets else given
+                widgets[name] = host_graph.default_of(spec) if given is None or name in sockets else given
             elif name not in sockets and name in info["input"].get("required", {}):
                 raise ValueError(f"Expected a value for the socket `{name}` of {type}, but got none.")
         node = Node(len(self.nodes) + 1, type, info, widgets, sockets, {**look, "title": title or None}, column)
@@ -202,14 +202,9 @@ class Graph:
     def _node(
         self, node: Node, box: list[int], links: list[list[Any]], outgoing: dict[Any, Any], order: int
     ) -> dict[str, Any]:
-        names, incoming = host_graph.widget_names(node.info), {k[4]: k[0] for k in links if k[3] == node.id}
+        incoming = {k[4]: k[0] for k in links if k[3] == node.id}
         specs = host_graph.all_inputs(node.info)
-        values: list[Any] = []
-        for i, name in enumerate(names):
-            if name is not None:
-                values.append(node.widgets[name])
-            else:  # the frontend's own: an upload button after a picture, else "control after generate" after a seed
-                values.append("image" if "image_upload" in specs[names[i - 1]][-1] else "fixed")
+        values = [node.widgets.get(name, default) for name, default in host_graph.widgets(node.info)]
         inputs = []
         for name, spec in specs.items():
             kind = "COMBO" if isinstance(spec[0], list) else spec[0]
@@ -231,13 +226,6 @@ class Graph:
             "mode": 0, "inputs": inputs, "outputs": outputs, "properties": {"Node name for S&R": node.type},
             "widgets_values": values, **look,
         }  # fmt: skip
-
-
-def default_of(spec: list[Any]) -> Any:
-    options = spec[1] if len(spec) > 1 else {}
-    choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
-    empty = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
-    return options.get("default", choices[0] if choices else empty.get(str(spec[0]), ""))
 
 
 def note_node(id: int, text: str, box: list[int]) -> dict[str, Any]:
@@ -263,7 +251,8 @@ def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
     # Saved pictures before previews: a node with a preview may run after the one that saves.
     files = [f for f in files if f.filename.endswith((".png", ".jpg", ".webp"))]
     files = [f for f in files if f.type == "output"] or files
-    images = [Image.open(io.BytesIO(f.read())).convert("RGB") for f in files if f.node == files[-1].node][:4]
+    last = max(files, key=lambda f: int(f.node)).node
+    images = [Image.open(io.BytesIO(f.read())).convert("RGB") for f in files if f.node == last][:4]
     across = 2 if len(images) > 2 else len(images)
     width, height = images[0].size
     sheet = Image.new("RGB", (across * width, -(-len(images) // across) * height))

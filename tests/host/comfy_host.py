@@ -557,9 +557,9 @@ class ComfyHost:
                 time.sleep(0.05)
             self.start_seconds = time.monotonic() - began
             if self.strict:
-                failed = [n for n, ok in self.pack_import_status().items() if ok is False]
-                if failed:
-                    raise PackImportError(f"import failed: {failed}\n{self.log_tail(60)}")
+                status = self.pack_import_status()
+                if not all(status.values()):
+                    raise PackImportError(f"import failed, or not found in the log: {status}\n{self.log_tail(60)}")
         except BaseException:
             self.stop()
             raise
@@ -595,27 +595,22 @@ class ComfyHost:
     def log_tail(self, lines=40):
         return "\n".join(self.log().splitlines()[-lines:])
 
+    def _import_lines(self):
+        """(pack name, seconds, imported) of each line in the host's log of import times; newer hosts colour them."""
+        pattern = re.compile(r"([\d.]+) seconds( \(IMPORT FAILED\))?: (.+?)\s*$")
+        for line in self.log().splitlines():
+            found = pattern.search(re.sub(r"\x1b\[[\d;]*m", "", line))
+            name = found and pathlib.PurePath(found.group(3)).name
+            if name in dict(self.packs):
+                yield name, float(found.group(1)), found.group(2) is None
+
     def pack_import_status(self):
         """{pack name: True / False / None}, from the host's log of import times."""
-        status = {name: None for name, _ in self.packs}
-        for line in self.log().splitlines():
-            found = re.match(r"\s*[\d.]+ seconds( \(IMPORT FAILED\))?: (.+)$", line.strip("\r"))
-            if found:
-                name = pathlib.PurePath(found.group(2).strip()).name
-                if name in status:
-                    status[name] = found.group(1) is None
-        return status
+        return {name: None for name, _ in self.packs} | {name: ok for name, _, ok in self._import_lines()}
 
     def pack_import_seconds(self):
         """{pack name: seconds}, as the host logged them (one decimal)."""
-        times = {}
-        for line in self.log().splitlines():
-            found = re.match(r"\s*([\d.]+) seconds(?: \(IMPORT FAILED\))?: (.+)$", line)
-            if found:
-                name = pathlib.PurePath(found.group(2).strip()).name
-                if name in dict(self.packs):
-                    times[name] = float(found.group(1))
-        return times
+        return {name: seconds for name, seconds, _ in self._import_lines()}
 
     # -- HTTP ------------------------------------------------------------------------
 

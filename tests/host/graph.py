@@ -7,12 +7,15 @@ result = host.run(prompt)
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 # Drawn by the frontend only; never sent to the server.
 FRONTEND_ONLY = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
 MUTED, BYPASSED = 2, 4
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+# A list of choices, each with further inputs that are named after it: "format", then "format.codec".
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
 
 
 def node(type: str, **inputs: Any) -> dict[str, Any]:
@@ -31,28 +34,54 @@ def all_inputs(info: dict[str, Any]) -> dict[str, list[Any]]:
     return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
 
 
+def default_of(spec: list[Any]) -> Any:
+    """Return the value that the frontend gives a widget that nothing was saved for."""
+    options = spec[1] if len(spec) > 1 else {}
+    choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
+    first = choices[0] if choices else {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(str(spec[0]), "")
+    return options.get("default", first["key"] if isinstance(first, dict) else first)
+
+
+def widgets(info: dict[str, Any], saved: Sequence[Any] = ()) -> Iterator[tuple[str | None, Any]]:
+    """Yield (input name, value) of each entry of `widgets_values`; the name None stands for the frontend's own (seed control).
+
+    A newer host's node may have grown widgets after those that were saved: they get their defaults, as in the frontend.
+    Raises ValueError when more values were saved than the node has widgets.
+    """
+    left = list(saved)
+
+    def walk(specs: dict[str, list[Any]], prefix: str = "") -> Iterator[tuple[str | None, Any]]:
+        for name, spec in specs.items():
+            if not is_widget(spec):
+                continue
+            value = left.pop(0) if left else default_of(spec)
+            yield prefix + name, value
+            for own in frontend_widgets(name, spec):
+                yield None, left.pop(0) if left else own
+            if spec[0] == DYNAMIC:
+                chosen = [option for option in spec[1]["options"] if option["key"] == value]
+                yield from walk(all_inputs({"input": chosen[0]["inputs"]}) if chosen else {}, f"{prefix}{name}.")
+
+    yield from walk(all_inputs(info))
+    if left:
+        raise ValueError(f"Expected no more widget values, but got {left} besides those of {list(all_inputs(info))}.")
+
+
+def frontend_widgets(name: str, spec: list[Any]) -> list[str]:
+    """Return the values of the widgets that the frontend adds after this one: the control of a seed, an upload button."""
+    options = spec[1] if len(spec) > 1 else {}
+    seed = spec[0] == "INT" and name in ("seed", "noise_seed")
+    return ["fixed"] * bool(options.get("control_after_generate", seed)) + ["image"] * bool(options.get("image_upload"))
+
+
 def widget_names(info: dict[str, Any]) -> list[str | None]:
-    """Return the input name of each entry of `widgets_values`; None stands for the frontend's own (seed control, upload)."""
-    names: list[str | None] = []
-    for name, spec in all_inputs(info).items():
-        if not is_widget(spec):
-            continue
-        names.append(name)
-        options = spec[1] if len(spec) > 1 else {}
-        implied = spec[0] == "INT" and name in ("seed", "noise_seed")
-        if options.get("control_after_generate", implied):
-            names.append(None)
-        if options.get("image_upload"):
-            names.append(None)
-    return names
+    """Return the input name of each entry of `widgets_values` of a fresh node."""
+    return [name for name, _ in widgets(info)]
 
 
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """Return {input name: value} of one UI node; raises ValueError when the number of values does not fit the node."""
-    names, values = widget_names(info), node.get("widgets_values") or []
-    if len(values) != len(names):
-        raise ValueError(f"Expected {len(names)} widget values for {node['type']} ({names}), but got {len(values)}.")
-    return {name: value for name, value in zip(names, values) if name is not None}
+    """Return {input name: value} of one UI node; raises ValueError when it has more values than the node has widgets."""
+    return {name: value for name, value in widgets(info, node.get("widgets_values") or []) if name is not None}
 
 
 def to_api(

@@ -410,16 +410,3 @@ def test_stretch_of_an_edits_drag(host: Any) -> None:
     near, far = text(result, "near report"), text(result, "far report")
     assert near.endswith(" 0.00% of the cells fold")
     assert not far.endswith(" 0.00% of the cells fold")
-
-
-@pytest.mark.parametrize("name", ["masked_regenerate", "latent_fill", "influence_profile", "stretch_map"])
-def test_the_examples_run(host: Any, example: Any, name: str) -> None:
-    changes = (
-        {"SlipstreamTrainLatentFill.steps": 5, "SlipstreamTrainLatentFill.batch": 2} if name == "latent_fill" else {}
-    )
-    prompt = example(name, changes)
-    for entry in prompt.values():
-        entry["inputs"].update({"steps": 2} if entry["class_type"] == "KSampler" else {})
-    result = host.run(prompt)
-    assert result.ok, result.explain()
-    assert any(f.type == "output" for f in result.files)

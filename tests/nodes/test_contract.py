@@ -132,6 +132,9 @@ def test_example_values_fit_our_nodes(name: str) -> None:
             continue
         assert node["type"] in NODES, f"{name} uses {node['type']}, which does not exist"
         info = {"input": NODES[node["type"]].INPUT_TYPES()}
+        assert len(node.get("widgets_values", [])) == len(graph.widget_names(info)), (
+            f"{name}: {node['type']} is outdated"
+        )
         for key, value in graph.widget_values(node, info).items():
             check_value(f"{name}: {node['type']}.{key}", graph.all_inputs(info)[key], value)
         known = set(graph.all_inputs(info))

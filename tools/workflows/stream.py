@@ -18,14 +18,13 @@ def _prompts(g: Any, model: Any, text: str) -> tuple[Any, Any]:
 def stream_video(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket-lcm")
     prompt, blank = _prompts(g, model, GREEN)
-    video = g.add("LoadVideo", file=g.upload("assets/ball.mp4"))
-    parts = g.add("GetVideoComponents", video=video)
+    clip = g.add("SlipstreamExampleClip")
     stream = g.add(
-        "SlipstreamStreamFrames", model=model, positive=prompt, negative=blank, vae=model, frames=parts["images"],
+        "SlipstreamStreamFrames", model=model, positive=prompt, negative=blank, vae=model, frames=clip["frames"],
         strength=0.75, steps=2, guidance="none", guidance_scale=1.0, seed=3,
     )  # fmt: skip
-    both = g.add("ImageStitch", image1=parts["images"], image2=stream, direction="right", spacing_width=4)
-    result = g.add("CreateVideo", images=both, audio=parts["audio"], fps=parts["fps"])
+    both = g.add("ImageStitch", image1=clip["frames"], image2=stream, direction="right", spacing_width=4)
+    result = g.add("CreateVideo", images=both, fps=clip["fps"])
     g.add("SaveVideo", video=result, filename_prefix="slipstream/stream")
     g.add("PreviewAny", source=stream["report"], title="Report")
     some = g.add("ImageFromBatch", image=both, batch_index=6, length=4)
@@ -33,7 +32,8 @@ def stream_video(g: Any) -> None:
     g.note(
         "Every frame of the clip is repainted by the same noise, so what rests does not flicker. **strength** says how much; "
         "**steps** 1 to 4 are enough for LCM and Turbo models, which need no guidance; for others choose onetime and 4 steps "
-        "or more. The sound is kept. The clip is `assets/ball.mp4` of this pack: upload it in Load Video if it is missing."
+        "or more. For a clip of your own put **Load Video** and **Get Video Components** in place of Example Clip, and connect "
+        "images, audio and fps: the sound is kept."
     )
 
 
@@ -41,13 +41,18 @@ def stream_blend(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket-lcm")
     first, blank = _prompts(g, model, GREEN)
     second = g.add("CLIPTextEncode", clip=model, text=RED, title="Prompt at the end")
-    parts = g.add("GetVideoComponents", video=g.add("LoadVideo", file=g.upload("assets/ball.mp4")))
-    clip = g.add("ImageFromBatch", image=parts["images"], batch_index=0, length=16)
+    clip = g.add("SlipstreamExampleClip", frames=16)
     prompt = g.add(
-        "SlipstreamBlendPrompts", first=first, second=second, weight=0.0, mode="linear", frames=clip, weight_end=1.0
+        "SlipstreamBlendPrompts",
+        first=first,
+        second=second,
+        weight=0.0,
+        mode="linear",
+        frames=clip["frames"],
+        weight_end=1.0,
     )
     stream = g.add(
-        "SlipstreamStreamFrames", model=model, positive=prompt, negative=blank, vae=model, frames=clip,
+        "SlipstreamStreamFrames", model=model, positive=prompt, negative=blank, vae=model, frames=clip["frames"],
         strength=0.75, steps=2, guidance="none", guidance_scale=1.0, seed=3,
     )  # fmt: skip
     g.add("PreviewImage", images=stream, title="From one prompt to the other")
@@ -86,10 +91,9 @@ def rcfg_guider(g: Any) -> None:
 
 
 def similarity_filter(g: Any) -> None:
-    video = g.add("LoadVideo", file=g.upload("assets/ball.mp4"))
-    parts = g.add("GetVideoComponents", video=video)
+    clip = g.add("SlipstreamExampleClip")
     kept = g.add(
-        "SlipstreamSimilarityFilter", frames=parts["images"], similarity=0.8, max_skip=10, blocks=1, filter_seed=0
+        "SlipstreamSimilarityFilter", frames=clip["frames"], similarity=0.8, max_skip=10, blocks=1, filter_seed=0
     )
     g.add("PreviewImage", images=kept, title="Kept frames")
     g.add("PreviewAny", source=kept["indices"], title="Their numbers")
