@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .files import write_beside
 from .masks import NOISE
-from .tensors import image_to_numpy
+from .tensors import image_to_numpy, numpy_to_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -160,20 +160,29 @@ def _frames(image: PilImage) -> range:
 
 
 def _image(image: PilImage) -> Tensor:
-    from PIL import ImageOps
-
     deep = _scale(image)
     image.load()
-    # Pillow turns a TIFF itself as it loads it, and older versions would turn it twice.
-    upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+    upright = _upright(image)
     if deep is not None:
         values = torch.from_numpy(_grey(np.asarray(upright), *deep))
         if isinstance(key := image.info.get("transparency"), int):
             return torch.stack([values, values, values, (values != key / deep[1]).float()], -1)[None]
         return values.expand(3, -1, -1).movedim(0, -1)[None].contiguous()
     has_alpha = upright.mode[-1] in "Aa" or "transparency" in upright.info
-    pixels = np.array(upright.convert("RGBA" if has_alpha else "RGB"))
-    return torch.from_numpy(pixels)[None].float() / 255
+    return numpy_to_image(np.array(upright.convert("RGBA" if has_alpha else "RGB")))
+
+
+def _upright(image: PilImage) -> PilImage:
+    """Return a loaded image turned as its camera says; what a damaged camera record says is ignored."""
+    from PIL import ImageOps
+
+    # Pillow turns a TIFF itself as it loads it, and older versions would turn it twice.
+    if image.format == "TIFF":
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the parser of EXIF may raise anything on damaged bytes
+        return image
 
 
 def _scale(image: PilImage) -> tuple[float, float] | None:

@@ -526,9 +526,11 @@ def test_damaged_bytes_give_an_image_or_one_kind_of_error(tmp_path, suffix):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_camera_data_does_not_cost_the_image(tmp_path):
-    Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff nonsense")
-    assert read_image(tmp_path / "a.png").shape == (1, 16, 16, 3)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_damaged_camera_data_does_not_cost_the_image(tmp_path, suffix):
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff nonsense", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
+        Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / f"a.{suffix}", exif=exif)
+        assert read_image(tmp_path / f"a.{suffix}").shape == (1, 16, 16, 3)
 
 
 def test_missing_files_folders_and_unknown_formats(tmp_path):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image as PilImage
 from slipstream.core import SeededNoise, Step
 from slipstream.core.attention import AttentionBank
+from slipstream.core.images import read_mask
+from slipstream.core.masks import grow
 from slipstream.edit import Appearance, Drag, EditConfig, Inversion, Move, Paste, edit, finish, fit, invert
 from slipstream.edit.guided import LIMIT, GuidedEdit
 from slipstream.edit.loop import network_calls
@@ -77,6 +81,24 @@ def test_a_noisy_mask_edits_as_the_clean_one_does(name: str, kind: str, inverted
         results.append((finish(image, result, small.decode), result.mask, *preview(image, [task])))
     for clean, found in zip(*results):
         assert torch.equal(clean, found)
+
+
+@pytest.mark.parametrize("quality", [30, 75])
+def test_a_jpeg_mask_edits_nearly_as_the_clean_one_does(quality: int, inverted: Any, tmp_path: pathlib.Path) -> None:
+    hard = box(27, 13, 37, 26)  # across the blocks of JPEG
+    PilImage.fromarray((hard * 255).byte().numpy()).save(tmp_path / "mask.jpg", quality=quality)
+    read = read_mask(tmp_path / "mask.jpg")
+    assert float(read[0][hard == 0].max()) > 0.01
+    image = small.picture()
+    clean, found = (
+        finish(image, run(inverted, Move(m, 36.0), encode=small.encode), small.decode) for m in (hard, read)
+    )
+    assert float((clean - found).abs().mean()) < 0.005
+    ring = grow(hard[None], 8)[0]  # JPEG reaches no further than its blocks
+    far = torch.maximum(ring, torch.roll(ring, 36, 1))
+    far = grow(far[None], 2 * FAST.feather)[0] == 0
+    assert torch.equal(found[0][far], image[0][far])
+    assert 0.3 < float(far.float().mean()) < 0.9
 
 
 def test_the_mask_has_a_soft_seam_and_covers_old_and_new_place(inverted: Any) -> None:
