@@ -132,7 +132,7 @@ class Runner:
     def __init__(self, pipe: Pipeline, size: int, mode: str, steps: int, guidance: str, sequential: bool) -> None:
         cond, uncond = make_cond(pipe, size), make_cond(pipe, size)
         config = StreamConfig(
-            t_index_list=STEPS[steps], guidance=guidance, guidance_scale=1.0 if guidance == "none" else 1.2,
+            t_index_list=STEPS[steps], guidance=guidance, cfg_scale=1.0 if guidance == "none" else 1.2,
             static_rows=mode != "eager" and not sequential,
         )  # fmt: skip
         self.sequential = sequential

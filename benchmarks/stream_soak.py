@@ -48,7 +48,7 @@ def main() -> None:
     for n in range(1, count + 1):
         out += len(stream.skip() if n % 11 == 0 else stream.push(frame))
         if n % 97 == 0:
-            stream.update(guidance_scale=1 + n % 5 / 10, strength=0.4 + n % 7 / 20, steps=1 + n % 6)
+            stream.update(cfg_scale=1 + n % 5 / 10, strength=0.4 + n % 7 / 20, steps=1 + n % 6)
         if n % max(count // 10, 1) == 0:
             gc.collect()
             first = first or resident()

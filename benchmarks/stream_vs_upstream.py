@@ -98,7 +98,7 @@ def published(network: Network, setting: Setting, cond: Tensor, uncond: Tensor) 
 
 def ours(model: DiffusersDenoiser, setting: Setting, cond: Tensor, uncond: Tensor) -> StreamBatch:
     config = StreamConfig(
-        t_index_list=STEPS[setting.steps], guidance=setting.guidance, guidance_scale=1.2, frame_group=setting.group,
+        t_index_list=STEPS[setting.steps], guidance=setting.guidance, cfg_scale=1.2, frame_group=setting.group,
         consistency=True,
     )  # fmt: skip
     return StreamBatch(model, Conditioning(cond), Conditioning(uncond), config)

@@ -62,7 +62,7 @@ def _add_method(group: Any) -> None:
     group.add_argument("--steps", type=int, default=default.steps, help="denoising steps (default %(default)s)")
     group.add_argument("--t-index", help='instead of both: indices of the LCM grid, "32,45"')
     group.add_argument("--guidance", choices=GUIDANCE, default=default.guidance)
-    group.add_argument("--cfg", type=float, default=default.guidance_scale, help="scale of the guidance, 1 is off")
+    group.add_argument("--cfg", type=float, default=default.cfg_scale, help="scale of the guidance, 1 is off")
     group.add_argument("--delta", type=float, default=default.delta)
     group.add_argument("--renoise", choices=RENOISE, default=default.renoise)
     group.add_argument("--seed", type=int, default=default.seed)
@@ -90,7 +90,7 @@ def config_of(args: argparse.Namespace) -> StreamConfig:
         )
     return StreamConfig(
         t_index_list=indices, strength=None if indices else args.strength, steps=args.steps, guidance=args.guidance,
-        guidance_scale=args.cfg, delta=args.delta, renoise=args.renoise, seed=args.seed, frame_group=args.frame_group,
+        cfg_scale=args.cfg, delta=args.delta, renoise=args.renoise, seed=args.seed, frame_group=args.frame_group,
         consistency=args.consistency, feedback=args.feedback, motion=args.motion, cross_frame=args.cross_frame,
         static_rows=args.graph,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Cond, Denoiser, NoiseSpace
-from ..core.guidance import Denoise, cfg, denoise_many
+from ..core.guidance import Denoise, cfg, denoise_many, own_guidance
 from ..core.noise import NoiseSource
 from ..core.progress import Reporter
 from .config import CowConfig, Plan
@@ -30,7 +30,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Repel(Generic[Cond]):
-    """Guidance that pushes the background away from `suppress` and towards `enhance`, one call of up to 4B rows.
+    """Guidance that pushes the background away from `suppress` and towards `enhance`: up to 4B rows a step.
 
     The published base of the extrapolation is uncond + weight * (suppress - enhance) outside the subject; it is affine in
     the denoised estimate, so it holds for every kind of model. Whichever of the two is None counts as `uncond`.
@@ -46,12 +46,16 @@ class Repel(Generic[Cond]):
     enhance: Cond | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        extra = [cond for cond in (self.suppress, self.enhance) if cond is not None]
-        negative, positive, *others = denoise_many(self.model, x, sigma, [self.uncond, self.cond, *extra])
+        conds = [cond for cond in (self.suppress, self.enhance) if cond is not None]
+        own = own_guidance(self.model)
+        asked = [self.uncond, *conds] if own is not None else [self.uncond, *conds, self.cond]
+        negative, *others = denoise_many(self.model, x, sigma, asked)
         suppressed = others.pop(0) if self.suppress is not None else negative
         enhanced = others.pop(0) if self.enhance is not None else negative
         base = negative + self.weight * (1 - self.keep) * (suppressed - enhanced)
-        return cfg(base, positive, self.cfg_scale)
+        if own is not None:
+            return own(x, sigma, self.cond, self.uncond, self.cfg_scale, base)
+        return cfg(base, others[0], self.cfg_scale)
 
 
 def make_repel(

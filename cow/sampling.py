@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.cache import INVERSIONS
 from ..core.checks import check_finite, check_shape
 from ..core.denoiser import Cond, Denoiser
-from ..core.guidance import CFG, Denoise
+from ..core.guidance import CFG, Denoise, own_guidance
 from ..core.identity import digest
 from ..core.masks import as_mask
 from ..core.noise import NoiseSource
@@ -86,7 +86,8 @@ def _inversion(
     report: Reporter,
 ) -> list[Tensor]:  # fmt: skip
     """Return `invert`'s path, from the cache when nothing that it depends on has changed (models without `identity`: never)."""
-    guided = CFG(model, cond, None if cfg_scale == 1 else uncond, cfg_scale)
+    asked = cfg_scale != 1 or own_guidance(model) is not None
+    guided = CFG(model, cond, uncond if asked else None, cfg_scale)
     # The cache outlives the caller's tensor, which may be written to.
     build = lambda: invert(guided, latents.clone(), levels, model.space, report)  # noqa: E731
     if not hasattr(model, "identity"):

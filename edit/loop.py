@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..core.attention import Attend, AttentionHook
 from ..core.checks import check_finite
 from ..core.denoiser import Denoiser, Rows
-from ..core.guidance import cfg
+from ..core.guidance import guided
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Reporter
 from .config import IMAGE_PROMPT, KEYS, NOISE, EditConfig, steps_in
@@ -84,7 +85,7 @@ def _edit(model, inversion, tasks, cond, uncond, config, noise, image_model, cal
     problem = GuidedEdit(tasks.items, inversion, config, encode)
     check_inversions(problem.pictures, config, sigmas)
     positive = inversion.cond if cond is None else cond
-    conds = [positive] if uncond is None or config.cfg_scale == 1 else [uncond, positive]
+    conds = [positive] if uncond is None else [uncond, positive]
     run = _Run(model, image_model or model, problem, conds, config, sigmas, Reporter(_calls(config, problem), callback))
     run.notes += problem.notes
     if config.energy_scale > 0 and not any(i >= problem.first_step for i in config.guided):
@@ -141,14 +142,14 @@ def _estimate(run: _Run, x: Tensor, step: int) -> Tensor:
     """Return the denoised estimate under classifier-free guidance, the decoder's self-attention shared with the pictures."""
     config, sigma = run.config, run.sigmas[step]
     model = run.image_model if step in steps_in(IMAGE_PROMPT, config.steps) else run.model
-    rows, cond = x.expand(len(run.conds), -1, -1, -1), run.conds[0].join(*run.conds[1:])
+    uncond, cond = run.conds[0] if len(run.conds) > 1 else None, run.conds[-1]
+    hook: AttentionHook | None = None
     if step in steps_in(KEYS, config.steps):
-        banks = [_keys_of(run, picture, step) for picture in run.problem.pictures]
-        with model.self_attention(_reader(run.problem, banks)):
-            out = denoise_on_device(model, rows, sigma, cond)
-    else:
-        out = denoise_on_device(model, rows, sigma, cond)
-    return out if len(out) == 1 else cfg(out[:1], out[1:], config.cfg_scale)
+        hook = _reader(run.problem, [_keys_of(run, picture, step) for picture in run.problem.pictures])
+    device = device_of(model)
+    with nullcontext() if hook is None else model.self_attention(hook):
+        level = sigma.to(device, torch.float32)
+        return guided(model, x.to(device), level, cond, uncond, config.cfg_scale).to(x.device)
 
 
 def _keys_of(run: _Run, picture: Inversion, step: int) -> Callable[[str, Tensor], KeyValue]:

@@ -123,15 +123,14 @@ def regenerate(
     mask: Tensor | None = None,
     masks: Tensor | None = None,
     callback: Callback | None = None,
-    denoise: Denoise | None = None,
     sigmas_of: Callable[[float], Tensor] | None = None,
 ) -> RegenerateResult:
     """Return `latents` (B, C, H, W) with random patches re-noised and denoised in rounds; what no mask touches is bit-exact.
 
     `mask` (B or 1, H, W), 1 = repaint, limits every round to a region. `masks` (rounds, H, W) replaces the schedule of the
     config. A round without masked cells costs nothing; any other costs steps * B * candidates rows, twice that with guidance.
-    `denoise` replaces the guidance of `cond`, `uncond` and `cfg_scale`, where a host has its own, and `sigmas_of` (strength ->
-    steps + 1 descending levels) the schedule. An image of a batch is the same in a batch of any size, if it is so for `noise`.
+    `sigmas_of` (strength -> steps + 1 descending levels) replaces the schedule of the config.
+    An image of a batch is the same in a batch of any size, if it is so for `noise`.
     One round with ratio 1 is image to image at that strength with the same noise. Raises ValueError for NaN or bad shapes.
     """
     check_shape("latents", latents, (None, None, None, None))
@@ -139,7 +138,7 @@ def regenerate(
     rounds = _round_masks(latents, config, mask, masks)
     busy = [bool(touched(m).any()) for m in rounds]
     report = Reporter(sum(busy) * config.steps, callback)
-    guided = denoise or CFG(
+    guided = CFG(
         model, _rows(cond, len(latents), config), uncond and _rows(uncond, len(latents), config), config.cfg_scale
     )
     levels_of = sigmas_of or partial(make_sigmas, config.schedule, model.levels, config.steps)

@@ -176,7 +176,7 @@ class MaskedRegenerate:
             shape = len(masks) if masks is not None else rounds
             result = regenerate(
                 session.denoiser, session.latents, session.conds["positive"], session.conds.get("negative"), config,
-                KSamplerNoise(seed, latent), region, masks, session.callback(shape * steps), _guidance(session, cfg),
+                KSamplerNoise(seed, latent), region, masks, session.callback(shape * steps),
                 lambda strength: ksampler_sigmas(model, schedule, steps, strength),
             )  # fmt: skip
             changed = result.masks.amax(0).cpu()
@@ -195,26 +195,6 @@ class MaskedRegenerate:
             model, latent, work, rows=rows, seed=seed, cfg_scale=cfg, positive=positive, negative=negative
         )
         return {**latent, "samples": samples}, changed, report
-
-
-def _guidance(session: Any, cfg: float) -> Any:
-    """Return (x, sigma) -> denoised with the user's cfg patches, for any number of rows."""
-    from ..core.guidance import denoise_many
-
-    positive, negative = session.conds["positive"], session.conds.get("negative")
-    batch = len(session.latents)
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-        rows = list(range(batch)) * (len(x) // batch)
-        # Candidates are candidate-major: every image of the first, then of the next.
-        conds = [c.expand(batch).take(rows) for c in (positive, negative) if c is not None]
-        if cfg == 1 or len(conds) == 1:
-            return denoise_many(session.denoiser, x, level, conds[:1])[0]
-        cond, uncond = denoise_many(session.denoiser, x, level, conds)
-        return session.combine(cond, uncond, cfg, x, level)
-
-    return denoise
 
 
 # ------------------------------------------------------------------------------------------------------------ latent fill

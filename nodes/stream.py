@@ -23,6 +23,7 @@ from ..stream.stability import join_rows
 from .widgets import Widget, choice, integer, number, seed, switch
 
 if TYPE_CHECKING:
+    from ..core.guidance import Denoise
     from .host.denoiser import HostDenoiser
     from .host.session import Session
 
@@ -131,18 +132,25 @@ class RCFGGuider:
         from .host.sampling import make_guider
         from .host.warnings import warn
 
-        def start(session: Session) -> RCFG:
+        def start(session: Session) -> Denoise:
             kind, reference = guidance, session.latents
             if kind == "self" and guidance_scale > 1 and not torch.count_nonzero(reference):
                 warn("RCFG Guider", "the latent is empty, so `self` has no picture to guide from; `onetime` is used.")
                 kind = "onetime"
-            return RCFG(
+            rcfg = RCFG(
                 session.denoiser, session.conds["positive"], session.conds["negative"], kind, guidance_scale, delta,
                 reference if kind == "self" else None,
-                lambda cond, uncond, x, sigma: session.combine(cond, uncond, guidance_scale, x, sigma),
             )  # fmt: skip
 
-        return (make_guider(model, start, guidance_scale, positive=positive, negative=negative),)
+            def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+                rcfg.cfg_scale = session.cfg_scale
+                return rcfg(x, sigma)
+
+            return denoise
+
+        # A patch may set another cfg for some steps (CFG Override): without guidance that is cfg beside the negative prompt.
+        guidance, cfg_scale = ("full", 1.0) if guidance == "none" else (guidance, guidance_scale)
+        return (make_guider(model, start, cfg_scale, positive=positive, negative=negative),)
 
 
 class ExampleClip:
@@ -385,7 +393,7 @@ class StreamFrames:
     ) -> tuple[Tensor, str]:  # fmt: skip
         config = StreamConfig(
             strength=strength if sigmas is None else None, steps=steps, sigmas=sigmas, guidance=guidance,
-            guidance_scale=guidance_scale, delta=delta, renoise=renoise, seed=seed, consistency=consistency,
+            cfg_scale=guidance_scale, delta=delta, renoise=renoise, seed=seed, consistency=consistency,
             feedback=feedback, motion=motion, cross_frame=cross_frame,
         )  # fmt: skip
         chooser = SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks) if similarity < 1 else None
@@ -411,13 +419,15 @@ class StreamRun:
         self.seconds = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
 
     def __call__(self, model: Any, positive: Any, negative: Any) -> tuple[Tensor, str]:
+        from .host.guidance import acts
         from .host.session import run_on_model
 
         samples = self._encode()
-        guided = {"negative": negative} if self.config.guided else {}
+        # What acts around the network may ask for the negative prompt though the guidance does not.
+        guided = {"negative": negative} if self.config.guided or acts(model.model_options, model) else {}
         rows = self.config.stages * (2 if self.config.guidance == "full" else 1) + 1
         finished = run_on_model(
-            model, {"samples": samples[:1]}, lambda session: self._denoise(session, samples), rows=rows,
+            model, {"samples": samples}, lambda session: self._denoise(session, samples), rows=rows,
             seed=self.config.seed, positive=positive, **guided,
         )  # fmt: skip
         return self._decode(finished), self._report(finished)

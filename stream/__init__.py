@@ -1,8 +1,9 @@
 """StreamDiffusion: Stream Batch, residual CFG, similarity filter, queues."""
 
+from ..core.guidance import RCFG
 from .batch import StreamBatch, StreamFrame
 from .config import StreamConfig
-from .guidance import RCFG, blend
+from .guidance import blend
 from .prompts import BlendedStream, PromptBlend
 from .similarity import SimilarityFilter
 

@@ -22,10 +22,12 @@ from ..core.noise import NoiseSource, SeededNoise
 from ..core.transfer import mark, receive
 from .config import StreamConfig, stage_sigmas
 from .guidance import GUIDES
-from .plan import MIN_SIGNAL, Group, Plan, Skipped, Track, make_plan
+from .plan import Group, Plan, Skipped, Track, make_plan
 from .stability import Motion
 
 PLANS_KEPT = 64
+# Below this share of signal a latent of pure noise has no frame behind it.
+NO_SIGNAL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ class StreamBatch:
                 x0 = torch.lerp(x0, before.latents.to(x0), config.feedback)
             return (x0 if track.scale == 1 else x0 * track.scale) + track.entry, x0, track
         x = x0 * (track.scale**2 + float(track.sigmas[0]) ** 2) ** 0.5
-        if track.scale >= MIN_SIGNAL:
+        if track.scale >= NO_SIGNAL:
             return x, (x - track.entry) / track.scale, track
         if config.guided and config.guidance == "self":
             raise ValueError(
@@ -302,7 +304,7 @@ class StreamBatch:
         active = [group for group in self._groups if group.result is None]
         plan = self._plan(active, x)
         guide = GUIDES[config.guidance if config.guided else "none"]
-        denoised, reference = guide(plan, x, reference, config.guidance_scale)
+        denoised, reference = guide(plan, x, reference, config.cfg_scale)
         if plan.skip_out is not None:
             denoised = torch.addcmul(plan.skip_out[0] * x, plan.skip_out[1], denoised)
         self.passes += 1

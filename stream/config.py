@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_choice, check_integer, check_range, check_seed, check_sigmas
+from ..core.guidance import GUIDANCE
 from ..core.schedules import TRAIN_STEPS, Levels
 
-GUIDANCE = ("none", "full", "self", "onetime")
 RENOISE = ("fixed", "fresh", "none", "ddim")
 # The three ways to say at which noise levels a frame is denoised; at most one is set.
 _STEP_FIELDS = ("t_index_list", "strength", "sigmas")
@@ -30,9 +30,9 @@ class StreamConfig:
         sigmas: instead: descending noise levels (a terminal 0 is dropped), for example from a scheduler node.
         steps: number of denoising steps when `strength` is given.
         num_inference_steps: size of the grid that `t_index_list` points into, at most 50.
-        guidance: "none", "full" (classifier-free), "self" or "onetime" (residual CFG, section 3.2; "initialize" is the
-            published name of "onetime").
-        guidance_scale: 1 (off) or more.
+        guidance: the kind: "none", "full" (classifier-free), "self" or "onetime" (residual CFG, section 3.2; "initialize" is
+            the published name of "onetime").
+        cfg_scale: 1 (off) or more.
         delta: between 0 and 1; how far the residual negative is trusted. Below 1 it curbs the contrast of "self".
         renoise: how a frame gets to its next level: "fixed" (one noise per step, the published way and the steadiest),
             "fresh", "ddim" (deterministic), or "none" (the published `do_add_noise=False`, kept as recorded).
@@ -44,6 +44,7 @@ class StreamConfig:
         feedback: share of the previous output in a new frame, 0 to 0.95, against flicker.
         motion: 0 to 1; how much less a fast moving frame is repainted (StreamDiffusionV2, arXiv 2511.07399).
         cross_frame: let every row attend to the keys and values of all frames in flight (arXiv 2312.12491 v2).
+        guidance_scale: the older name of `cfg_scale`.
 
     Raises:
         ValueError: a field is out of range, or the steps are said in two ways.
@@ -55,7 +56,7 @@ class StreamConfig:
     steps: int = 2
     num_inference_steps: int = LCM_GRID
     guidance: str = "self"
-    guidance_scale: float = 1.2
+    cfg_scale: float = 1.2
     delta: float = 1.0
     renoise: str = "fixed"
     seed: int = 2
@@ -66,12 +67,15 @@ class StreamConfig:
     feedback: float = 0.0
     motion: float = 0.0
     cross_frame: bool = False
+    guidance_scale: InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, guidance_scale: float | None) -> None:
+        if guidance_scale is not None:
+            object.__setattr__(self, "cfg_scale", guidance_scale)
         if self.guidance == "initialize":
             object.__setattr__(self, "guidance", "onetime")
         check_choice("guidance", self.guidance, GUIDANCE)
-        check_range("guidance_scale", self.guidance_scale, 1, 100, "1 switches guidance off.")
+        check_range("cfg_scale", self.cfg_scale, 1, 100, "1 switches guidance off.")
         check_range("delta", self.delta, 0, 1)
         check_choice("renoise", self.renoise, RENOISE)
         object.__setattr__(self, "seed", check_seed("seed", self.seed))
@@ -116,7 +120,7 @@ class StreamConfig:
     @property
     def guided(self) -> bool:
         """Whether guidance changes anything."""
-        return self.guidance != "none" and self.guidance_scale > 1
+        return self.guidance != "none" and self.cfg_scale > 1
 
     @property
     def rows(self) -> int:
@@ -127,6 +131,8 @@ class StreamConfig:
 
     def changed(self, **updates: Any) -> StreamConfig:
         """Return a copy with some fields changed; a new way to say the steps replaces the old one."""
+        if "guidance_scale" in updates:
+            updates["cfg_scale"] = updates.pop("guidance_scale")
         unknown = set(updates) - {f.name for f in fields(self)}
         if unknown:
             raise ValueError(f"Expected a setting of StreamConfig, but got `{sorted(unknown)[0]}`.")

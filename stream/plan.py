@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,16 +15,16 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Denoiser, NoiseSpace
+from ..core.guidance import own_guidance, residual_weights
 from ..core.noise import NoiseSource
 from ..core.schedules import Levels
 from ..core.transfer import to_device
 from .config import StreamConfig, boundary_scalings
 from .stability import sharing
 
-# Below this share of signal in a noised latent, "the latent divided by its signal" is noise only: delta is taken as 1 there.
-MIN_SIGNAL = 1e-3
-
 Network = Callable[[Tensor], Tensor]
+# (x, negative estimate or None to ask for it, cfg_scale) -> denoised, of a model with guidance of its own
+OwnGuidance = Callable[[Tensor, "Tensor | None", float], Tensor]
 Move = Callable[[Tensor, Tensor], Tensor]  # (denoised, x) of the rows that go on -> x at their next level
 
 
@@ -83,17 +84,16 @@ class Group:
 class Plan:
     """One arrangement of frames in flight, bound to its levels and prompts.
 
-    `network` maps x (R, C, H, W) to denoised; `bind` makes it for other prompts in the same `layout`; `entering` rows take their
-    first step; `delta` and `inverse_scale` (R, 1, 1, 1) feed the guidance; `skip_out` are consistency scalings; `kept` are the
-    rows with a step left and `move` takes them there.
+    `network` maps x (R, C, H, W) to denoised and `guided` is the model's own guidance, if it has one; `bind` makes both for
+    other prompts. `entering` rows take their first step; `residual` are the weights of `residual_negative` (R, 1, 1, 1);
+    `skip_out` are consistency scalings; `kept` are the rows with a step left and `move` takes them there.
     """
 
     network: Network
-    bind: Callable[[Any], Network]
-    layout: Layout
+    guided: OwnGuidance | None
+    bind: Callable[[Any, Any, Sequence[Group]], tuple[Network, OwnGuidance | None]]
     entering: int
-    delta: Tensor | None
-    inverse_scale: Tensor | None
+    residual: tuple[Tensor, Tensor] | None
     skip_out: tuple[Tensor, Tensor] | None
     kept: slice | Tensor
     move: Move | None
@@ -101,7 +101,8 @@ class Plan:
 
     def with_prompts(self, cond: Any, uncond: Any, active: Sequence[Group]) -> Plan:
         """Return the plan for other groups of the same arrangement, whose frames have prompts of their own."""
-        return replace(self, network=self.bind(prompt_rows(self.layout, cond, uncond, active)))
+        network, guided = self.bind(cond, uncond, active)
+        return replace(self, network=network, guided=guided)
 
 
 def make_plan(
@@ -116,7 +117,7 @@ def make_plan(
     onward = [g for g in active if not g.ending]
     kept = _kept_rows(active)
     entering = active[0].size if active[0].stage == 0 else 0
-    delta, inverse = _delta(config, space, sigma)
+    residual = residual_weights(sigma, config.delta, space) if config.guidance in ("self", "onetime") else None
     move = shift = None
     if onward:
         low = there(_rows(_per_row([(g.track.sigmas[g.stage + 1], g.size) for g in onward])))
@@ -127,15 +128,14 @@ def make_plan(
             # As recorded: the published residual counts the noise that the latents were not given.
             shift = low * noise / space.scale(low)
     boundary = _boundary(model.levels, sigma) if config.consistency else None
-    layout = layout_of(config, len(sigma), entering)
-    bind = bind_network(model, config, layout, sigma, like.device)
+    bind = bind_calls(model, config, sigma, entering, like.device)
+    network, guided = bind(cond, uncond, active)
     return Plan(
-        network=bind(prompt_rows(layout, cond, uncond, active)),
+        network=network,
+        guided=guided,
         bind=bind,
-        layout=layout,
         entering=entering,
-        delta=None if delta is None else there(delta),
-        inverse_scale=None if inverse is None else there(inverse),
+        residual=None if residual is None else (there(_rows(residual[0])), there(_rows(residual[1]))),
         skip_out=None if boundary is None else (there(boundary[0]), there(boundary[1])),
         kept=kept if isinstance(kept, slice) else to_device(kept, like.device),
         move=move,
@@ -180,16 +180,6 @@ RENOISERS: dict[str, Callable[[NoiseSpace, Tensor, Tensor, Tensor, NoiseSource],
 
 
 # -- coefficients
-
-
-def _delta(config: StreamConfig, space: NoiseSpace, sigma: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return (delta, 1 / scale) per row, or None where they change nothing."""
-    if config.delta == 1 or config.guidance not in ("self", "onetime"):
-        return None, None
-    scale = space.scale(sigma)
-    signal = scale if space.name == "flow" else (sigma**2 + 1).rsqrt()
-    delta = torch.where(signal < MIN_SIGNAL, 1.0, config.delta)
-    return _rows(delta), None if space.name == "ve" else _rows(1 / scale.clamp(min=MIN_SIGNAL))
 
 
 def _boundary(levels: Levels, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,6 +227,45 @@ def prompt_rows(layout: Layout, cond: Any, uncond: Any, active: Sequence[Group])
         asked = active if layout.negatives == layout.frames else active[:1]
         found = _by_row(uncond, [(g.unconds, g.size) for g in asked]).join(found)
     return found.join(found.take([found.rows - 1] * layout.padding)) if layout.padding else found
+
+
+def bind_calls(
+    model: Denoiser, config: StreamConfig, sigma: Tensor, entering: int, device: torch.device
+) -> Callable[[Any, Any, Sequence[Group]], tuple[Network, OwnGuidance | None]]:
+    """Return (cond, uncond, groups) -> (network, own guidance) for frames at `sigma` (rows,) on the CPU, of which `entering` enter.
+
+    Under a guidance of the model's own the network is asked only for the negative prompt of entering frames.
+    """
+    if own_guidance(model) is not None:
+        return _bind_own(model, config, sigma, entering, device)
+    layout = layout_of(config, len(sigma), entering)
+    network = bind_network(model, config, layout, sigma, device)
+    return lambda cond, uncond, active: (network(prompt_rows(layout, cond, uncond, active)), None)
+
+
+def _bind_own(
+    model: Denoiser, config: StreamConfig, sigma: Tensor, entering: int, device: torch.device
+) -> Callable[[Any, Any, Sequence[Group]], tuple[Network, OwnGuidance]]:
+    own, levels = own_guidance(model), to_device(sigma, device)
+    assert own is not None
+
+    def with_prompts(cond: Any, uncond: Any, active: Sequence[Group]) -> tuple[Network, OwnGuidance]:
+        positive = _by_row(cond, [(g.conds, g.size) for g in active])
+        negative = None if uncond is None else _by_row(uncond, [(g.unconds, g.size) for g in active])
+
+        def guided(x: Tensor, estimate: Tensor | None, cfg_scale: float) -> Tensor:
+            blocks = (len(x) if estimate is None and cfg_scale != 1 else 0, len(x))
+            with sharing(model, blocks) if config.cross_frame else nullcontext():
+                return own(x, levels, positive, negative, cfg_scale, estimate)
+
+        def network(x: Tensor) -> Tensor:
+            assert negative is not None
+            with sharing(model, (len(x),)) if config.cross_frame else nullcontext():
+                return model(x, levels[: len(x)], negative.take(range(len(x))))
+
+        return network, guided
+
+    return with_prompts
 
 
 def bind_network(

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from ...core.checks import check_shape
-from ...core.denoiser import FLOW, VE, Counter, NoiseSpace
+from ...core.denoiser import FLOW, VE, Counter, NoiseSpace, per_row
+from ...core.guidance import denoise_many
 from ...core.schedules import DiscreteLevels, FlowLevels, Levels
+from .descent import Descent
+from .guidance import Group, acts, asks_itself
 
 WRAPPER_KEY = "slipstream"
 # What makes one entry of a CONDITIONING depend on where or when it applies, so that its rows cannot be mixed with others'.
@@ -209,26 +212,44 @@ class HostDenoiser:
     Args:
         model: the host's `BaseModel` (`ModelPatcher.model`), loaded and prepared.
         model_options: the options of this sampling; copied, never changed.
+        counter: of network calls and rows, shared with another denoiser.
+        guider: the guider whose prediction the user's wrappers are to surround, None where the host has done it.
+        descent: of this sampling, shared with another denoiser.
     """
 
-    def __init__(self, model: Any, model_options: dict[str, Any], counter: Counter | None = None) -> None:
-        import comfy.model_patcher
-        import comfy.patcher_extension as extension
-
+    def __init__(
+        self, model: Any, model_options: dict[str, Any], counter: Counter | None = None, guider: Any = None,
+        descent: Descent | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
-        self.model_options = model_options
         self.counter = counter or Counter()
-        self.options = comfy.model_patcher.create_model_options_clone(model_options)
-        extension.add_wrapper_with_key(
-            extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._network_call, self.options, is_model_options=True
-        )
+        self.guider = guider
+        self.descent = descent or Descent(model, model_options)
         self.space = noise_space(model.model_sampling)
         self.levels = levels_of(model.model_sampling)
         self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
         self.latent_channels = int(model.latent_format.latent_channels)
+        self._labels: list[tuple[int, Any]] = []
+        self._adopt(model_options)
+
+    def adopt(self, model_options: dict[str, Any]) -> None:
+        """Take over the options of the next call: a sampler may add to those of the sampling."""
+        if model_options is not self.model_options:
+            self._adopt(model_options)
+
+    def _adopt(self, model_options: dict[str, Any]) -> None:
+        import comfy.model_patcher
+        import comfy.patcher_extension as extension
+
+        self.model_options = model_options
+        self.options = comfy.model_patcher.create_model_options_clone(model_options)
+        extension.add_wrapper_with_key(
+            extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._network_call, self.options, is_model_options=True
+        )
+        users = self.options.get("model_function_wrapper")
+        self.options["model_function_wrapper"] = lambda apply, given: self._labelled_call(users, apply, given)
         ranges = acting_ranges(self.options.get("transformer_options", {}))
         self._ranges = [(a, b) for a, b in ranges if a < self.sigma_max or b > self.sigma_min]
-        self._labels: list[tuple[int, Any]] = []
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -258,7 +279,45 @@ class HostDenoiser:
 
         options = comfy.model_patcher.create_model_options_clone(self.model_options)
         change(options.setdefault("transformer_options", {}))
-        return HostDenoiser(self.model, options, self.counter)
+        return HostDenoiser(self.model, options, self.counter, self.guider, self.descent)
+
+    @property
+    def guided(self) -> Callable[..., Tensor] | None:
+        """See core's `Guided`; None where nothing acts around the network, so that cfg of two estimates is all there is."""
+        return self._guided if acts(self.options, self.guider) else None
+
+    def _guided(
+        self, x: Tensor, sigma: Tensor, cond: HostConditioning, uncond: HostConditioning | None, cfg_scale: float,
+        negative: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        sigma = per_row(sigma, x).flatten().expand(len(x))
+        if asks_itself(self.options, self.guider):
+            return self._by_level(x, sigma, cond, uncond, cfg_scale, negative)
+        estimates: list[Tensor | None]
+        if uncond is None or negative is not None or cfg_scale == 1:
+            estimates = [*denoise_many(self, x, sigma, [cond]), None]
+        else:
+            estimates = [*denoise_many(self, x, sigma, [uncond, cond])[::-1]]
+        return self._by_level(x, sigma, cond, uncond, cfg_scale, negative, estimates)
+
+    def _by_level(
+        self, x: Tensor, sigma: Tensor, cond: HostConditioning, uncond: HostConditioning | None, cfg_scale: float,
+        negative: Tensor | None = None, estimates: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Guide rows level by level, those together whose conditioning can share a call."""
+        columns = [c.expand(len(x)).items for c in (cond, uncond) if c is not None]
+        out = torch.empty_like(x)
+        for rows in guided_groups(columns, sigma):
+            index = torch.tensor(rows, device=x.device)
+            entries = [merge_rows([items[row] for row in rows]) for items in columns]
+            self.descent.at(sigma[index], [entry for part in entries for entry in part])
+            group = Group(
+                self.model, x[index], sigma[index], entries[0], entries[1] if len(entries) > 1 else None, cfg_scale,
+                None if estimates is None else [None if e is None else e[index] for e in estimates],
+                None if negative is None else negative[index],
+            )  # fmt: skip
+            out[index] = group.predict(self.options, None if estimates is not None else self.guider)
+        return out
 
     @property
     def device(self) -> torch.device:
@@ -289,19 +348,30 @@ class HostDenoiser:
         import comfy.samplers
 
         entries = merge_rows(items)
+        self.descent.at(sigma, entries)
         self._labels = labels(items) if len(entries) == 1 else []
-        return comfy.samplers.calc_cond_batch(self.model, [entries], x, sigma, self.options)[0]
+        try:
+            return comfy.samplers.calc_cond_batch(self.model, [entries], x, sigma, self.options)[0]
+        finally:
+            self._labels = []
+
+    def _labelled_call(self, users: Any, apply: Callable[..., Tensor], given: dict[str, Any]) -> Tensor:
+        """Say which rows of a network call are cond and which uncond, to everything that the host runs for it."""
+        if self._labels:
+            kinds = [kind for kind, _ in self._labels]
+            given = {**given, "cond_or_uncond": kinds}
+            options = given["c"]["transformer_options"]
+            options["cond_or_uncond"], options["uuids"] = list(kinds), [uuid for _, uuid in self._labels]
+        if users is not None:
+            return users(apply, given)
+        return apply(given["input"], given["timestep"], **given["c"])
 
     def _network_call(self, execute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Wrap one network call of the host: check for interrupt, count, and say which rows are cond and which uncond."""
+        """Wrap one network call of the host: check for interrupt and count."""
         import comfy.model_management
 
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.counter.add(len(x))
-        for options in (*args, *kwargs.values()):
-            if self._labels and isinstance(options, dict) and "cond_or_uncond" in options:
-                options["cond_or_uncond"] = [kind for kind, _ in self._labels]
-                options["uuids"] = [uuid for _, uuid in self._labels]
         return execute(x, *args, **kwargs)
 
 
@@ -316,13 +386,23 @@ def group_rows(
     levels = sigma.tolist() if levelled else [0.0] * len(items)
     groups: dict[Any, list[int]] = {}
     for row, (source, _) in enumerate(items):
-        if source.simple:
-            key: tuple[Any, ...] = ("simple", *signature(source.entries[0]))
-        else:
-            key = ("placed", id(source), levels[row] if source.level_sensitive else 0.0)
+        level = levels[row] if source.level_sensitive else 0.0
         acting = tuple(start >= levels[row] >= end for start, end in ranges)
-        groups.setdefault((key, acting), []).append(row)
+        groups.setdefault((shared(source), level, acting), []).append(row)
     return list(groups.values())
+
+
+def guided_groups(columns: Sequence[Sequence[tuple[Source, int]]], sigma: Tensor) -> list[list[int]]:
+    """Return lists of row numbers of one level whose conditioning, in every column, can be merged."""
+    groups: dict[Any, list[int]] = {}
+    for row, level in enumerate(sigma.tolist()):
+        groups.setdefault((level, *(shared(items[row][0]) for items in columns)), []).append(row)
+    return list(groups.values())
+
+
+def shared(source: Source) -> tuple[Any, ...]:
+    """Return what must be equal for rows of two conditionings to share a network call."""
+    return ("simple", *signature(source.entries[0])) if source.simple else ("placed", id(source))
 
 
 def acting_ranges(options: dict[str, Any]) -> list[tuple[float, float]]:

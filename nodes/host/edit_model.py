@@ -194,8 +194,22 @@ class HostEditModel:
         return self.denoiser.patched(both)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: HostConditioning) -> Tensor:
-        self.grid, self.areas = (x.shape[-2], x.shape[-1]), areas_of(cond, x, sigma)
+        self._place(x, sigma, cond)
         return self.active(x, sigma, cond)
+
+    def _place(self, x: Tensor, sigma: Tensor, cond: HostConditioning) -> None:
+        self.grid, self.areas = (x.shape[-2], x.shape[-1]), areas_of(cond, x, sigma.reshape(-1))
+
+    @property
+    def guided(self) -> Callable[..., Tensor] | None:
+        """See core's `Guided`; what acts around the network sees the shared attention too."""
+        return None if self.active.guided is None else self._guided
+
+    def _guided(self, x: Tensor, sigma: Tensor, cond: HostConditioning, uncond: Any, *more: Any) -> Tensor:
+        own = self.active.guided
+        assert own is not None
+        self._place(x, sigma, cond if uncond is None else cond.join(uncond))
+        return own(x, sigma, cond, uncond, *more)
 
     @property
     def device(self) -> torch.device:

@@ -68,13 +68,12 @@ def make_guider(
 
     `start` is called once at the beginning of each sampling, so state (a stored residual, the first noise) lives in its
     closure and never leaks into the next run. `session.denoiser`, `session.conds`, `session.noise`, `session.latents`,
-    `session.sigmas` and `session.combine` (cfg with the user's cfg patches) are ready; do not call `session.denoise`, it
-    would call this guider again.
+    `session.sigmas` and `session.cfg_scale` are ready; do not call `session.denoise`, it would call this guider again.
 
     Args:
         model: MODEL.
         start: makes the prediction of one run.
-        cfg_scale: shown as `session.cfg_scale`.
+        cfg_scale: the guider's cfg, `session.cfg_scale`.
         **conds: CONDITIONING by name; at least `positive`.
     """
     import comfy.samplers
@@ -83,21 +82,24 @@ def make_guider(
 
     class Guider(comfy.samplers.CFGGuider):
         prediction: Denoise | None = None
+        session: Session | None = None
         inputs: tuple[Any, ...] = ()
 
         def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):  # type: ignore[no-untyped-def]
-            self.prediction, self.inputs = None, (latent_image, noise, sigmas)
+            self.prediction, self.session, self.inputs = None, None, (latent_image, noise, sigmas)
             try:
                 return super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
             finally:
-                self.prediction, self.inputs = None, ()
+                self.prediction, self.session, self.inputs = None, None, ()
 
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # type: ignore[no-untyped-def] # noqa: B006
-            if self.prediction is None:
+            if self.prediction is None or self.session is None:
                 samples, noise, sigmas = self.inputs
                 extra = {"model_options": model_options, "seed": seed}
                 latents = samples if not torch.count_nonzero(samples) else self.inner_model.process_latent_in(samples)
-                self.prediction = begin(session_of(self, bound_denoise(self, extra), extra, latents, noise, sigmas))
+                self.session = session_of(self, bound_denoise(self, extra), extra, latents, noise, sigmas, wrapped=True)
+                self.prediction = begin(self.session)
+            self.session.denoiser.adopt(model_options)
             return self.prediction(x, timestep)
 
     guider = Guider(model)

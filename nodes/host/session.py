@@ -22,14 +22,13 @@ class Session:
     """What one of our functions gets while the host has the model loaded and the conditioning prepared.
 
     Attributes:
-        denoiser: core `Denoiser` over the MODEL, with its patches. Raw: no cfg.
+        denoiser: core `Denoiser` over the MODEL, with its patches. Raw: no cfg; with what acts around the network as `guided`.
         conds: `HostConditioning` by name ("positive", "negative", and any others that were given).
         denoise: (x, sigma) -> denoised of the whole guider, with the user's cfg and cfg patches (see `make_sampler`).
         latents: the LATENT in model space on the device (B, C, H, W), not yet noised.
         noise: the NOISE the user wired (same shape), or zeros in `run_on_model`.
         sigmas: the SIGMAS the user wired (S+1,), or the model's [sigma_max, 0] in `run_on_model`.
         seed: the seed of NOISE, for `SeededNoise(session.seed)`.
-        cfg_scale: the guider's cfg.
         noise_mask: the LATENT's noise mask (B, C, H, W), 1 = repaint, or None.
         callback: `callback(total)` -> core `Callback` that drives progress bar, preview and interrupt.
     """
@@ -41,10 +40,14 @@ class Session:
     noise: Tensor
     sigmas: Tensor
     seed: int
-    cfg_scale: float
     noise_mask: Tensor | None
     callback: Callable[[int], Callback]
     guider: Any
+
+    @property
+    def cfg_scale(self) -> float:
+        """The guider's cfg, which a patch may change from step to step."""
+        return float(getattr(self.guider, "cfg", 1.0))
 
     def process_in(self, samples: Tensor) -> Tensor:
         """Return LATENT samples (unscaled, any device) in model space on the model's device."""
@@ -73,34 +76,29 @@ class Session:
         )
         return HostConditioning.of(Source(name, tuple(conds[name])))
 
-    def combine(self, cond: Tensor, uncond: Tensor, cfg_scale: float, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the guided estimate as the host makes it: cfg in x0 form, then the user's cfg patches (RescaleCFG ...)."""
-        import comfy.samplers
-
-        lists = {name: list(c.items[0][0].entries) for name, c in self.conds.items()}
-        return comfy.samplers.cfg_function(
-            self.guider.inner_model, cond, uncond, cfg_scale, x, sigma, self.denoiser.options,
-            cond=lists.get("positive"), uncond=lists.get("negative"),
-        )  # fmt: skip
-
 
 def session_of(
-    guider: Any, denoise: Denoise, extra_args: dict[str, Any], latents: Tensor, noise: Tensor, sigmas: Tensor
-) -> Session:
-    """Return the session of a sampling that the host has prepared (`guider.inner_model` and `guider.conds` are set)."""
+    guider: Any, denoise: Denoise, extra_args: dict[str, Any], latents: Tensor, noise: Tensor, sigmas: Tensor,
+    wrapped: bool = False,
+) -> Session:  # fmt: skip
+    """Return the session of a sampling that the host has prepared (`guider.inner_model` and `guider.conds` are set).
+
+    `wrapped` says that the user's wrappers around the guider's prediction are around the session already.
+    """
     model = guider.model_patcher
     conds = {
         name: HostConditioning.of(Source(name, tuple(entries))) for name, entries in guider.conds.items() if entries
     }
     return Session(
-        denoiser=HostDenoiser(guider.inner_model, extra_args.get("model_options", {})),
+        denoiser=HostDenoiser(
+            guider.inner_model, extra_args.get("model_options", {}), guider=None if wrapped else guider
+        ),
         conds=conds,
         denoise=denoise,
         latents=latents,
         noise=noise,
         sigmas=sigmas,
         seed=int(extra_args.get("seed") or 0),
-        cfg_scale=float(getattr(guider, "cfg", 1.0)),
         noise_mask=extra_args.get("denoise_mask"),
         callback=lambda total: overheard(host_callback(model, total)),
         guider=guider,
@@ -136,9 +134,10 @@ def run_on_model(
 
     Args:
         model: MODEL (`ModelPatcher`).
-        latent: LATENT dict; its size is the size of the sampling, `session.latents` its content.
+        latent: LATENT dict; its size is the size of the sampling, `session.latents` its content. Conditioning is prepared for
+            its batch: row i of a picture that came as a batch (inpainting) belongs to latent i.
         work: gets the `Session`; any exception passes through after the host has cleaned up.
-        rows: most rows in one network call when more than 2 * batch: the host reserves memory for it.
+        rows: most rows in one network call, for which the host reserves memory; default 2 * batch.
         seed: `session.seed`.
         cfg_scale: guidance of `session.denoise` (needs `positive` and `negative`).
         **conds: CONDITIONING by name; at least `positive`.
@@ -165,11 +164,18 @@ def run_on_model(
             results.append(work(session))
             return latent_image
 
-    guider = comfy.samplers.CFGGuider(model)
+    class Guider(comfy.samplers.CFGGuider):
+        def inner_sample(self, noise, latent_image, device, sampler, sigmas, denoise_mask, *args, **kwargs):  # type: ignore[no-untyped-def]
+            # The rows of `noise` reserve memory; whatever is made by row has those of the latent.
+            noise, batch = torch.zeros_like(latent_image), len(latent_image)
+            denoise_mask = None if denoise_mask is None else denoise_mask[:batch]
+            return super().inner_sample(noise, latent_image, device, sampler, sigmas, denoise_mask, *args, **kwargs)
+
+    guider = Guider(model)
     guider.inner_set_conds(conds)
     guider.set_cfg(cfg_scale)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    reserve = max(len(samples), -(-rows // 2) if rows else 0)  # the host itself doubles the batch in its estimate
+    reserve = -(-rows // 2) if rows else len(samples)  # the host itself doubles the batch in its estimate
     noise = samples.new_zeros((reserve, *samples.shape[1:]))
     levels = model.get_model_object("model_sampling")
     sigmas = torch.tensor([float(levels.sigma_max), 0.0])

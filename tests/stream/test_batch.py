@@ -33,12 +33,13 @@ def alone(model, cond, uncond, config, frame, noise) -> torch.Tensor:
         if config.guidance == "full" or (config.guidance == "onetime" and i == 0):
             anchor = model(x, sigma.expand(1), uncond)
         if config.guidance == "full":
-            denoised = anchor + config.guidance_scale * (denoised - anchor)
+            denoised = anchor + config.cfg_scale * (denoised - anchor)
         elif config.guidance != "none":
-            # A latent of 0.1 % signal, the first level of a flow model, has no picture to move towards.
-            delta = config.delta if space.scale(sigma) >= 1e-3 else 1.0
+            # The first level of a flow model is noise only: it has no image to move towards.
+            signal = space.scale(sigma) if space.name == "flow" else (sigma**2 + 1).rsqrt()
+            delta = config.delta if signal >= 0.0625 else 1.0
             negative = anchor + (1 - delta) * (x / space.scale(sigma) - anchor)
-            denoised = negative + config.guidance_scale * (denoised - negative)
+            denoised = negative + config.cfg_scale * (denoised - negative)
         if i + 1 < len(sigmas):
             x = space.add_noise(denoised, noise[i + 1 : i + 2], sigmas[i + 1])
     return denoised
@@ -48,7 +49,7 @@ def alone(model, cond, uncond, config, frame, noise) -> torch.Tensor:
 @pytest.mark.parametrize("delta", [1.0, 0.6])
 @pytest.mark.parametrize("steps", [[45], [0], [32, 45], [5, 20, 30, 44]])
 def test_stream_equals_frame_by_frame(model, frames, cond, uncond, guidance, delta, steps) -> None:
-    config = StreamConfig(t_index_list=steps, guidance=guidance, guidance_scale=1.7, delta=delta)
+    config = StreamConfig(t_index_list=steps, guidance=guidance, cfg_scale=1.7, delta=delta)
     finished = collect(StreamBatch(model, cond, uncond, config), frames)
     noise = SeededNoise(config.seed)(frames.new_empty(len(steps), *frames.shape[1:]))
     expected = torch.cat([alone(model, cond, uncond, config, frame, noise) for frame in frames.split(1)])
@@ -237,7 +238,7 @@ def test_a_new_prompt_shows_at_once_and_leaves_finished_frames(model, frames, co
 
 @pytest.mark.parametrize("guidance", ["full", "onetime"])
 def test_a_new_negative_shows_and_leaves_finished_frames(model, frames, cond, uncond, guidance) -> None:
-    config = StreamConfig(guidance=guidance, guidance_scale=2.0, **RISING)
+    config = StreamConfig(guidance=guidance, cfg_scale=2.0, **RISING)
     other = constant_cond(4.0)
     old = stacked(collect(StreamBatch(model, cond, uncond, config), frames))
     new = stacked(collect(StreamBatch(model, cond, other, config), frames))
@@ -274,7 +275,7 @@ def test_a_new_prompt_while_draining(model, frames, cond, uncond) -> None:
     assert torch.isfinite(stacked(out)).all()
 
 
-@pytest.mark.parametrize("changes", [{"guidance_scale": 2.5}, {"delta": 0.3}, {"guidance": "none"}, {"seed": 9}])
+@pytest.mark.parametrize("changes", [{"cfg_scale": 2.5}, {"delta": 0.3}, {"guidance": "none"}, {"seed": 9}])
 def test_settings_change_without_losing_frames(model, frames, cond, changes) -> None:
     config = StreamConfig(**RISING)
     expected = stacked(collect(StreamBatch(model, cond, None, config.changed(**changes)), frames))
@@ -302,12 +303,12 @@ def test_the_number_of_steps_changes_and_frames_in_flight_stay(model, frames, co
 
 
 def test_guidance_that_needs_a_negative_switched_on_late(model, frames, cond, uncond) -> None:
-    stream = StreamBatch(model, cond, None, StreamConfig(guidance="onetime", guidance_scale=1.0, **RISING))
+    stream = StreamBatch(model, cond, None, StreamConfig(guidance="onetime", cfg_scale=1.0, **RISING))
     out = stream.push(frames[:2])
     with pytest.raises(ValueError, match="`uncond`"):
-        stream.update(guidance_scale=1.5)
-    assert stream.config.guidance_scale == 1.0
-    stream.update(uncond=uncond, guidance_scale=1.5)
+        stream.update(cfg_scale=1.5)
+    assert stream.config.cfg_scale == 1.0
+    stream.update(uncond=uncond, cfg_scale=1.5)
     out += stream.push(frames[2:]) + stream.drain()
     assert len(out) == 7
     assert torch.isfinite(stacked(out)).all()
@@ -478,9 +479,7 @@ def test_latents_of_another_model_leave_the_stream_as_it_was(model, frames, cond
 @pytest.mark.parametrize("guidance", ["none", "full", "onetime"])
 def test_from_noise_reaches_the_data(model, cond, uncond, guidance) -> None:
     """On Gaussian data N(0.7, 0.7^2) every DDIM step is one factor on the distance to the mean."""
-    config = StreamConfig(
-        strength=1.0, steps=50, from_noise=True, renoise="ddim", guidance=guidance, guidance_scale=1.0
-    )
+    config = StreamConfig(strength=1.0, steps=50, from_noise=True, renoise="ddim", guidance=guidance, cfg_scale=1.0)
     stream = StreamBatch(model, cond, uncond, config)
     noise = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     got = stacked(stream.push(noise) + stream.drain())
@@ -501,7 +500,7 @@ def test_soak_two_thousand_frames_in_bounded_memory(cond) -> None:
     for n in range(2000):
         count += len(stream.push(frame) if n % 7 else stream.skip(n) if n else stream.push(frame))
         if n % 100 == 50:
-            stream.update(guidance_scale=1.1 + n / 4000, strength=0.5, steps=1 + n % 5)
+            stream.update(cfg_scale=1.1 + n / 4000, strength=0.5, steps=1 + n % 5)
         if n == 500:
             tracemalloc.start()
             start = tracemalloc.get_traced_memory()[0]

@@ -31,9 +31,9 @@ LEVELS = DiscreteLevels(scaled_linear_alphas_cumprod())
         ({"sigmas": [float("nan")]}, "`sigmas`"),
         ({"strength": 0.5, "t_index_list": [3]}, "Set one"),
         ({"guidance": "cfg"}, "`guidance`"),
-        ({"guidance_scale": 0}, "1 switches guidance off"),
-        ({"guidance_scale": -2.0}, "`guidance_scale`"),
-        ({"guidance_scale": float("nan")}, "`guidance_scale`"),
+        ({"cfg_scale": 0}, "1 switches guidance off"),
+        ({"cfg_scale": -2.0}, "`cfg_scale`"),
+        ({"cfg_scale": float("nan")}, "`cfg_scale`"),
         ({"delta": 3.0}, "Expected `delta` between 0 and 1, but got 3.0."),
         ({"delta": -0.1}, "`delta`"),
         ({"renoise": "sometimes"}, "`renoise`"),
@@ -52,7 +52,7 @@ def test_bad_settings_are_refused_in_one_sentence(settings, message) -> None:
 
 def test_defaults_are_the_published_ones() -> None:
     config = StreamConfig()
-    assert (config.t_index_list, config.guidance, config.guidance_scale, config.delta) == ((32, 45), "self", 1.2, 1.0)
+    assert (config.t_index_list, config.guidance, config.cfg_scale, config.delta) == ((32, 45), "self", 1.2, 1.0)
     assert config.stages == 2
     assert (config.renoise, config.frame_group, config.seed) == ("fixed", 1, 2)
     assert (config.feedback, config.motion, config.cross_frame, config.consistency) == (0, 0, False, False)

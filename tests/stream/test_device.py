@@ -75,7 +75,7 @@ def run(model, cond, uncond, frames, settings, own=()) -> list[torch.Tensor]:
         for i, frame in enumerate(half):
             out += stream.push(frame, None, own[i % len(own)] if own else None)
         out += stream.skip()
-        stream.update(guidance_scale=1.5)
+        stream.update(cfg_scale=1.5)
         out += stream.drain()
     return [frame.latents for frame in out]
 

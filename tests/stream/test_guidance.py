@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from slipstream.core import Conditioning, SeededNoise, make_sigmas, sample
+from slipstream.core.guidance import guided
 from slipstream.stream import RCFG, StreamBatch, StreamConfig, blend
 from slipstream.stream.config import stage_sigmas
 from slipstream.stream.guidance import slerp
@@ -18,7 +19,7 @@ def results(stream: StreamBatch, frames) -> torch.Tensor:
 @pytest.mark.parametrize("index", range(50))
 def test_self_guidance_with_one_step_is_stable_at_every_level(model, frames, cond, index) -> None:
     """The published feedback multiplies by up to 17.5 per frame here; ours has no memory of earlier frames."""
-    config = StreamConfig(t_index_list=[index], guidance="self", guidance_scale=1.5)
+    config = StreamConfig(t_index_list=[index], guidance="self", cfg_scale=1.5)
     stream = StreamBatch(model, cond, None, config)
     got = torch.cat([stream.push(frames[:1])[0].latents for _ in range(20)])
     assert torch.equal(got[0], got[-1])
@@ -31,20 +32,20 @@ def test_scale_one_is_no_guidance(model, frames, cond, uncond) -> None:
     plain = results(StreamBatch(model, cond, None, StreamConfig(guidance="none")), frames)
     for kind in ("self", "onetime", "full"):
         model.rows = 0
-        got = results(StreamBatch(model, cond, uncond, StreamConfig(guidance=kind, guidance_scale=1)), frames)
+        got = results(StreamBatch(model, cond, uncond, StreamConfig(guidance=kind, cfg_scale=1)), frames)
         assert torch.equal(got, plain)
         assert model.rows == 2 * len(frames)
 
 
 def test_onetime_with_one_step_is_full_guidance(model, frames, cond, uncond) -> None:
-    settings = {"t_index_list": [20], "guidance_scale": 3.0}
+    settings = {"t_index_list": [20], "cfg_scale": 3.0}
     once = results(StreamBatch(model, cond, uncond, StreamConfig(guidance="onetime", **settings)), frames)
     full = results(StreamBatch(model, cond, uncond, StreamConfig(guidance="full", **settings)), frames)
     torch.testing.assert_close(once, full)
 
 
 def test_delta_zero_takes_the_noised_latent_as_negative(model, frames, cond) -> None:
-    config = StreamConfig(t_index_list=[30], guidance_scale=1.4, delta=0.0)
+    config = StreamConfig(t_index_list=[30], cfg_scale=1.4, delta=0.0)
     sigma = stage_sigmas(config, model.levels)
     x = model.space.add_noise(frames[:1], SeededNoise(2)(frames[:1]), sigma[0])
     denoised, clean = model(x, sigma, cond), x / model.space.scale(sigma[0])
@@ -56,7 +57,7 @@ def test_delta_softens_the_contrast_of_self(frames, cond) -> None:
     """Against a prompt far from the picture, self guidance overshoots; a smaller delta overshoots less."""
     spreads = []
     for delta in (1.0, 0.5):
-        config = StreamConfig(t_index_list=[10], guidance_scale=2.0, delta=delta)
+        config = StreamConfig(t_index_list=[10], cfg_scale=2.0, delta=delta)
         spreads.append(float(results(StreamBatch(GaussianDenoiser(0.2), cond, None, config), frames * 0.1).std()))
     assert spreads[0] != pytest.approx(spreads[1])
 
@@ -93,21 +94,51 @@ def test_rcfg_in_closed_form(model, frames, cond, uncond) -> None:
     torch.testing.assert_close(half, residual + 2.5 * (positive - residual))
 
 
-def test_rcfg_hands_the_residual_to_a_host(model, frames, cond, uncond) -> None:
-    seen = []
-    guided = RCFG(
-        model, cond, uncond, "self", 2.0, reference=frames, combine=lambda p, n, x, s: seen.append((p, n)) or p - n
-    )
-    got = guided(frames, torch.tensor(0.5))
-    assert torch.equal(got, seen[0][0] - seen[0][1])
-    assert torch.equal(seen[0][1], frames)
+class OwnGuidance:
+    """A model whose guidance has a patch around it: the guided estimate, halved. It notes what it was asked."""
+
+    def __init__(self, model) -> None:
+        self.model, self.seen = model, []
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def __call__(self, x, sigma, cond):
+        return self.model(x, sigma, cond)
+
+    def guided(self, x, sigma, cond, uncond, cfg_scale, negative=None):
+        self.seen.append((cfg_scale, negative))
+        return 0.5 * guided(self.model, x, torch.as_tensor(sigma), cond, uncond, cfg_scale, negative)
+
+
+@pytest.mark.parametrize("kind", ["none", "full", "self", "onetime"])
+def test_a_models_own_guidance_is_asked(model, frames, cond, uncond, kind) -> None:
+    reference = frames if kind == "self" else None
+    own, sigma = OwnGuidance(model), torch.tensor(0.5)
+    got = RCFG(own, cond, uncond, kind, 2.0, 0.5, reference)(frames, sigma)
+    torch.testing.assert_close(got, 0.5 * RCFG(model, cond, uncond, kind, 2.0, 0.5, reference)(frames, sigma))
+    assert [(scale, negative is not None) for scale, negative in own.seen] == [
+        (1.0 if kind == "none" else 2.0, kind in ("self", "onetime"))
+    ]
+
+
+@pytest.mark.parametrize("kind", ["none", "full", "self", "onetime"])
+def test_a_stream_asks_a_models_own_guidance_for_every_row(model, frames, cond, uncond, kind) -> None:
+    """With a patch that changes nothing the frames are those of a model without one, in the same number of rows."""
+    config = StreamConfig(guidance=kind, cfg_scale=2.0, delta=0.5, strength=0.8, steps=3)
+    plain = results(StreamBatch(model, cond, uncond, config), frames)
+    rows, model.rows = model.rows, 0
+    own = OwnGuidance(model)
+    own.guided = lambda *args: guided(model, *args)
+    torch.testing.assert_close(results(StreamBatch(own, cond, uncond, config), frames), plain)
+    assert model.rows == rows
 
 
 def test_rcfg_bad_settings(model, cond, uncond) -> None:
     for settings, message in [
         (("self", 2.0), "`reference`"),
         (("cfg", 2.0), "`guidance`"),
-        (("full", 0.0), "`guidance_scale`"),
+        (("full", 0.0), "`cfg_scale`"),
         (("full", 2.0, 1.5), "`delta`"),
     ]:
         with pytest.raises(ValueError, match=message):

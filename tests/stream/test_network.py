@@ -56,7 +56,7 @@ def clip() -> torch.Tensor:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_every_kind_of_network(clip, kind, guidance, steps) -> None:
     model, cond, uncond = denoiser(kind), rows(1), rows(2)
-    config = StreamConfig(strength=0.7, steps=steps, guidance=guidance, guidance_scale=1.6, delta=0.8)
+    config = StreamConfig(strength=0.7, steps=steps, guidance=guidance, cfg_scale=1.6, delta=0.8)
     got = stacked(collect(StreamBatch(model, cond, uncond, config), clip))
     for frame, result in zip(clip.split(1), got.split(1)):
         torch.testing.assert_close(result, expected(model, cond, uncond, config, frame), rtol=1e-4, atol=1e-4)
@@ -67,9 +67,7 @@ def test_every_kind_of_network(clip, kind, guidance, steps) -> None:
 def test_sdxl_pooled_text_and_time_ids_of_each_frame(clip, guidance, static_rows) -> None:
     """Every frame has a prompt, pooled text and picture sizes of its own, in calls that mix frames, steps and negatives."""
     model = denoiser(sdxl=True)
-    config = StreamConfig(
-        strength=0.7, steps=3, guidance=guidance, guidance_scale=1.6, delta=0.8, static_rows=static_rows
-    )
+    config = StreamConfig(strength=0.7, steps=3, guidance=guidance, cfg_scale=1.6, delta=0.8, static_rows=static_rows)
     stream = StreamBatch(model, rows(1, True), rows(2, True), config)
     conds = [rows(10 + i, True) for i in range(len(clip))]
     out = [f for frame, cond in zip(clip.split(1), conds) for f in stream.push(frame, cond=cond)] + stream.drain()

@@ -52,7 +52,7 @@ def config_of(case, **changes) -> StreamConfig:
         "t_index_list": case["t_index_list"],
         "num_inference_steps": case.get("num_inference_steps", 50),
         "guidance": case["cfg_type"],
-        "guidance_scale": case["guidance_scale"],
+        "cfg_scale": case["guidance_scale"],
         "delta": case["delta"],
         "seed": case.get("seed", 2),
         "frame_group": case.get("frame_buffer_size", 1),
@@ -167,7 +167,7 @@ def test_image_level_with_a_tiny_vae(tensors, model) -> None:
     vae = AutoencoderTiny.from_pretrained(FOLDER / "vae_tiny").eval()
     pipe = Pipeline(model, [], vae, torch.device("cpu"), torch.float32)
     images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    config = StreamConfig(t_index_list=[32, 45], guidance="self", guidance_scale=1.4, delta=0.5, consistency=True)
+    config = StreamConfig(t_index_list=[32, 45], guidance="self", cfg_scale=1.4, delta=0.5, consistency=True)
     stream = StreamBatch(model, prompt(tensors, "A"), None, config)
     finished = [
         f for image in images for f in stream.push(pipe.encode_image(image.movedim(0, -1)[None]))

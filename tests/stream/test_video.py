@@ -248,7 +248,7 @@ def test_every_option_reaches_the_config() -> None:
     }  # fmt: skip
     got = parsed(*(str(part) for pair in options.items() for part in pair), "--consistency", "--cross-frame")
     assert got == StreamConfig(
-        strength=0.7, steps=3, guidance="onetime", guidance_scale=1.5, delta=0.4, renoise="ddim", seed=9, frame_group=2,
+        strength=0.7, steps=3, guidance="onetime", cfg_scale=1.5, delta=0.4, renoise="ddim", seed=9, frame_group=2,
         feedback=0.3, motion=0.6, consistency=True, cross_frame=True,
     )  # fmt: skip
     assert parsed("--t-index", "20, 40").t_index_list == (20, 40)
@@ -286,7 +286,7 @@ def test_command_says_that_a_video_was_cut_off(tmp_path, caplog) -> None:
         (["--input", str(CLIP), "--t-index", "45,32"], "ascend"),
         (["--input", str(CLIP), "--size", "big"], "WIDTHxHEIGHT"),
         (["--input", str(CLIP), "--size", "0x0"], "WIDTHxHEIGHT"),
-        (["--input", str(CLIP), "--cfg", "-1"], "`guidance_scale`"),
+        (["--input", str(CLIP), "--cfg", "-1"], "`cfg_scale`"),
         (["--input", str(CLIP), "--graph", "--cross-frame"], "--graph or --cross-frame"),
         (["--input", str(CLIP), "--strength", "0.02", "--steps", "50"], "at most 19 steps"),
         (["--input", str(CLIP), "--strength", "2"], "`strength`"),

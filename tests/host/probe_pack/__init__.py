@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import edit_probe
+from . import edit_probe, guidance_probe
 
 TESTS = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = {"model": ("MODEL",), "positive": ("CONDITIONING",), "negative": ("CONDITIONING",)}
@@ -163,15 +163,11 @@ class Guider:
         return {"required": {**PROMPTS, "cfg": ("FLOAT", {"default": 3.0})}}
 
     def make(self, model: Any, positive: Any, negative: Any, cfg: float) -> Any:
-        denoise_many = ours("core.guidance").denoise_many
+        guided = ours("core.guidance").guided
 
         def start(session: Any) -> Any:
-            def predict(x: Any, sigma: Any) -> Any:
-                pair = [session.conds["negative"], session.conds["positive"]]
-                uncond, cond = denoise_many(session.denoiser, x, sigma, pair)
-                return session.combine(cond, uncond, session.cfg_scale, x, sigma)
-
-            return predict
+            conds = [session.conds[name] for name in ("positive", "negative")]
+            return lambda x, sigma: guided(session.denoiser, x, sigma, *conds, session.cfg_scale)
 
         return (ours("nodes.host.sampling").make_guider(model, start, cfg, positive=positive, negative=negative),)
 
@@ -462,4 +458,5 @@ NODE_CLASS_MAPPINGS = {
     "ProbeCompare": Compare,
     "ProbeDump": Dump,
     **edit_probe.NODES,
+    **guidance_probe.NODES,
 }

@@ -1,0 +1,59 @@
+"""What the host only steps forward: keyframes of hooks (LoRA by schedule) and step caches (EasyCache, LazyCache).
+
+They know one sampling, which goes down in noise once. Our techniques go up again (COW, Masked Regenerate), or ask for frames at
+several levels in turn (Stream Frames).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+# Where the stock nodes keep their cache in `transformer_options`, and the keys of the wrappers that work with it.
+CACHE = "easycache"
+CACHE_WRAPPERS = ("easycache", "lazycache")
+
+
+def step_cache(options: dict[str, Any]) -> Any:
+    """Return the MODEL's step cache, None without one."""
+    return options.get("transformer_options", {}).get(CACHE)
+
+
+def without_step_cache(options: dict[str, Any]) -> dict[str, Any]:
+    """Return `model_options` with the wrappers of a step cache left out; nothing given is changed."""
+    transformer = options.get("transformer_options", {})
+    kept = {
+        kind: {key: found for key, found in by_key.items() if key not in CACHE_WRAPPERS}
+        for kind, by_key in transformer.get("wrappers", {}).items()
+    }
+    return {**options, "transformer_options": {**transformer, "wrappers": kept}}
+
+
+class Descent:
+    """Starts keyframes and step caches again where the noise rises, so that each descent is a sampling of its own."""
+
+    def __init__(self, model: Any, options: dict[str, Any]) -> None:
+        self.model, self.cache = model, step_cache(options)
+        self.level: float | None = None
+
+    def at(self, sigma: Tensor, entries: Iterable[dict[str, Any]]) -> None:
+        """Take note of a network call at `sigma` (B,), of one level, with prepared conditioning `entries`."""
+        hooks = [hook for e in entries if e.get("hooks") is not None for hook in e["hooks"].hooks]
+        hooks = [hook for hook in hooks if not hook.hook_keyframe.is_empty()]
+        if not hooks and self.cache is None:
+            return
+        before, self.level = self.level, float(sigma.flatten()[0])
+        if before is not None and self.level <= before:
+            return
+        if self.cache is not None and before is not None:
+            # Not its own reset(), which leaves a rate of 0 that makes it reuse at once.
+            fresh = self.cache.clone().prepare_timesteps(self.model.model_sampling)
+            vars(self.cache).update(vars(fresh))
+        for hook in hooks:
+            # Told that sampling begins here, the host takes the keyframe of this level, not the first one.
+            hook.hook_keyframe.reset()
+            hook.hook_keyframe.prepare_current_keyframe(sigma.flatten()[0], {"sample_sigmas": sigma.flatten()[:1]})
+        if hooks and before is not None:
+            self.model.current_patcher.clear_cached_hook_weights()

@@ -1,0 +1,53 @@
+"""Patches on the MODEL that act around the network, in every technique: each row as the host's own guider guides it alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from graph import node
+
+SLG = {"double_layers": "0", "single_layers": "0", "start_percent": 0.0, "end_percent": 1.0}
+# (node, its inputs, whether it acts at cfg 1)
+STOCK: dict[str, tuple[dict[str, Any], bool]] = {
+    "RescaleCFG": ({"multiplier": 0.9}, False),
+    "PerturbedAttentionGuidance": ({"scale": 3.0}, True),
+    "SelfAttentionGuidance": ({"scale": 0.8, "blur_sigma": 2.0}, True),
+    "APG": ({"eta": 0.5, "norm_threshold": 5.0, "momentum": 0.0}, True),
+    "TCFG": ({}, False),
+    "FreSca": ({"scale_low": 0.8, "scale_high": 1.5, "freq_cutoff": 5}, False),
+    "Mahiro": ({}, False),
+    "CFGZeroStar": ({}, False),
+    "CFGNorm": ({"strength": 0.8}, True),
+    "Epsilon Scaling": ({"scaling_factor": 1.05}, True),
+    "CFGOverride": ({"cfg": 5.0, "start_percent": 0.0, "end_percent": 0.5}, True),
+    "NAGuidance": ({"nag_scale": 5.0, "nag_alpha": 0.5, "nag_tau": 1.5}, True),
+}
+OURS = {"function": False, "call": False, "estimates": False, "cfg": True}
+
+
+def prompts() -> dict[str, Any]:
+    return {
+        "1": node("SlipstreamLoadModel", model="pocket"),
+        "p": node("CLIPTextEncode", clip=["1", 1], text="a large red circle on a blue background"),
+        "n": node("CLIPTextEncode", clip=["1", 1], text=""),
+    }
+
+
+@pytest.mark.parametrize("cfg", [4.0, 1.0])
+@pytest.mark.parametrize("patch", [*STOCK, *OURS])
+def test_each_row_is_guided_as_the_host_guides_it_alone(host, object_info, report, patch, cfg) -> None:
+    if patch in STOCK and patch not in object_info:
+        pytest.skip(f"this host has no {patch}")
+    graph = prompts()
+    if patch in STOCK:
+        graph["m"] = node(patch, model=["1", 0], **STOCK[patch][0])
+    else:
+        graph["m"] = node("ProbePatch", model=["1", 0], kind=patch)
+    graph["g"] = node(
+        "ProbeGuided", model=["m", 0], plain=["1", 0], positive=["p", 0], negative=["n", 0], cfg=cfg
+    )  # fmt: skip
+    found = report(host.run(graph))
+    assert found["difference"] < 1e-4
+    acts_at_one = STOCK[patch][1] if patch in STOCK else OURS[patch]
+    assert (found["effect"] > 1e-3) == (cfg != 1 or acts_at_one)
