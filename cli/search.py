@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.charts import check_drawing
 from ..core.images import check_image_name, save_image
+from ..core.schedules import make_sigmas
 from ..search.comparison import compare
 from ..search.config import STRATEGIES, SearchConfig
 from ..search.engine import SearchStep, search
@@ -36,6 +37,19 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     _sampling_arguments(found)
     found.add_argument("--steps", type=int, default=4)
+    found.add_argument(
+        "--computed",
+        type=int,
+        default=None,
+        metavar="CALLS",
+        help="steps that call the network; the others reuse its answers",
+    )
+    found.add_argument(
+        "--full",
+        default=None,
+        metavar="NAME",
+        help="the schedule to reproduce with --computed, at --steps: karras, beta, ...",
+    )
     found.add_argument("--evaluations", type=int, default=100, help="schedules to try")
     found.add_argument("--minutes", type=float, default=None, help="time for evaluations, earlier runs included")
     found.add_argument("--strategy", choices=STRATEGIES, default="auto")
@@ -94,11 +108,13 @@ def make_task(args: argparse.Namespace) -> Task:
         pipe.encode_text([args.negative], (height, width)), size, args.sampler, args.cfg, args.seed, args.batch,
         str(args.model),
     )  # fmt: skip
+    name = getattr(args, "full", None)
+    full = None if name is None else tuple(make_sigmas(name, pipe.model.levels, args.steps).tolist())
     config = SearchConfig(
         steps=getattr(args, "steps", 4), strategy=getattr(args, "strategy", "auto"), pairs=args.pairs,
         holdout_pairs=2 * args.pairs, evaluations=getattr(args, "evaluations", 1) or None,
         seconds=(getattr(args, "minutes", None) or 0) * 60 or None, layers=getattr(args, "layers", False), seed=args.seed,
-        pin_first=not getattr(args, "search_first_level", False),
+        pin_first=not getattr(args, "search_first_level", False), computed=getattr(args, "computed", None), full=full,
     )  # fmt: skip
     return Task(path, make_objective(args, pipe), config)
 

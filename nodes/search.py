@@ -171,13 +171,28 @@ class SearchSchedule:
                     "Also search where to start: often better below 5 steps from an empty latent. Off: "
                     "at the model's highest level, as image to image and COW expect.",
                 ),
+                "computed": integer(
+                    0,
+                    0,
+                    1000,
+                    "How many of the steps call the model; the others continue on its earlier answers. 0 = every step calls it. "
+                    "Sample with the result through Apply Call Reuse.",
+                ),
+                "sigmas": (
+                    "SIGMAS",
+                    {
+                        "tooltip": "The schedule that you use today, such as BasicScheduler's with 20 steps. Its image is the goal, "
+                        "instead of that of 50 even steps."
+                    },
+                ),
             },
         }
 
     def search(
         self, guider: Any, sampler: Any, latent_image: dict[str, Any], steps: int, evaluations: int, minutes: float,
         objective: str, pairs: int, seed: int, strategy: str, layers: bool, batch: int, custom_objective: Any = None,
-        clip: Any = None, prompts: str = "", search_first_level: bool = False,
+        clip: Any = None, prompts: str = "", search_first_level: bool = False, computed: int = 0,
+        sigmas: Tensor | None = None,
     ) -> tuple[Any, Tensor, Tensor, str]:  # fmt: skip
         from ..search import SearchConfig, search
         from ..search.report import result_text
@@ -188,10 +203,11 @@ class SearchSchedule:
         config = SearchConfig(
             steps=steps, strategy=strategy, pairs=pairs, holdout_pairs=2 * pairs, evaluations=evaluations or None,
             seconds=minutes * 60 or None, layers=layers, seed=seed, pin_first=not search_first_level,
+            computed=computed or None, full=None if sigmas is None else tuple(sigmas.tolist()),
         )  # fmt: skip
         path = HostPath(guider, sampler, latent_image, seed, batch, _prompts(clip, prompts, warn), layers)
         goal = custom_objective or _objective(objective)
-        plot = LivePlot(path.stock(steps))
+        plot = LivePlot(path.stock(config.network_steps))
         result = search(path, config, goal, store=_job_file(path, config, goal), callback=plot)
         for text in result.warnings:
             warn("Search Schedule", text)
@@ -584,6 +600,34 @@ class ResampleSchedule:
         return made, made.sigmas
 
 
+class ApplyCallReuse:
+    """A MODEL whose network calls are reused as a searched schedule states."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Returns the MODEL with the schedule's call reuse: in the steps that the search chose, the sampler continues on the model's "
+        "earlier answers instead of calling it. Works with every model and every stock sampler. Use it with the schedule's own sigmas."
+    )
+    RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The model with call reuse; the input model is not changed.",)
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model that the schedule was searched for."}),
+                "schedule": (SCHEDULE, {"tooltip": "A schedule searched with `computed` below `steps`."}),
+            }
+        }
+
+    def apply(self, model: Any, schedule: Any) -> tuple[Any]:
+        from .host.reuse import with_reuse
+
+        return (with_reuse(model, schedule),)
+
+
 class ApplyLayerMask:
     """A MODEL that skips the blocks a schedule says."""
 
@@ -619,6 +663,7 @@ NODES = {
     "SlipstreamLoadSchedule": (LoadSchedule, "Load Schedule (Slipstream)"),
     "SlipstreamSaveSchedule": (SaveSchedule, "Save Schedule (Slipstream)"),
     "SlipstreamResampleSchedule": (ResampleSchedule, "Resample Schedule (Slipstream)"),
+    "SlipstreamApplyCallReuse": (ApplyCallReuse, "Apply Call Reuse (Slipstream)"),
     "SlipstreamApplyLayerMask": (ApplyLayerMask, "Apply Layer Mask (Slipstream)"),
     "SlipstreamReferenceObjective": (ReferenceObjective, "Objective: Reference Pictures (Slipstream)"),
     "SlipstreamSelfObjective": (SelfObjective, "Objective: Own Many-Step Result (Slipstream)"),

@@ -112,7 +112,7 @@ def compare(
         scores = {o.id: o.prepare(bank) for o in objectives}
         for name, candidate in candidates.items():
             nfe.setdefault(name, calls_per_sample(path, candidate))
-            latents = path.sample(candidate.sigmas, numbers, candidate.layer_masks())
+            latents = path.sample(candidate.sigmas, numbers, candidate.layer_masks(), reuse=candidate.reuse_spans())
             for key, score in scores.items():
                 values.setdefault((name, key), []).append(score_or_worst(score, latents))
             report("compare", candidate.levels[0])
@@ -127,11 +127,11 @@ def compare(
 def calls_per_sample(path: SamplingPath, candidate: Candidate) -> int:
     """Return the denoiser calls of one sample: what schedules are compared at."""
     begin = path.evaluations
-    path.sample(candidate.sigmas, [0], candidate.layer_masks())
+    path.sample(candidate.sigmas, [0], candidate.layer_masks(), reuse=candidate.reuse_spans())
     return path.evaluations - begin
 
 
 def _candidate(schedule: Tensor | Schedule) -> Candidate:
     if isinstance(schedule, Schedule):
-        return candidate_of(schedule.levels, schedule.masks)
+        return candidate_of(schedule.levels, schedule.masks, schedule.reuse)
     return candidate_of(Schedule(tuple(float(s) for s in schedule), {}).levels)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..core.checks import check_choice, check_integer, check_range, check_seed
 from ..core.schedules import TRAIN_STEPS
+from .parsing import check_levels
 
 STRATEGIES = ("auto", "coordinate", "evolution", "published")
 
@@ -16,6 +17,8 @@ class SearchConfig:
 
     What is searched:
         steps: K, the sampler steps of the schedule.
+        computed: how many of them call the network; the others reuse its earlier answers. None = all.
+        full: descending sigmas of the run to reproduce, as the user samples today; None = `teacher_steps` even steps.
         pin_first: keep the first level at sigma_max. Free first levels look good in distribution scores, but treat pure
             noise as a partly clean picture, which breaks image to image and shifts brightness.
         terminal_zero: end at 0. False searches the last level too, and leaves that much noise in the result.
@@ -44,6 +47,8 @@ class SearchConfig:
     """
 
     steps: int = 4
+    computed: int | None = None
+    full: tuple[float, ...] | None = None
     pin_first: bool = True
     terminal_zero: bool = True
     min_gap: int | None = None
@@ -66,6 +71,15 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check_integer("steps", self.steps, 1, TRAIN_STEPS, "A schedule needs at least one step.")
         check_choice("strategy", self.strategy, STRATEGIES)
+        if self.computed is not None:
+            check_integer("computed", self.computed, 1, self.steps, "The other steps reuse what these have computed.")
+            if self.computed < self.steps and (self.layers or self.strategy not in ("auto", "coordinate")):
+                raise ValueError(
+                    "Expected `strategy` auto or coordinate and `layers` off for a search of call reuse, "
+                    f"but got {self.strategy!r} and layers {self.layers}. Change them, or compute every step."
+                )
+        if self.full is not None:
+            check_levels(self.full)
         if self.min_gap is not None:
             check_integer("min_gap", self.min_gap, 1, TRAIN_STEPS)
         for name in ("restarts", "pairs", "holdout_pairs", "finalists"):
@@ -86,7 +100,14 @@ class SearchConfig:
         if self.cost is not None:
             check_range("cost", self.cost, 0.5, TRAIN_STEPS, "It is measured in full network calls.")
 
+    @property
+    def network_steps(self) -> int:
+        """Steps that call the network."""
+        return self.steps if self.computed is None else self.computed
+
     def identity(self) -> dict[str, object]:
         """Return what makes two searches different jobs: everything but the budget, which may grow between runs."""
         budget = ("evaluations", "seconds", "calls", "finalists", "holdout_pairs")
-        return {k: v for k, v in vars(self).items() if k not in budget}
+        # Left out while unset, so that stores of searches without call reuse keep their job.
+        unset = {name for name in ("computed", "full") if getattr(self, name) is None}
+        return {k: v for k, v in vars(self).items() if k not in budget and k not in unset}

@@ -125,8 +125,8 @@ class Search:
         try:
             self.stock = {
                 name: sigmas
-                for name, sigmas in self.path.stock(self.config.steps).items()
-                if len(sigmas) == self.config.steps + 1
+                for name, sigmas in self.path.stock(self.config.network_steps).items()
+                if len(sigmas) == self.config.network_steps + 1
             }
             self._report("teacher", Candidate((1.0, 0.0)), math.inf)
             starts = self._starts(self.space, self.stock)
@@ -139,6 +139,8 @@ class Search:
         """Return where a search in `space` begins, by name: stock schedules and dynamic programming on a teacher's run."""
         starts = starting_genomes(space, stock)
         name = f"start dynamic programming {len(self.banks[SEARCH].pairs)} {space.config.steps}"
+        if space.reused:
+            name += f" computed {space.config.network_steps}"
         known = self.store.tensor(name)
         if known is None:
             self.watched = self.watched or self.banks[SEARCH].watched()
@@ -163,6 +165,8 @@ class Search:
         import random
 
         config, space = self.config, self.space
+        if space.reused:
+            return coordinate(space, starts, config.seed, config.restarts)
         if config.strategy == "published":
             return published(space, config.seed)
         if config.strategy == "coordinate":
@@ -287,7 +291,8 @@ class Search:
         for candidate in ranked:
             genome = tuple(self.space.index_of(s) for s in candidate.levels if s > 0)
             copies = (
-                len(g) == len(genome) and c.masks == candidate.masks and all(abs(a - b) <= near for a, b in zip(g, genome))
+                (len(g), c.masks, c.reuse) == (len(genome), candidate.masks, candidate.reuse)
+                and all(abs(a - b) <= near for a, b in zip(g, genome))
                 for c, g in genomes.items()
             )  # fmt: skip
             if not any(copies):
@@ -310,7 +315,7 @@ class Search:
             self.warnings.append(
                 f"No searched schedule was better than {name!r} on held-out pairs: that one is returned."
             )
-        if self.space.count == self.space.pinned:
+        if self.space.count == self.space.pinned and not self.space.reused:
             self.warnings.append("One step with the first level pinned leaves nothing to search.")
         if self.config.layers and not winner.masks:
             self.warnings.append("No layer mask was better than the full network at this cost: none is returned.")
@@ -327,15 +332,17 @@ class Search:
         assert self.task.rerank is not None
         nfe = calls_per_sample(self.path, winner)
         index = [self.space.index_of(s) for s in winner.levels if s > 0]
+        steps = f"{nfe} calls in {winner.steps} steps" if winner.reuse else f"{winner.steps} steps"
         return Schedule(
             levels=winner.levels,
             model=identity["model"],
             sampler=identity["sampler"],
             cfg_scale=identity["cfg"],
             nfe=nfe,
-            name=name or f"searched for {identity['model']['name'] or 'this model'}, {winner.steps} steps",
+            name=name or f"searched for {identity['model']['name'] or 'this model'}, {steps}",
             timesteps=tuple(float(i) for i in index),
             masks=winner.layer_masks(),
+            reuse=winner.reuse_spans(),
             objective={
                 "id": self.task.rerank.id,
                 "value": value,

@@ -57,7 +57,9 @@ def evaluate(
     done = 0
     for size, limit in zip(sizes, limits):
         begin, calls = time.perf_counter(), path.calls
-        parts.append(path.sample(candidate.sigmas, pairs[done:size], candidate.layer_masks()))
+        parts.append(
+            path.sample(candidate.sigmas, pairs[done:size], candidate.layer_masks(), reuse=candidate.reuse_spans())
+        )
         value = score_or_worst(score, cat(parts))
         rungs.append(Rung(size, value, time.perf_counter() - begin, path.calls - calls))
         done = size
@@ -107,7 +109,7 @@ def teacher_sigmas(table: Tensor, steps: int) -> Tensor:
 
 def banks(path: SamplingPath, config: SearchConfig, store: Store) -> dict[str, PairBank]:
     """Return the search bank and the held-out bank, which share no pair."""
-    sigmas = teacher_sigmas(path.table(), config.teacher_steps)
+    sigmas = Tensor(config.full) if config.full else teacher_sigmas(path.table(), config.teacher_steps)
     held = range(config.pairs, config.pairs + config.holdout_pairs)
     return {
         SEARCH: PairBank(SEARCH, path, list(range(config.pairs)), sigmas, store),

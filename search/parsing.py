@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.reuse import REUSE_KINDS, ReuseSpan
+
 METADATA_KEY = "slipstream_schedule"
 MAX_LEVELS = 1001
 MAX_SIGMA = 1e5
@@ -142,3 +144,28 @@ def masks_of(value: Any) -> list[tuple[float, float, tuple[str, ...]]]:
         skip = tuple(text(s, f"{name}.skip") or "" for s in a_list(entry["skip"], f"{name}.skip"))
         masks.append((high, low, skip))
     return masks
+
+
+def reuse_of(value: Any, levels: Sequence[float]) -> tuple[ReuseSpan, ...]:
+    """Return the checked reuse of a schedule with these `levels`: never in the first step, which has nothing to reuse."""
+    spans = []
+    for i, entry in enumerate(a_list(value, "reuse")):
+        name = f"reuse[{i}]"
+        if not isinstance(entry, dict) or set(entry) != {"sigma_high", "sigma_low", "kind"}:
+            raise ScheduleError(
+                f"Expected `{name}` as an object with sigma_high, sigma_low and kind, but got {entry!r:.60}."
+            )
+        high = number(entry["sigma_high"], f"{name}.sigma_high", 0, MAX_SIGMA)
+        low = number(entry["sigma_low"], f"{name}.sigma_low", 0, MAX_SIGMA)
+        if low >= high:
+            raise ScheduleError(f"Expected `{name}` with sigma_low below sigma_high, but got {low} and {high}.")
+        if entry["kind"] not in REUSE_KINDS:
+            raise ScheduleError(
+                f"Expected `{name}.kind` one of {', '.join(REUSE_KINDS)}, but got {entry['kind']!r:.60}."
+            )
+        spans.append(ReuseSpan(high, low, entry["kind"]))
+    if any(span.holds(levels[0]) for span in spans):
+        raise ScheduleError(
+            f"Expected `reuse` below the first level {levels[0]:g}, but got it there. The first step has nothing to reuse."
+        )
+    return tuple(spans)

@@ -15,6 +15,7 @@ from ..core.denoiser import Conditioning, Denoiser
 from ..core.guidance import CFG
 from ..core.layers import Layer, LayerModel
 from ..core.noise import SeededNoise, StackedNoise
+from ..core.reuse import ReuseSpan, reusing
 from ..core.samplers import SAMPLERS, sample, start_scale
 from ..core.schedules import ALIGN_YOUR_STEPS, SCHEDULES, FlowLevels, align_your_steps, make_sigmas, table_of
 from .digests import digest, weights_digest
@@ -51,8 +52,9 @@ class SamplingPath(Protocol):
     def evaluations(self) -> int: ...
 
     def sample(
-        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None
-    ) -> Tensor:
+        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None,
+        reuse: Sequence[ReuseSpan] = (),
+    ) -> Tensor:  # fmt: skip
         """Return final latents (len(pairs), C, H, W) on the CPU; the same pair always starts from the same noise."""
         ...
 
@@ -106,15 +108,16 @@ class ModelPath:
 
     @torch.no_grad()
     def sample(
-        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None
-    ) -> Tensor:
+        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None,
+        reuse: Sequence[ReuseSpan] = (),
+    ) -> Tensor:  # fmt: skip
         """See `SamplingPath.sample`."""
         parts = []
         pairs = list(pairs)
         while pairs:
             rows, rest = pairs[: self.batch], pairs[self.batch :]
             try:
-                parts.append(self._batch(sigmas, rows, masks, watch).float().cpu())
+                parts.append(self._batch(sigmas, rows, masks, watch, reuse).float().cpu())
                 pairs = rest
             except torch.OutOfMemoryError:
                 if self.batch == 1:
@@ -123,14 +126,15 @@ class ModelPath:
         return torch.cat(parts) if parts else torch.zeros(0, *self.size)
 
     def _batch(
-        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask], watch: Trajectory | None
-    ) -> Tensor:
+        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask], watch: Trajectory | None,
+        reuse: Sequence[ReuseSpan],
+    ) -> Tensor:  # fmt: skip
         noise = StackedNoise([SeededNoise(self.seed).fork(f"pair {i}") for i in pairs])
         first = float(sigmas[0])
         unit = noise(torch.empty(len(pairs), *self.size, device=self.device))
         x = unit * start_scale(self.model, first)
         guided = CFG(self.model, self._rows(self.cond, pairs), self._uncond_rows(pairs), self.cfg_scale)
-        denoise = self._watched(guided, masks, watch)
+        denoise = reusing(self._watched(guided, masks, watch), reuse)
         return sample(self.sampler, denoise, x, sigmas, self.model.space, noise.fork("sampler"))
 
     def _watched(

@@ -21,6 +21,9 @@ def result_text(result: SearchResult) -> str:
     lines += [f"  {name:<20} {score:.5g}" for name, score in sorted(scores.items(), key=lambda pair: pair[1])]
     for mask in schedule.masks:
         lines.append(f"skips {', '.join(mask.skip)} for sigma {mask.sigma_low:.4g} to {mask.sigma_high:.4g}")
+    if schedule.reuse:
+        computed = ", ".join(f"{s:.4g}" for s in schedule.levels[:-1] if not any(r.holds(s) for r in schedule.reuse))
+        lines.append(f"calls the model at sigma {computed}; the other {len(schedule.reuse)} steps reuse these calls")
     return "\n".join([*lines, *(f"note: {w}" for w in result.warnings)])
 
 

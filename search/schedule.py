@@ -14,14 +14,16 @@ from torch import Tensor
 
 from ..core.checks import check_integer
 from ..core.files import write_beside
+from ..core.reuse import ReuseSpan
 from . import parsing
 from .parsing import MAX_LEVELS, METADATA_KEY, ScheduleError
 
 FORMAT = "slipstream-schedule"
-VERSION = 1
+# Version 2 adds `reuse`; a schedule without it is written as version 1, which older releases read.
+VERSIONS = (1, 2)
 MAX_BYTES = 1 << 20
 REQUIRED = ("format", "version", "sigmas", "model", "sampler", "cfg", "steps", "nfe")
-OPTIONAL = ("name", "timesteps", "logsnr", "masks", "objective", "search", "source", "warnings")
+OPTIONAL = ("name", "timesteps", "logsnr", "masks", "reuse", "objective", "search", "source", "warnings")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Schedule:
         nfe: denoiser calls per sample (a call with cfg counts once).
         timesteps: training timesteps of the positive levels, None for a model without.
         masks: blocks to skip, by interval of sigma.
+        reuse: steps that reuse earlier network calls, by interval of sigma.
         objective: {"id", "value", "baselines": {name: value}} on held-out pairs; None for a preset.
         search: method, evaluations, calls, seconds, seed, pairs; None for a preset.
         source: where a preset was published.
@@ -66,6 +69,7 @@ class Schedule:
     name: str = ""
     timesteps: tuple[float, ...] | None = None
     masks: tuple[LayerMask, ...] = ()
+    reuse: tuple[ReuseSpan, ...] = ()
     objective: dict[str, Any] | None = None
     search: dict[str, Any] | None = None
     source: str = ""
@@ -101,6 +105,11 @@ class Schedule:
     def resample(self, steps: int) -> Schedule:
         """Return a schedule of another length: linear in log-SNR over the position, first, last positive and terminal level exact."""
         check_integer("steps", steps, 1, MAX_LEVELS - 1)
+        if self.reuse:
+            raise ValueError(
+                f"Expected a schedule without call reuse to resample, but got one of {self.nfe} calls in {self.steps} steps. "
+                "Search again with the number of calls that you want."
+            )
         ends_at_zero = self.levels[-1] == 0
         known = self.levels[:-1] if ends_at_zero else self.levels
         count = steps if ends_at_zero else steps + 1
@@ -141,7 +150,7 @@ class Schedule:
         """Return the JSON form."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 2 if self.reuse else 1,
             "name": self.name,
             "model": self.model,
             "sampler": self.sampler,
@@ -152,6 +161,7 @@ class Schedule:
             "timesteps": None if self.timesteps is None else list(self.timesteps),
             "logsnr": list(self.logsnr),
             "masks": [{"sigma_high": m.sigma_high, "sigma_low": m.sigma_low, "skip": list(m.skip)} for m in self.masks],
+            **({"reuse": [vars(span).copy() for span in self.reuse]} if self.reuse else {}),
             "objective": self.objective,
             "search": self.search,
             "source": self.source,
@@ -167,9 +177,9 @@ class Schedule:
             raise ScheduleError(
                 f"Expected `format` {FORMAT!r}, but got {data.get('format')!r}. This is not a schedule file."
             )
-        if data.get("version") != VERSION:
+        if data.get("version") not in VERSIONS:
             raise ScheduleError(
-                f"Expected `version` {VERSION}, but got {data.get('version')!r}. Update Slipstream or save the schedule again."
+                f"Expected `version` 1 or 2, but got {data.get('version')!r}. Update Slipstream or save the schedule again."
             )
         for name in REQUIRED:
             if name not in data:
@@ -189,6 +199,7 @@ class Schedule:
             name=parsing.text(data.get("name", ""), "name") or "",
             timesteps=None if data.get("timesteps") is None else parsing.numbers(data["timesteps"], "timesteps"),
             masks=tuple(LayerMask(*m) for m in parsing.masks_of(data.get("masks", []))),
+            reuse=parsing.reuse_of(data.get("reuse", []), levels),
             objective=parsing.mapping(data.get("objective"), "objective"),
             search=parsing.mapping(data.get("search"), "search"),
             source=parsing.text(data.get("source", ""), "source") or "",

@@ -12,28 +12,38 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..core.reuse import ReuseKind, ReuseSpan
 from .config import SearchConfig
 from .schedule import LayerMask
 
 # A genome: indices into the table, descending, one per level that is not the terminal 0.
 Genome = tuple[int, ...]
 Masks = tuple[frozenset[str], ...]
+# For each step that calls the network: how many steps after it reuse its answer, and how.
+Fill = tuple[tuple[int, ReuseKind], ...]
+# What a strategy moves: levels of the steps that call the network, their masks, and the steps between them.
+Point = tuple[Genome, Masks, Fill]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Levels with their terminal, and the blocks to skip at each step (empty = none anywhere)."""
+    """Levels with their terminal, and for each step the blocks to skip and the kind of reuse (empty = none anywhere)."""
 
     levels: tuple[float, ...]
     masks: Masks = ()
+    reuse: tuple[ReuseKind | None, ...] = ()
     key: str = field(init=False, compare=False, default="")
 
     def __post_init__(self) -> None:
         if not any(self.masks):
             object.__setattr__(self, "masks", ())
+        if not any(self.reuse):
+            object.__setattr__(self, "reuse", ())
         text = " ".join(f"{s:.7g}" for s in self.levels)
         if self.masks:
             text += " | " + " ; ".join(",".join(sorted(m)) for m in self.masks)
+        if self.reuse:
+            text += " | reuse " + " ".join(kind or "-" for kind in self.reuse)
         object.__setattr__(self, "key", text)
 
     @property
@@ -49,12 +59,34 @@ class Candidate:
         spans = zip(self.levels[:-1], self.levels[1:], self.masks)
         return tuple(LayerMask(high, low, tuple(sorted(skip))) for high, low, skip in spans if skip)
 
+    def reuse_spans(self) -> tuple[ReuseSpan, ...]:
+        """Return the steps that reuse earlier calls, by interval of sigma."""
+        spans = zip(self.levels[:-1], self.levels[1:], self.reuse)
+        return tuple(ReuseSpan(high, low, kind) for high, low, kind in spans if kind is not None)
 
-def candidate_of(sigmas: Tensor | Sequence[float], masks: Sequence[LayerMask] = ()) -> Candidate:
-    """Return the candidate of any descending sigmas, with sigma-keyed masks bound to the steps they hold for."""
+    @property
+    def knots(self) -> tuple[float, ...]:
+        """The levels at which the network is called, and the terminal."""
+        kinds = (*self.reuse, None) if self.reuse else (None,) * len(self.levels)
+        return tuple(level for level, kind in zip(self.levels, kinds) if kind is None)
+
+
+def candidate_of(
+    sigmas: Tensor | Sequence[float], masks: Sequence[LayerMask] = (), reuse: Sequence[ReuseSpan] = ()
+) -> Candidate:
+    """Return the candidate of any descending sigmas, with masks and reuse bound to the steps they hold for."""
     levels = tuple(float(s) for s in sigmas)
+    kinds = tuple(next((span.kind for span in reuse if span.holds(sigma)), None) for sigma in levels[:-1])
     skips = tuple(frozenset(name for mask in masks if mask.holds(sigma) for name in mask.skip) for sigma in levels[:-1])
-    return Candidate(levels, skips)
+    return Candidate(levels, skips, kinds)
+
+
+def between(high: float, low: float, count: int) -> list[float]:
+    """Return `count` levels between two, evenly in log sigma, down to 0 evenly in sigma."""
+    shares = [(i + 1) / (count + 1) for i in range(count)]
+    if low == 0:
+        return [high * (1 - share) for share in shares]
+    return [high * (low / high) ** share for share in shares]
 
 
 class Space:
@@ -74,12 +106,13 @@ class Space:
         self.most = int(config.max_skip * len(self.costs))
         self.pinned = int(config.pin_first)
         self.tail = (0.0,) if config.terminal_zero else ()
-        count = config.steps + (0 if config.terminal_zero else 1)
-        self.gap = config.min_gap or max(1, len(self.table) // (20 * config.steps))
+        steps = config.network_steps
+        count = steps + (0 if config.terminal_zero else 1)
+        self.gap = config.min_gap or max(1, len(self.table) // (20 * steps))
         if (count - 1) * self.gap >= len(self.table):
             raise ValueError(
                 f"Expected `steps` that fit the model's {len(self.table)} levels with a gap of {self.gap}, "
-                f"but got {config.steps}. Ask for fewer steps or a smaller `min_gap`."
+                f"but got {steps}. Ask for fewer steps or a smaller `min_gap`."
             )
         self.count = count
 
@@ -90,10 +123,35 @@ class Space:
     @property
     def budget(self) -> float:
         """Cost a schedule may have, in full network calls."""
-        return float(self.config.cost or self.config.steps)
+        return float(self.config.cost or self.config.network_steps)
 
-    def candidate(self, genome: Genome, masks: Masks = ()) -> Candidate:
-        return Candidate(tuple(self.table[i] for i in genome) + self.tail, masks)
+    def candidate(self, genome: Genome, masks: Masks = (), fill: Fill = ()) -> Candidate:
+        """Return the candidate of a point: its levels from the table, those of reused steps placed between them."""
+        knots = tuple(self.table[i] for i in genome) + self.tail
+        if not fill:
+            return Candidate(knots, masks)
+        levels: list[float] = []
+        kinds: list[ReuseKind | None] = []
+        for high, low, (count, kind) in zip(knots, knots[1:], fill):
+            levels += [high, *between(high, low, count)]
+            kinds += [None, *[kind] * count]
+        return Candidate((*levels, knots[-1]), (), tuple(kinds))
+
+    @property
+    def reused(self) -> int:
+        """How many steps reuse earlier calls."""
+        return self.config.steps - self.config.network_steps
+
+    def filled(self, genome: Genome, kind: ReuseKind = "linear") -> Fill:
+        """Return the reused steps spread over the widest gaps between the levels of `genome`, in table entries."""
+        if not self.reused:
+            return ()
+        ends = [*genome, -1] if self.tail else list(genome)
+        counts = [0] * (len(ends) - 1)
+        for _ in range(self.reused):
+            widest = max(range(len(counts)), key=lambda i: (ends[i] - ends[i + 1]) / (counts[i] + 1))
+            counts[widest] += 1
+        return tuple((count, kind) for count in counts)
 
     def repair(self, indices: Sequence[float], count: int | None = None) -> Genome:
         """Return the nearest legal genome: sorted, inside the table, pinned, no two levels closer than the gap."""

@@ -11,7 +11,8 @@ import random
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .space import Candidate, Genome, Masks, Space
+from ..core.reuse import REUSE_KINDS
+from .space import Candidate, Fill, Genome, Masks, Point, Space
 
 
 @dataclass(frozen=True)
@@ -35,58 +36,90 @@ Strategy = Generator[Ask, list[float], None]
 
 
 def coordinate(space: Space, starts: Sequence[Genome], seed: int, restarts: int = 3, smallest: int = 0) -> Strategy:
-    """Pattern search on one level at a time with halving step, from the best starts, then from disturbed winners for ever.
+    """Pattern search on one level at a time with halving step, from the best starts, then from perturbed winners until the budget ends.
 
-    (Hooke and Jeeves 1961.) The starts are scored first; `smallest` is the last step, 0 = 1/500 of the table.
+    (Hooke and Jeeves 1961.) The starts are scored first; `smallest` is the last step, 0 = 1/500 of the table. Steps that reuse
+    calls are placed between the levels and moved with them.
     """
     rng = random.Random(f"{seed} coordinate")
     smallest = smallest or max(1, len(space.table) // 500)
-    scores = yield Ask([space.candidate(g) for g in starts])
-    ranked = [genome for _, genome in sorted(zip(scores, starts), key=lambda pair: pair[0])]
-    if space.count == space.pinned:
+    points = [(genome, (), fill) for genome in starts for fill in fills(space, genome)]
+    scores = yield Ask([space.candidate(*p) for p in points])
+    ranked = [point for _, point in sorted(zip(scores, points), key=lambda pair: pair[0])]
+    if space.count == space.pinned and not space.reused:
         return
-    best: list[tuple[float, Genome]] = []
-    for genome in ranked[:restarts]:
-        best.append((yield from descend(space, genome, rng, len(space.table) // 8, smallest)))
+    best: list[tuple[float, Point]] = []
+    for point in ranked[:restarts]:
+        best.append((yield from descend(space, point, rng, len(space.table) // 8, smallest)))
     while True:
-        genome = min(best)[1]
+        genome, masks, fill = min(best)[1]
         spread = len(space.table) / 8
         disturbed = space.repair([i + rng.gauss(0, spread) for i in genome])
-        best.append((yield from descend(space, disturbed, rng, len(space.table) // 16, smallest)))
+        best.append((yield from descend(space, (disturbed, masks, fill), rng, len(space.table) // 16, smallest)))
+
+
+def fills(space: Space, genome: Genome) -> list[Fill]:
+    """Return the ways of reuse that a search begins with: every gap extrapolated, every gap on the last slope."""
+    return [space.filled(genome, kind) for kind in REUSE_KINDS] if space.reused else [()]
 
 
 def descend(
-    space: Space, genome: Genome, rng: random.Random, step: int, smallest: int, masks: Masks = ()
-) -> Generator[Ask, list[float], tuple[float, Genome]]:
-    """Move one level at a time by +-step until no move helps, then halve; returns (score, genome). Masks stay with their step."""
-    score = (yield Ask([space.candidate(genome, masks)]))[0]
+    space: Space, point: Point, rng: random.Random, step: int, smallest: int
+) -> Generator[Ask, list[float], tuple[float, Point]]:
+    """Change one coordinate at a time until no change helps, then halve the step; returns (score, point).
+
+    Levels move by +-step. With call reuse the kind of a gap changes, and a reused step moves to another gap. Masks stay with
+    their step.
+    """
+    score = (yield Ask([space.candidate(*point)]))[0]
     while step >= smallest:
-        order = list(range(space.pinned, len(genome)))
+        order = [*range(space.pinned, len(point[0])), *(-1 - i for i in range(len(point[2])))]
         rng.shuffle(order)
         improved = False
         while order:
-            moves = list(_moves(space, genome, order, step))
+            moves = list(_moves(space, point, order, step))
             if not moves:
                 break
-            scores = yield Ask([space.candidate(g, masks) for _, g in moves], beat=space.candidate(genome, masks))
+            scores = yield Ask([space.candidate(*p) for _, p in moves], beat=space.candidate(*point))
             if scores[-1] >= score:
                 break
-            at, genome = moves[len(scores) - 1]
+            at, point = moves[len(scores) - 1]
             score, improved = scores[-1], True
             order = order[order.index(at) + 1 :]
         if not improved:
             step //= 2
-    return score, genome
+    return score, point
 
 
-def _moves(space: Space, genome: Genome, order: Sequence[int], step: int) -> Iterator[tuple[int, Genome]]:
-    seen = {genome}
+def _moves(space: Space, point: Point, order: Sequence[int], step: int) -> Iterator[tuple[int, Point]]:
+    """Yield (coordinate, changed point): coordinate i is level i, -1 - i the gap after level i."""
+    genome, masks, fill = point
+    seen = {point}
     for at in order:
-        for delta in (step, -step):
-            moved = space.repair([v + delta * (i == at) for i, v in enumerate(genome)], len(genome))
+        if at < 0:
+            changed = [(genome, masks, other) for other in _refilled(fill, -1 - at)]
+        else:
+            levels = ([v + delta * (i == at) for i, v in enumerate(genome)] for delta in (step, -step))
+            changed = [(space.repair(v, len(genome)), masks, fill) for v in levels]
+        for moved in changed:
             if moved not in seen:
                 seen.add(moved)
                 yield at, moved
+
+
+def _refilled(fill: Fill, at: int) -> Iterator[Fill]:
+    """Yield `fill` with the other kind of reuse in gap `at`, and with one of its reused steps in each neighbouring gap."""
+    count, kind = fill[at]
+    if not count:
+        return
+    # The first gap has one call before it: both kinds are the same there.
+    for other in REUSE_KINDS if at else ():
+        if other != kind:
+            yield (*fill[:at], (count, other), *fill[at + 1 :])
+    for to in (at - 1, at + 1):
+        if 0 <= to < len(fill):
+            counts = [c - (i == at) + (i == to) for i, (c, _) in enumerate(fill)]
+            yield tuple((c, k) for c, (_, k) in zip(counts, fill))
 
 
 # ----------------------------------------------------------------------------------- AutoDiffusion's evolution
@@ -300,7 +333,7 @@ def auto(space: Space, starts: Sequence[Genome], seed: int, restarts: int, longe
         first += built
         if built and math.isfinite(min(scores)):
             genome, masks = built[scores.index(min(scores))]
-            _, genome = yield from descend(space, genome, rng, len(space.table) // 8, smallest, masks)
+            _, (genome, masks, _) = yield from descend(space, (genome, masks, ()), rng, len(space.table) // 8, smallest)
             first.append((genome, masks))
             space = space.limited({name for _, m in built for mask in m for name in mask})
     settings = Evolution(generations=10**6, layer_generations=10**6)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...core.layers import Layer, measure
 from ...core.noise import SeededNoise, StackedNoise
+from ...core.reuse import CallReuse, ReuseSpan
 from ...core.schedules import ALIGN_YOUR_STEPS, DiscreteLevels, align_your_steps, table_of
 from ...search.digests import digest, weights_digest
 from ...search.paths import Trajectory
@@ -68,15 +69,18 @@ class HostPath:
         self.sampling = original.get_model_object("model_sampling")
         self.calls = self.evaluations = 0
         self.watch: Trajectory | None = None
+        self.spans: tuple[ReuseSpan, ...] = ()
+        self.reuse = CallReuse(())
 
     def sample(
-        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None
-    ) -> Tensor:
+        self, sigmas: Tensor, pairs: Sequence[int], masks: Sequence[LayerMask] = (), watch: Trajectory | None = None,
+        reuse: Sequence[ReuseSpan] = (),
+    ) -> Tensor:  # fmt: skip
         """See `SamplingPath.sample`; latents are LATENT samples, unscaled."""
         import comfy.model_management
 
         parts, pairs = [], list(pairs)
-        self.switch.masks, self.watch = tuple(masks), watch
+        self.switch.masks, self.watch, self.spans = tuple(masks), watch, tuple(reuse)
         try:
             while pairs:
                 try:
@@ -87,7 +91,7 @@ class HostPath:
                         raise
                     self.batch = max(self.batch // 2, 1)
         finally:
-            self.switch.masks, self.watch = (), None
+            self.switch.masks, self.watch, self.spans = (), None, ()
         return torch.cat(parts) if parts else torch.zeros(0, *self.size)
 
     def _batch(self, sigmas: Tensor, pairs: Sequence[int]) -> Tensor:
@@ -95,6 +99,7 @@ class HostPath:
             torch.empty(len(pairs), *self.size)
         )
         guider = copy.copy(self.guider)
+        self.reuse = CallReuse(self.spans)
         if self.positive is not None:
             guider.original_conds = {**self.guider.original_conds, "positive": rows_of(self.positive, pairs)}
         # A sampler that draws noise of its own gets the seed of its first pair: the same for every candidate.
@@ -108,11 +113,14 @@ class HostPath:
         return execute(*args, **kwargs)
 
     def _predict(self, execute: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        denoised = execute(x, timestep, *args, **kwargs)
-        self.evaluations += 1
-        if self.watch is not None:
-            self.watch.record(x, float(timestep.flatten()[0]), denoised)
-        return denoised
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            denoised = execute(x, sigma, *args, **kwargs)
+            self.evaluations += 1
+            if self.watch is not None:
+                self.watch.record(x, float(sigma.flatten()[0]), denoised)
+            return denoised
+
+        return self.reuse(denoise, x, timestep) if self.spans else denoise(x, timestep)
 
     def table(self) -> Tensor:
         """Return the model's levels, ascending (T,)."""

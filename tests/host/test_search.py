@@ -15,6 +15,7 @@ from graph import node
 from PIL import Image
 from safetensors.torch import save_file
 from slipstream import load
+from slipstream.core.reuse import ReuseSpan
 from slipstream.search import LayerMask, ModelPath, Paired, Schedule, SearchConfig
 from slipstream.search.evaluation import HOLDOUT, banks
 from slipstream.search.features import NetworkFeatures
@@ -175,11 +176,25 @@ def test_interrupt_keeps_every_finished_evaluation(host: Any) -> None:
 
 
 def write_schedule(host: Any, name: str, masks: tuple[LayerMask, ...] = (), **changes: Any) -> None:
-    levels = (14.614647, 3.0, 0.6, 0.0)
+    levels = changes.pop("levels", (14.614647, 3.0, 0.6, 0.0))
     model = {"name": "x", "hash": "", "sigma_min": 0.03, "sigma_max": 14.6146}
     folder = pathlib.Path(host.base) / "user" / "slipstream" / "schedules"
     folder.mkdir(parents=True, exist_ok=True)
     Schedule(levels, model, nfe=3, name=name, masks=masks, **changes).save(folder / f"{name}.json")
+
+
+def fixed_noise(noise: torch.Tensor) -> type:
+    """A noise source in the place of the library's that always gives the host's noise."""
+
+    class Fixed:
+        def __init__(self, sources: Any) -> None: ...
+        def __call__(self, like: torch.Tensor) -> torch.Tensor:
+            return noise
+
+        def fork(self, name: str) -> Any:
+            return self
+
+    return Fixed
 
 
 def test_a_layer_mask_samples_as_in_the_library_and_leaves_the_model_alone(host: Any) -> None:
@@ -202,16 +217,8 @@ def test_a_layer_mask_samples_as_in_the_library_and_leaves_the_model_alone(host:
     path = library_path()
     import slipstream.search.paths as paths
 
-    class Fixed:
-        def __init__(self, sources: Any) -> None: ...
-        def __call__(self, like: torch.Tensor) -> torch.Tensor:
-            return noise
-
-        def fork(self, name: str) -> Any:
-            return self
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "StackedNoise", Fixed)
+        patch.setattr(paths, "StackedNoise", fixed_noise(noise))
         latents = path.sample(torch.tensor([14.614647, 3.0, 0.6, 0.0]), [0], (mask,))
     expected = (pipe.decode(latents)[0].numpy() * 255).round().astype(int)
     assert np.abs(expected - pixels(result, masked)).max() <= 2
@@ -450,3 +457,91 @@ def test_a_broken_file_names_its_field(host: Any) -> None:
     graph["load"] = node("SlipstreamLoadSchedule", file="broken.json", steps=0)
     show(graph, "info", ["load", 2])
     assert "Expected `steps` 3 for 4 sigmas" in host.run(graph).explain()
+
+
+LEVELS = (14.614647, 6.0, 3.0, 1.5, 0.7, 0.3, 0.0)
+REUSE = (ReuseSpan(3.0, 0.7), ReuseSpan(0.3, 0.0, "last"))
+
+
+def reusing(host: Any, name: str, sampler: str = "euler", reuse: tuple[ReuseSpan, ...] = REUSE) -> dict[str, Any]:
+    """A graph that samples once with the schedule's call reuse and counts the network calls of it."""
+    write_schedule(host, name, levels=LEVELS, reuse=reuse)
+    graph = base()
+    graph["s"] = node("KSamplerSelect", sampler_name=sampler)
+    graph["load"] = node("SlipstreamLoadSchedule", file=f"{name}.json", steps=0)
+    graph["count"] = node("ProbeCount", model=["m", 0], name=name)
+    graph["apply"] = node("SlipstreamApplyCallReuse", model=["count", 0], schedule=["load", 0])
+    graph["g2"] = node("CFGGuider", model=["apply", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
+    save = sampled(graph, ["load", 1], "g2")
+    graph["rows"] = node("ProbeCounted", after=["x", 0], name=name)
+    return graph | {"last": graph.pop(save)}
+
+
+def counted(result: Any) -> list[int]:
+    assert result.ok, result.explain()
+    return json.loads(result.outputs["rows"]["report"][0])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "calls"), [("euler", 3), ("dpmpp_2m", 3), ("heun", 5), ("dpm_2", 6), ("lms", 3), ("euler_ancestral", 3)]
+)
+def test_reused_calls_are_not_made(host: Any, sampler: str, calls: int) -> None:
+    """Six steps of which three reuse; heun and dpm_2 call twice a step."""
+    result = host.run(reusing(host, f"reuse {sampler}", sampler))
+    assert counted(result) == [2] * calls
+    assert pixels(result, "last").std() > 1
+    assert not result.outputs.get("apply", {}).get("warnings")
+
+
+def test_reuse_in_the_host_is_the_library_s(host: Any) -> None:
+    import slipstream.search.paths as paths
+
+    result = host.run(reusing(host, "reuse library"))
+    noise = torch.randn((1, 4, 4, 4), generator=torch.manual_seed(3))
+    path = library_path()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "StackedNoise", fixed_noise(noise))
+        latents = path.sample(torch.tensor(LEVELS), [0], reuse=REUSE)
+    expected = (pocket().decode(latents)[0].numpy() * 255).round().astype(int)
+    assert path.evaluations == 3
+    assert np.abs(expected - pixels(result, "last")).max() <= 2
+
+
+def test_a_search_of_call_reuse_is_applied_and_warns_of_other_sigmas(host: Any) -> None:
+    graph = base()
+    graph["full"] = node("BasicScheduler", model=["m", 0], scheduler="karras", steps=6, denoise=1.0)
+    graph["search"] = searching(steps=6, computed=3, sigmas=["full", 0], evaluations=12)
+    show(graph, "report", ["search", 3])
+    graph["count"] = node("ProbeCount", model=["m", 0], name="searched")
+    graph["apply"] = node("SlipstreamApplyCallReuse", model=["count", 0], schedule=["search", 0])
+    graph["g2"] = node("CFGGuider", model=["apply", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
+    sampled(graph, ["search", 1], "g2")
+    graph["rows"] = node("ProbeCounted", after=["x", 0], name="searched")
+    assert counted(host.run(graph)) == [2, 2, 2]
+
+    other = reusing(host, "reuse other")
+    other["x"]["inputs"]["sigmas"] = ["full", 0]
+    other["full"] = graph["full"]
+    result = host.run(other)
+    assert result.ok, result.explain()
+    (event,) = [e for e in result.events if e.type == "slipstream.warning"]
+    assert "the sampler's sigmas are not those of `schedule`" in event.data["text"]
+
+
+def test_a_model_with_easycache_is_refused(host: Any) -> None:
+    graph = reusing(host, "reuse twice")
+    graph["easy"] = node(
+        "EasyCache", model=["m", 0], reuse_threshold=0.2, start_percent=0.15, end_percent=0.95, verbose=False
+    )
+    graph["apply"]["inputs"]["model"] = ["easy", 0]
+    del graph["rows"], graph["count"]
+    result = host.run(graph)
+    assert not result.ok
+    assert "EasyCache" in result.explain()
+
+
+def test_a_file_that_reuses_its_first_step_is_refused(host: Any) -> None:
+    graph = reusing(host, "reuse first", reuse=(ReuseSpan(14.614647, 3.0),))
+    result = host.run(graph)
+    assert not result.ok
+    assert "first step has nothing to reuse" in result.explain()

@@ -70,8 +70,8 @@ def broken(**changes: Any) -> dict[str, Any]:
     ("field", "value", "says"),
     [
         ("format", "something", "Expected `format` 'slipstream-schedule', but got 'something'"),
-        ("version", 99, "Expected `version` 1, but got 99"),
-        ("version", KeyError, "Expected `version` 1, but got None"),
+        ("version", 99, "Expected `version` 1 or 2, but got 99"),
+        ("version", KeyError, "Expected `version` 1 or 2, but got None"),
         ("sigmas", KeyError, "Expected `sigmas`, but it is missing"),
         ("model", KeyError, "Expected `model`, but it is missing"),
         ("nfe", KeyError, "Expected `nfe`, but it is missing"),

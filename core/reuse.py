@@ -1,0 +1,106 @@
+"""Call reuse: steps of a sampling that continue on the slope of earlier network calls instead of making one.
+
+The slope is that of the probability-flow ODE, d = (x - denoised) / sigma: the noise estimate of a VE model, the velocity of a
+flow model. Caches that keep the residual denoised - x instead (EasyCache, TeaCache) let the slope grow as 1 / sigma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .checks import check_choice
+from .denoiser import per_row
+from .guidance import Denoise
+
+ReuseKind = Literal["last", "linear"]
+REUSE_KINDS: tuple[ReuseKind, ...] = ("last", "linear")
+# Relative distance of two float32 sigmas that name one level.
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class ReuseSpan:
+    """No network call while sigma_low < sigma <= sigma_high.
+
+    `kind` "last" keeps the slope of the last call, "linear" extrapolates those of the last two linearly in sigma; with one call
+    so far both are the same.
+    """
+
+    sigma_high: float
+    sigma_low: float
+    kind: ReuseKind = "linear"
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, REUSE_KINDS)
+        if not 0 <= self.sigma_low < self.sigma_high:
+            raise ValueError(
+                f"Expected `sigma_low` between 0 and `sigma_high`, but got {self.sigma_low} and {self.sigma_high}. "
+                "A span holds the levels below its higher one."
+            )
+
+    def holds(self, sigma: float) -> bool:
+        """Whether a call at `sigma` is inside; both ends allow for float32 rounding."""
+        return self.sigma_low * (1 + ROUNDING) < sigma <= self.sigma_high * (1 + ROUNDING)
+
+
+@dataclass
+class CallReuse:
+    """Which calls of one sampling are reused, and the slopes of its last two computed calls.
+
+    The state belongs to one sampling: it is dropped when the level rises or the latents change their shape.
+    `computed` and `reused` count calls since it was made.
+    """
+
+    spans: Sequence[ReuseSpan]
+    computed: int = 0
+    reused: int = 0
+    _slopes: list[tuple[float, Tensor]] = field(default_factory=list)  # (sigma, slope), oldest first
+    _level: float = 0.0  # of the last call
+
+    def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return denoised `x` (B, ...) at `sigma` (B,) or (): by `denoise`, or from the slopes where a span holds.
+
+        Rows at different levels are always computed.
+        """
+        levels = sigma.reshape(-1)
+        level = float(levels[0])
+        if level > self._level * (1 + ROUNDING) or (self._slopes and self._slopes[-1][1].shape != x.shape):
+            self._slopes.clear()
+        self._level = level
+        same = len(levels) == 1 or bool((levels == levels[0]).all())
+        reusable = same and bool(self._slopes)
+        span = next((s for s in self.spans if s.holds(level)), None) if reusable else None
+        if span is None:
+            return self._compute(denoise, x, sigma, level if same else None)
+        self.reused += 1
+        return x - (per_row(sigma, x) * self._slope(level, span.kind)).to(x.dtype)
+
+    def _compute(self, denoise: Denoise, x: Tensor, sigma: Tensor, level: float | None) -> Tensor:
+        denoised = denoise(x, sigma)
+        self.computed += 1
+        if level is None or level <= 0:
+            self._slopes.clear()
+            return denoised
+        known = [s for s in self._slopes if s[0] > level * (1 + ROUNDING)]
+        self._slopes = [*known, (level, (x - denoised).float() / level)][-2:]
+        return denoised
+
+    def _slope(self, sigma: float, kind: ReuseKind) -> Tensor:
+        last_sigma, last = self._slopes[-1]
+        if kind == "last" or len(self._slopes) == 1:
+            return last
+        before_sigma, before = self._slopes[0]
+        return last + (last - before) * ((sigma - last_sigma) / (last_sigma - before_sigma))
+
+
+def reusing(denoise: Denoise, spans: Sequence[ReuseSpan]) -> Denoise:
+    """Return `denoise` for one sampling in which the calls inside `spans` are reused; `denoise` itself when there are none."""
+    if not spans:
+        return denoise
+    reuse = CallReuse(spans)
+    return lambda x, sigma: reuse(denoise, x, torch.as_tensor(sigma))

@@ -1,0 +1,134 @@
+"""A search of call reuse keeps its budget exactly, starts from a plan that is exact where it can be, and beats plain steps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from slipstream.core import VE
+from slipstream.core.reuse import ReuseSpan
+from slipstream.core.schedules import make_sigmas
+from slipstream.search import Schedule, ScheduleError, SearchConfig, search
+from slipstream.search.paths import Trajectory
+from slipstream.search.space import Space
+from slipstream.search.starts import cheapest_extrapolated_path, extrapolated_jump_costs
+from slipstream_tests.search import jobs
+
+SIGMAS = [8.0, 6.0, 4.5, 3.0, 2.0, 1.0, 0.5]
+
+
+def trajectory(slope) -> tuple[Trajectory, torch.Tensor]:
+    """The exact states of an ODE whose slope at sigma is `slope(sigma)`, for a batch of one with two values."""
+    integral = lambda s: torch.tensor([[slope(0) * s + (slope(1) - slope(0)) * s**2 / 2] * 2])  # noqa: E731
+    states = [integral(s) for s in SIGMAS]
+    denoised = [x - s * slope(s) for x, s in zip(states, SIGMAS)]
+    return Trajectory(list(SIGMAS), states, denoised), integral(0.0)
+
+
+def test_jumps_on_a_linear_slope_cost_nothing_and_straight_ones_do():
+    costs = extrapolated_jump_costs(*trajectory(lambda s: 1 + 0.5 * s), VE)
+    for h in range(7):
+        for i in range(h + 1, 7):
+            assert costs[h, i, i + 1 :].max() < 1e-5
+    assert costs[0, 0, 3] > 0.1
+    assert torch.isinf(costs[3, 2]).all()
+    assert torch.isinf(costs[0, 3, 2])
+
+
+def test_the_plan_begins_at_the_first_state_and_makes_the_calls_that_it_may():
+    costs = extrapolated_jump_costs(*trajectory(lambda s: 1 + 0.5 * s), VE)
+    for calls in (1, 2, 3, 7):
+        path = cheapest_extrapolated_path(costs, calls)
+        assert path[0] == 0
+        assert len(path) == calls
+        assert path == sorted(set(path))
+    # On a linear slope the best second call is the next one: from there all is exact.
+    assert cheapest_extrapolated_path(costs, 2) == [0, 1]
+
+
+def test_reused_steps_fill_the_widest_gaps():
+    space = Space(torch.linspace(0.01, 10, 100, dtype=torch.float64), SearchConfig(steps=10, computed=3))
+    fill = space.filled((99, 90, 30), "last")
+    assert sum(count for count, _ in fill) == 7
+    assert [count for count, _ in fill] == [0, 5, 2]
+    candidate = space.candidate((99, 90, 30), (), fill)
+    assert candidate.steps == 10
+    assert [kind for kind in candidate.reuse if kind] == ["last"] * 7
+    assert candidate.knots == (space.table[99], space.table[90], space.table[30], 0.0)
+    assert list(candidate.levels) == sorted(set(candidate.levels), reverse=True)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    path = jobs.make_path()
+    full = make_sigmas("karras", path.model.levels, 16)
+    config = jobs.make_config(steps=16, computed=5, full=tuple(full.tolist()), evaluations=25)
+    store = tmp_path_factory.mktemp("reuse") / "job.sqlite"
+    return path, config, store, search(path, config, store=store)
+
+
+def test_the_budget_is_exact_and_better_than_plain_steps(found):
+    path, _, _, result = found
+    schedule = result.schedule
+    assert (schedule.steps, schedule.nfe, len(schedule.reuse)) == (16, 5, 11)
+    begin = path.calls
+    path.sample(schedule.sigmas, [0], reuse=schedule.reuse)
+    assert path.calls - begin == 5
+    assert schedule.objective["value"] < 0.5 * min(result.baselines.values())
+
+
+def test_the_same_search_again_evaluates_nothing(found):
+    _, config, store, result = found
+    again = search(jobs.make_path(), config, store=store)
+    assert again.evaluated_now == 0
+    assert again.schedule.levels == result.schedule.levels
+    assert again.schedule.reuse == result.schedule.reuse
+
+
+def test_a_file_keeps_the_reuse_and_one_without_is_version_1(found, tmp_path):
+    schedule = found[3].schedule
+    for name in ("a.json", "a.safetensors"):
+        assert Schedule.load(schedule.save(tmp_path / name)).reuse == schedule.reuse
+    assert json.loads((tmp_path / "a.json").read_text())["version"] == 2
+    plain = Schedule((1.0, 0.0), {"sigma_min": 0.1, "sigma_max": 1.0})
+    assert plain.to_dict()["version"] == 1
+    assert "reuse" not in plain.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sigma_low": 5.0}, "sigma_low below sigma_high"),
+        ({"kind": "cubic"}, r"Expected `reuse\[0\].kind` one of last, linear"),
+        ({"more": 1}, "an object with sigma_high, sigma_low and kind"),
+        ({"sigma_high": 1e9}, r"Expected `reuse\[0\].sigma_high`"),
+        ({"sigma_high": 80.0}, "first step has nothing to reuse"),
+    ],
+)
+def test_a_bad_file_is_refused_by_field(change, message):
+    data = Schedule((8.0, 4.0, 0.0), {"sigma_min": 0.1, "sigma_max": 8.0}, nfe=1).to_dict()
+    data |= {"version": 2, "reuse": [{"sigma_high": 4.0, "sigma_low": 0.0, "kind": "last"} | change]}
+    with pytest.raises(ScheduleError, match=message):
+        Schedule.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"computed": 0}, "Expected `computed`"),
+        ({"computed": 5}, "Expected `computed`"),
+        ({"computed": 2, "layers": True}, "`layers` off"),
+        ({"computed": 2, "strategy": "evolution"}, "Expected `strategy` auto or coordinate"),
+        ({"full": (1.0, 2.0, 0.0)}, "descend strictly"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(steps=4, **changes)
+
+
+def test_a_schedule_with_reuse_is_not_resampled():
+    schedule = Schedule((8.0, 4.0, 0.0), {"sigma_min": 0.1, "sigma_max": 8.0}, nfe=1, reuse=(ReuseSpan(4.0, 0.0),))
+    with pytest.raises(ValueError, match="Search again with the number of calls"):
+        schedule.resample(4)
