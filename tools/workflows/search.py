@@ -15,13 +15,17 @@ PROMPTS = "\n".join(
 PROMPT = "a large red circle on a blue background"
 
 
-def _guided(g: Any, cfg: float = 3.0) -> tuple[Any, Any, Any, Any]:
-    model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt = g.add("CLIPTextEncode", clip=model, text=PROMPT, title="Prompt")
-    blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-    guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=cfg)
+def _guided(g: Any) -> tuple[Any, Any, Any, Any]:
+    model, prompt, blank = _prompted(g)
+    guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0)
     sampler = g.add("KSamplerSelect", sampler_name="euler")
     return model, guider, sampler, g.add("EmptyLatentImage", width=128, height=128)
+
+
+def _prompted(g: Any) -> tuple[Any, Any, Any]:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    prompt = g.add("CLIPTextEncode", clip=model, text=PROMPT, title="Prompt")
+    return model, prompt, g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
 
 
 def search_schedule(g: Any) -> None:
@@ -48,6 +52,42 @@ def search_schedule(g: Any) -> None:
         "Press **Run**: the best score so far shows as a live plot on the node. Cancel whenever you like; Run goes on where "
         "it was. The schedule is saved, so that Load Schedule lists it. Left picture: searched levels, right: karras.",
         height=180,
+    )
+
+
+def fewer_calls(g: Any) -> None:
+    model, prompt, blank = _prompted(g)
+    guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0)
+    sampler = g.add("KSamplerSelect", sampler_name="euler")
+    empty = g.add("EmptyLatentImage", width=128, height=128)
+    full = g.add("BasicScheduler", model=model, scheduler="karras", steps=12, denoise=1.0, title="What you use today")
+    found = g.add(
+        "SlipstreamSearchSchedule", guider=guider, sampler=sampler, latent_image=empty, clip=model, steps=12,
+        computed=4, sigmas=full, evaluations=30, pairs=8, prompts=PROMPTS,
+    )  # fmt: skip
+    reusing = g.add("SlipstreamApplyCallReuse", model=model, schedule=found["schedule"])
+    fast = g.add("CFGGuider", model=reusing, positive=prompt, negative=blank, cfg=3.0)
+    plain = g.add("BasicScheduler", model=model, scheduler="karras", steps=4, denoise=1.0, title="Plain 4 steps")
+    noise = g.add("RandomNoise", noise_seed=7)
+    shown = []
+    for title, sigmas, with_guider in (
+        ("12 calls", full, guider),
+        ("4 searched calls", found["sigmas"], fast),
+        ("4 plain steps", plain, guider),
+    ):
+        batch = g.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+        samples = g.add(
+            "SamplerCustomAdvanced", noise=noise, guider=with_guider, sampler=sampler, sigmas=sigmas, latent_image=batch
+        )
+        shown.append(g.add("VAEDecode", samples=samples["output"], vae=model, title=title))
+    both = g.add("ImageStitch", image1=shown[0], image2=shown[1], direction="right", spacing_width=4)
+    both = g.add("ImageStitch", image1=both, image2=shown[2], direction="right", spacing_width=4)
+    g.add("PreviewAny", source=found["report"], title="Report")
+    g.add("SaveImage", images=both, filename_prefix="slipstream/fewer_calls")
+    g.note(
+        "Your 12 steps with 4 network calls. Left: 12 calls. Middle: the same 12 steps, of which the search lets 4 call the model. "
+        "Right: 4 plain steps of the same schedule.",
+        height=140,
     )
 
 
@@ -129,6 +169,7 @@ def compare_to_pictures(g: Any) -> None:
 
 WORKFLOWS = {
     "search_schedule": search_schedule,
+    "fewer_calls": fewer_calls,
     "compare_schedules": compare_schedules,
     "search_layers": search_layers,
     "compare_to_pictures": compare_to_pictures,
