@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from ..core.checks import check_choice, check_integer, check_seed
 from ..core.denoiser import Conditioning, Denoiser
 from ..core.guidance import CFG
-from ..core.layers import Layer, LayerModel
+from ..core.layers import Layer, LayerMask, LayerModel, skipped_at
 from ..core.noise import SeededNoise, StackedNoise
 from ..core.reuse import ReuseSpan, reusing
 from ..core.samplers import SAMPLERS, sample, start_scale
 from ..core.schedules import ALIGN_YOUR_STEPS, SCHEDULES, FlowLevels, align_your_steps, make_sigmas, table_of
 from .digests import digest, weights_digest
-from .schedule import LayerMask, skipped_at
 
 
 @dataclass
@@ -201,6 +200,7 @@ def skipping_of(model: Any) -> Callable[..., Any]:
 def model_identity(model: Denoiser, name: str = "") -> dict[str, Any]:
     """Return name, hash, class, prediction, sigma_min, sigma_max and shift of a model."""
     network = getattr(model, "unet", None)
+    network = getattr(network, "_orig_mod", network)  # the same after torch.compile
     return {
         "name": name,
         "hash": weights_digest(network.parameters() if isinstance(network, nn.Module) else [table_of(model.levels)]),
