@@ -152,7 +152,7 @@ class SearchSchedule:
                 ),
                 "layers": switch(
                     False,
-                    "Also search blocks to skip, paying for extra steps. U-Net models only. Use Apply Layer "
+                    "Also search blocks to skip, paying for extra steps. Use Apply Layer "
                     "Mask for sampling with the result. Often nothing better is found; then no mask is returned.",
                 ),
                 "batch": integer(16, 1, 256, "Most pictures sampled at once; halved by itself when memory runs out."),
@@ -634,7 +634,7 @@ class ApplyLayerMask:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Returns the MODEL with the schedule's layer mask: at the noise levels it names, the network leaves those blocks out. Without a "
-        "mask in the schedule the model is returned as it is. U-Net models only."
+        "mask in the schedule the model is returned as it is. A mask of another architecture is refused."
     )
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
@@ -653,7 +653,7 @@ class ApplyLayerMask:
     def apply(self, model: Any, schedule: Any) -> tuple[Any]:
         from .host.layers import with_masks
 
-        return (with_masks(model, schedule.masks),)
+        return (with_masks(model, schedule.masks, schedule.model.get("class") or ""),)
 
 
 NODES = {

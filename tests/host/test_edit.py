@@ -299,3 +299,5 @@ def test_features_and_gradients_of_native_models_in_inference_mode(
     assert found["analytic"] == pytest.approx(found["numeric"], rel=2e-2)
     assert len(found["layers"]) >= layers
     assert found["unchanged"] < 1e-3
+    everything, inputs = found["saved"]
+    assert inputs < 0.5 * everything
