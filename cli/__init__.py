@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from .. import __version__
-
-if TYPE_CHECKING:
-    from .options import Parser
 
 COMMANDS: tuple[str, ...] = ("cow", "edit", "lmd", "search", "stream")
 
 
-def build_parser() -> Parser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every technique's sub-command."""
-    from .options import Parser
-
-    parser = Parser(prog="slipstream", description="Training-free ways to sample diffusion models.")
+    parser = argparse.ArgumentParser(prog="slipstream", description="Training-free ways to sample diffusion models.")
     parser.add_argument("--version", action="version", version=f"slipstream {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
@@ -29,24 +24,13 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; a user's mistake prints one line and returns 2, Ctrl-C prints one line and returns 130."""
-    from .options import UsageError, joined_sizes
-
+    """Run one sub-command; a user's mistake prints one sentence and returns 2, never a traceback."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be text
-    try:
-        args = build_parser().parse_args(joined_sizes(sys.argv[1:] if argv is None else argv))
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
-    parser = vars(args).pop("parser")
+    args = build_parser().parse_args(argv)
     try:
         return args.run(args) or 0
     except (ValueError, OSError, MemoryError) as error:
-        print(parser.explain(error), file=sys.stderr)
+        print(f"slipstream {args.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as error:
-        print(f"{parser.prog}: cancelled{f': {error}' if str(error) else ''}", file=sys.stderr)
+    except KeyboardInterrupt:
         return 130

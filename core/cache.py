@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
+import os
 import pathlib
 import threading
 from collections import OrderedDict
@@ -14,6 +16,10 @@ from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+
+from .identity import Identity, identify
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 GIB = 1 << 30
@@ -60,6 +66,13 @@ def moved(value: T, devices: Sequence[torch.device]) -> T:
     return copy.deepcopy(value, memo)
 
 
+def is_finite(value: Any) -> bool:
+    """Whether no tensor in `value` holds NaN or infinity."""
+    # The extremes are found in one pass without a copy, and NaN is one.
+    tensors = (t for t in tensors_in(value) if t.is_floating_point() and t.numel() and not t.is_meta)
+    return all(bool(torch.stack(torch.aminmax(t)).isfinite().all()) for t in tensors)
+
+
 @dataclass
 class _Entry:
     value: Any
@@ -74,17 +87,26 @@ class Cache:
     """A thread-safe least-recently-used cache with one bound for device bytes and one for host bytes.
 
     What exceeds `device_bytes` is copied to host memory, what exceeds `host_bytes` is forgotten. A value that somebody still
-    holds is never built again, even when the cache has forgotten it. A function as `device_bytes` is asked when the first
-    value lies on a device.
+    holds is never built again, even when the cache has forgotten it. A function as a bound is asked when the first value lies
+    there.
+
+    Args:
+        finite: give values with NaN or infinity, but do not keep them.
+        stamp: tells whether a value is still as it was built; one that its users have changed is built again.
     """
 
-    def __init__(self, name: str, device_bytes: int | Callable[[], int], host_bytes: int) -> None:
-        self.name, self.host_bytes = name, host_bytes
-        self._device_bytes = device_bytes
+    def __init__(
+        self, name: str, device_bytes: int | Callable[[], int], host_bytes: int | Callable[[], int], finite: bool = False,
+        stamp: Callable[[Any], Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.finite, self.stamp = name, finite, stamp
+        self._device_bytes, self._host_bytes = device_bytes, host_bytes
         self._lock = threading.RLock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()  # oldest first
         self._alive: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         self._building: WeakValueDictionary[Hashable, _KeyLock] = WeakValueDictionary()
+        self._stamps: dict[Hashable, Any] = {}
+        self._cleared = 0
         CACHES.add(self)
 
     @property
@@ -94,18 +116,35 @@ class Cache:
             self._device_bytes = self._device_bytes()
         return self._device_bytes
 
-    def get(self, key: Hashable, build: Callable[[], T], user: Any = None) -> T:
+    @property
+    def host_bytes(self) -> int:
+        """The bound for bytes in host memory."""
+        if callable(self._host_bytes):
+            self._host_bytes = self._host_bytes()
+        return self._host_bytes
+
+    def get(
+        self, key: Hashable, build: Callable[[], T], user: Any = None, warn: Callable[[str], object] = log.warning
+    ) -> T:
         """Return the value of `key`, built once however many threads ask; a failed build is tried again by the next caller.
 
-        `user`: see `hold`.
+        An `Identity` with parts that cannot be named is no key: the value is built, and `warn` gets one sentence. `user`: see
+        `hold`.
         """
+        if isinstance(key, Identity) and key.unnamed:
+            warn(key.warning)
+            return build()
         with self._lock:
             building = self._building.setdefault(key, _KeyLock())
+            cleared = self._cleared
         with building.lock:
             value = self._find(key, user)
             if value is None:
                 value = build()
-                self._put(key, value, user)
+                # What was asked for before the cache was emptied belongs to what was to go.
+                if cleared == self._cleared and (not self.finite or is_finite(value)):
+                    self._stamps[key] = None if self.stamp is None else self.stamp(value)
+                    self._put(key, value, user)
             return value
 
     def hold(self, key: Hashable, user: Any) -> None:
@@ -134,9 +173,11 @@ class Cache:
         return key in self._entries
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, and do not keep what is being built."""
         with self._lock:
+            self._cleared += 1
             self._entries.clear()
+            self._stamps.clear()
 
     def leave_device(self) -> int:
         """Move everything off the device and return the bytes given up there."""
@@ -147,26 +188,24 @@ class Cache:
 
     def _find(self, key: Hashable, user: Any) -> Any:
         with self._lock:
-            entry = self._entries.get(key)
-            alive = self._alive.get(key)
-            if entry is None:
-                if alive is not None:
-                    self._put(key, alive, user)
-                return alive
-            self._entries.move_to_end(key)
-            if entry.homes is not None:
-                value = moved(entry.value, entry.homes) if alive is None else alive
-                self._put(key, value, user)
-                return value
-            if user is not None:
-                entry.users.add(user)
-            return entry.value
+            entry, value = self._entries.pop(key, None), self._alive.get(key)
+            if value is None and entry is not None:
+                value = entry.value
+            if value is not None and self.stamp is not None and self.stamp(value) != self._stamps.get(key):
+                self._alive.pop(key, None)
+                return None
+            if value is None:
+                return None
+            if entry is not None and entry.value is value and entry.homes is not None:
+                value = moved(value, entry.homes)
+            # Measured again: what is kept may have grown.
+            self._put(key, value, user, *([] if entry is None else entry.users))
+            return value
 
-    def _put(self, key: Hashable, value: Any, user: Any = None) -> None:
+    def _put(self, key: Hashable, value: Any, *users: Any) -> None:
         with self._lock:
-            self._entries[key] = _Entry(value, *footprint(value))
-            if user is not None:
-                self._entries[key].users.add(user)
+            entry = self._entries[key] = _Entry(value, *footprint(value))
+            entry.users.update(user for user in users if user is not None)
             self._entries.move_to_end(key)
             try:
                 self._alive[key] = value
@@ -204,16 +243,47 @@ class _KeyLock:
         self.lock = threading.RLock()
 
 
-def model_budget() -> int:
-    """Return how many bytes of models may stay on the device: three quarters of a CUDA card, 16 GiB where there is none."""
-    return torch.cuda.mem_get_info()[1] * 3 // 4 if torch.cuda.is_available() else 16 * GIB
+def host_memory() -> int:
+    """Return the bytes of host memory that this process may use: the machine's, or its container's."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except AttributeError:
+        total = _windows_memory()
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(pathlib.Path(limit).read_text()))
+        except (OSError, ValueError):  # no container, or one without a limit ("max")
+            continue
+    return int(total)
+
+
+def _windows_memory() -> int:
+    import ctypes
+
+    status = (
+        ctypes.c_uint64 * 8
+    )()  # MEMORYSTATUSEX: its own size and the load, then counters, of which the first is the total
+    ctypes.c_uint32.from_buffer(status).value = ctypes.sizeof(status)
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return int(status[1])
+
+
+def device_memory() -> int:
+    """Return the bytes of memory of the CUDA card, or of host memory where there is none."""
+    return int(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else host_memory()
+
+
+def share(memory: Callable[[], int], part: float) -> Callable[[], int]:
+    """Return a bound for `Cache`: a part of a memory, asked for when it is needed."""
+    return lambda: int(memory() * part)
 
 
 CACHES: WeakSet[Cache] = WeakSet()
 
-MODELS = Cache("models", model_budget, 16 * GIB)
-PROMPTS = Cache("prompt embeddings", GIB // 4, GIB // 4)
-INVERSIONS = Cache("inversions", GIB, 4 * GIB)
+# The largest models are half of what they run on; prompts and inversions must leave room for them.
+MODELS = Cache("models", share(device_memory, 3 / 4), share(host_memory, 1 / 2), stamp=identify)
+PROMPTS = Cache("prompt embeddings", share(device_memory, 1 / 64), share(host_memory, 1 / 64), finite=True)
+INVERSIONS = Cache("inversions", share(device_memory, 1 / 16), share(host_memory, 1 / 8), finite=True)
 # A search keeps its teacher runs in its own store on disk: they must survive the process.
 
 

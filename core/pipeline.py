@@ -15,6 +15,7 @@ from .checks import check_finite, check_shape
 from .denoiser import Conditioning
 from .device import with_memory
 from .diffusers_model import DiffusersDenoiser
+from .identity import Identity, identify
 from .tensors import check_image, image_to_bytes, pixels_to_image, unchecked_pixels
 from .transfer import Arrival, to_device, to_host
 
@@ -70,8 +71,9 @@ class TextEncoder:
 class Pipeline:
     """A model with its text encoders and VAE: everything from a prompt to pixels.
 
-    The networks are shared with every other pipeline that was loaded from the same files; the call counters are its own. `key`
-    names the text encoders in the cache of prompt embeddings, None leaves it alone.
+    The networks are shared with every other pipeline that was loaded from the same files; the call counters are its own. Who
+    edits one (merges a LoRA) edits it for all of them, but a later `load` reads the files again. `key` names the files of the
+    text encoders in the cache of prompt embeddings; None leaves the cache alone.
     """
 
     model: DiffusersDenoiser
@@ -80,6 +82,11 @@ class Pipeline:
     device: torch.device
     dtype: torch.dtype
     key: str | None = None
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What its results depend on, for `core.identity`."""
+        return self.model, [(t.encoder, t.penultimate, t.pad_id) for t in self.text], self.key, self.vae, self.dtype
 
     @property
     def latent_channels(self) -> int:
@@ -100,8 +107,12 @@ class Pipeline:
         def encode() -> Conditioning:
             return with_memory(lambda: self._encode(unique, size), f"encode {len(unique)} prompts")
 
-        cond = encode() if self.key is None else PROMPTS.get((self.key, unique, size), encode)
+        cond = encode() if self.key is None else PROMPTS.get(self._prompts_identity(unique, size), encode)
         return cond.take([unique.index(prompt) for prompt in prompts])
+
+    def _prompts_identity(self, prompts: Sequence[str], size: tuple[int, int]) -> Identity:
+        # The files name the tokenizers. The encoders are looked at: a LoRA may have been merged into them.
+        return identify(self.key, [(t.encoder, t.penultimate, t.pad_id) for t in self.text], prompts, size)
 
     def _encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
         if not self.text:

@@ -12,7 +12,7 @@ from ..core.cache import INVERSIONS
 from ..core.checks import check_finite, check_shape
 from ..core.denoiser import Cond, Denoiser
 from ..core.guidance import CFG, Denoise, own_guidance
-from ..core.identity import digest
+from ..core.identity import has_identity, identify
 from ..core.masks import as_mask
 from ..core.noise import NoiseSource
 from ..core.progress import Callback, Reporter
@@ -90,9 +90,9 @@ def _inversion(
     guided = CFG(model, cond, uncond if asked else None, cfg_scale)
     # The cache outlives the caller's tensor, which may be written to.
     build = lambda: invert(guided, latents.clone(), levels, model.space, report)  # noqa: E731
-    if not hasattr(model, "identity"):
+    if not has_identity(model):
         return build()
-    path = INVERSIONS.get(digest("cow", model, latents, levels, guided.cond, guided.uncond, cfg_scale), build)
+    path = INVERSIONS.get(identify("cow", model, latents, levels, guided.cond, guided.uncond, cfg_scale), build)
     report.index = len(levels) - 1  # steps found in the cache count as done: the total stays the same
     return path
 

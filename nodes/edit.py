@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ..core.identity import Identity
 from ..edit.config import MEMORY
-from ..edit.geometry import Point
-from ..edit.tasks import CENTRES, DRAG_METHODS, check_points
-from .unused import Unused
-from .widgets import Widget, choice, integer, number, refusal, seed, string, switch
+from ..edit.tasks import CENTRES, DRAG_METHODS
+from .widgets import Widget, choice, integer, number, seed, string, switch
 
 CATEGORY = "slipstream/edit"
 INVERSION, TASKS = "SLIPSTREAM_INVERSION", "SLIPSTREAM_EDIT"
@@ -32,31 +28,12 @@ def _pixels(default: int, tooltip: str) -> Widget:
 
 @dataclass(frozen=True)
 class HostInversion:
-    """An inverted picture with what the host needs to run its prompt again, and which MODEL it was made with."""
+    """An inverted picture with what the host needs to run its prompt again, and the identity of the MODEL it was made with."""
 
     inversion: Any
     conditioning: list[Any]
-    model_id: Any
+    model: Identity
     config: Any
-
-
-_NAMES: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
-
-
-def _model_id(model: Any) -> tuple[Any, ...]:
-    """Return what tells MODELs of other weights or weight patches apart; an `id` alone may be given out again."""
-    return (_NAMES.setdefault(model.model, object()), getattr(model, "patches_uuid", None))
-
-
-def _digest(value: Any) -> str:
-    """Return a hash of the contents of all tensors in a value."""
-    from ..core.cache import tensors_in
-
-    whole = hashlib.sha256()
-    for tensor in tensors_in(value):
-        whole.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        whole.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return whole.hexdigest()
 
 
 def _single(image: Tensor, name: str) -> Tensor:
@@ -116,9 +93,9 @@ class Invert:
         self, model: Any, vae: Any, image: Tensor, positive: list[Any], steps: int, megapixels: float, memory: str
     ) -> tuple[HostInversion]:
         from ..core.cache import INVERSIONS
-        from ..core.identity import digest
         from ..edit import EditConfig, fit, invert
-        from .host.edit_model import HostEditModel, check_model, check_prompt
+        from .host.edit_model import HostEditModel, check_model, check_prompt, inversion_identity
+        from .host.identity import entries_of, host_identity, model_identity
         from .host.session import run_on_model
         from .host.warnings import warn
 
@@ -136,15 +113,21 @@ class Invert:
             # Prepared conditioning belongs to one run: keep the host's own and prepare it anew for each edit.
             return replace(made, cond=None)
 
-        key = (_model_id(model), _digest([latent["samples"], picture]), digest(positive), canvas, steps, memory)
+        made_with = inversion_identity(model)
         # The host's own cache forgets a photo once another goes through the same node.
-        inversion = INVERSIONS.get(key, lambda: run_on_model(model, latent, work, positive=positive))
+        inversion = INVERSIONS.get(
+            host_identity(
+                "edit", model_identity(model), latent["samples"], picture, entries_of(positive), canvas, config
+            ),
+            lambda: run_on_model(model, latent, work, positive=positive),
+            warn=lambda text: warn("Invert", text),
+        )
         if inversion.memory == "row" and memory == "auto":
             warn(
                 "Invert",
                 "The attention bank would be too large; keys and values are computed again in each step instead.",
             )
-        return (HostInversion(inversion, positive, _model_id(model), config),)
+        return (HostInversion(inversion, positive, made_with, config),)
 
 
 class _TaskNode:
@@ -177,15 +160,6 @@ class MoveObject(_TaskNode):
         "Move or resize what is under the mask. The place it leaves is filled in; everything else stays untouched."
     )
 
-    UNUSED = (
-        Unused("about", lambda v: v.scale == 1, "at `scale` 1. Change the scale."),
-        Unused(
-            "fill_from",
-            lambda v: v.dx == v.dy == 0 and v.scale >= 1 and v.about == "object",
-            "where nothing is vacated. Move or shrink the object, or disconnect it.",
-        ),
-    )
-
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -210,10 +184,7 @@ class MoveObject(_TaskNode):
         fill_from: Tensor | None = None,
     ) -> Any:
         from ..edit import Move
-        from .host.warnings import warn
 
-        if dx == dy == 0 and scale == 1:
-            warn("Move / Resize", "the object stays as it is. Set `dx`, `dy` or `scale`.")
         return _add(tasks, Move(mask, dx, dy, scale, about, fill_from))
 
 
@@ -223,8 +194,6 @@ class PasteObject(_TaskNode):
     DESCRIPTION = (
         "Paste what is under the mask of another (inverted) picture. It keeps its own place there plus dx, dy."
     )
-
-    UNUSED = (Unused("about", lambda v: v.scale == 1, "at `scale` 1. Change the scale."),)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -244,11 +213,8 @@ class PasteObject(_TaskNode):
         self, reference: HostInversion, mask: Tensor, dx: float, dy: float, scale: float, about: str, tasks: Any = None
     ) -> Any:
         from ..edit import Paste
-        from ..edit.placing import check_size
 
-        task = Paste(reference, mask, dx, dy, scale, about)  # type: ignore[arg-type]
-        check_size("mask", task.mask, reference.inversion.canvas.size)
-        return _add(tasks, task)
+        return _add(tasks, Paste(reference, mask, dx, dy, scale, about))  # type: ignore[arg-type]
 
 
 class ChangeAppearance(_TaskNode):
@@ -272,11 +238,8 @@ class ChangeAppearance(_TaskNode):
 
     def make(self, mask: Tensor, reference: HostInversion, reference_mask: Tensor, tasks: Any = None) -> Any:
         from ..edit import Appearance
-        from ..edit.placing import check_size
 
-        task = Appearance(mask, reference, reference_mask)  # type: ignore[arg-type]
-        check_size("reference_mask", task.reference_mask, reference.inversion.canvas.size)
-        return _add(tasks, task)
+        return _add(tasks, Appearance(mask, reference, reference_mask))  # type: ignore[arg-type]
 
 
 def read_points(text: str, name: str) -> list[tuple[float, float]]:
@@ -291,16 +254,6 @@ def read_points(text: str, name: str) -> list[tuple[float, float]]:
         raise ValueError(
             f"Expected `{name}` as a JSON list of points in pixels such as {example}, but got {text[:80]!r}."
         ) from None
-
-
-def read_drags(handles: str, targets: str) -> tuple[tuple[Point, Point], ...]:
-    """Return (handle, target) pairs of two JSON lists of points; raises ValueError for lists that do not fit."""
-    pulled, wanted = read_points(handles, "handles"), read_points(targets, "targets")
-    if len(pulled) != len(wanted):
-        raise ValueError(
-            f"Expected as many `targets` as `handles` ({len(pulled)}), but got {len(wanted)}. Pair them up."
-        )
-    return check_points(list(zip(pulled, wanted)))
 
 
 class DragPoints(_TaskNode):
@@ -330,14 +283,15 @@ class DragPoints(_TaskNode):
             "optional": {"tasks": ADD_UP},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, handles: str | None = None, targets: str | None = None) -> bool | str:
-        return refusal(cls, read_drags, handles=handles, targets=targets)
-
     def make(self, mask: Tensor, handles: str, targets: str, method: str, tasks: Any = None) -> Any:
         from ..edit import Drag
 
-        return _add(tasks, Drag(mask, read_drags(handles, targets), method))
+        pulled, wanted = read_points(handles, "handles"), read_points(targets, "targets")
+        if len(pulled) != len(wanted):
+            raise ValueError(
+                f"Expected as many `targets` as `handles` ({len(pulled)}), but got {len(wanted)}. Pair them up."
+            )
+        return _add(tasks, Drag(mask, list(zip(pulled, wanted)), method))
 
 
 def library_tasks(tasks: Any, conds: dict[int, Any] | None = None) -> tuple[list[Any], list[HostInversion]]:
@@ -388,10 +342,6 @@ class EditPreview:
         return preview(_single(image, "image"), library_tasks(tasks)[0])
 
 
-def _any_task(v: Any, *names: str) -> bool:
-    return any(type(task).__name__ in names for task in v.tasks)
-
-
 class EditSampler:
     """Runs the edit."""
 
@@ -410,18 +360,6 @@ class EditSampler:
         "Cost, and what you should know.",
     )
     FUNCTION = "edit"
-
-    UNUSED = (
-        Unused("low_memory", lambda v: v.guidance == 0, "at `guidance` 0: there is no gradient pass. Switch it off."),
-        Unused(
-            "hold_object",
-            lambda v: not _any_task(v, "Move", "Paste", "Drag"),
-            "on Appearance, which makes its region anew.",
-        ),
-        Unused(
-            "hold_fill", lambda v: not _any_task(v, "Move", "Drag"), "where nothing is vacated (Paste, Appearance)."
-        ),
-    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -487,7 +425,7 @@ class EditSampler:
         feather: int,
         low_memory: bool,
     ) -> dict[str, Any]:
-        from ..edit import Drag, finish
+        from ..edit import finish
         from .host.edit_model import check_model, left_out
         from .host.warnings import warn
 
@@ -502,31 +440,18 @@ class EditSampler:
             checkpoint=low_memory,
         )
         _check_made_with(model, [inversion, *library_tasks(tasks)[1]])
-        if guidance == 0 and any(isinstance(task, Drag) and task.method == "energy" for task in tasks):
-            warn("Edit", "Drag Points by energy pulls nothing at `guidance` 0. Raise it, or drag by warp.")
         for name in left_out(model):
             warn("Edit", f"The patch {name} of this MODEL has no effect on an edit and is left out.")
         # The draft is encoded before the MODEL is loaded: both at once may not fit.
         draft = _encoded_draft(vae, inversion, tasks, config)
-        try:
-            run = _run_edit(model, inversion, tasks, config, draft, positive, negative, seed)
-        except ValueError as error:
-            raise ValueError(_as_widgets(str(error))) from error
+        run = _run_edit(model, inversion, tasks, config, draft, positive, negative, seed)
         decoded = iter(vae.decode(samples) for samples in run.latents)
         edited = finish(inversion.inversion.image, run.result, lambda latents: next(decoded))
         for note in run.result.notes:
-            warn("Edit", _as_widgets(note))
-        report = f"{run.calls} network calls, {run.rows} rows. Keys and values: {inversion.inversion.memory}."
+            warn("Edit", note)
+        cost = f"{run.calls} network calls, {run.rows} rows. Keys and values: {inversion.inversion.memory}."
+        report = "\n".join([cost, *run.result.notes])
         return {"ui": {"text": [report]}, "result": (edited, {"samples": run.latents[0]}, run.result.mask, report)}
-
-
-# What the library calls some of the widgets.
-WIDGETS = {"energy_scale": "guidance", "cfg_scale": "cfg", "eta": "noise", "checkpoint": "low_memory"}
-
-
-def _as_widgets(text: str) -> str:
-    """Return a sentence of the library with the names of the widgets."""
-    return re.sub(r"`(\w+)`", lambda found: f"`{WIDGETS.get(found[1], found[1])}`", text)
 
 
 class _EditRun(NamedTuple):
@@ -601,12 +526,14 @@ def _run_edit(
 
 
 def _check_made_with(model: Any, inversions: list[HostInversion]) -> None:
-    for inversion in inversions:
-        if inversion.model_id != _model_id(model):
-            raise ValueError(
-                "Expected inversions made with this `model`, but got one of another MODEL or of other patches (LoRA). Connect the same "
-                "MODEL to Invert and Edit."
-            )
+    from .host.edit_model import inversion_identity
+
+    made_with = inversion_identity(model)
+    if any(inversion.model.digest != made_with.digest for inversion in inversions):
+        raise ValueError(
+            "Expected inversions made with this `model`, but got one of another MODEL or of other patches (LoRA, sampling). Connect "
+            "the same MODEL to Invert and Edit."
+        )
 
 
 NODES = {

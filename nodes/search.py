@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..search.config import STRATEGIES, SearchConfig
+from ..search.config import STRATEGIES
 from ..search.objectives import DISTANCES
-from .unused import Unused
-from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch
+from .widgets import choice, integer, number, seed, string, switch
 
 CATEGORY = "slipstream/search"
 SCHEDULE, OBJECTIVE, ENTRIES = "SLIPSTREAM_SCHEDULE", "SLIPSTREAM_OBJECTIVE", "SLIPSTREAM_SCHEDULES"
@@ -29,12 +31,10 @@ SIZE = ("LATENT", {"tooltip": "An empty latent of the size you will use. Its con
 
 
 def user_folder(kind: str) -> pathlib.Path:
-    """Return <user>/slipstream/<kind>, made when missing."""
+    """Return <user>/slipstream/<kind>; it need not exist yet."""
     import folder_paths
 
-    folder = pathlib.Path(folder_paths.get_user_directory()) / "slipstream" / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return pathlib.Path(folder_paths.get_user_directory()) / "slipstream" / kind
 
 
 def schedule_files() -> dict[str, pathlib.Path]:
@@ -44,13 +44,18 @@ def schedule_files() -> dict[str, pathlib.Path]:
         own = user_folder("schedules")
     except ImportError:  # no host: only what comes with the pack
         own = None
-    if own is not None:
+    if own is not None and own.is_dir():
         found = {p.name: p for p in sorted(own.iterdir()) if p.suffix in (".json", ".safetensors")}
     return {**found, **{f"preset: {p.stem}": p for p in sorted(PRESETS.glob("*.json"))}}
 
 
-CLIP_RULE = Unused("clip", lambda v: not v.prompts.strip(), "without `prompts`. Write some, or disconnect it.")
-VISION_RULE = Unused("clip_vision", lambda v: v.features != CLIP_VISION, "on these `features`. Choose clip vision.")
+def _file_stem(name: str) -> str:
+    stem = name.strip().removesuffix(".json")
+    if not re.fullmatch(r"[\w][\w .,()+-]{0,99}", stem):
+        raise ValueError(
+            f"Expected `name` of letters, digits, spaces and . , ( ) + - _, but got {name!r}. It becomes a file name."
+        )
+    return stem
 
 
 class LivePlot:
@@ -108,20 +113,6 @@ class SearchSchedule:
     )
     FUNCTION = "search"
 
-    UNUSED = (
-        Unused(
-            "objective",
-            lambda v: v.custom_objective is not None,
-            "while `custom_objective` is connected. Disconnect it.",
-        ),
-        Unused(
-            "computed",
-            lambda v: v.computed == v.steps,
-            "at the number of `steps`: every step calls the model. Lower it.",
-        ),
-        CLIP_RULE,
-    )
-
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -161,7 +152,7 @@ class SearchSchedule:
                 ),
                 "layers": switch(
                     False,
-                    "Also search blocks to skip, paying for extra steps. Use Apply Layer "
+                    "Also search blocks to skip, paying for extra steps. U-Net models only. Use Apply Layer "
                     "Mask for sampling with the result. Often nothing better is found; then no mask is returned.",
                 ),
                 "batch": integer(16, 1, 256, "Most pictures sampled at once; halved by itself when memory runs out."),
@@ -197,28 +188,13 @@ class SearchSchedule:
             },
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(
-        cls, evaluations: int | None = None, minutes: float | None = None, steps: int | None = None,
-        computed: int | None = None, strategy: str | None = None, layers: bool | None = None,
-    ) -> bool | str:  # fmt: skip
-        def check(evaluations: int, minutes: float, steps: int, computed: int, strategy: str, layers: bool) -> None:
-            if not evaluations and not minutes:
-                raise ValueError("Expected a limit in `evaluations` or `minutes`, but got 0 for both. Set one.")
-            SearchConfig(steps=steps, computed=computed or None, strategy=strategy, layers=layers)
-
-        return refusal(
-            cls, check, evaluations=evaluations, minutes=minutes, steps=steps, computed=computed, strategy=strategy,
-            layers=layers,
-        )  # fmt: skip
-
     def search(
         self, guider: Any, sampler: Any, latent_image: dict[str, Any], steps: int, evaluations: int, minutes: float,
         objective: str, pairs: int, seed: int, strategy: str, layers: bool, batch: int, custom_objective: Any = None,
         clip: Any = None, prompts: str = "", search_first_level: bool = False, computed: int = 0,
         sigmas: Tensor | None = None,
     ) -> tuple[Any, Tensor, Tensor, str]:  # fmt: skip
-        from ..search import search
+        from ..search import SearchConfig, search
         from ..search.report import result_text
         from .host.charts import chart
         from .host.search_path import HostPath
@@ -232,7 +208,7 @@ class SearchSchedule:
         path = HostPath(guider, sampler, latent_image, seed, batch, _prompts(clip, prompts, warn), layers)
         goal = custom_objective or _objective(objective)
         plot = LivePlot(path.stock(config.network_steps))
-        result = search(path, config, goal, store=_job_file(path, config, goal), callback=plot)
+        result = search(path, config, goal, store=_job_file, callback=plot)
         for text in result.warnings:
             warn("Search Schedule", text)
         drawn = chart("Search Schedule", plot.chart)
@@ -249,16 +225,10 @@ def _prompts(clip: Any, prompts: str, warn: Callable[[str, str], None]) -> Any:
     return prompts_conditioning(clip, prompts)
 
 
-def _job_file(path: Any, config: Any, objective: Any) -> pathlib.Path:
-    """Return the store of this search: one file for each set of inputs that changes what is measured."""
-    import hashlib
-    import json
-
-    from ..search.engine import job_identity
-    from ..search.evaluation import Task
-
-    identity = json.dumps(job_identity(Task(path, objective, config)), sort_keys=True, default=str)
-    return user_folder("search") / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.sqlite"
+def _job_file(identity: dict[str, Any]) -> pathlib.Path:
+    """Return the store of a search: one file for each set of inputs that changes what is measured."""
+    found = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
+    return user_folder("search") / f"{found.hexdigest()[:16]}.sqlite"
 
 
 class _ObjectiveNode:
@@ -276,14 +246,6 @@ class ReferenceObjective(_ObjectiveNode):
         "For Search Schedule and Compare Schedules: how far the samples' distribution is from that of reference pictures. With CLIP "
         "vision and mmd this is CMMD (arXiv 2401.09603) up to its scale; with frechet the Frechet distance on the chosen features, "
         "the paper's objective when the features are Inception's."
-    )
-
-    UNUSED = (
-        VISION_RULE,
-        Unused(
-            "folder", lambda v: v.images is not None, "while `images` is connected. Disconnect it to use the folder."
-        ),
-        Unused("inception_weights", lambda v: v.features != INCEPTION, "on these `features`. Choose inception."),
     )
 
     @classmethod
@@ -311,17 +273,6 @@ class ReferenceObjective(_ObjectiveNode):
                 ),
             },
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, features: str | None = None, inception_weights: str | None = None) -> bool | str:
-        def check(features: str, inception_weights: str) -> None:
-            if features == INCEPTION and not pathlib.Path(inception_weights).expanduser().is_file():
-                raise ValueError(
-                    f"Expected `inception_weights` to be a file for the features {INCEPTION}, but got {inception_weights!r}. "
-                    "Name one, or choose other features."
-                )
-
-        return refusal(cls, check, features=features, inception_weights=inception_weights)
 
     @classmethod
     def IS_CHANGED(cls, folder: str = "", **_: Any) -> Any:
@@ -352,8 +303,6 @@ class SelfObjective(_ObjectiveNode):
         "For Search Schedule and Compare Schedules: how far the samples are from what the model itself makes in many steps, either "
         "picture by picture (paired) or as a distribution (frechet, mmd), on features of your choice."
     )
-
-    UNUSED = (VISION_RULE,)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -465,8 +414,6 @@ class CompareSchedules:
         "The levels of the best one.",
     )
     FUNCTION = "compare"
-
-    UNUSED = (CLIP_RULE,)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -580,13 +527,13 @@ class LoadSchedule:
 
 def mismatches(schedule: Any, guider: Any = None, sampler: Any = None) -> list[str]:
     """Return what differs between a schedule and the sampling it is about to be used in."""
-    from .host.search_path import model_identity, sampler_name
+    from .host.search_path import sampler_name, schedule_model
 
     model, cfg = None, None
     if guider is not None:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         table = getattr(sampling, "sigmas", torch.tensor([float(sampling.sigma_min), float(sampling.sigma_max)]))
-        model = model_identity(guider.model_patcher, table.detach().to("cpu", torch.float64).flatten(), sampling)
+        model = schedule_model(guider.model_patcher, table.detach().to("cpu", torch.float64).flatten(), sampling)
         cfg = float(guider.cfg) if hasattr(guider, "cfg") else None
     return schedule.mismatches(model, None if sampler is None else sampler_name(sampler), cfg)
 
@@ -612,14 +559,11 @@ class SaveSchedule:
             }
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
-        return refusal(cls, file_stem, name=name)
-
     def save(self, schedule: Any, name: str, overwrite: bool) -> dict[str, Any]:
-        stem = file_stem(name)
+        stem = _file_stem(name)
         taken = {p.stem: p for p in user_folder("schedules").glob("*.json")}
         stem = stem if overwrite else _unused(stem, taken)
+        user_folder("schedules").mkdir(parents=True, exist_ok=True)
         path = schedule.save(user_folder("schedules") / f"{stem}.json")
         return {"ui": {"text": [str(path)]}, "result": (str(path),)}
 
@@ -685,7 +629,7 @@ class ApplyLayerMask:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Returns the MODEL with the schedule's layer mask: at the noise levels it names, the network leaves those blocks out. Without a "
-        "mask in the schedule the model is returned as it is. A mask of another architecture is refused."
+        "mask in the schedule the model is returned as it is. U-Net models only."
     )
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
@@ -703,14 +647,8 @@ class ApplyLayerMask:
 
     def apply(self, model: Any, schedule: Any) -> tuple[Any]:
         from .host.layers import with_masks
-        from .host.warnings import warn
 
-        if not schedule.masks:
-            warn(
-                "Apply Layer Mask",
-                "`schedule` has no layer mask, so the model is returned as it is. Search with `layers` on.",
-            )
-        return (with_masks(model, schedule.masks, schedule.model.get("class") or ""),)
+        return (with_masks(model, schedule.masks),)
 
 
 NODES = {

@@ -17,7 +17,7 @@ from ..core.progress import Step
 from .comparison import calls_per_sample
 from .config import SearchConfig
 from .dispatch import Dispatcher
-from .evaluation import HOLDOUT, SEARCH, Task, TaskFactory, banks, judged, limits_of, rung_sizes
+from .evaluation import HOLDOUT, NAN_REMEDY, SEARCH, Task, TaskFactory, banks, judged, limits_of, rung_sizes
 from .objectives import Objective, Paired
 from .paths import SamplingPath, Trajectory
 from .schedule import Schedule
@@ -65,8 +65,8 @@ class Exhausted(Exception):  # noqa: N818 - the end of a budget is no error
 
 def search(
     path: SamplingPath, config: SearchConfig, objective: Objective | None = None, rerank: Objective | None = None,
-    store: str | pathlib.Path | None = None, executor: Executor | None = None, factory: TaskFactory | None = None,
-    callback: Callable[[Step], None] | None = None,
+    store: str | pathlib.Path | Callable[[dict[str, Any]], pathlib.Path] | None = None, executor: Executor | None = None,
+    factory: TaskFactory | None = None, callback: Callable[[Step], None] | None = None,
 ) -> SearchResult:  # fmt: skip
     """Find the best schedule for `path` (AutoDiffusion, arXiv 2309.10438, with better starts, strategy and statistics).
 
@@ -75,7 +75,8 @@ def search(
         config: what to search and for how long.
         objective: what "better" means; None = paired distance to the model's own many-step result.
         rerank: the objective for the last ranking on held-out pairs; None = the same.
-        store: SQLite file that keeps every evaluation. The same call again goes on where the last one was ended.
+        store: SQLite file that keeps every evaluation, or a function that names it from `Task.identity`. The same call again
+            resumes.
         executor: `concurrent.futures`-like; needs `factory`, which makes the same `Task` in each worker.
         callback: gets a `SearchStep` after each evaluation; what it raises ends the search, and the store keeps all.
 
@@ -87,14 +88,9 @@ def search(
         )
     objective = objective or Paired()
     task = Task(path, objective, config, rerank)
-    with Store(store, job_identity(task)) as opened:
+    place = store(task.identity) if callable(store) else store
+    with Store(None if task.identity["goal"] is None else place, task.identity) as opened:
         return Search(task, opened, executor, factory, callback).run()
-
-
-def job_identity(task: Task) -> dict[str, Any]:
-    """Return what a store belongs to."""
-    assert task.rerank is not None
-    return {**task.path.identity(), "objective": task.objective.id, "config": task.config.identity()}
 
 
 class Search:
@@ -106,7 +102,7 @@ class Search:
     ) -> None:  # fmt: skip
         self.task, self.config, self.path, self.store = task, task.config, task.path, store
         self.callback = callback
-        self.job = hashlib.sha256(json.dumps(job_identity(task), sort_keys=True).encode()).hexdigest()[:16]
+        self.job = hashlib.sha256(json.dumps(task.identity, sort_keys=True).encode()).hexdigest()[:16]
         self.banks = banks(task.path, task.config, store)
         self.dispatch = Dispatcher(task, store, self.job, executor, factory, self._waiting)
         costs = {layer.name: layer.cost for layer in self.path.layers()} if self.config.layers else {}
@@ -115,7 +111,7 @@ class Search:
         self.scores: dict[str, tuple[float, Candidate]] = {}
         self.history: list[tuple[int, float]] = []
         self.seconds, self.calls = 0.0, 0
-        self.warnings: list[str] = []
+        self.warnings = [*task.warnings]
         self.stock: dict[str, Tensor] = {}
         self.stock_scores: dict[str, float] = {}
         self.watched: tuple[Trajectory, Tensor] | None = None
@@ -144,7 +140,7 @@ class Search:
         known = self.store.tensor(name)
         if known is None:
             self.watched = self.watched or self.banks[SEARCH].watched()
-            noise_space = FLOW if self.path.identity()["model"].get("prediction") == "flow" else VE
+            noise_space = FLOW if self.task.identity["model"].get("prediction") == "flow" else VE
             genome = from_trajectory(space, *self.watched, noise_space)
             known = Tensor(list(genome or ()))
             self.store.put_tensor(name, known)
@@ -321,6 +317,11 @@ class Search:
             self.warnings.append("No layer mask was better than the full network at this cost: none is returned.")
         if self.store.problem:
             self.warnings.append(self.store.problem)
+        if not math.isfinite(value):
+            raise ValueError(
+                f"Expected `objective` {self.task.objective.id!r} to give a finite score on held-out pairs, but got {value}. "
+                f"{NAN_REMEDY}"
+            )
         schedule = self._schedule(winner, value, baselines, name)
         return SearchResult(
             schedule, tuple(self.history), baselines, tuple(order), len(self.counted), self.calls, self.seconds,
@@ -328,7 +329,7 @@ class Search:
         )  # fmt: skip
 
     def _schedule(self, winner: Candidate, value: float, baselines: dict[str, float], name: str) -> Schedule:
-        identity = self.path.identity()
+        identity = self.task.identity
         assert self.task.rerank is not None
         nfe = calls_per_sample(self.path, winner)
         index = [self.space.index_of(s) for s in winner.levels if s > 0]

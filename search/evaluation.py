@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, cat, linspace
 
+from ..core.checks import check_finite
+from ..core.identity import identify
 from .config import SearchConfig
 from .objectives import Objective, Score, score_or_worst
 from .paths import SamplingPath, Trajectory
 from .space import Candidate
 from .store import Record, Rung, Store
 
+NAN_REMEDY = "Use float32 or bfloat16 for the model, or another sampler. Nothing of this run was stored."
 SEARCH, HOLDOUT = "search", "holdout"
 WATCHED = 8  # pairs whose teacher states are kept in memory for the dynamic programming start
 
@@ -90,6 +95,7 @@ class PairBank:
             done = 0 if head is None else len(head)
             rest = self.path.sample(self.teacher_sigmas, self.pairs[done:])
             known = rest if head is None else cat([head, rest])
+            check_finite("the model's own samples", known, NAN_REMEDY)
             self.store.put_tensor(f"teacher {self.key}", known)
         return known
 
@@ -97,6 +103,7 @@ class PairBank:
         """Return the teacher's states on the first pairs, which are not stored, and its result there, which is."""
         watch = Trajectory([], [], [])
         final = self.path.sample(self.teacher_sigmas, self.pairs[:WATCHED], watch=watch)
+        check_finite("the model's own samples", final, NAN_REMEDY)
         self.store.put_tensor(f"teacher head {self.key}", final)
         return watch, final
 
@@ -129,6 +136,25 @@ class Task:
     def __post_init__(self) -> None:
         self.rerank = self.rerank or self.objective
         self.scores: dict[str, Score] = {}
+        self.warnings: list[str] = []
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a store belongs to, as JSON: everything but the budget that its evaluations depend on.
+
+        Its "goal" is None for an objective that cannot be named, whose evaluations must not be used again.
+        """
+        assert self.rerank is not None
+        sampling, goals = self.path.identity(), identify(self.objective, self.rerank)
+        if sampling.get("unnamed"):
+            self.warnings.append(
+                f"Slipstream cannot compare {', '.join(sampling['unnamed'])} with those of an earlier search: it is found again by "
+                "what it samples."
+            )
+        if goals.unnamed:
+            self.warnings.append(goals.warning)
+        goal = None if goals.unnamed else goals.digest[:16]
+        return {**sampling, "objective": self.objective.id, "goal": goal, "config": self.config.identity()}
 
     def score(self, bank: PairBank) -> Score:
         """Return the score on a bank: the objective while searching, the ranking objective on held-out pairs."""

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core.checks import check_choice
-from .digests import digest
+from ..core.checks import check_choice, check_finite
+from ..core.identity import identify
 from .features import Features, LatentFeatures
 from .statistics import frechet_distance, median_bandwidth, mmd, moments
 
@@ -27,7 +27,7 @@ class Bank(Protocol):
 
 
 class Objective(Protocol):
-    """A plug-in: anything with these three."""
+    """A plug-in: anything with these three. A search counts as another one when what it holds differs (a network, images)."""
 
     id: str
     needs_teacher: bool
@@ -94,7 +94,10 @@ class ReferenceImages:
             )
         self.features, self.distance = features, distance
         self.reference = features.of_images(images)
-        self.id = f"reference-{distance}/{features.id}/{len(images)}-{digest(self.reference)[:8]}"
+        check_finite(
+            "the features of the reference images", self.reference, "Use float32 or bfloat16 for their network."
+        )
+        self.id = f"reference-{distance}/{features.id}/{len(images)}-{identify(self.reference).digest[:8]}"
 
     def prepare(self, bank: Bank) -> Score:
         return against(self.reference, self.features, self.distance)

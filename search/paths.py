@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import check_choice, check_integer, check_seed
 from ..core.denoiser import Conditioning, Denoiser
 from ..core.guidance import CFG
-from ..core.layers import Layer, LayerMask, LayerModel, skipped_at
+from ..core.identity import Identity, has_identity, identify, weights_digest
+from ..core.layers import Layer, LayerModel
 from ..core.noise import SeededNoise, StackedNoise
 from ..core.reuse import ReuseSpan, reusing
 from ..core.samplers import SAMPLERS, sample, start_scale
 from ..core.schedules import ALIGN_YOUR_STEPS, SCHEDULES, FlowLevels, align_your_steps, make_sigmas, table_of
-from .digests import digest, weights_digest
+from .schedule import LayerMask, skipped_at
 
 
 @dataclass
@@ -70,7 +73,8 @@ class SamplingPath(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Return what the result depends on, as JSON: model {name, hash, ...}, sampler, cfg, size, conditioning, seed."""
+        """Return what the result depends on, as JSON: model {name, hash, ...}, sampler, cfg, size, conditioning, seed, and the
+        fields of `sampling_fields`."""
         ...
 
 
@@ -183,8 +187,9 @@ class ModelPath:
             "sampler": self.sampler,
             "cfg": self.cfg_scale,
             "size": list(self.size),
-            "conditioning": digest(*(t for c in (self.cond, self.uncond) if c for t in (c.context, c.pooled))),
+            "conditioning": identify(self.cond, self.uncond).digest[:16],
             "seed": self.seed,
+            **sampling_fields(self, {"network": identify(model_state(self.model))}),
         }
 
 
@@ -197,10 +202,40 @@ def skipping_of(model: Any) -> Callable[..., Any]:
     return model.skipping
 
 
+def model_state(model: Denoiser[Any]) -> Any:
+    """Return what a model's numbers depend on: all that it holds but its counters, or what it says itself."""
+    if has_identity(model):
+        return model
+    return type(model), {k: v for k, v in vars(model).items() if k not in ("calls", "rows")}
+
+
+def sampling_fields(path: SamplingPath, named: dict[str, Identity]) -> dict[str, Any]:
+    """Return fields for `SamplingPath.identity`: the digest of each part, and what stands for parts that cannot be named."""
+    fields: dict[str, Any] = {"sampling": {name: found.digest[:16] for name, found in named.items()}}
+    unnamed = [text for found in named.values() for text in found.unnamed]
+    return {**fields, "unnamed": unnamed, "behaviour": behaviour(path)} if unnamed else fields
+
+
+def behaviour(path: SamplingPath) -> str:
+    """Return a digest of one short sampling of pair 0: what every patch, guider and sampler makes of it together.
+
+    Rounded to a thousandth of its spread, so that one machine gives it again. Never twice the same when it is not finite.
+    """
+    table = path.table()
+    index = torch.tensor([len(table) - 1, 2 * len(table) // 3, len(table) // 3]).unique().flip(0)
+    watch = Trajectory([], [], [])
+    final = path.sample(torch.cat([table[index].float(), torch.zeros(1)]), [0], watch=watch)
+    coarse = []
+    for x in (*watch.denoised, final):
+        chunks = F.adaptive_avg_pool1d(torch.stack([x.flatten(), x.flatten() ** 2]), min(64, x.numel()))
+        coarse.append((chunks / chunks.std(1, keepdim=True).clamp(min=1e-6) * 1000).round())
+    found = torch.cat([c.flatten() for c in coarse])
+    return identify(found).digest[:16] if bool(found.isfinite().all()) else uuid.uuid4().hex[:16]
+
+
 def model_identity(model: Denoiser, name: str = "") -> dict[str, Any]:
     """Return name, hash, class, prediction, sigma_min, sigma_max and shift of a model."""
     network = getattr(model, "unet", None)
-    network = getattr(network, "_orig_mod", network)  # the same after torch.compile
     return {
         "name": name,
         "hash": weights_digest(network.parameters() if isinstance(network, nn.Module) else [table_of(model.levels)]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import pathlib
 import socket
@@ -15,6 +16,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,17 +84,23 @@ class Store:
         with self.lock:
             if (bank, candidate) not in self.records:
                 row = self._run("SELECT rungs FROM evaluation WHERE bank = ? AND candidate = ?", bank, candidate)
-                if row:
-                    self.records[bank, candidate] = _read(row[0][0])
+                if row and is_finite(record := _read(row[0][0])):
+                    self.records[bank, candidate] = record
             return self.records.get((bank, candidate))
 
     def put(self, bank: str, candidate: str, record: Record) -> None:
-        """Commit a finished evaluation; one that went further than a stored one replaces it."""
+        """Commit a finished evaluation; one that went further than a stored one replaces it.
+
+        One that is not finite is kept in memory: the next run tries again, because the fault may have been a passing one.
+        """
         with self.lock:
             known = self.get(bank, candidate)
             if known is not None and len(known) >= len(record):
                 return
             self.records[bank, candidate] = record
+            if not is_finite(record):
+                self._run("DELETE FROM claim WHERE bank = ? AND candidate = ?", bank, candidate)
+                return
             rungs = json.dumps([asdict(r) for r in record])
             self._run(
                 "INSERT OR REPLACE INTO evaluation VALUES (?, ?, ?, ?, ?)",
@@ -133,15 +141,18 @@ class Store:
             if name not in self.tensors:
                 row = self._run("SELECT shape, data FROM tensor WHERE name = ?", name)
                 if row:
-                    flat = torch.frombuffer(bytearray(row[0][1]), dtype=torch.float32)
-                    self.tensors[name] = flat.reshape(json.loads(row[0][0]))
+                    flat = torch.from_numpy(np.frombuffer(row[0][1], dtype=np.float32).copy())
+                    if flat.isfinite().all():
+                        self.tensors[name] = flat.reshape(json.loads(row[0][0]))
             return self.tensors.get(name)
 
     def put_tensor(self, name: str, value: Tensor) -> None:
-        """Commit a tensor, in float32."""
+        """Commit a tensor, in float32; one that is not finite is kept in memory."""
         with self.lock:
             value = value.detach().float().cpu().contiguous()
             self.tensors[name] = value
+            if not value.isfinite().all():
+                return
             self._run(
                 "INSERT OR REPLACE INTO tensor VALUES (?, ?, ?)",
                 name, json.dumps(list(value.shape)), value.numpy().tobytes(),
@@ -226,6 +237,10 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
         elif left != right:
             found.append(f"{prefix}{name}")
     return found
+
+
+def is_finite(record: Record) -> bool:
+    return all(math.isfinite(rung.score) for rung in record)
 
 
 def _read(rungs: str) -> Record:

@@ -7,6 +7,7 @@ host's memory management stay in force. One call may hold rows of several condit
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,11 @@ from torch import Tensor
 from ...core.checks import check_shape
 from ...core.denoiser import FLOW, VE, Counter, NoiseSpace, per_row
 from ...core.guidance import denoise_many
+from ...core.identity import Identity
 from ...core.schedules import DiscreteLevels, FlowLevels, Levels
 from .descent import Descent
 from .guidance import Group, acts, asks_itself
+from .identity import entries_of, model_identity
 
 WRAPPER_KEY = "slipstream"
 # What makes one entry of a CONDITIONING depend on where or when it applies, so that its rows cannot be mixed with others'.
@@ -128,8 +131,8 @@ class HostConditioning:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What a network call with these rows depends on, for `core.identity.digest`; the host's per-run uuid does not."""
-        return tuple((source.kind, index, _entries_identity(source)) for source, index in self.items)
+        """What a network call with these rows depends on, for `core.identity`; the host's per-run uuid does not."""
+        return tuple((source.kind, index, entries_of(source.entries)) for source, index in self.items)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> HostConditioning:
         """Return itself: the host moves and casts conditioning at the network call."""
@@ -146,14 +149,6 @@ class HostConditioning:
     def join(self, *others: HostConditioning) -> HostConditioning:
         """Return all rows as one batch."""
         return HostConditioning([item for c in (self, *others) for item in c.items])
-
-
-def _entries_identity(source: Source) -> list[Any]:
-    found: list[Any] = []
-    for entry in source.entries:
-        rest = {k: v for k, v in entry.items() if k not in ("uuid", "model_conds")}
-        found.append((rest, {k: (type(c).__name__, c.cond) for k, c in entry["model_conds"].items()}))
-    return found
 
 
 def noise_space(model_sampling: Any) -> NoiseSpace:
@@ -215,13 +210,14 @@ class HostDenoiser:
         counter: of network calls and rows, shared with another denoiser.
         guider: the guider whose prediction the user's wrappers are to surround, None where the host has done it.
         descent: of this sampling, shared with another denoiser.
+        patcher: the MODEL that `model` was loaded from, for `identity`.
     """
 
     def __init__(
         self, model: Any, model_options: dict[str, Any], counter: Counter | None = None, guider: Any = None,
-        descent: Descent | None = None,
+        descent: Descent | None = None, patcher: Any = None,
     ) -> None:  # fmt: skip
-        self.model = model
+        self.model, self.patcher = model, patcher
         self.counter = counter or Counter()
         self.guider = guider
         self.descent = descent or Descent(model, model_options)
@@ -235,6 +231,7 @@ class HostDenoiser:
     def adopt(self, model_options: dict[str, Any]) -> None:
         """Take over the options of the next call: a sampler may add to those of the sampling."""
         if model_options is not self.model_options:
+            self.__dict__.pop("identity", None)
             self._adopt(model_options)
 
     def _adopt(self, model_options: dict[str, Any]) -> None:
@@ -251,15 +248,12 @@ class HostDenoiser:
         ranges = acting_ranges(self.options.get("transformer_options", {}))
         self._ranges = [(a, b) for a, b in ranges if a < self.sigma_max or b > self.sigma_min]
 
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        """What the numbers depend on, for `core.identity.digest`: the model, the patches on it and this run's options."""
-        options = {k: v for k, v in self.model_options.items() if k != "transformer_options"}
-        transformer = self.model_options.get("transformer_options", {})
-        # The levels of the run stand in here too; a caller's key holds those that it uses.
-        patches = {k: v for k, v in transformer.items() if k not in ("sample_sigmas", "sigmas")}
-        weights = getattr(self.model, "current_weight_patches_uuid", None)
-        return self.model.diffusion_model, weights, self.levels.t_to_sigma(torch.arange(0, 1000, 111)), options, patches
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """What the numbers depend on: the MODEL's weights and patches, and the options of this run."""
+        if self.patcher is None:
+            raise ValueError("Expected `patcher` to name this denoiser, but got None. Take the denoiser of a session.")
+        return model_identity(self.patcher, self.model_options)
 
     @property
     def calls(self) -> int:
@@ -279,7 +273,7 @@ class HostDenoiser:
 
         options = comfy.model_patcher.create_model_options_clone(self.model_options)
         change(options.setdefault("transformer_options", {}))
-        return HostDenoiser(self.model, options, self.counter, self.guider, self.descent)
+        return HostDenoiser(self.model, options, self.counter, self.guider, self.descent, self.patcher)
 
     @property
     def guided(self) -> Callable[..., Tensor] | None:

@@ -12,6 +12,7 @@ from ...core.guidance import Denoise
 from ...core.noise import SeededNoise
 from ...core.schedules import make_sigmas, whole_steps
 from .denoiser import levels_of
+from .identity import SETTINGS
 from .session import Session, bound_denoise, session_of
 from .warnings import owned, warn
 
@@ -62,6 +63,7 @@ def make_guider(
     model: Any,
     start: Callable[[Session], Denoise],
     cfg_scale: float = 1.0,
+    settings: tuple[Any, ...] | None = None,
     **conds: list[Any],
 ) -> Any:
     """Return a GUIDER whose prediction is ours: `start(session)` -> (x, sigma (B,)) -> denoised.
@@ -74,6 +76,8 @@ def make_guider(
         model: MODEL.
         start: makes the prediction of one run.
         cfg_scale: the guider's cfg, `session.cfg_scale`.
+        settings: what tells this prediction from others (a name and its values), for its identity; None = the code of `start`
+            and what it holds.
         **conds: CONDITIONING by name; at least `positive`.
     """
     import comfy.samplers
@@ -105,6 +109,8 @@ def make_guider(
     guider = Guider(model)
     guider.inner_set_conds(conds)
     guider.set_cfg(cfg_scale)
+    if settings is not None:
+        setattr(guider, SETTINGS, settings)
     return guider
 
 

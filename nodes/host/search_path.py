@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core.layers import Layer, LayerMask
+from ...core.identity import Weights, identify, weights_digest
+from ...core.layers import Layer, measure
 from ...core.noise import SeededNoise, StackedNoise
 from ...core.reuse import CallReuse, ReuseSpan
 from ...core.schedules import ALIGN_YOUR_STEPS, DiscreteLevels, align_your_steps, table_of
-from ...search.digests import digest, weights_digest
-from ...search.paths import Trajectory
+from ...search.paths import Trajectory, sampling_fields
+from ...search.schedule import LayerMask
 from .denoiser import levels_of, noise_space
-from .layers import LayerSwitch
+from .identity import entries_of, host_identity, original_weights, sampling_identity
+from .layers import LayerSwitch, blocks_of
 from .progress import check_interrupt
 
 WRAPPER_KEY = "slipstream_search"
@@ -35,8 +41,8 @@ class HostPath:
         latent: LATENT, of which only the size matters.
         seed: where the noise of all pairs comes from.
         batch: most pairs sampled at once; halved when the device runs out of memory.
-        positive: CONDITIONING with one row per prompt that takes the place of the guider's "positive"; pair i takes row
-            i modulo the rows.
+        positive: a CONDITIONING per prompt, which take the place of the guider's "positive"; pair i takes the one of number
+            i modulo their number.
         layers: whether blocks will be skipped.
     """
 
@@ -53,6 +59,7 @@ class HostPath:
                 "Use euler, dpmpp_2m or another one."
             )
         original = guider.model_patcher
+        self.users = guider
         self.switch = LayerSwitch(original, None if layers else ())
         self.model = self.switch.model
         self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._network_call)
@@ -77,32 +84,53 @@ class HostPath:
         """See `SamplingPath.sample`; latents are LATENT samples, unscaled."""
         import comfy.model_management
 
-        parts, pairs = [], list(pairs)
-        self.switch.masks, self.watch, self.spans = tuple(masks), watch, tuple(reuse)
+        self.switch.masks, self.spans = tuple(masks), tuple(reuse)
+        done: list[tuple[Sequence[int], Tensor, Trajectory | None]] = []
+        waiting = self._groups(pairs)
         try:
-            while pairs:
+            while waiting:
+                places = waiting[0][: self.batch]
+                self.watch = None if watch is None else Trajectory([], [], [])
                 try:
-                    parts.append(self._batch(sigmas, pairs[: self.batch]))
-                    pairs = pairs[self.batch :]
+                    done.append((places, self._batch(sigmas, [pairs[i] for i in places]), self.watch))
                 except comfy.model_management.OOM_EXCEPTION:
                     if self.batch == 1:
                         raise
                     self.batch = max(self.batch // 2, 1)
+                    continue
+                waiting = [rest for rest in (waiting[0][self.batch :], *waiting[1:]) if rest]
         finally:
             self.switch.masks, self.watch, self.spans = (), None, ()
-        return torch.cat(parts) if parts else torch.zeros(0, *self.size)
+        if not done:
+            return torch.zeros(0, *self.size)
+        order = torch.tensor([i for places, _, _ in done for i in places]).argsort()
+        if watch is not None:
+            _merge([each for _, _, each in done if each is not None], order, watch)
+        return torch.cat([samples for _, samples, _ in done])[order]
+
+    def _groups(self, pairs: Sequence[int]) -> list[list[int]]:
+        """Return the places of pairs that may be sampled together: those whose prompts have equal shapes."""
+        groups: dict[Any, list[int]] = {}
+        for place, pair in enumerate(pairs):
+            groups.setdefault(self._kinds[pair % len(self._kinds)], []).append(place)
+        return [[i] for i in range(len(pairs))] if draws_for_the_batch(self.sampler) else list(groups.values())
+
+    @functools.cached_property
+    def _kinds(self) -> list[Any]:
+        return [None] if self.positive is None else [kind_of(prompt) for prompt in self.positive]
 
     def _batch(self, sigmas: Tensor, pairs: Sequence[int]) -> Tensor:
-        noise = StackedNoise([SeededNoise(self.seed).fork(f"pair {i}") for i in pairs])(
-            torch.empty(len(pairs), *self.size)
-        )
+        sources = [SeededNoise(self.seed).fork(f"pair {i}") for i in pairs]
+        noise = StackedNoise(sources)(torch.empty(len(pairs), *self.size))
         guider = copy.copy(self.guider)
         self.reuse = CallReuse(self.spans)
         if self.positive is not None:
-            guider.original_conds = {**self.guider.original_conds, "positive": rows_of(self.positive, pairs)}
-        # A sampler that draws noise of its own gets the seed of its first pair: the same for every candidate.
-        seed = (self.seed + pairs[0]) % 2**63
-        samples = guider.sample(noise, torch.zeros_like(noise), self.sampler, sigmas, disable_pbar=True, seed=seed)
+            prompts = [self.positive[i % len(self.positive)] for i in pairs]
+            guider.original_conds = {**self.guider.original_conds, "positive": joined(prompts)}
+        seeds = [(self.seed + i) % 2**63 for i in pairs]
+        sampler = with_noise_of_each(self.sampler, StackedNoise([s.fork("sampler") for s in sources]), seeds)
+        with _global_seed(seeds[0]) if draws_for_the_batch(sampler) else nullcontext():
+            samples = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seeds[0])
         return samples.detach().float().cpu()
 
     def _network_call(self, execute: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -146,25 +174,49 @@ class HostPath:
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the blocks that can be skipped, measured in one sampling of one step."""
-        sigmas = torch.tensor([float(self.sampling.sigma_max), 0.0])
-        found = self.switch.measured(lambda: self._batch(sigmas, [0]))
-        if not found:
+        names = {path: name for name, (path, _) in blocks_of(self.model).items()}
+        if not names:
             raise ValueError(
-                "Expected a model with blocks that can be skipped to search layers, but this one has none. Turn layers off."
+                "Expected a U-Net model to search layers, but this model has no blocks that can be skipped. Turn layers off."
             )
-        return found
+        root = self.model.model.diffusion_model
+        sigmas = torch.tensor([float(self.sampling.sigma_max), 0.0])
+        return tuple(
+            replace(layer, name=names[layer.name]) for layer in measure(root, lambda: self._batch(sigmas, [0]))
+        )
 
     def identity(self) -> dict[str, Any]:
         """See `SamplingPath.identity`."""
-        table = self.table()
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        named = sampling_identity(self.users, self.sampler)
+        prompts = None if self.positive is None else [entries_of(prompt) for prompt in self.positive]
+        named["prompts"] = host_identity(prompts)
         return {
-            "model": model_identity(self.model, table, self.sampling),
+            "model": schedule_model(self.model, self.table(), self.sampling),
             "sampler": sampler_name(self.sampler),
             "cfg": float(getattr(self.guider, "cfg", 1.0)),
             "size": list(self.size),
-            "conditioning": conditioning_hash(self.guider.original_conds, self.positive),
+            "conditioning": identify(named["conditioning"], named["prompts"]).digest[:16],
             "seed": self.seed,
+            **sampling_fields(self, named),
         }
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _merge(parts: Sequence[Trajectory], order: Tensor, into: Trajectory) -> None:
+    """Put what was seen of each batch together, in the order of the pairs."""
+    into.sigmas += parts[0].sigmas
+    for name in ("states", "denoised"):
+        getattr(into, name).extend(torch.cat(level)[order] for level in zip(*(getattr(part, name) for part in parts)))
 
 
 def descends(sigmas: Tensor) -> bool:
@@ -173,29 +225,94 @@ def descends(sigmas: Tensor) -> bool:
     return finite and len(sigmas) > 1 and bool((sigmas[1:] < sigmas[:-1]).all()) and float(sigmas[-1]) >= 0
 
 
-def rows_of(conditioning: list[Any], pairs: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the host's prepared form of a CONDITIONING with one row per pair."""
+def prompts_conditioning(clip: Any, text: str) -> list[Any]:
+    """Return a CONDITIONING for each line of `text` that is not empty."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
+
+
+def kind_of(prompt: list[Any]) -> Any:
+    """Return what must be equal for prompts to be rows of one batch: the shape of tensors with one row, and all the rest."""
+
+    def kind(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim and len(value) == 1:
+            return tuple(value.shape), value.dtype
+        if isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
+            return tuple(kind(v) for v in value)
+        return host_identity(value).digest
+
+    return tuple(
+        (kind(context), *((name, kind(options[name])) for name in sorted(options))) for context, options in prompt
+    )
+
+
+def joined(prompts: Sequence[list[Any]]) -> list[dict[str, Any]]:
+    """Return prompts of one kind as one CONDITIONING with a row for each, in the form in which the host prepares it."""
     import comfy.sampler_helpers
 
-    rows = [i % len(conditioning[0][0]) for i in pairs]
-    taken = []
-    for context, options in conditioning:
-        pooled = options.get("pooled_output")
-        picked = {**options} if pooled is None else {**options, "pooled_output": pooled[rows]}
-        taken.append([context[rows], picked])
-    return comfy.sampler_helpers.convert_cond(taken)
+    def together(values: Sequence[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, Tensor) and first.ndim and len(first) == 1:
+            return torch.cat(list(values))
+        if isinstance(first, list) and first and all(isinstance(v, Tensor) for v in first):
+            return [together(each) for each in zip(*values)]
+        return first
+
+    entries = [
+        [together([context for context, _ in same]), {k: together([o[k] for _, o in same]) for k in same[0][1]}]
+        for same in zip(*prompts)
+    ]
+    return comfy.sampler_helpers.convert_cond(entries)
 
 
-def prompts_conditioning(clip: Any, text: str) -> list[Any]:
-    """Return a CONDITIONING with one row for each line of `text` that is not empty."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line))[0] for line in lines]
-    tokens = math.lcm(*(context.shape[1] for context, _ in encoded))
-    context = torch.cat([c.repeat(1, tokens // c.shape[1], 1) for c, _ in encoded])
-    options = dict(encoded[0][1])
-    if isinstance(options.get("pooled_output"), Tensor):
-        options["pooled_output"] = torch.cat([o["pooled_output"] for _, o in encoded])
-    return [[context, options]]
+def with_noise_of_each(sampler: Any, noise: StackedNoise, seeds: Sequence[int]) -> Any:
+    """Return a SAMPLER that draws the noise of each row by itself: a pair's result does not depend on its batch.
+
+    Where the host's own choice is Brownian motion, each row has its own path. Samplers that take no noise are returned as they are.
+    """
+    import comfy.samplers
+    from comfy.k_diffusion.sampling import BrownianTreeNoiseSampler
+
+    function, options = getattr(sampler, "sampler_function", None), getattr(sampler, "extra_options", {})
+    if function is None or options.get("noise_sampler") is not None or "noise_sampler" not in _parameters(function):
+        return sampler
+
+    @functools.wraps(function)
+    def sample(model: Any, x: Tensor, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if is_brownian(function):
+            low, high = sigmas[sigmas > 0].min(), sigmas.max()
+            draw: Callable[..., Tensor] = BrownianTreeNoiseSampler(x, low, high, seed=list(seeds), cpu=True)
+        else:
+            draw = lambda *levels: noise(x)  # noqa: E731
+        return function(model, x, sigmas, *args, **{**kwargs, "noise_sampler": draw})
+
+    return comfy.samplers.KSAMPLER(sample, options, getattr(sampler, "inpaint_options", {}))
+
+
+def draws_for_the_batch(sampler: Any) -> bool:
+    """Whether a SAMPLER draws noise for all rows from the global generator: its pairs are sampled one by one, each seeded."""
+    function, options = getattr(sampler, "sampler_function", None), getattr(sampler, "extra_options", {})
+    return options.get("s_churn", 0) > 0 and "noise_sampler" not in _parameters(function)
+
+
+def _parameters(function: Any) -> Sequence[str]:
+    return list(inspect.signature(function).parameters) if callable(function) else []
+
+
+def is_brownian(function: Any) -> bool:
+    """Whether a sampler of the host, or one that it hands its work to, makes its noise of Brownian motion."""
+    seen, waiting = set(), [function]
+    while waiting:
+        names = getattr(waiting[-1], "__code__", None)
+        function = waiting.pop()
+        if names is None or function in seen:
+            continue
+        seen.add(function)
+        if "BrownianTreeNoiseSampler" in names.co_names:
+            return True
+        called = [function.__globals__.get(name) for name in names.co_names]
+        waiting += [f for f in called if inspect.isfunction(f) and f.__module__ == function.__module__]
+    return False
 
 
 def sampler_name(sampler: Any) -> str:
@@ -208,17 +325,16 @@ def sampler_name(sampler: Any) -> str:
     return name + "".join(f" {k}={v}" for k, v in sorted(options.items()))
 
 
-def model_identity(model: Any, table: Tensor, sampling: Any) -> dict[str, Any]:
-    """Return name, hash, class, prediction, sigma_min, sigma_max and shift of a MODEL; the hash covers LoRA patches."""
+def schedule_model(model: Any, table: Tensor, sampling: Any) -> dict[str, Any]:
+    """Return what a schedule file says of a MODEL: name, hash, class, prediction, sigma_min, sigma_max and shift.
+
+    The hash covers LoRA patches.
+    """
     network = model.model.diffusion_model
-    found = weights_digest(original_weights(model))
+    found = weights_digest(weight for name, weight in original_weights(model) if name.startswith("diffusion_model."))
     if model.patches:
-        patched = hashlib.sha256(found.encode())
-        for key in sorted(model.patches):
-            for patch in model.patches[key]:
-                patched.update(repr((key, patch[0], patch[2])).encode())
-                patched.update(digest(*list(tensors_in(patch[1]))[:4]).encode())
-        found = patched.hexdigest()[:16]
+        patches = identify(Weights({key: model.patches[key] for key in sorted(model.patches)}))
+        found = hashlib.sha256((found + patches.digest).encode()).hexdigest()[:16]
     return {
         "name": type(getattr(model.model, "model_config", model.model)).__name__,
         "hash": found,
@@ -234,38 +350,3 @@ def prediction_name(sampling: Any) -> str:
     names = [base.__name__ for base in type(sampling).__mro__]
     known = {"V_PREDICTION": "v_prediction", "X0": "sample", "EPS": "epsilon"}
     return next((known[n] for n in names if n in known), "epsilon")
-
-
-def original_weights(model: Any) -> Iterator[Tensor]:
-    """Yield each parameter as loaded from its file, also while patches are applied to it."""
-    for name, parameter in model.model.diffusion_model.named_parameters():
-        backup = model.backup.get(f"diffusion_model.{name}")
-        yield parameter if backup is None else getattr(backup, "weight", backup)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors inside a patch, whatever form the host keeps it in."""
-    if isinstance(value, Tensor):
-        flat = value.detach().flatten()
-        yield flat[:: max(1, len(flat) // 64)][:64]
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
-    elif hasattr(value, "weights"):
-        yield from tensors_in(value.weights)
-
-
-def conditioning_hash(conds: dict[str, list[dict[str, Any]]], positive: list[Any] | None) -> str:
-    """Return a hash of all prompts, by their embeddings."""
-    found = hashlib.sha256()
-    entries = [(name, entry) for name in sorted(conds) for entry in conds[name]]
-    if positive is not None:
-        entries = [(n, e) for n, e in entries if n != "positive"]
-        entries += [("positive", {"cross_attn": c, **o}) for c, o in positive]
-    for name, entry in entries:
-        found.update(name.encode())
-        for part in ("cross_attn", "pooled_output"):
-            if isinstance(entry.get(part), Tensor):
-                found.update(digest(entry[part]).encode())
-        found.update(repr(sorted(k for k in entry if k != "uuid")).encode())
-    return found.hexdigest()[:16]

@@ -91,7 +91,7 @@ def session_of(
     }
     return Session(
         denoiser=HostDenoiser(
-            guider.inner_model, extra_args.get("model_options", {}), guider=None if wrapped else guider
+            guider.inner_model, extra_args.get("model_options", {}), guider=None if wrapped else guider, patcher=model
         ),
         conds=conds,
         denoise=denoise,

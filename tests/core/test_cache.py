@@ -16,16 +16,19 @@ from slipstream.core import cache as module
 from slipstream.core import device as device_module
 from slipstream.core.cache import (
     GIB,
-    MODELS,
     Cache,
+    device_memory,
     devices_of,
     fingerprint,
     footprint,
-    model_budget,
+    host_memory,
+    is_finite,
     moved,
+    share,
     tensors_in,
 )
 from slipstream.core.device import free_memory, with_memory
+from slipstream.core.identity import Identity
 from torch import Tensor, nn
 
 HOST, DEVICE = "host", "device"
@@ -54,12 +57,21 @@ def fail() -> Blob:
 
 @pytest.mark.parametrize(("gib", "budget"), [(8, 6), (24, 18), (141, 105.75)])
 def test_models_may_fill_three_quarters_of_the_card(monkeypatch: pytest.MonkeyPatch, gib: int, budget: float) -> None:
-    assert MODELS.device_bytes == model_budget()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 * GIB, gib * GIB))  # (free, total)
-    assert Cache("test", model_budget, 0).device_bytes == budget * GIB
+    assert Cache("test", share(device_memory, 3 / 4), 0).device_bytes == budget * GIB
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert model_budget() == 16 * GIB
+    assert device_memory() == host_memory()
+
+
+def test_bounds_are_shares_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 8 * GIB // 4096}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path: "max")
+    assert host_memory() == 8 * GIB
+    assert Cache("test", 0, share(host_memory, 1 / 8)).host_bytes == GIB
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path: str(2 * GIB))  # the container's limit
+    assert host_memory() == 2 * GIB
 
 
 @pytest.mark.usefixtures("fake_device")
@@ -155,6 +167,51 @@ class TestTiers:
         assert repr(cache) == "<cache of 2 test: 0.00 of 0.00 GiB on devices, 0.00 of 0.00 GiB in host memory>"
         cache.clear()
         assert (len(cache), cache.used()) == (0, (0, 0))
+
+
+class TestKeeping:
+    def test_what_is_not_finite_is_given_but_not_kept(self) -> None:
+        cache, values = Cache("test", 100, 100, finite=True), iter((torch.tensor([1, float("nan")]), torch.ones(2)))
+        assert cache.get("a", lambda: next(values)).isnan().any()
+        assert cache.get("a", lambda: next(values)).isfinite().all()
+        assert torch.equal(cache.get("a", fail), torch.ones(2))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+    def test_one_bad_value_anywhere(self, dtype: torch.dtype, bad: float) -> None:
+        good, spoilt = torch.full((2, 3), 6e4, dtype=dtype), torch.zeros(2, 3, dtype=dtype)
+        spoilt[1, 2] = bad
+        assert is_finite([good, {"a": torch.arange(3)}, torch.zeros(0)])
+        assert not is_finite([good, {"a": spoilt}])
+
+    def test_a_value_that_was_changed_is_built_again(self) -> None:
+        cache = Cache("test", 100, 100, stamp=lambda t: float(t.sum()))
+        held = cache.get("a", lambda: torch.ones(2))
+        assert cache.get("a", fail) is held
+        held.data.mul_(2)
+        assert torch.equal(cache.get("a", lambda: torch.ones(2)), torch.ones(2))
+        assert torch.equal(cache.get("a", fail), torch.ones(2))
+
+    def test_an_identity_with_unnamed_parts_is_no_key(self, caplog: pytest.LogCaptureFixture) -> None:
+        cache = Cache("test", 100, 100)
+        for count in (1, 2):
+            assert cache.get(Identity("ab", ("patches (pack.Patch)",)), lambda c=count: torch.tensor(c)) == count
+        assert "pack.Patch" in caplog.text
+        assert cache.get(Identity("ab"), lambda: torch.tensor(3)) == cache.get(Identity("ab"), fail) == 3
+
+    def test_what_is_being_built_while_the_cache_is_emptied_is_not_kept(self) -> None:
+        cache = Cache("test", 100, 100)
+        cache.get("a", lambda: cache.clear() or torch.ones(1))
+        assert len(cache) == 0
+        cache.get("a", lambda: torch.ones(1))
+        assert len(cache) == 1
+
+    def test_a_value_that_grows_is_measured_again(self) -> None:
+        cache, value = Cache("test", 0, 100), Nested({"a": torch.zeros(10)}, nn.Identity())
+        cache.get("a", lambda: value)
+        value.tensors["b"] = torch.zeros(100)
+        assert cache.get("a", fail) is value
+        assert cache.used() == (0, 0), "larger than the bound: no longer kept"
 
 
 class TestBuilding:
