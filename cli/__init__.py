@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from .. import __version__
+
+if TYPE_CHECKING:
+    from .options import Parser
 
 COMMANDS: tuple[str, ...] = ("cow", "edit", "lmd", "search", "stream")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser with every technique's sub-command."""
-    parser = argparse.ArgumentParser(prog="slipstream", description="Training-free ways to sample diffusion models.")
+    from .options import Parser
+
+    parser = Parser(prog="slipstream", description="Training-free ways to sample diffusion models.")
     parser.add_argument("--version", action="version", version=f"slipstream {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
@@ -24,13 +29,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; a user's mistake prints one sentence and returns 2, never a traceback."""
+    """Run one sub-command; a user's mistake prints one line and returns 2, Ctrl-C prints one line and returns 130."""
+    from .options import UsageError, joined_sizes
+
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
-    args = build_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
+    try:
+        args = build_parser().parse_args(joined_sizes(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    parser = vars(args).pop("parser")
     try:
         return args.run(args) or 0
     except (ValueError, OSError, MemoryError) as error:
-        print(f"slipstream {args.command}: {error}", file=sys.stderr)
+        print(parser.explain(error), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        print(f"{parser.prog}: cancelled{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 130

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +13,29 @@ from torch import Tensor
 from ..core.images import read_image, read_mask, save_image
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
-from ..core.progress import Step
-from ..edit.config import EditConfig
+from ..core.progress import Callback
+from ..edit.config import MEMORY, EditConfig
 from ..edit.geometry import Canvas
 from ..edit.invert import Inversion, invert
 from ..edit.loop import edit
 from ..edit.picture import finish, fit
 from ..edit.preview import preview
 from ..edit.tasks import Appearance, Drag, Move, Paste, Task
+from .options import (
+    add_cfg,
+    add_model,
+    add_output,
+    add_prompt,
+    add_seed,
+    add_size,
+    add_steps,
+    integer,
+    load_pipeline,
+    number,
+    size_of,
+    text,
+)
+from .progress import Progress
 
 EXAMPLE = "example: slipstream edit --image photo.jpg --prompt 'a dog on grass' --move dog.png 120 0 --out edited.png"
 
@@ -32,11 +46,10 @@ def add_parser(subparsers: Any) -> None:
         "edit", help="move, resize, paste, re-texture and drag in a photo (DiffEditor)", epilog=EXAMPLE
     )
     parser.add_argument("--image", required=True, help="the photo")
-    parser.add_argument("--prompt", default="", help="what the photo shows")
-    parser.add_argument("--result-prompt", help="what the result shows (default: the same)")
-    parser.add_argument("--negative", default="", help="what to keep out of it")
-    parser.add_argument("--out", default="edited.png", help="where the picture goes (default %(default)s)")
-    parser.add_argument("--preview", help="also save arrows, ghosts and regions here")
+    add_prompt(parser, "what the photo shows", default="")
+    parser.add_argument("--result-prompt", type=text, help="what the result shows (default: the same)")
+    add_output(parser, "--out", default="edited.png")
+    add_output(parser, "--preview", help="also save arrows, ghosts and regions here")
     parser.add_argument("--only-preview", action="store_true", help="stop there: no model is loaded")
     tasks = parser.add_argument_group(
         "tasks", "may be repeated; MASK is a picture (white = object) or a box X0:Y0:X1:Y1 in pixels"
@@ -53,83 +66,82 @@ def add_parser(subparsers: Any) -> None:
     )
     tasks.add_argument("--drag-method", choices=["warp", "energy"], default="warp")
     _add_run(parser.add_argument_group("run"))
+    add_model(parser)
+    parser.arguments = {"anchor_object": "--hold-object", "anchor_fill": "--hold-fill"}
     parser.set_defaults(run=run)
 
 
 def _add_run(group: Any) -> None:
     default = EditConfig.fast()
-    group.add_argument("--model", default="pocket", help='"pocket", a diffusers folder or a .safetensors file')
+    add_steps(group, default.steps, help="denoising steps, 16 is fast, 50 as published")
+    add_cfg(group, default.cfg_scale)
     group.add_argument(
-        "--steps", type=int, default=default.steps, help="16 is fast, 50 as published (default %(default)s)"
+        "--energy", "--guidance", dest="energy_scale", type=number(), default=default.energy_scale,
+        help="strength of the feature guidance (default %(default)s)",
+    )  # fmt: skip
+    hold = {"type": number(), "help": "share of the steps (default %(default)s)"}
+    group.add_argument("--hold-object", default=default.anchor_object[1], **hold)
+    group.add_argument("--hold-fill", default=default.anchor_fill[1], **hold)
+    group.add_argument("--feather", type=integer(), default=default.feather, help="soft seam in pixels")
+    group.add_argument(
+        "--max-pixels", type=integer(64), default=1_000_000, help="larger photos are worked on at this size"
     )
-    group.add_argument("--cfg", type=float, default=default.cfg_scale)
-    group.add_argument("--guidance", type=float, default=default.energy_scale, help="strength of the feature guidance")
-    group.add_argument("--hold-object", type=float, default=default.anchor_object[1], help="share of the steps")
-    group.add_argument("--hold-fill", type=float, default=default.anchor_fill[1], help="share of the steps")
-    group.add_argument("--feather", type=int, default=default.feather, help="soft seam in pixels")
-    group.add_argument("--max-pixels", type=int, default=1_000_000, help="larger photos are worked on at this size")
-    group.add_argument("--memory", choices=["auto", "bank", "row"], default=default.memory)
-    group.add_argument("--seed", type=int, default=0)
+    add_size(group, "work on the photo at the size that fits in here; the result has the photo's own")
+    group.add_argument("--memory", choices=MEMORY, default=default.memory)
+    add_seed(group)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make one picture."""
-    from ..core.loading import load
-
+    """Make one image."""
     image = read_image(args.image)[..., :3]
+    # Also when nobody looks at it: what is wrong with the tasks is found before a model is loaded.
+    drawn = preview(image, make_tasks(args, image, _unloaded))[0]
     if args.preview or args.only_preview:
-        save_image(preview(image, make_tasks(args, image, _unloaded))[0], args.preview or args.out)
+        print(save_image(drawn, args.preview or args.out))
         if args.only_preview:
             return 0
     config = EditConfig(
-        steps=args.steps, cfg_scale=args.cfg, energy_scale=args.guidance, anchor_object=(0.0, args.hold_object),
+        steps=args.steps, cfg_scale=args.cfg_scale, energy_scale=args.energy_scale, anchor_object=(0.0, args.hold_object),
         anchor_fill=(0.0, args.hold_fill), feather=args.feather, memory=args.memory,
     )  # fmt: skip
-    pipe = load(args.model)
+    pipe = load_pipeline(args)
+    with Progress() as progress:
 
-    def inverted(picture: Tensor) -> Inversion:
-        padded, canvas = fit(picture, pipe.downscale, args.max_pixels)
-        cond = pipe.encode_text([args.prompt], size=(padded.shape[1], padded.shape[2]))
-        return invert(pipe.model, pipe.encode_image(padded), cond, config, canvas, picture, _progress)
+        def inverted(image: Tensor) -> Inversion:
+            padded, canvas = fit(image, pipe.downscale, max_pixels(args, image))
+            cond = pipe.encode_text([args.prompt], size=(padded.shape[1], padded.shape[2]))
+            return invert(pipe.model, pipe.encode_image(padded), cond, config, canvas, image, progress)
 
-    tasks = make_tasks(args, image, inverted)
-    out = edit_picture(
-        pipe, inverted(image), tasks, args.result_prompt or args.prompt, args.negative, config, args.seed
-    )
+        tasks = make_tasks(args, image, inverted)
+        prompts = args.result_prompt or args.prompt, args.negative
+        out = edit_image(pipe, inverted(image), tasks, prompts, config, args.seed, progress)
     print(f"{save_image(out, args.out)}: {pipe.model.calls} network calls, {pipe.model.rows} rows")
     return 0
 
 
-def edit_picture(
-    pipe: Pipeline,
-    inversion: Inversion,
-    tasks: Sequence[Task],
-    prompt: str,
-    negative: str,
-    config: EditConfig,
-    seed: int,
-) -> Tensor:
+def max_pixels(args: argparse.Namespace, image: Tensor) -> int:
+    """Return the pixels at which `image` is worked on: --max-pixels at most, and within --size if that is given."""
+    height, width = image.shape[1:3]
+    rows, columns = size_of(args, (height, width))
+    return max(1, min(args.max_pixels, int(height * width * min(rows / height, columns / width) ** 2)))
+
+
+def edit_image(
+    pipe: Pipeline, inversion: Inversion, tasks: Sequence[Task], prompts: tuple[str, str], config: EditConfig, seed: int,
+    callback: Callback,
+) -> Tensor:  # fmt: skip
     """Return the edited IMAGE (1, H, W, 3)."""
     assert inversion.image is not None
     padded, _ = fit(inversion.image, pipe.downscale, like=inversion.canvas)
-    cond, uncond = (pipe.encode_text([text], size=(padded.shape[1], padded.shape[2])) for text in (prompt, negative))
+    cond, uncond = (pipe.encode_text([text], size=(padded.shape[1], padded.shape[2])) for text in prompts)
 
     def encode(image: Tensor) -> Tensor:
         return pipe.encode_image(fit(image, pipe.downscale, like=inversion.canvas)[0])
 
     result = edit(
-        pipe.model, inversion, tasks, cond, uncond, config, SeededNoise(seed), callback=_progress, encode=encode
+        pipe.model, inversion, tasks, cond, uncond, config, SeededNoise(seed), callback=callback, encode=encode
     )
     return finish(inversion.image, result, pipe.decode)
-
-
-def _progress(step: Step) -> None:
-    print(
-        f"\r{step.phase} {step.index}/{step.total} ",
-        end="\n" if step.index == step.total else "",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def _unloaded(picture: Tensor) -> Inversion:
@@ -180,8 +192,8 @@ def _first(option: str, words: Sequence[str], counts: tuple[int, int]) -> str:
 
 def _numbers(option: str, words: Sequence[str]) -> list[float]:
     try:
-        return [float(word) for word in words]
-    except ValueError:
+        return [number()(word) for word in words]
+    except argparse.ArgumentTypeError:
         raise ValueError(f"Expected numbers for --{option}, but got {' '.join(words)!r}.") from None
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..core.charts import check_drawing
-from ..core.images import cover, image_files, read_image, read_mask, save_image
+from ..core.denoiser import Conditioning
+from ..core.images import cover, image_files, pad_to_multiple, read_image, read_mask, save_image
 from ..core.masks import as_mask, touched
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
-from ..core.progress import Step
 from ..core.tensors import composite
 from ..lmd.charts import (
     influence_chart,
@@ -33,7 +33,28 @@ from ..lmd.mask_schedule import DIRECTIONS, KINDS, mask_schedule
 from ..lmd.regenerate import RegenerateConfig, regenerate
 from ..lmd.stretch import drag_field, optical_flow, parse_points, stretch_map
 from ..lmd.tokens import tokens_to_cells
-from ..lmd.training import FAMILIES, RATIO_KINDS, TrainConfig, TrainStep, train
+from ..lmd.training import FAMILIES, RATIO_KINDS, TrainConfig, train
+from .options import (
+    LARGEST_SEED,
+    add_cfg,
+    add_model,
+    add_output,
+    add_prompt,
+    add_seed,
+    add_size,
+    add_steps,
+    add_without_effect,
+    check_cells,
+    checked,
+    integer,
+    load_pipeline,
+    number,
+    parse_size,
+    size_of,
+)
+from .progress import Progress
+
+RESIZED = "crop and scale the image to this size (default: its own)"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,82 +69,101 @@ def add_parser(subparsers: Any) -> None:
     _add_stretch(parts.add_parser("stretch", help="where a drag or the motion between two frames stretches and folds"))
 
 
-def _add_schedule(parser: Any) -> None:
+def _add_schedule(parser: Any, *seed: str) -> None:
     default = RegenerateConfig()
-    parser.add_argument("--kind", choices=list(KINDS), default=default.kind)
-    parser.add_argument("--low", type=float, default=default.low, help="smallest masked share (default %(default)s)")
-    parser.add_argument("--high", type=float, default=default.high, help="largest masked share (default %(default)s)")
+    parser.add_argument(
+        "--kind", choices=list(KINDS), default=default.kind, help="how the share changes over the rounds"
+    )
+    parser.add_argument("--low", type=number(), default=default.low, help="smallest masked share (default %(default)s)")
+    parser.add_argument(
+        "--high", type=number(), default=default.high, help="largest masked share (default %(default)s)"
+    )
     parser.add_argument("--direction", choices=DIRECTIONS, default=default.direction)
-    parser.add_argument("--patch", type=int, default=default.patch, help="side of a patch in latent cells")
+    parser.add_argument("--patch", type=integer(), default=default.patch, help="side of a patch in latent cells")
     parser.add_argument("--free", action="store_true", help="new patches each round instead of nested ones")
-    parser.add_argument("--mask-seed", type=int, default=default.mask_seed)
-
-
-def _add_model(parser: Any) -> None:
-    parser.add_argument("--model", default="pocket", help='"pocket", a diffusers folder or a .safetensors file')
+    parser.add_argument(
+        *seed,
+        "--mask-seed",
+        dest="mask_seed",
+        type=integer(0, LARGEST_SEED),
+        default=default.mask_seed,
+        help="of the masks",
+    )
 
 
 def _add_masks(parser: Any) -> None:
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--width", type=int, default=16, help="in latent cells (default %(default)s)")
-    parser.add_argument("--height", type=int, default=16)
-    _add_schedule(parser)
-    parser.add_argument("--out", default="masks.png")
+    add_steps(parser, 6, help="rounds")
+    add_size(parser, "in latent cells (default 16x16)")
+    _add_schedule(parser, "--seed")
+    add_output(parser, "--out", default="masks.png")
+    add_without_effect(parser)
     parser.set_defaults(run=run_masks)
 
 
 def _add_regenerate(parser: Any) -> None:
     default = RegenerateConfig()
     parser.add_argument("--image", required=True)
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--negative", default="")
+    add_prompt(parser, required=True)
     parser.add_argument("--mask", help="white = may change (default: everything)")
-    parser.add_argument("--rounds", type=int, default=default.rounds)
-    parser.add_argument("--strength", type=float, default=default.strength)
-    parser.add_argument("--strength-end", type=float, help="strength of the last round (default: as the first)")
-    parser.add_argument("--steps", type=int, default=default.steps, help="network steps a round")
-    parser.add_argument("--cfg", type=float, default=3.0)
-    parser.add_argument("--candidates", type=int, default=default.candidates)
-    parser.add_argument("--seed", type=int, default=0)
+    add_size(parser, RESIZED)
+    parser.add_argument("--rounds", type=integer(), default=default.rounds)
+    parser.add_argument("--strength", type=number(), default=default.strength)
+    parser.add_argument("--strength-end", type=number(), help="strength of the last round (default: as the first)")
+    add_steps(parser, default.steps, help="network steps a round")
+    add_cfg(parser, 3.0)
+    parser.add_argument("--candidates", type=integer(), default=default.candidates)
+    add_seed(parser)
     _add_schedule(parser)
-    _add_model(parser)
-    parser.add_argument("--out", default="regenerated.png")
+    add_model(parser)
+    add_output(parser, "--out", default="regenerated.png")
     parser.set_defaults(run=run_regenerate)
 
 
 def _add_train(parser: Any) -> None:
     default = TrainConfig()
-    parser.add_argument("--images", required=True, help="folder of pictures")
-    parser.add_argument("--out", required=True, help="the fill, a .safetensors file; an unfinished one is resumed")
-    parser.add_argument("--width", type=int, default=512, help="in pixels (default %(default)s)")
-    parser.add_argument("--height", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=default.steps)
-    parser.add_argument("--batch", type=int, default=default.batch)
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
-    parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--patch", type=int, default=4, help="side of a token in latent cells (default %(default)s)")
+    parser.add_argument("--images", required=True, help="folder of images")
+    add_output(
+        parser, "--out", kind=(".safetensors",), required=True,
+        help="the fill, a .safetensors file; an unfinished one is resumed",
+    )  # fmt: skip
+    add_size(parser, "in pixels (default 512x512)", checked(_size_or_network))
+    add_steps(parser, default.steps, help="training steps")
+    parser.add_argument("--batch", type=integer(), default=default.batch)
+    parser.add_argument("--learning-rate", type=number(), default=default.learning_rate)
+    parser.add_argument(
+        "--network", choices=list(SIZES), default="small", help="size of the fill (default %(default)s)"
+    )
+    parser.add_argument(
+        "--patch", type=integer(), default=4, help="side of a token in latent cells (default %(default)s)"
+    )
     parser.add_argument("--ratio", choices=RATIO_KINDS, default=default.ratio)
     parser.add_argument("--masks", choices=("mixed", *FAMILIES), default=default.masks)
-    parser.add_argument("--no-mirror", action="store_true", help="do not train on mirrored pictures")
-    parser.add_argument("--anew", action="store_true", help="overwrite the file instead of resuming it")
-    parser.add_argument("--cache", help="folder for encoded pictures (default: beside --out)")
-    parser.add_argument("--chart", help="save the loss chart here")
-    parser.add_argument("--seed", type=int, default=0)
-    _add_model(parser)
+    parser.add_argument("--no-mirror", action="store_true", help="do not train on mirrored images")
+    parser.add_argument("--restart", "--anew", action="store_true", help="overwrite the file instead of resuming it")
+    parser.add_argument("--cache", help="folder for encoded images (default: beside --out)")
+    add_output(parser, "--chart", help="save the loss chart here")
+    add_seed(parser)
+    add_model(parser)
     parser.set_defaults(run=run_train)
+
+
+def _size_or_network(value: str) -> tuple[int, int] | str:
+    """--size used to name the network."""
+    return value if value in SIZES else parse_size(value)
 
 
 def _add_fill(parser: Any) -> None:
     parser.add_argument("--fill", required=True, help="a file of `slipstream lmd train`")
     parser.add_argument("--image", required=True)
     parser.add_argument("--mask", required=True, help="white = fill")
-    parser.add_argument("--prompt", default="")
-    parser.add_argument("--steps", type=int, default=6, help="denoise steps after the fill; 0 shows the fill itself")
-    parser.add_argument("--strength", type=float, default=0.5)
-    parser.add_argument("--cfg", type=float, default=3.0)
-    parser.add_argument("--seed", type=int, default=0)
-    _add_model(parser)
-    parser.add_argument("--out", default="filled.png")
+    add_prompt(parser, default="")
+    add_size(parser, RESIZED)
+    add_steps(parser, 6, low=0, help="denoising steps after the fill; 0 shows the fill itself")
+    parser.add_argument("--strength", type=number(), default=0.5)
+    add_cfg(parser, 3.0)
+    add_seed(parser)
+    add_model(parser)
+    add_output(parser, "--out", default="filled.png")
     parser.set_defaults(run=run_fill)
 
 
@@ -131,61 +171,63 @@ def _add_influence(parser: Any) -> None:
     parser.add_argument("--before", required=True)
     parser.add_argument("--after", required=True)
     parser.add_argument("--mask", required=True, help="white = where the change was made")
-    parser.add_argument("--out", default="influence.png")
+    add_size(parser, RESIZED)
+    add_output(parser, "--out", default="influence.png")
+    add_without_effect(parser)
     parser.set_defaults(run=run_influence)
 
 
 def _add_stretch(parser: Any) -> None:
-    parser.add_argument("--image", required=True, help="the picture, or the first of two frames")
+    parser.add_argument("--image", required=True, help="the image, or the first of two frames")
     parser.add_argument("--next", help="the second frame: measure the motion between them")
     parser.add_argument(
         "--drag", action="append", default=[], metavar="'X,Y -> X,Y'", help="a drag in pixels; may repeat"
     )
     parser.add_argument(
-        "--radius", type=float, default=48.0, help="how far a drag pulls, in pixels (default %(default)s)"
+        "--radius", type=number(), default=48.0, help="how far a drag pulls, in pixels (default %(default)s)"
     )
-    parser.add_argument("--window", type=float, default=3.0, help="smoothing of the optical flow in pixels")
-    parser.add_argument("--out", default="stretch.png")
+    parser.add_argument("--window", type=number(), default=3.0, help="smoothing of the optical flow in pixels")
+    add_size(parser, f"{RESIZED}; drags count in its pixels")
+    add_output(parser, "--out", default="stretch.png")
+    add_without_effect(parser)
     parser.set_defaults(run=run_stretch)
 
 
-def _load(source: str) -> Pipeline:
-    from ..core.loading import load
-
-    return load(source)
-
-
-def _grid(pipe: Pipeline, image: Tensor) -> Tensor:
-    """Return IMAGE cropped to whole latent cells."""
-    height, width = (side // pipe.downscale * pipe.downscale for side in image.shape[1:3])
-    return cover(image, height, width)
+def _image(args: argparse.Namespace, path: str) -> Tensor:
+    """Return IMAGE (1, H, W, 3) of a file, cropped and scaled to --size if that is given."""
+    image = read_image(path)[..., :3]
+    return cover(image, *size_of(args, (image.shape[1], image.shape[2])))
 
 
-def _grid_mask(pipe: Pipeline, mask: Tensor) -> Tensor:
-    """Return MASK cropped as `_grid` crops the image that it belongs to."""
-    return _grid(pipe, mask[..., None])[..., 0]
+def _mask(args: argparse.Namespace, path: str, like: str) -> Tensor:
+    """Return MASK (1, H, W) of a file at the size of the image file `like`, cropped and scaled with it."""
+    image = read_image(like)
+    height, width = image.shape[1:3]
+    mask = as_mask(read_mask(path), 1, height, width)
+    return cover(mask[..., None], *size_of(args, (height, width)))[..., 0]
 
 
-def _paste(pipe: Pipeline, image: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the decoded latents, outside `mask` (1, h, w) with the pixels of `image` itself: the VAE would change them."""
-    picture = pipe.decode(latents)
-    if mask is None:
-        return picture
-    cells = touched(as_mask(mask, 1, *latents.shape[-2:])).float()
-    return composite(image, picture, tokens_to_cells(cells, pipe.downscale, *image.shape[1:3]))
+def _save(pipe: Pipeline, image: Tensor, latents: Tensor, mask: Tensor | None, path: pathlib.Path) -> None:
+    """Save the decoded latents at the size of `image`; outside `mask` with its own pixels, which the VAE would change."""
+    height, width = image.shape[1:3]
+    result = pipe.decode(latents)
+    if mask is not None:
+        cells = touched(as_mask(mask, 1, *latents.shape[-2:])).float()
+        pixels = tokens_to_cells(cells, pipe.downscale, *result.shape[1:3])
+        result = composite(pad_to_multiple(image, pipe.downscale), result, pixels)
+    print(save_image(result[:, :height, :width], path))
 
 
-def _print_step(step: Step | TrainStep) -> None:
-    loss = f", error {step.loss:.3f}" if isinstance(step, TrainStep) else f", {step.phase}"
-    if step.index % max(1, step.total // 20) == 0 or step.index == step.total:
-        print(f"step {step.index} of {step.total}{loss}", file=sys.stderr)
+def _padded(pipe: Pipeline, mask: Tensor) -> Tensor:
+    """Return MASK padded as its image is."""
+    return pad_to_multiple(mask[..., None], pipe.downscale)[..., 0]
 
 
 def run_masks(args: argparse.Namespace) -> int:
     """Draw a mask schedule."""
     schedule = mask_schedule(
-        args.steps, args.kind, args.low, args.high, args.direction, args.patch, args.mask_seed, not args.free, args.height,
-        args.width,
+        args.steps, args.kind, args.low, args.high, args.direction, args.patch, args.mask_seed, not args.free,
+        *size_of(args, (16, 16)),
     )  # fmt: skip
     print(" ".join(f"{ratio:.3f}" for ratio in schedule.ratios))
     print(save_image(schedule_chart(schedule), args.out))
@@ -193,39 +235,53 @@ def run_masks(args: argparse.Namespace) -> int:
 
 
 def run_regenerate(args: argparse.Namespace) -> int:
-    """Regenerate one picture."""
+    """Regenerate one image."""
     config = RegenerateConfig(
         rounds=args.rounds, kind=args.kind, low=args.low, high=args.high, direction=args.direction, patch=args.patch,
         nested=not args.free, mask_seed=args.mask_seed, strength=args.strength, strength_end=args.strength_end,
-        steps=args.steps, cfg_scale=args.cfg, candidates=args.candidates,
+        steps=args.steps, cfg_scale=args.cfg_scale, candidates=args.candidates,
     )  # fmt: skip
-    image, mask = read_image(args.image)[..., :3], None if args.mask is None else read_mask(args.mask)
-    pipe = _load(args.model)
-    image, mask = _grid(pipe, image), None if mask is None else _grid_mask(pipe, mask)
-    latents = pipe.encode_image(image)
-    cond, uncond = (pipe.encode_text([text]) for text in (args.prompt, args.negative))
-    result = regenerate(pipe.model, latents, cond, uncond, config, SeededNoise(args.seed), mask, callback=_print_step)
+    image = _image(args, args.image)
+    mask = None if args.mask is None else _mask(args, args.mask, args.image)
+    pipe = load_pipeline(args)
+    latents, cond, uncond = _encoded(pipe, image, args)
+    mask = None if mask is None else _padded(pipe, mask)
+    with Progress() as progress:
+        result = regenerate(pipe.model, latents, cond, uncond, config, SeededNoise(args.seed), mask, callback=progress)
     print(f"{pipe.model.rows} network rows in {pipe.model.calls} calls", file=sys.stderr)
-    print(save_image(_paste(pipe, image, result.latents, mask), args.out))
+    _save(pipe, image, result.latents, mask, args.out)
     return 0
+
+
+def _encoded(pipe: Pipeline, image: Tensor, args: argparse.Namespace) -> tuple[Tensor, Conditioning, Conditioning]:
+    """Return latents of the padded image, and the prompts."""
+    padded = pad_to_multiple(image, pipe.downscale)
+    size = padded.shape[1], padded.shape[2]
+    cond, uncond = (pipe.encode_text([text], size) for text in (args.prompt, args.negative))
+    return pipe.encode_image(padded), cond, uncond
 
 
 def run_train(args: argparse.Namespace) -> int:
     """Train a fill; Ctrl-C keeps the last finished step."""
     if args.chart:
         check_drawing()
+    network, args.size = (args.size, None) if isinstance(args.size, str) else (args.network, args.size)
+    height, width = size_of(args, (512, 512))
     config = TrainConfig(args.steps, args.batch, args.learning_rate, ratio=args.ratio, masks=args.masks, seed=args.seed)
-    files, out = image_files(args.images, below=True, name="images"), pathlib.Path(args.out)
-    pipe = _load(args.model)
-    cache = args.cache or out.with_suffix(".cache")
-    latents = encode_files(files, pipe.encode_image, args.height, args.width, cache, not args.no_mirror)
-    channels, height, width = latents.shape[1:]
-    shape = FillConfig(channels, height, width, args.patch, latents=_kind(pipe))
-    shape = dataclasses.replace(shape, **SIZES[args.size])
-    result = train(latents, shape, config, out, not args.anew, device=pipe.device, callback=_print_step)
+    files = image_files(args.images, below=True, name="images")
+    pipe = load_pipeline(args)
+    check_cells(pipe, height, width)
+    grid = height // pipe.downscale, width // pipe.downscale
+    shape = FillConfig(pipe.latent_channels, *grid, args.patch, latents=_kind(pipe))
+    shape = dataclasses.replace(shape, **SIZES[network])
+    cache = args.cache or args.out.with_suffix(".cache")
+    with Progress("image") as progress:
+        latents = encode_files(files, pipe.encode_image, height, width, cache, not args.no_mirror, progress.show)
+    with Progress(note=lambda step: f"error {step.loss:.3f}") as progress:
+        result = train(latents, shape, config, args.out, not args.restart, device=pipe.device, callback=progress)
     if args.chart:
         print(save_image(loss_chart(result.losses, args.steps), args.chart))
-    print(out)
+    print(args.out)
     return 0
 
 
@@ -237,28 +293,28 @@ def _kind(pipe: Pipeline) -> str:
 def run_fill(args: argparse.Namespace) -> int:
     """Fill a hole, then denoise it for a few steps with the rest held."""
     fill = LatentFill.load(args.fill)
-    image, mask = read_image(args.image)[..., :3], read_mask(args.mask)
-    pipe = _load(args.model)
-    image, mask = _grid(pipe, image), _grid_mask(pipe, mask)
-    latents = pipe.encode_image(image)
+    # One round of ratio 1 within the mask: image to image there, everything else held.
+    config = RegenerateConfig(
+        rounds=1, kind="fixed", high=1.0, strength=args.strength, steps=max(args.steps, 1), cfg_scale=args.cfg_scale
+    )
+    image, mask = _image(args, args.image), _mask(args, args.mask, args.image)
+    pipe = load_pipeline(args)
+    latents, cond, uncond = _encoded(pipe, image, args)
+    mask = _padded(pipe, mask)
     filled = fill.to(latents.device).fill(latents, mask, _kind(pipe))
     if args.steps:
-        # One round of ratio 1 within the mask: image to image there, everything else held.
-        config = RegenerateConfig(
-            rounds=1, kind="fixed", high=1.0, strength=args.strength, steps=args.steps, cfg_scale=args.cfg
-        )
-        cond, uncond = (pipe.encode_text([text]) for text in (args.prompt, ""))
         hole = touched(as_mask(mask, 1, *latents.shape[-2:])).float()
-        noise = SeededNoise(args.seed)
-        filled = regenerate(pipe.model, filled, cond, uncond, config, noise, hole, callback=_print_step).latents
-    print(save_image(_paste(pipe, image, filled, mask), args.out))
+        with Progress() as progress:
+            noise = SeededNoise(args.seed)
+            filled = regenerate(pipe.model, filled, cond, uncond, config, noise, hole, callback=progress).latents
+    _save(pipe, image, filled, mask, args.out)
     return 0
 
 
 def run_influence(args: argparse.Namespace) -> int:
-    """Compare two pictures."""
-    before, after = (read_image(path)[..., :3].movedim(-1, 1)[None] for path in (args.before, args.after))
-    profile = influence(before, after, read_mask(args.mask))
+    """Compare two images."""
+    before, after = (_image(args, path).movedim(-1, 1)[None] for path in (args.before, args.after))
+    profile = influence(before, after, _mask(args, args.mask, args.before))
     print(influence_report(profile, "pixels"))
     print(save_image(influence_chart(profile, "pixels"), args.out))
     return 0
@@ -266,12 +322,12 @@ def run_influence(args: argparse.Namespace) -> int:
 
 def run_stretch(args: argparse.Namespace) -> int:
     """Map a drag, or the motion between two frames."""
-    image = read_image(args.image)[..., :3]
+    image = _image(args, args.image)
     if args.drag:
         handles, targets = parse_points("\n".join(args.drag))
         field = drag_field(handles, targets, image.shape[1], image.shape[2], args.radius)
     elif args.next:
-        field = optical_flow(image.movedim(-1, 1), read_image(args.next)[..., :3].movedim(-1, 1), args.window)
+        field = optical_flow(image.movedim(-1, 1), _image(args, args.next).movedim(-1, 1), args.window)
     else:
         raise ValueError(
             "Expected `--drag` or `--next`, but got neither. Give a drag such as '60,60 -> 90,60', or a second frame."

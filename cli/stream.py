@@ -8,7 +8,6 @@ import itertools
 import logging
 import math
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +23,21 @@ from ..stream.guidance import BLENDS
 from ..stream.prompts import BlendedStream, PromptBlend
 from ..stream.queues import StreamThreads
 from ..stream.similarity import SimilarityFilter
-from ..stream.sinks import check_sink, open_sink
+from ..stream.sinks import POSSIBLE, check_sink, open_sink
 from ..stream.video import FrameSource, Stamp, open_source
+from .options import (
+    add_cfg,
+    add_model,
+    add_prompt,
+    add_seed,
+    add_size,
+    add_steps,
+    integer,
+    load_pipeline,
+    number,
+    size_of,
+)
+from .progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -34,45 +46,45 @@ def add_parser(subparsers: Any) -> None:
     """Declare `stream`."""
     parser = subparsers.add_parser("stream", help="repaint a video, a folder of pictures or a webcam (StreamDiffusion)")
     parser.add_argument("--input", required=True, help='video file, folder of pictures, or "webcam" ("webcam:1" ...)')
-    parser.add_argument("--out", "--output", dest="output", required=True, help="video file, or a folder for PNG files")
-    parser.add_argument(
-        "--prompt", action="append", metavar="TEXT[:WEIGHT]", help="what the video shall show; several are blended, each with "
-        'its weight: "a red circle:0.7", or "a red circle:0..1" to move over the clip',
+    parser.add_argument("--out", "--output", required=True, help=POSSIBLE.replace("%", "%%"))
+    add_prompt(
+        parser, 'prompt; several are blended, each with its weight: "a red circle:0.7", or "a red circle:0..1" to move over the '
+        "clip", action="append", metavar="TEXT[:WEIGHT]",
     )  # fmt: skip
     parser.add_argument("--blend", choices=BLENDS, default="linear", help="how; slerp is for two (default %(default)s)")
-    parser.add_argument("--negative", default="", help="used by onetime and full guidance")
-    parser.add_argument(
-        "--model", default="pocket-lcm", help='"pocket-lcm", "pocket", a diffusers folder or a .safetensors file'
-    )
-    parser.add_argument("--vae", help="another VAE, for example a tiny one (TAESD)")
-    parser.add_argument("--device", help="cpu, cuda ... (default: what there is)")
-    parser.add_argument("--size", help="WIDTHxHEIGHT (default: as the input, in whole latent cells)")
-    parser.add_argument("--fps", type=float, default=25.0, help="of a folder of pictures (default %(default)s)")
-    parser.add_argument("--max-frames", type=int, default=0, help="stop after so many frames (default: all)")
+    add_size(parser, "size of the result (default: that of the input); sides of the input are cropped to fit")
+    parser.add_argument("--fps", type=number(), default=25.0, help="of a folder of images (default %(default)s)")
+    parser.add_argument("--max-frames", type=integer(0), default=0, help="stop after so many frames (default: all)")
     parser.add_argument(
         "--drop", action="store_true", help="treat a file like a camera: drop what is not taken in time"
     )
     _add_method(parser.add_argument_group("method"))
+    add_model(parser, "pocket-lcm")
+    parser.arguments = {"weights": "--prompt", "threshold": "--similarity", "t_index_list": "--t-index"}
     parser.set_defaults(run=run_stream)
 
 
 def _add_method(group: Any) -> None:
     default = StreamConfig()
-    group.add_argument("--strength", type=float, default=0.5, help="how much is repainted (default %(default)s)")
-    group.add_argument("--steps", type=int, default=default.steps, help="denoising steps (default %(default)s)")
+    group.add_argument("--strength", type=number(), default=0.5, help="how much is repainted (default %(default)s)")
+    add_steps(group, default.steps)
     group.add_argument("--t-index", help='instead of both: indices of the LCM grid, "32,45"')
-    group.add_argument("--guidance", choices=GUIDANCE, default=default.guidance)
-    group.add_argument("--cfg", type=float, default=default.cfg_scale, help="scale of the guidance, 1 is off")
-    group.add_argument("--delta", type=float, default=default.delta)
+    group.add_argument("--guidance", choices=GUIDANCE, default=default.guidance, help="kind of the guidance")
+    add_cfg(group, default.cfg_scale)
+    group.add_argument("--delta", type=number(), default=default.delta, help="trust in the residual, 0 to 1")
     group.add_argument("--renoise", choices=RENOISE, default=default.renoise)
-    group.add_argument("--seed", type=int, default=default.seed)
-    group.add_argument("--frame-group", type=int, default=default.frame_group, help="frames that travel together")
+    add_seed(group, default=default.seed)
+    group.add_argument("--frame-group", type=integer(), default=default.frame_group, help="frames that travel together")
     group.add_argument("--consistency", action="store_true", help="boundary scalings of LCM models")
-    group.add_argument("--feedback", type=float, default=0.0, help="share of the last result in a new frame")
-    group.add_argument("--motion", type=float, default=0.0, help="repaint fast frames less, 0 to 1")
+    group.add_argument("--feedback", type=number(), default=0.0, help="share of the last result in a new frame")
+    group.add_argument("--motion", type=number(), default=0.0, help="repaint fast frames less, 0 to 1")
     group.add_argument("--cross-frame", action="store_true", help="frames in flight attend to each other")
-    group.add_argument("--similarity", type=float, default=1.0, help="skip frames alike beyond this, 0.98 for example")
-    group.add_argument("--blocks", type=int, default=8, help="compare in so many parts across (default %(default)s)")
+    group.add_argument(
+        "--similarity", type=number(), default=1.0, help="skip frames alike beyond this, 0.98 for example"
+    )
+    group.add_argument(
+        "--blocks", type=integer(1), default=8, help="compare in so many parts across (default %(default)s)"
+    )
     group.add_argument("--graph", action="store_true", help="record the networks as CUDA graphs")
 
 
@@ -90,7 +102,7 @@ def config_of(args: argparse.Namespace) -> StreamConfig:
         )
     return StreamConfig(
         t_index_list=indices, strength=None if indices else args.strength, steps=args.steps, guidance=args.guidance,
-        cfg_scale=args.cfg, delta=args.delta, renoise=args.renoise, seed=args.seed, frame_group=args.frame_group,
+        cfg_scale=args.cfg_scale, delta=args.delta, renoise=args.renoise, seed=args.seed, frame_group=args.frame_group,
         consistency=args.consistency, feedback=args.feedback, motion=args.motion, cross_frame=args.cross_frame,
         static_rows=args.graph,
     )  # fmt: skip
@@ -98,13 +110,11 @@ def config_of(args: argparse.Namespace) -> StreamConfig:
 
 def run_stream(args: argparse.Namespace) -> int:
     """Run the command; frames that are finished are in the output whatever happens."""
-    from ..core.loading import load
-
     torch.backends.cudnn.benchmark = True  # all frames have one size
     config = config_of(args)
     texts, prompts = prompts_of(args.prompt or [""], args.blend)
     chooser = SimilarityFilter(args.similarity, blocks=args.blocks) if args.similarity < 1 else None
-    check_sink(args.output, args.input)
+    check_sink(args.out, args.input)
     source = open_source(args.input, args.fps)
     total = min((n for n in (source.count, args.max_frames) if n > 0), default=0)
     if prompts.moves and (not total or source.live or args.drop):
@@ -112,40 +122,50 @@ def run_stream(args: argparse.Namespace) -> int:
             "Expected --prompt weights that stay for an input that drops frames or has no known length, but got some that "
             "move. Give one number each, or the length with --max-frames."
         )
-    sink = open_sink(args.output, source)
-    frames, (height, width) = fitted(source, _size(args.size), args.max_frames)
+    sink = open_sink(args.out, source)
+    frames, (height, width) = fitted(source, args)
     sink.check(height, width)
-    pipe = load(args.model, device=args.device, vae=args.vae)
+    pipe = load_pipeline(args)
     padded = ((pad_to_multiple(image, pipe.downscale), stamp) for image, stamp in frames)
     size = math.ceil(height / pipe.downscale) * pipe.downscale, math.ceil(width / pipe.downscale) * pipe.downscale
     if args.graph:
         pipe = replayed_pipeline(pipe, config.rows, *size, pipe.encode_text([""], size))
     batch = make_batch(pipe, args, config, size, texts, prompts, total)
-    with sink, Progress(total) as progress:
+    with sink, Progress("frame") as progress:
 
         def publish(image: Tensor, stamp: Stamp, frame: StreamFrame) -> None:
             sink.write(image[:height, :width], stamp)
-            progress(threads)
+            progress.show(sink.written, total, pace(threads))
 
         threads = StreamThreads(
             padded, pipe.encode_image, batch, functools.partial(pipe.decode_async, dtype=torch.uint8), publish, chooser,
             live=source.live or args.drop, device=pipe.device,
         )  # fmt: skip
-        run_to_end(threads)
+        cancelled = run_to_end(threads)
     log.info("%s", threads.statistics.text())
     if source.problem:
-        log.warning("%s: %s. What could be read is in %s.", args.input, source.problem, args.output)
+        log.warning("%s: %s. What could be read is in %s.", args.input, source.problem, args.out)
+    if cancelled and not source.live:
+        raise KeyboardInterrupt(f"{sink.written} frames are in {args.out}")
     return 0
 
 
-def run_to_end(threads: StreamThreads) -> None:
-    """Wait for a stream; Ctrl-C ends it after the running pass and keeps what is finished."""
+def pace(threads: StreamThreads) -> str:
+    """Return frames per second and latency so far."""
+    summary = threads.statistics.summary()
+    return f"{summary['fps_out']:.1f} fps, latency {summary['latency_p50_ms']:.0f} ms"
+
+
+def run_to_end(threads: StreamThreads) -> bool:
+    """Wait for a stream; Ctrl-C ends it after the running pass and keeps what is finished. Returns whether that was so."""
     threads.start()
     try:
         threads.wait()
     except KeyboardInterrupt:
         threads.stop()
         threads.wait()
+        return True
+    return False
 
 
 def make_batch(
@@ -179,65 +199,15 @@ def prompts_of(options: list[str], mode: str) -> tuple[list[str], PromptBlend]:
         first, last = (found[1], found[2]) if found else ("1", None)
         start.append(float(first))
         end.append(float(first if last is None else last))
-    try:
-        return texts, PromptBlend(start, end, mode)
-    except ValueError as error:
-        raise ValueError(str(error).replace("`weights`", "--prompt weights")) from None
+    return texts, PromptBlend(start, end, mode)
 
 
-def fitted(
-    source: FrameSource, size: tuple[int, int] | None, limit: int
-) -> tuple[Iterator[tuple[Tensor, Stamp]], tuple[int, int]]:
-    """Return frames of one size and that size (height, width): the first frame's by default. No `limit` is 0."""
+def fitted(source: FrameSource, args: argparse.Namespace) -> tuple[Iterator[tuple[Tensor, Stamp]], tuple[int, int]]:
+    """Return --max-frames frames of one size and that size (height, width), by default the first frame's."""
     frames = iter(source)
     first = next(frames, None)
     if first is None:
         raise ValueError(f"Expected a frame in the input, but got none ({source.problem or 'it is empty'}).")
-    height, width = size or (first[0].shape[0], first[0].shape[1])
-    every = itertools.chain([first], frames)
-    chosen = itertools.islice(every, limit) if limit > 0 else every
+    height, width = size_of(args, (first[0].shape[0], first[0].shape[1]))
+    chosen = itertools.islice(itertools.chain([first], frames), args.max_frames or None)
     return ((cover(image, height, width), stamp) for image, stamp in chosen), (height, width)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise ValueError(f"Expected --size as WIDTHxHEIGHT, but got {text!r}. Example: 512x512.")
-    return int(height), int(width)
-
-
-class Progress:
-    """A progress bar with frames per second and latency; plain lines where tqdm is missing."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total or None
-        self.bar: Any = None
-        self.seen = 0
-
-    def __enter__(self) -> Progress:
-        try:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=self.total, unit="frame", file=sys.stderr, mininterval=0.5)
-        except ImportError:
-            pass
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.bar is not None:
-            self.bar.update(self.seen - self.bar.n)
-            self.bar.close()
-
-    def __call__(self, threads: StreamThreads) -> None:
-        self.seen += 1
-        if self.seen % 10 and self.seen > 3:
-            return
-        summary = threads.statistics.summary()
-        note = f"{summary['fps_out']:.1f} fps, latency {summary['latency_p50_ms']:.0f} ms"
-        if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(self.seen - self.bar.n)
-        else:
-            log.info("%d frames, %s", self.seen, note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .taps import Handler, active, routed
 
 # Plain attention of one layer: q (B, T, C), k and v (B, S, C) -> (B, T, C). Head split and scale are the layer's own.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -37,49 +38,27 @@ def attend_heads(heads: int, scale: float | None = None) -> Attend:
     return attend
 
 
-class RoutedProcessor:
-    """A diffusers attention processor that gives q, k and v of one layer to the calling thread's hook.
+class _SelfAttention:
+    """Gives q, k and v of one attention layer of diffusers to a hook, in the place of the layer's own call."""
 
-    Threads without a hook get the attention that was there before, so that streams can share one network.
-    """
+    def __init__(self, name: str, layer: Any, hook: AttentionHook) -> None:
+        self.name, self.layer, self.hook = name, layer, hook
 
-    def __init__(self, layer: str, before: Any, hooks: dict[int, AttentionHook]) -> None:
-        self.layer, self.before, self.hooks = layer, before, hooks
-
-    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        hook = self.hooks.get(threading.get_ident())
-        if hook is None:
-            return self.before(attn, hidden_states, *args, **kwargs)
-        q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        out = hook(self.layer, q, k, v, attend_heads(attn.heads, attn.scale))
-        return attn.to_out[1](attn.to_out[0](out))
-
-
-_ROUTING = threading.Lock()
+    def __call__(self, call: Handler, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer = self.layer
+        q, k, v = layer.to_q(hidden_states), layer.to_k(hidden_states), layer.to_v(hidden_states)
+        out = self.hook(self.name, q, k, v, attend_heads(layer.heads, layer.scale))
+        return layer.to_out[1](layer.to_out[0](out))
 
 
 @contextmanager
 def hooked(unet: Any, hook: AttentionHook) -> Iterator[None]:
-    """Route every self-attention of a diffusers UNet's decoder through `hook`, for calls of this thread only.
-
-    The former processors come back when no thread has a hook any more.
-    """
+    """Let `hook` compute every self-attention of a diffusers UNet's decoder, for calls of this thread only."""
     layers = {n: m for n, m in unet.named_modules() if n.startswith("up_blocks") and n.endswith("attn1")}
-    with _ROUTING:
-        routed = [m.processor for m in layers.values() if isinstance(m.processor, RoutedProcessor)]
-        hooks = routed[0].hooks if routed else {}
-        if threading.get_ident() in hooks:
-            raise ValueError("Expected one attention hook at a time, but got a second. Leave the first context before.")
-        hooks[threading.get_ident()] = hook
-        for name, layer in () if routed else layers.items():
-            layer.set_processor(RoutedProcessor(name, layer.processor, hooks))
-    try:
+    if any(isinstance(request.get(layer), _SelfAttention) for request in active() for layer in layers.values()):
+        raise ValueError("Expected one attention hook at a time, but got a second. Leave the first context before.")
+    with routed({layer: _SelfAttention(name, layer, hook) for name, layer in layers.items()}):
         yield
-    finally:
-        with _ROUTING:
-            del hooks[threading.get_ident()]
-            for layer in () if hooks else layers.values():
-                layer.set_processor(layer.processor.before)
 
 
 @dataclass

@@ -18,7 +18,7 @@ def _refuse(name: str, expected: str, got: object, remedy: str = "") -> ValueErr
 
 def check_range(name: str, value: float, low: float, high: float = math.inf, remedy: str = "") -> None:
     """Raise ValueError unless `low <= value <= high` and `value` is a finite number."""
-    if isinstance(value, Real) and math.isfinite(value) and low <= value <= high:
+    if isinstance(value, Real) and -math.inf < value < math.inf and low <= value <= high:
         return
     raise _refuse(name, f"of at least {low}" if high == math.inf else f"between {low} and {high}", value, remedy)
 

@@ -16,6 +16,7 @@ from .device import with_memory
 from .features import default_blocks, unet_features
 from .layers import Layer, measure, skipping
 from .schedules import DiscreteLevels, FlowLevels, Levels
+from .taps import active
 from .transfer import to_device
 
 Bound = Callable[[Tensor], Tensor]
@@ -96,7 +97,13 @@ class DiffusersDenoiser:
     def _call(self, sample: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
         rows, _, height, width = sample.shape
         what = f"denoise {rows} x {height} x {width} latents"
-        return with_memory(lambda: self.unet(sample, time, **condition, return_dict=False)[0], what)
+        unet = self._eager if active() else self.unet
+        return with_memory(lambda: unet(sample, time, **condition, return_dict=False)[0], what)
+
+    @property
+    def _eager(self) -> Any:
+        """The network as it was before torch.compile, which sees no taps."""
+        return getattr(self.unet, "_orig_mod", self.unet)
 
     def bind(self, sigma: Tensor, cond: Conditioning) -> Bound:
         """Return x (B, C, H, W) -> denoised for fixed `sigma` (B,) and `cond`; see `bind_levels`."""
@@ -142,19 +149,19 @@ class DiffusersDenoiser:
     ) -> list[Tensor]:
         """See `FeatureModel.features`."""
         blocks = self.feature_blocks if blocks is None else blocks
-        return unet_features(self.unet, lambda: self._network(x, sigma, cond), blocks, checkpoint)
+        return unet_features(self._eager, lambda: self._network(x, sigma, cond), blocks, checkpoint)
 
     def self_attention(self, hook: AttentionHook) -> AbstractContextManager[None]:
         """See `AttentionModel.self_attention`."""
-        return hooked(self.unet, hook)
+        return hooked(self._eager, hook)
 
     def layers(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Layer, ...]:
         """Return the blocks that can be skipped, with their cost in a call on these inputs; two calls are made."""
-        return measure(self.unet, lambda: self._network(x, sigma, cond))
+        return measure(self._eager, lambda: self._network(x, sigma, cond))
 
     def skipping(self, names: Collection[str]) -> AbstractContextManager[None]:
         """See `LayerModel.skipping`."""
-        return skipping(self.unet, names)
+        return skipping(self._eager, names)
 
     def network_time(self, sigma: Tensor) -> Tensor:
         """Return what the network takes as time: a training timestep, for a flow sigma itself in training steps."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .denoiser import Given
+from .taps import Handler, active, resumed, routed
 
 
 @runtime_checkable
@@ -34,8 +37,11 @@ class FeatureModel(Protocol[Given]):
         ...
 
 
-class _Cut(Exception):  # noqa: N818 - control flow, never seen by a caller
-    pass
+class Cut(Exception):  # noqa: N818 - control flow, never seen by a caller
+    """Ends a call whose outputs are all there; `found` says whose call it is."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
 
 
 def default_blocks(count: int) -> tuple[int, int]:
@@ -46,68 +52,72 @@ def default_blocks(count: int) -> tuple[int, int]:
 
 
 @contextmanager
-def captured(
-    modules: Sequence[nn.Module], wanted: Sequence[int]
-) -> Iterator[tuple[dict[int, Tensor], type[Exception]]]:
-    """Collect the outputs of `modules[i]` for i in `wanted`; the last one raises the yielded exception type to stop the forward."""
+def captured(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Collect the output of each module in calls of this thread, and end the body of the context once all are there."""
     found: dict[int, Tensor] = {}
-    last = max(wanted)
 
-    def collect(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            found[index] = output[0] if isinstance(output, tuple) else output
-            if index == last:
-                raise _Cut
+    def collect(key: int, call: Handler, *args: Any, **kwargs: Any) -> Any:
+        output = call(*args, **kwargs)
+        found[key] = output[0] if isinstance(output, tuple) else output
+        if len(found) == len(modules):
+            raise Cut(found)
+        return output
 
-        return hook
-
-    handles = [modules[i].register_forward_hook(collect(i)) for i in wanted]
     try:
-        yield found, _Cut
-    finally:
-        for handle in handles:
-            handle.remove()
+        with routed({module: partial(collect, key) for key, module in modules.items()}):
+            yield found
+    except Cut as cut:
+        if cut.found is not found:
+            raise
+
+
+class _Frozen(TorchFunctionMode):
+    """Takes these parameters as constants in every operation of this thread; their `requires_grad` is not touched."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self.constants = {id(p): p.detach() for p in parameters}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        constants = self.constants
+        given = {name: constants.get(id(value), value) for name, value in (kwargs or {}).items()}
+        return func(*(constants.get(id(value), value) for value in args), **given)
+
+
+def frozen(module: nn.Module) -> AbstractContextManager[Any]:
+    """Build no graph for the weights within the context: their gradients are never wanted and would cost the memory of training."""
+    trainable = [p for p in module.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
+    return _Frozen(trainable) if trainable else nullcontext()
 
 
 @contextmanager
-def checkpointed(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the context the forward of each module keeps its inputs only and is run again in the backward pass.
+def input_gradients(network: nn.Module, checkpointed: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Within the context calls of `network` by this thread are differentiable in their inputs alone, the weights are `frozen`.
 
-    The weights are frozen in both runs, also when the second comes after the caller's own `frozen` has ended.
+    The modules `checkpointed` keep their inputs only and run again in the backward pass.
     """
+    blocks = {module: partial(_checkpoint, module) for module in checkpointed} if torch.is_grad_enabled() else {}
+    with frozen(network), routed(blocks):
+        yield
+
+
+def _checkpoint(module: nn.Module, call: Handler, *args: Any, **kwargs: Any) -> Any:
     from torch.utils.checkpoint import checkpoint
 
-    def wrap(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with frozen(module):
-                return forward(*args, **kwargs)
+    requests = active()
 
-        return lambda *args, **kwargs: checkpoint(run, *args, use_reentrant=False, **kwargs)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # By the second run the caller's contexts have ended, and the thread may be one of autograd's.
+        with resumed(requests), frozen(module):
+            return call(*args, **kwargs)
 
-    before = [vars(module).get("forward") for module in modules]
-    for module in modules:
-        module.forward = wrap(module, module.forward)
-    try:
-        yield
-    finally:
-        for module, forward in zip(modules, before):
-            if forward is None:
-                del module.forward
-            else:
-                module.forward = forward
+    # The caller may write to its options before then.
+    args, kwargs = tuple(_kept(a) for a in args), {name: _kept(a) for name, a in kwargs.items()}
+    return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Build no graph for the weights within the context: their gradients are never wanted and would cost the memory of training."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+def _kept(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else value
 
 
 def unet_features(
@@ -117,14 +127,7 @@ def unet_features(
     count = len(unet.up_blocks)
     if not blocks or any(not 0 <= b < count for b in blocks):
         raise ValueError(f"Expected `blocks` within 0 and {count - 1}, but got {tuple(blocks)}.")
-    parts = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
-    with ExitStack() as stack:
-        stack.enter_context(frozen(unet))
-        if checkpoint and torch.is_grad_enabled():
-            stack.enter_context(checkpointed(parts))
-        found, cut = stack.enter_context(captured(list(unet.up_blocks), blocks))
-        try:
-            forward()
-        except cut:
-            pass
+    parts = [*unet.down_blocks, unet.mid_block, *unet.up_blocks] if checkpoint else []
+    with input_gradients(unet, parts), captured({b: unet.up_blocks[b] for b in blocks}) as found:
+        forward()
     return [found[b] for b in blocks]

@@ -14,12 +14,12 @@ PathLike = str | os.PathLike[str]
 def check_output(name: str, path: PathLike, suffixes: Collection[str] = ()) -> pathlib.Path:
     """Return `path` with ~ expanded; raises ValueError unless a file can be written there, with one of `suffixes` if given."""
     path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"Expected `{name}` to be a file, but {path} is a folder. Add a file name.")
     if suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(
             f"Expected `{name}` to end in {', '.join(suffixes)}, but got {path.name!r}. Choose another name."
         )
-    if path.is_dir():
-        raise ValueError(f"Expected `{name}` to be a file, but {path} is a folder. Add a file name.")
     check_folder(name, path.parent)
     if path.exists() and not os.access(path, os.W_OK):
         raise ValueError(f"Expected `{name}` to be a file that can be written, but {path} is read-only.")

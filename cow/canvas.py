@@ -97,10 +97,14 @@ def _matching(background: Tensor, batch: int, grid: int) -> Tensor:
 def plain_background(height: int, width: int, colour: str = GREY) -> Tensor:
     """Return IMAGE (1, height, width, 3) of one colour, given as "#rrggbb"."""
     _check_size(height, width)
+    return torch.tensor(parse_colour(colour)).expand(1, height, width, 3).clone()
+
+
+def parse_colour(colour: str) -> tuple[float, ...]:
+    """Return red, green and blue in [0, 1] of "#rrggbb"; raises ValueError for anything else."""
     if not re.fullmatch(r"#?[0-9a-fA-F]{6}", colour.strip()):
         raise ValueError(f"Expected `colour` as #rrggbb, but got {colour!r}. Grey is {GREY}.")
-    values = bytes.fromhex(colour.strip().lstrip("#"))
-    return torch.tensor([v / 255 for v in values]).expand(1, height, width, 3).clone()
+    return tuple(v / 255 for v in bytes.fromhex(colour.strip().lstrip("#")))
 
 
 def noise_background(height: int, width: int, noise: NoiseSource) -> Tensor:

@@ -58,7 +58,8 @@ def place_tasks(
     return placements
 
 
-def _check_size(name: str, mask: Tensor, size: tuple[int, int]) -> None:
+def check_size(name: str, mask: Tensor, size: tuple[int, int]) -> None:
+    """Raise ValueError unless a mask (H, W) has a picture's size (H, W)."""
     if tuple(mask.shape) != size:
         raise ValueError(
             f"Expected `{name}` of the picture's size {size[1]} x {size[0]}, but got {mask.shape[1]} x {mask.shape[0]}. "
@@ -68,12 +69,12 @@ def _check_size(name: str, mask: Tensor, size: tuple[int, int]) -> None:
 
 def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement:
     if isinstance(task, Appearance):
-        _check_size("mask", task.mask, base.size)
-        _check_size("reference_mask", task.reference_mask, own.size)
+        check_size("mask", task.mask, base.size)
+        check_size("reference_mask", task.reference_mask, own.size)
         none = torch.zeros_like(task.mask)
         return Placement(task.mask, none, none, base.pixel_centres())
     assert isinstance(task, (Move, Paste, Drag))
-    _check_size("mask", task.mask, own.size)
+    check_size("mask", task.mask, own.size)
     if isinstance(task, Drag):
         for point in [p for pair in task.points for p in pair]:
             if not (0 <= point[0] <= base.size[1] and 0 <= point[1] <= base.size[0]):

@@ -145,6 +145,14 @@ def check_points(points: Sequence[tuple[Point, Point]]) -> tuple[tuple[Point, Po
         raise ValueError("Expected `points` with at least one pair of handle and target, but got none.")
     if not torch.isfinite(torch.tensor(pairs)).all():
         raise ValueError(f"Expected `points` to be finite, but got {pairs}.")
+    still = [pair for pair in pairs if pair[0] == pair[1]]
+    if len(still) == len(pairs):
+        raise ValueError(
+            f"Expected a target away from its handle, but got {still[0]}. Drag at least one point; pinned points may stay."
+        )
+    targets = [target for _, target in pairs]
+    if len(set(targets)) < len(targets):
+        raise ValueError(f"Expected targets that differ, but got {targets}. Two handles cannot land on one point.")
     return pairs
 
 
@@ -163,11 +171,3 @@ class Drag(Task):
         object.__setattr__(self, "mask", check_mask("mask", self.mask))
         object.__setattr__(self, "points", check_points(self.points))
         check_choice("method", self.method, DRAG_METHODS)
-        still = [pair for pair in self.points if pair[0] == pair[1]]
-        if len(still) == len(self.points):
-            raise ValueError(
-                f"Expected a target away from its handle, but got {still[0]}. Drag at least one point; pinned points may stay."
-            )
-        targets = [target for _, target in self.points]
-        if len(set(targets)) < len(targets):
-            raise ValueError(f"Expected targets that differ, but got {targets}. Two handles cannot land on one point.")

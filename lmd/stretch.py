@@ -79,18 +79,18 @@ def drag_field(handles: Tensor, targets: Tensor, height: int, width: int, radius
     return (kernel(cells) @ weights).T.reshape(1, 2, height, width).float()
 
 
-def parse_points(text: str) -> tuple[Tensor, Tensor]:
+def parse_points(points: str) -> tuple[Tensor, Tensor]:
     """Return handles and targets (N, 2) from lines of "x, y -> x, y"; raises ValueError naming the line that is not one."""
     pairs = []
-    for line in filter(None, (line.strip() for line in text.splitlines())):
+    for line in filter(None, (line.strip() for line in points.splitlines())):
         numbers = _POINT.fullmatch(line)
         if numbers is None:
             raise ValueError(
                 f"Expected `points` as lines of 'x, y -> x, y', but got {line!r}. Example: 60, 60 -> 90, 60."
             )
         pairs.append([float(n) for n in numbers.groups()])
-    points = torch.tensor(pairs).reshape(-1, 2, 2)
-    return points[:, 0], points[:, 1]
+    found = torch.tensor(pairs).reshape(-1, 2, 2)
+    return found[:, 0], found[:, 1]
 
 
 def warp(image: Tensor, displacement: Tensor, border: str = "border") -> Tensor:

@@ -10,6 +10,6 @@ from .host.warnings import collecting
 MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, search)
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
-    id: collecting(id, node) for module in MODULES for id, (node, _) in module.NODES.items()
+    id: collecting(id, node, name) for module in MODULES for id, (node, name) in module.NODES.items()
 }
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {id: name for module in MODULES for id, (_, name) in module.NODES.items()}

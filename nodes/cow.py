@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ..core.images import read_image, read_mask
-from ..core.masks import clean
+from ..core.masks import clean, touched
 from ..core.noise import SeededNoise
 from ..core.progress import Callback, Step
 from ..cow import CowConfig, generate
-from ..cow.canvas import GREY, image_background, noise_background, paste_mask, place, plain_background
+from ..cow.canvas import GREY, image_background, noise_background, parse_colour, paste_mask, place, plain_background
 from ..cow.photos import PHOTOS
-from .widgets import choice, integer, number, string, switch
+from .unused import Unused
+from .widgets import choice, integer, number, refusal, string, switch
 
 if TYPE_CHECKING:
     from .host.session import Session
@@ -67,6 +68,12 @@ class SeedCanvas:
     FUNCTION = "compose"
     OUTPUT_NODE = True
 
+    UNUSED = (
+        Unused("colour", lambda v: v.background != "colour", "on this `background`. Choose `colour`."),
+        Unused("noise_seed", lambda v: v.background != "noise", "on this `background`. Choose `noise`."),
+        Unused("picture", lambda v: v.background != "picture", "on this `background`. Choose `picture`."),
+    )
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -100,6 +107,10 @@ class SeedCanvas:
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, colour: str | None = None) -> bool | str:
+        return refusal(cls, parse_colour, colour=colour)
+
     def compose(
         self, image: Tensor, keep: Tensor, invert_keep: bool, width: int, height: int, scale: float, x: float, y: float,
         background: str, colour: str, noise_seed: int, softness: int, picture: Tensor | None = None,
@@ -107,11 +118,16 @@ class SeedCanvas:
         from .host.preview import preview_images
         from .host.warnings import warn
 
-        if background != "picture" and picture is not None:
-            warn("Seed Canvas", f"`picture` has no effect with the background `{background}`. Choose `picture`.")
         ground = make_background(background, height, width, colour, noise_seed, picture)
         canvas = place(image, 1 - keep if invert_keep else keep, ground, scale, x, y)
-        softness = min(softness, min(width, height) - 1)
+        covered = touched(canvas.keep)
+        for name, across in (("x", covered.any(-2)), ("y", covered.any(-1))):
+            if bool(across.all()):
+                warn("Seed Canvas", f"`{name}` has no effect: the subject is as large as the canvas. Lower `scale`.")
+        most = min(width, height) - 1
+        if softness > most:
+            warn("Seed Canvas", f"`softness` {softness} is more than this canvas allows: {most} is used.")
+        softness = min(softness, most)
         result = canvas.image, canvas.keep, paste_mask(canvas.keep, softness), canvas.photo
         return {"ui": preview_images(canvas.image), "result": result}
 
@@ -142,6 +158,15 @@ class CowSampler:
         "For SamplerCustomAdvanced, whose latent is the encoded canvas and whose sigmas are a whole schedule.",
     )
     FUNCTION = "make"
+
+    UNUSED = (
+        Unused("suppress enhance", lambda v: v.repel == 0, "at `repel` 0. Raise it, or disconnect them."),
+        Unused(
+            "repel",
+            lambda v: v.suppress is None and v.enhance is None,
+            "without `suppress` or `enhance`. Connect a prompt.",
+        ),
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -218,6 +243,15 @@ class CowSampler:
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, low: float | None = None, high: float | None = None, range_unit: str | None = None
+    ) -> bool | str:
+        def check(low: float, high: float, range_unit: str) -> None:
+            CowConfig(low=low, high=high, unit=UNITS[range_unit])
+
+        return refusal(cls, check, low=low, high=high, range_unit=range_unit)
+
     def make(
         self, keep: Tensor, cycles: int, preserve: float, low: float, high: float, range_unit: str, inversion_cfg: float,
         eta: float, final_eta: float, noise_limit: float, repel: float, suppress: Any = None, enhance: Any = None,
@@ -229,22 +263,26 @@ class CowSampler:
             inversion_cfg=inversion_cfg, cycles=cycles, low=low, high=high, unit=UNITS[range_unit], eta=eta,
             final_eta=final_eta, preserve=preserve, noise_limit=noise_limit, repel=repel,
         )  # fmt: skip
+        if bool((clean(keep) == 1).all()):
+            warn(
+                "Cow Sampler",
+                "`keep` covers the whole canvas, so `cycles`, `low`, `high` and `eta` have no effect. Connect Seed Canvas's `keep`.",
+            )
         extra = {name: c for name, c in (("suppress", suppress), ("enhance", enhance)) if c is not None}
-        if extra and repel == 0:
-            warn("Cow Sampler", "`suppress` and `enhance` have no effect at `repel` 0. Raise it or disconnect them.")
         return (make_sampler(lambda session: sample(session, keep, config, extra), "Cow Sampler", replaces=True),)
 
 
 def sample(session: Session, keep: Tensor, config: CowConfig, extra: dict[str, Any]) -> Tensor:
     """Run COW in a prepared sampling of the host; the guider's cfg and patches make the cycles and the final phase."""
-    from .host.warnings import warn
+    from .host.warnings import warn, warn_of_stretch
 
     if not torch.count_nonzero(session.latents):
         raise ValueError(
             "Expected the encoded canvas as `latent_image`, but got an empty latent. Encode Seed Canvas's `canvas` with the VAE."
         )
-    if bool((clean(keep) == 1).all()):
-        warn("Cow Sampler", "everything is kept, so the cycles have no effect: only `preserve` changes the picture.")
+    if "negative" not in session.conds and config.inversion_cfg != CowConfig().inversion_cfg:
+        warn("Cow Sampler", "`inversion_cfg` has no effect without a negative prompt. Use CFGGuider.")
+    warn_of_stretch("Cow Sampler", "keep", keep, session.latents)
     if session.denoiser.identity.unnamed:
         warn("Cow Sampler", session.denoiser.identity.warning)
     config = replace(config, cfg_scale=session.cfg_scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from ..core.identity import Identity
 from ..edit.config import MEMORY
-from ..edit.tasks import CENTRES, DRAG_METHODS
-from .widgets import Widget, choice, integer, number, seed, string, switch
+from ..edit.geometry import Point
+from ..edit.tasks import CENTRES, DRAG_METHODS, check_points
+from .unused import Unused
+from .widgets import Widget, choice, integer, number, refusal, seed, string, switch
 
 CATEGORY = "slipstream/edit"
 INVERSION, TASKS = "SLIPSTREAM_INVERSION", "SLIPSTREAM_EDIT"
@@ -160,6 +163,15 @@ class MoveObject(_TaskNode):
         "Move or resize what is under the mask. The place it leaves is filled in; everything else stays untouched."
     )
 
+    UNUSED = (
+        Unused("about", lambda v: v.scale == 1, "at `scale` 1. Change the scale."),
+        Unused(
+            "fill_from",
+            lambda v: v.dx == v.dy == 0 and v.scale >= 1 and v.about == "object",
+            "where nothing is vacated. Move or shrink the object, or disconnect it.",
+        ),
+    )
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -184,7 +196,10 @@ class MoveObject(_TaskNode):
         fill_from: Tensor | None = None,
     ) -> Any:
         from ..edit import Move
+        from .host.warnings import warn
 
+        if dx == dy == 0 and scale == 1:
+            warn("Move / Resize", "the object stays as it is. Set `dx`, `dy` or `scale`.")
         return _add(tasks, Move(mask, dx, dy, scale, about, fill_from))
 
 
@@ -194,6 +209,8 @@ class PasteObject(_TaskNode):
     DESCRIPTION = (
         "Paste what is under the mask of another (inverted) picture. It keeps its own place there plus dx, dy."
     )
+
+    UNUSED = (Unused("about", lambda v: v.scale == 1, "at `scale` 1. Change the scale."),)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -213,8 +230,11 @@ class PasteObject(_TaskNode):
         self, reference: HostInversion, mask: Tensor, dx: float, dy: float, scale: float, about: str, tasks: Any = None
     ) -> Any:
         from ..edit import Paste
+        from ..edit.placing import check_size
 
-        return _add(tasks, Paste(reference, mask, dx, dy, scale, about))  # type: ignore[arg-type]
+        task = Paste(reference, mask, dx, dy, scale, about)  # type: ignore[arg-type]
+        check_size("mask", task.mask, reference.inversion.canvas.size)
+        return _add(tasks, task)
 
 
 class ChangeAppearance(_TaskNode):
@@ -238,8 +258,11 @@ class ChangeAppearance(_TaskNode):
 
     def make(self, mask: Tensor, reference: HostInversion, reference_mask: Tensor, tasks: Any = None) -> Any:
         from ..edit import Appearance
+        from ..edit.placing import check_size
 
-        return _add(tasks, Appearance(mask, reference, reference_mask))  # type: ignore[arg-type]
+        task = Appearance(mask, reference, reference_mask)  # type: ignore[arg-type]
+        check_size("reference_mask", task.reference_mask, reference.inversion.canvas.size)
+        return _add(tasks, task)
 
 
 def read_points(text: str, name: str) -> list[tuple[float, float]]:
@@ -254,6 +277,16 @@ def read_points(text: str, name: str) -> list[tuple[float, float]]:
         raise ValueError(
             f"Expected `{name}` as a JSON list of points in pixels such as {example}, but got {text[:80]!r}."
         ) from None
+
+
+def read_drags(handles: str, targets: str) -> tuple[tuple[Point, Point], ...]:
+    """Return (handle, target) pairs of two JSON lists of points; raises ValueError for lists that do not fit."""
+    pulled, wanted = read_points(handles, "handles"), read_points(targets, "targets")
+    if len(pulled) != len(wanted):
+        raise ValueError(
+            f"Expected as many `targets` as `handles` ({len(pulled)}), but got {len(wanted)}. Pair them up."
+        )
+    return check_points(list(zip(pulled, wanted)))
 
 
 class DragPoints(_TaskNode):
@@ -283,15 +316,14 @@ class DragPoints(_TaskNode):
             "optional": {"tasks": ADD_UP},
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, handles: str | None = None, targets: str | None = None) -> bool | str:
+        return refusal(cls, read_drags, handles=handles, targets=targets)
+
     def make(self, mask: Tensor, handles: str, targets: str, method: str, tasks: Any = None) -> Any:
         from ..edit import Drag
 
-        pulled, wanted = read_points(handles, "handles"), read_points(targets, "targets")
-        if len(pulled) != len(wanted):
-            raise ValueError(
-                f"Expected as many `targets` as `handles` ({len(pulled)}), but got {len(wanted)}. Pair them up."
-            )
-        return _add(tasks, Drag(mask, list(zip(pulled, wanted)), method))
+        return _add(tasks, Drag(mask, read_drags(handles, targets), method))
 
 
 def library_tasks(tasks: Any, conds: dict[int, Any] | None = None) -> tuple[list[Any], list[HostInversion]]:
@@ -342,6 +374,10 @@ class EditPreview:
         return preview(_single(image, "image"), library_tasks(tasks)[0])
 
 
+def _any_task(v: Any, *names: str) -> bool:
+    return any(type(task).__name__ in names for task in v.tasks)
+
+
 class EditSampler:
     """Runs the edit."""
 
@@ -360,6 +396,18 @@ class EditSampler:
         "Cost, and what you should know.",
     )
     FUNCTION = "edit"
+
+    UNUSED = (
+        Unused("low_memory", lambda v: v.guidance == 0, "at `guidance` 0: there is no gradient pass. Switch it off."),
+        Unused(
+            "hold_object",
+            lambda v: not _any_task(v, "Move", "Paste", "Drag"),
+            "on Appearance, which makes its region anew.",
+        ),
+        Unused(
+            "hold_fill", lambda v: not _any_task(v, "Move", "Drag"), "where nothing is vacated (Paste, Appearance)."
+        ),
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -425,7 +473,7 @@ class EditSampler:
         feather: int,
         low_memory: bool,
     ) -> dict[str, Any]:
-        from ..edit import finish
+        from ..edit import Drag, finish
         from .host.edit_model import check_model, left_out
         from .host.warnings import warn
 
@@ -440,18 +488,31 @@ class EditSampler:
             checkpoint=low_memory,
         )
         _check_made_with(model, [inversion, *library_tasks(tasks)[1]])
+        if guidance == 0 and any(isinstance(task, Drag) and task.method == "energy" for task in tasks):
+            warn("Edit", "Drag Points by energy pulls nothing at `guidance` 0. Raise it, or drag by warp.")
         for name in left_out(model):
             warn("Edit", f"The patch {name} of this MODEL has no effect on an edit and is left out.")
         # The draft is encoded before the MODEL is loaded: both at once may not fit.
         draft = _encoded_draft(vae, inversion, tasks, config)
-        run = _run_edit(model, inversion, tasks, config, draft, positive, negative, seed)
+        try:
+            run = _run_edit(model, inversion, tasks, config, draft, positive, negative, seed)
+        except ValueError as error:
+            raise ValueError(_as_widgets(str(error))) from error
         decoded = iter(vae.decode(samples) for samples in run.latents)
         edited = finish(inversion.inversion.image, run.result, lambda latents: next(decoded))
         for note in run.result.notes:
-            warn("Edit", note)
-        cost = f"{run.calls} network calls, {run.rows} rows. Keys and values: {inversion.inversion.memory}."
-        report = "\n".join([cost, *run.result.notes])
+            warn("Edit", _as_widgets(note))
+        report = f"{run.calls} network calls, {run.rows} rows. Keys and values: {inversion.inversion.memory}."
         return {"ui": {"text": [report]}, "result": (edited, {"samples": run.latents[0]}, run.result.mask, report)}
+
+
+# What the library calls some of the widgets.
+WIDGETS = {"energy_scale": "guidance", "cfg_scale": "cfg", "eta": "noise", "checkpoint": "low_memory"}
+
+
+def _as_widgets(text: str) -> str:
+    """Return a sentence of the library with the names of the widgets."""
+    return re.sub(r"`(\w+)`", lambda found: f"`{WIDGETS.get(found[1], found[1])}`", text)
 
 
 class _EditRun(NamedTuple):

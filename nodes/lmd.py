@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.checks import check_integer, check_range
 from ..core.samplers import SAMPLERS
 from ..core.schedules import SCHEDULES
 from ..lmd.latent_fill import SIZES
 from ..lmd.mask_schedule import DIRECTIONS, KINDS
+from ..lmd.stretch import parse_points
 from ..lmd.training import MASK_KINDS, RATIO_KINDS
-from .widgets import choice, integer, number, seed, string, switch
+from .unused import Unused
+from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch
 
 CATEGORY = "slipstream/lmd"
 FILL, TASKS = "SLIPSTREAM_LATENT_FILL", "SLIPSTREAM_EDIT"
@@ -35,6 +38,15 @@ def _ratio_inputs() -> dict[str, Any]:
     }
 
 
+FIXED_RULE = Unused(
+    "low direction", lambda v: v.kind == "fixed", "with `kind` fixed, which is always `high`. Choose another kind."
+)
+
+
+def _check_ratios(low: float, high: float) -> None:
+    check_range("high", high, low, 1, "`high` must not be below `low`.")
+
+
 class MaskSchedule:
     """Random patch masks whose share follows a schedule."""
 
@@ -47,6 +59,15 @@ class MaskSchedule:
     RETURN_NAMES = ("masks", "chart")
     OUTPUT_TOOLTIPS = ("One mask a step, 1 = masked.", "The share over the steps, and the masks.")
     FUNCTION = "make"
+
+    UNUSED = (
+        FIXED_RULE,
+        Unused(
+            "kind low direction nested",
+            lambda v: v.steps == 1 and v.kind != "fixed",
+            "on one mask. Use 2 `steps` or more.",
+        ),
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -72,6 +93,17 @@ class MaskSchedule:
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, low: float | None = None, high: float | None = None, patch: int | None = None, width: int | None = None,
+        height: int | None = None,
+    ) -> bool | str:  # fmt: skip
+        def check(low: float, high: float, patch: int, width: int, height: int) -> None:
+            _check_ratios(low, high)
+            check_integer("patch", patch, 1, min(width, height), "Use smaller patches or larger masks.")
+
+        return refusal(cls, check, low=low, high=high, patch=patch, width=width, height=height)
+
     def make(
         self, steps: int, kind: str, low: float, high: float, direction: str, width: int, height: int, patch: int,
         nested: bool, seed: int, region: Tensor | None = None,
@@ -82,6 +114,10 @@ class MaskSchedule:
 
         made = mask_schedule(steps, kind, low, high, direction, patch, seed, nested, height, width, region)
         return made.masks, chart("Mask Schedule", lambda: schedule_chart(made))
+
+
+def _rounds(v: Any) -> int:
+    return v.rounds if v.masks is None else len(v.masks)
 
 
 class MaskedRegenerate:
@@ -101,6 +137,21 @@ class MaskedRegenerate:
         "Cost in network rows, and how well the visible part was explained in each round.",
     )
     FUNCTION = "regenerate"
+
+    UNUSED = (
+        Unused(
+            "rounds kind low high direction patch nested",
+            lambda v: v.masks is not None,
+            "while `masks` is connected. Disconnect it to use them.",
+        ),
+        Unused("low direction", lambda v: v.masks is None and v.kind == "fixed", FIXED_RULE.why),
+        Unused("strength_end", lambda v: _rounds(v) == 1, "on one round. Use 2 `rounds` or more."),
+        Unused(
+            "kind low direction nested",
+            lambda v: v.masks is None and v.rounds == 1 and v.kind != "fixed",
+            "on one round. Use 2 `rounds` or more.",
+        ),
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -154,6 +205,10 @@ class MaskedRegenerate:
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, low: float | None = None, high: float | None = None) -> bool | str:
+        return refusal(cls, _check_ratios, low=low, high=high)
+
     def regenerate(
         self, model: Any, positive: Any, negative: Any, latent: dict[str, Any], seed: int, steps: int, cfg: float,
         sampler_name: str, schedule: str, rounds: int, strength: float, strength_end: float, kind: str, low: float,
@@ -164,6 +219,7 @@ class MaskedRegenerate:
         from ..lmd import RegenerateConfig, regenerate
         from .host.sampling import KSamplerNoise, ksampler_sigmas
         from .host.session import Session, run_on_model
+        from .host.warnings import warn, warn_of_stretch
 
         config = RegenerateConfig(
             rounds, kind, low, high, direction, patch, nested, seed, strength, strength_end or None, steps, sampler_name,
@@ -190,6 +246,10 @@ class MaskedRegenerate:
             )
             return samples, changed, report
 
+        if mask is not None:
+            warn_of_stretch("Masked Regenerate", "mask", mask, latent["samples"])
+            if "noise_mask" in latent:
+                warn("Masked Regenerate", "the latent's noise mask has no effect while `mask` is connected.")
         rows = 2 * len(latent["samples"]) * candidates
         samples, changed, report = run_on_model(
             model, latent, work, rows=rows, seed=seed, cfg_scale=cfg, positive=positive, negative=negative
@@ -224,11 +284,8 @@ def kind_of(model: Any) -> str:
 
 
 def fill_path(name: str) -> pathlib.Path:
-    """Return the file of a new fill; raises ValueError for a name that is no plain file name."""
-    stem = name.strip().removesuffix(".safetensors")
-    if not stem or stem.startswith(".") or any(c in stem for c in '/\\:*?"<>|\0'):
-        raise ValueError(f"Expected `name` to be a plain file name, but got {name!r}. Use letters, digits, - and _.")
-    return fill_folder() / f"{stem}.safetensors"
+    """Return the file of a fill; raises ValueError for a name that is no plain file name."""
+    return fill_folder() / f"{file_stem(name)}.safetensors"
 
 
 def image_folder(folder: str) -> pathlib.Path:
@@ -257,6 +314,12 @@ class TrainLatentFill:
     )
     FUNCTION = "train"
     OUTPUT_NODE = True
+
+    UNUSED = (
+        Unused(
+            "folder", lambda v: v.images is not None, "while `images` is connected. Disconnect it to use the folder."
+        ),
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -300,6 +363,10 @@ class TrainLatentFill:
         }
 
     @classmethod
+    def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
+        return refusal(cls, file_stem, name=name)
+
+    @classmethod
     def IS_CHANGED(cls, folder: str = "", **_: Any) -> str:
         from ..core.images import image_files
 
@@ -322,6 +389,12 @@ class TrainLatentFill:
 
         path = fill_path(name)
         config = TrainConfig(steps, batch, learning_rate, ratio=ratio, masks=masks, seed=seed)
+        side = vae.spacial_compression_encode() * patch
+        for name_of, pixels in (("width", width), ("height", height)):
+            if pixels % side:
+                raise ValueError(
+                    f"Expected `{name_of}` as a multiple of {side}, the pixels of a token of `patch` {patch}, but got {pixels}."
+                )
         latents = _training_latents(model, vae, folder, images, width, height, mirror)
         channels, rows, columns = latents.shape[1:]
         shape = FillConfig(channels, rows, columns, patch, latents=kind_of(model), **SIZES[size])
@@ -398,6 +471,10 @@ class LatentFill:
     OUTPUT_TOOLTIPS = ("The filled latent, with the mask as its noise mask.",)
     FUNCTION = "fill"
 
+    UNUSED = (
+        Unused("fill_name", lambda v: v.fill is not None, "while `fill` is connected. Disconnect it to use the file."),
+    )
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -417,7 +494,7 @@ class LatentFill:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, fill_name: str) -> bool | str:
+    def VALIDATE_INPUTS(cls, fill_name: str = "") -> bool | str:
         return True  # the list may be older than the file; a missing one is explained when the node runs
 
     @classmethod
@@ -596,6 +673,18 @@ class StretchMap:
     )
     FUNCTION = "draw"
 
+    UNUSED = (
+        Unused("points", lambda v: v.edit is not None, "while `edit` is connected. Disconnect one of them."),
+        Unused(
+            "window",
+            lambda v: v.edit is not None or bool(v.points.strip()),
+            "on drags: it smooths the motion between frames. Empty `points` to see that motion.",
+        ),
+        Unused(
+            "radius", lambda v: v.edit is not None or not v.points.strip(), "without drags in `points`. Write some."
+        ),
+    )
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -625,24 +714,17 @@ class StretchMap:
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, points: str | None = None) -> bool | str:
+        return refusal(cls, parse_points, points=points)
+
     def draw(
         self, image: Tensor, points: str, radius: float, window: float, edit: Any = None
     ) -> tuple[Tensor, Tensor, str]:
         from ..lmd import drag_field, optical_flow, stretch_map
         from ..lmd.charts import stretch_charts, stretch_report
-        from ..lmd.stretch import parse_points
         from .host.charts import chart
-        from .host.warnings import warn
 
-        drawn = edit is not None or bool(points.strip())
-        if edit is not None and points.strip():
-            warn("Stretch Map", "`points` has no effect while `edit` is connected. Disconnect one of them.")
-        if drawn and window != 3:
-            warn(
-                "Stretch Map", "`window` has no effect on drags: it smooths the motion between frames. Empty `points`."
-            )
-        if radius != 48 and (edit is not None or not points.strip()):
-            warn("Stretch Map", "`radius` has no effect without drags in `points`. Write some, or leave it at 48.")
         height, width = image.shape[1:3]
         under = image[:1]
         if edit is not None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..search.config import STRATEGIES
+from ..search.config import STRATEGIES, SearchConfig
 from ..search.objectives import DISTANCES
-from .widgets import choice, integer, number, seed, string, switch
+from .unused import Unused
+from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch
 
 CATEGORY = "slipstream/search"
 SCHEDULE, OBJECTIVE, ENTRIES = "SLIPSTREAM_SCHEDULE", "SLIPSTREAM_OBJECTIVE", "SLIPSTREAM_SCHEDULES"
@@ -49,13 +49,8 @@ def schedule_files() -> dict[str, pathlib.Path]:
     return {**found, **{f"preset: {p.stem}": p for p in sorted(PRESETS.glob("*.json"))}}
 
 
-def _file_stem(name: str) -> str:
-    stem = name.strip().removesuffix(".json")
-    if not re.fullmatch(r"[\w][\w .,()+-]{0,99}", stem):
-        raise ValueError(
-            f"Expected `name` of letters, digits, spaces and . , ( ) + - _, but got {name!r}. It becomes a file name."
-        )
-    return stem
+CLIP_RULE = Unused("clip", lambda v: not v.prompts.strip(), "without `prompts`. Write some, or disconnect it.")
+VISION_RULE = Unused("clip_vision", lambda v: v.features != CLIP_VISION, "on these `features`. Choose clip vision.")
 
 
 class LivePlot:
@@ -113,6 +108,20 @@ class SearchSchedule:
     )
     FUNCTION = "search"
 
+    UNUSED = (
+        Unused(
+            "objective",
+            lambda v: v.custom_objective is not None,
+            "while `custom_objective` is connected. Disconnect it.",
+        ),
+        Unused(
+            "computed",
+            lambda v: v.computed == v.steps,
+            "at the number of `steps`: every step calls the model. Lower it.",
+        ),
+        CLIP_RULE,
+    )
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -152,7 +161,7 @@ class SearchSchedule:
                 ),
                 "layers": switch(
                     False,
-                    "Also search blocks to skip, paying for extra steps. U-Net models only. Use Apply Layer "
+                    "Also search blocks to skip, paying for extra steps. Use Apply Layer "
                     "Mask for sampling with the result. Often nothing better is found; then no mask is returned.",
                 ),
                 "batch": integer(16, 1, 256, "Most pictures sampled at once; halved by itself when memory runs out."),
@@ -188,13 +197,28 @@ class SearchSchedule:
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, evaluations: int | None = None, minutes: float | None = None, steps: int | None = None,
+        computed: int | None = None, strategy: str | None = None, layers: bool | None = None,
+    ) -> bool | str:  # fmt: skip
+        def check(evaluations: int, minutes: float, steps: int, computed: int, strategy: str, layers: bool) -> None:
+            if not evaluations and not minutes:
+                raise ValueError("Expected a limit in `evaluations` or `minutes`, but got 0 for both. Set one.")
+            SearchConfig(steps=steps, computed=computed or None, strategy=strategy, layers=layers)
+
+        return refusal(
+            cls, check, evaluations=evaluations, minutes=minutes, steps=steps, computed=computed, strategy=strategy,
+            layers=layers,
+        )  # fmt: skip
+
     def search(
         self, guider: Any, sampler: Any, latent_image: dict[str, Any], steps: int, evaluations: int, minutes: float,
         objective: str, pairs: int, seed: int, strategy: str, layers: bool, batch: int, custom_objective: Any = None,
         clip: Any = None, prompts: str = "", search_first_level: bool = False, computed: int = 0,
         sigmas: Tensor | None = None,
     ) -> tuple[Any, Tensor, Tensor, str]:  # fmt: skip
-        from ..search import SearchConfig, search
+        from ..search import search
         from ..search.report import result_text
         from .host.charts import chart
         from .host.search_path import HostPath
@@ -248,6 +272,14 @@ class ReferenceObjective(_ObjectiveNode):
         "the paper's objective when the features are Inception's."
     )
 
+    UNUSED = (
+        VISION_RULE,
+        Unused(
+            "folder", lambda v: v.images is not None, "while `images` is connected. Disconnect it to use the folder."
+        ),
+        Unused("inception_weights", lambda v: v.features != INCEPTION, "on these `features`. Choose inception."),
+    )
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -273,6 +305,17 @@ class ReferenceObjective(_ObjectiveNode):
                 ),
             },
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, features: str | None = None, inception_weights: str | None = None) -> bool | str:
+        def check(features: str, inception_weights: str) -> None:
+            if features == INCEPTION and not pathlib.Path(inception_weights).expanduser().is_file():
+                raise ValueError(
+                    f"Expected `inception_weights` to be a file for the features {INCEPTION}, but got {inception_weights!r}. "
+                    "Name one, or choose other features."
+                )
+
+        return refusal(cls, check, features=features, inception_weights=inception_weights)
 
     @classmethod
     def IS_CHANGED(cls, folder: str = "", **_: Any) -> Any:
@@ -303,6 +346,8 @@ class SelfObjective(_ObjectiveNode):
         "For Search Schedule and Compare Schedules: how far the samples are from what the model itself makes in many steps, either "
         "picture by picture (paired) or as a distribution (frechet, mmd), on features of your choice."
     )
+
+    UNUSED = (VISION_RULE,)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -414,6 +459,8 @@ class CompareSchedules:
         "The levels of the best one.",
     )
     FUNCTION = "compare"
+
+    UNUSED = (CLIP_RULE,)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -559,8 +606,12 @@ class SaveSchedule:
             }
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
+        return refusal(cls, file_stem, name=name)
+
     def save(self, schedule: Any, name: str, overwrite: bool) -> dict[str, Any]:
-        stem = _file_stem(name)
+        stem = file_stem(name)
         taken = {p.stem: p for p in user_folder("schedules").glob("*.json")}
         stem = stem if overwrite else _unused(stem, taken)
         user_folder("schedules").mkdir(parents=True, exist_ok=True)
@@ -629,7 +680,7 @@ class ApplyLayerMask:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Returns the MODEL with the schedule's layer mask: at the noise levels it names, the network leaves those blocks out. Without a "
-        "mask in the schedule the model is returned as it is. U-Net models only."
+        "mask in the schedule the model is returned as it is. A mask of another architecture is refused."
     )
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
@@ -647,8 +698,14 @@ class ApplyLayerMask:
 
     def apply(self, model: Any, schedule: Any) -> tuple[Any]:
         from .host.layers import with_masks
+        from .host.warnings import warn
 
-        return (with_masks(model, schedule.masks),)
+        if not schedule.masks:
+            warn(
+                "Apply Layer Mask",
+                "`schedule` has no layer mask, so the model is returned as it is. Search with `layers` on.",
+            )
+        return (with_masks(model, schedule.masks, schedule.model.get("class") or ""),)
 
 
 NODES = {

@@ -20,6 +20,7 @@ from ..stream.config import GUIDANCE, RENOISE
 from ..stream.guidance import BLENDS
 from ..stream.similarity import select
 from ..stream.stability import join_rows
+from .unused import Unused
 from .widgets import Widget, choice, integer, number, seed, switch
 
 if TYPE_CHECKING:
@@ -47,6 +48,39 @@ def _delta(default: float) -> Widget:
         "paper uses 0.5 and 1."
     )
     return number(default, 0.0, 1.0, tooltip, 0.05, display="slider")
+
+
+def _unguided(v: Any) -> bool:
+    return v.guidance == "none" or v.guidance_scale == 1
+
+
+GUIDANCE_RULES = (
+    Unused(
+        "guidance_scale",
+        lambda v: v.guidance == "none" and v.guidance_scale != 1,
+        "with `guidance` none. Choose another guidance.",
+    ),
+    Unused(
+        "guidance",
+        lambda v: v.guidance != "none" and v.guidance_scale == 1,
+        "at `guidance_scale` 1. Raise it, or choose none.",
+    ),
+    Unused("delta", _unguided, "without guidance. Choose self or onetime, and a `guidance_scale` above 1."),
+    Unused(
+        "delta",
+        lambda v: v.guidance == "full" and v.guidance_scale > 1,
+        "with `guidance` full. Choose self or onetime.",
+    ),
+)
+FILTER_RULES = (
+    Unused(
+        "max_skip blocks filter_seed", lambda v: v.similarity == 1, "at `similarity` 1, which skips nothing. Lower it."
+    ),
+)
+
+
+def _one_step(v: Any) -> bool:
+    return (v.steps if v.sigmas is None else int((v.sigmas > 0).sum())) == 1
 
 
 class SharingDenoiser:
@@ -106,6 +140,8 @@ class RCFGGuider:
     RETURN_NAMES = ("GUIDER",)
     OUTPUT_TOOLTIPS = ("For SamplerCustomAdvanced, with any sampler and schedule.",)
     FUNCTION = "guide"
+
+    UNUSED = GUIDANCE_RULES
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -202,6 +238,8 @@ class SimilarityFilterNode:
     )
     FUNCTION = "choose"
 
+    UNUSED = FILTER_RULES
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"frames": ("IMAGE", {"tooltip": "Frames in order."}), **_filter_inputs(0.98)}}
@@ -225,6 +263,18 @@ class BlendPrompts:
     RETURN_NAMES = ("CONDITIONING",)
     OUTPUT_TOOLTIPS = ("One prompt, for any sampler; with a clip one per frame, for Stream Frames.",)
     FUNCTION = "mix"
+
+    UNUSED = (
+        Unused("weight_end", lambda v: v.frames is None, "without a clip. Connect `frames`."),
+        Unused(
+            "weight_end", lambda v: v.frames is not None and len(v.frames) == 1, "on a clip of one frame. Set `weight`."
+        ),
+        Unused(
+            "mode",
+            lambda v: v.weight in (0, 1) and (v.frames is None or len(v.frames) == 1 or v.weight_end == v.weight),
+            "where one prompt has all the weight. Set `weight` between 0 and 1.",
+        ),
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -265,8 +315,6 @@ class BlendPrompts:
                 f"Expected `second` of width {one.context.shape[2]} like `first`, but got {other.context.shape[2]}. Encode both "
                 "with one CLIP."
             )
-        if frames is None and weight_end != 1:
-            warn("Blend Prompts", "`weight_end` has no effect without a clip. Connect `frames`.")
         left_out = sorted(set(second[0][1]) - set(first[0][1]) - {"pooled_output"})
         if left_out:
             warn("Blend Prompts", f"`{left_out[0]}` of the second prompt has no effect. Put it on the first.")
@@ -323,6 +371,17 @@ class StreamFrames:
     RETURN_NAMES = ("frames", "report")
     OUTPUT_TOOLTIPS = ("The repainted frames, as many as went in.", "Frames, passes, speed and latency, as text.")
     FUNCTION = "stream"
+
+    UNUSED = (
+        Unused(
+            "strength steps", lambda v: v.sigmas is not None, "while `sigmas` is connected. Disconnect it to use them."
+        ),
+        *GUIDANCE_RULES,
+        Unused("renoise", _one_step, "with one step: it acts between steps. Use 2 `steps` or more."),
+        Unused("cross_frame", _one_step, "with one step: only one frame is in flight. Use 2 `steps` or more."),
+        Unused("feedback motion cross_frame", lambda v: len(v.frames) == 1, "on one frame. Connect a clip."),
+        *FILTER_RULES,
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

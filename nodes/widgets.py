@@ -1,9 +1,12 @@
-"""The widgets of the nodes: each returns one entry of INPUT_TYPES. Further options of the host go in as keywords."""
+"""The widgets of the nodes: each returns one entry of INPUT_TYPES, with further options of the host as keywords; and their checks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from ..core.checks import check_choice, check_range
 
 Widget = tuple[Any, dict[str, Any]]
 
@@ -31,3 +34,44 @@ def string(default: str, tooltip: str, **more: Any) -> Widget:
 def seed(tooltip: str, default: int = 0, high: int = 2**64 - 1) -> Widget:
     """A seed of a sampling; the frontend may change it after each run."""
     return integer(default, 0, high, tooltip, control_after_generate=True)
+
+
+def refusal(node: type[Any], check: Callable[..., object], **values: Any) -> bool | str:
+    """Return what VALIDATE_INPUTS must, before anything runs: True, or one sentence that says what is wrong.
+
+    The host no longer checks the range of an input that VALIDATE_INPUTS names, so that is checked here first.
+
+    Args:
+        node: the class.
+        check: called with the values as keywords when all of them are known; raises ValueError.
+        values: widgets by name; None for one that is linked, whose value is not known yet.
+    """
+    declared = node.INPUT_TYPES()
+    specs = {**declared.get("required", {}), **declared.get("optional", {})}
+    known = {name: value for name, value in values.items() if value is not None}
+    try:
+        for name, value in known.items():
+            _check_widget(name, specs[name], value)
+        if len(known) == len(values):
+            check(**values)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def _check_widget(name: str, spec: Any, value: Any) -> None:
+    kind, options = spec[0], spec[1]
+    if isinstance(kind, list):
+        check_choice(name, value, kind)
+    elif kind in ("INT", "FLOAT"):
+        check_range(name, value, options["min"], options["max"])
+
+
+def file_stem(name: str) -> str:
+    """Return a file name without its ending; raises ValueError for what is no plain file name on every system."""
+    stem = name.strip()
+    for ending in (".json", ".safetensors"):
+        stem = stem.removesuffix(ending)
+    if not stem or len(stem) > 100 or stem.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', stem):
+        raise ValueError(f"Expected `name` to be a plain file name, but got {name!r}. Use letters, digits, - and _.")
+    return stem

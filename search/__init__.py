@@ -1,11 +1,12 @@
 """AutoDiffusion: the best few-step schedule for a model, searched, kept and shared (arXiv 2309.10438)."""
 
+from ..core.layers import LayerMask
 from .comparison import Comparison, compare
 from .config import SearchConfig
 from .engine import SearchResult, SearchStep, search
 from .objectives import Objective, Paired, ReferenceImages, SelfDistribution
 from .paths import ModelPath, SamplingPath
-from .schedule import LayerMask, Schedule, ScheduleError
+from .schedule import Schedule, ScheduleError
 
 __all__ = [
     "Comparison",

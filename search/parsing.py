@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..core.reuse import REUSE_KINDS, ReuseSpan
@@ -130,42 +130,37 @@ def model_of(value: Any) -> dict[str, Any]:
 
 
 def masks_of(value: Any) -> list[tuple[float, float, tuple[str, ...]]]:
-    masks = []
-    for i, entry in enumerate(a_list(value, "masks")):
-        name = f"masks[{i}]"
-        if not isinstance(entry, dict) or set(entry) != {"sigma_high", "sigma_low", "skip"}:
-            raise ScheduleError(
-                f"Expected `{name}` as an object with sigma_high, sigma_low and skip, but got {entry!r:.60}."
-            )
-        high = number(entry["sigma_high"], f"{name}.sigma_high", 0, MAX_SIGMA)
-        low = number(entry["sigma_low"], f"{name}.sigma_low", 0, MAX_SIGMA)
-        if low >= high:
-            raise ScheduleError(f"Expected `{name}` with sigma_low below sigma_high, but got {low} and {high}.")
-        skip = tuple(text(s, f"{name}.skip") or "" for s in a_list(entry["skip"], f"{name}.skip"))
-        masks.append((high, low, skip))
-    return masks
+    """Return (sigma_high, sigma_low, blocks) of each checked layer mask."""
+    return [
+        (high, low, tuple(text(s, f"{name}.skip") or "" for s in a_list(skip, f"{name}.skip")))
+        for name, high, low, skip in _spans(value, "masks", "skip")
+    ]
 
 
 def reuse_of(value: Any, levels: Sequence[float]) -> tuple[ReuseSpan, ...]:
     """Return the checked reuse of a schedule with these `levels`: never in the first step, which has nothing to reuse."""
     spans = []
-    for i, entry in enumerate(a_list(value, "reuse")):
-        name = f"reuse[{i}]"
-        if not isinstance(entry, dict) or set(entry) != {"sigma_high", "sigma_low", "kind"}:
-            raise ScheduleError(
-                f"Expected `{name}` as an object with sigma_high, sigma_low and kind, but got {entry!r:.60}."
-            )
-        high = number(entry["sigma_high"], f"{name}.sigma_high", 0, MAX_SIGMA)
-        low = number(entry["sigma_low"], f"{name}.sigma_low", 0, MAX_SIGMA)
-        if low >= high:
-            raise ScheduleError(f"Expected `{name}` with sigma_low below sigma_high, but got {low} and {high}.")
-        if entry["kind"] not in REUSE_KINDS:
-            raise ScheduleError(
-                f"Expected `{name}.kind` one of {', '.join(REUSE_KINDS)}, but got {entry['kind']!r:.60}."
-            )
-        spans.append(ReuseSpan(high, low, entry["kind"]))
+    for name, high, low, kind in _spans(value, "reuse", "kind"):
+        if kind not in REUSE_KINDS:
+            raise ScheduleError(f"Expected `{name}.kind` one of {', '.join(REUSE_KINDS)}, but got {kind!r:.60}.")
+        spans.append(ReuseSpan(high, low, kind))
     if any(span.holds(levels[0]) for span in spans):
         raise ScheduleError(
             f"Expected `reuse` below the first level {levels[0]:g}, but got it there. The first step has nothing to reuse."
         )
     return tuple(spans)
+
+
+def _spans(value: Any, field: str, content: str) -> Iterator[tuple[str, float, float, Any]]:
+    """Yield (name for messages, sigma_high, sigma_low, content) of each entry of a list of sigma intervals."""
+    for i, entry in enumerate(a_list(value, field)):
+        name = f"{field}[{i}]"
+        if not isinstance(entry, dict) or set(entry) != {"sigma_high", "sigma_low", content}:
+            raise ScheduleError(
+                f"Expected `{name}` as an object with sigma_high, sigma_low and {content}, but got {entry!r:.60}."
+            )
+        high = number(entry["sigma_high"], f"{name}.sigma_high", 0, MAX_SIGMA)
+        low = number(entry["sigma_low"], f"{name}.sigma_low", 0, MAX_SIGMA)
+        if low >= high:
+            raise ScheduleError(f"Expected `{name}` with sigma_low below sigma_high, but got {low} and {high}.")
+        yield name, high, low, entry[content]

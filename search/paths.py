@@ -16,12 +16,11 @@ from ..core.checks import check_choice, check_integer, check_seed
 from ..core.denoiser import Conditioning, Denoiser
 from ..core.guidance import CFG
 from ..core.identity import Identity, has_identity, identify, weights_digest
-from ..core.layers import Layer, LayerModel
+from ..core.layers import Layer, LayerMask, LayerModel, skipped_at
 from ..core.noise import SeededNoise, StackedNoise
 from ..core.reuse import ReuseSpan, reusing
 from ..core.samplers import SAMPLERS, sample, start_scale
 from ..core.schedules import ALIGN_YOUR_STEPS, SCHEDULES, FlowLevels, align_your_steps, make_sigmas, table_of
-from .schedule import LayerMask, skipped_at
 
 
 @dataclass
@@ -236,6 +235,7 @@ def behaviour(path: SamplingPath) -> str:
 def model_identity(model: Denoiser, name: str = "") -> dict[str, Any]:
     """Return name, hash, class, prediction, sigma_min, sigma_max and shift of a model."""
     network = getattr(model, "unet", None)
+    network = getattr(network, "_orig_mod", network)  # the same after torch.compile
     return {
         "name": name,
         "hash": weights_digest(network.parameters() if isinstance(network, nn.Module) else [table_of(model.levels)]),

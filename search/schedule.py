@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.checks import check_integer
 from ..core.files import write_beside
+from ..core.layers import LayerMask
 from ..core.reuse import ReuseSpan
 from . import parsing
 from .parsing import MAX_LEVELS, METADATA_KEY, ScheduleError
@@ -24,24 +25,6 @@ VERSIONS = (1, 2)
 MAX_BYTES = 1 << 20
 REQUIRED = ("format", "version", "sigmas", "model", "sampler", "cfg", "steps", "nfe")
 OPTIONAL = ("name", "timesteps", "logsnr", "masks", "reuse", "objective", "search", "source", "warnings")
-
-
-@dataclass(frozen=True)
-class LayerMask:
-    """Blocks to skip while sigma_low < sigma <= sigma_high, so that samplers with several calls per step keep their mask."""
-
-    sigma_high: float
-    sigma_low: float
-    skip: tuple[str, ...]
-
-    def holds(self, sigma: float) -> bool:
-        """Whether a network call at `sigma` is inside; both ends allow for float32 rounding."""
-        return self.sigma_low * (1 + 1e-5) < sigma <= self.sigma_high * (1 + 1e-5)
-
-
-def skipped_at(masks: Sequence[LayerMask], sigma: float) -> frozenset[str]:
-    """Return the blocks to skip in a network call at `sigma`."""
-    return frozenset(name for mask in masks if mask.holds(sigma) for name in mask.skip)
 
 
 @dataclass(frozen=True)

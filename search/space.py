@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..core.layers import LayerMask
 from ..core.reuse import ReuseKind, ReuseSpan
 from .config import SearchConfig
-from .schedule import LayerMask
 
 # A genome: indices into the table, descending, one per level that is not the terminal 0.
 Genome = tuple[int, ...]

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.attention import Attend, AttentionHook, attend_heads, token_grid
-from ...core.features import checkpointed, frozen
+from ...core.features import captured, input_gradients
 from ...core.identity import Identity
+from ...core.layers import blocks_of
 from .denoiser import HostConditioning, HostDenoiser
 from .gradients import grad_ready
 from .identity import model_identity, network_options
 
 OURS_ALONE = ("attn1_patch", "attn1_output_patch", "output_block_patch", "middle_patch")
 CROSS = ("attn2_patch", "attn2_output_patch")
-
-
-class _Cut(Exception):  # noqa: N818 - control flow
-    pass
 
 
 def upsampling_blocks(unet: Any) -> list[int]:
@@ -250,35 +247,16 @@ class HostEditModel:
         self, x: Tensor, sigma: Tensor, cond: Any, blocks: Sequence[int] | None = None, checkpoint: bool = False
     ) -> list[Tensor]:
         """See `slipstream.core.features.FeatureModel`."""
-        # A patch sees what *enters* an output block: the output of the one before it, upsampler included.
-        entries = [self.blocks[b] + 1 for b in (self.feature_blocks if blocks is None else blocks)]
-        found: dict[int, Tensor] = {}
-
-        def capture(h: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-            number = options["block"][1]
-            if number in entries:
-                found[number] = h
-            if number == max(entries):
-                raise _Cut
-            return h, skip
+        wanted = [self.blocks[b] for b in (self.feature_blocks if blocks is None else blocks)]
+        network = self.network
 
         def change(options: dict[str, Any]) -> None:
-            options["patches"]["output_block_patch"] = [capture]
             options["optimized_attention_override"] = _sdpa
 
-        with ExitStack() as stack:
-            if torch.is_grad_enabled():
-                stack.enter_context(grad_ready(self.patcher))
-                stack.enter_context(frozen(self.network))
-                if checkpoint:
-                    stack.enter_context(
-                        checkpointed(
-                            [*self.network.input_blocks, self.network.middle_block, *self.network.output_blocks]
-                        )
-                    )
-            try:
+        # The host calls the layers of an input or output block one by one, never the block.
+        parts = [block.module for block in blocks_of(network).values()] if checkpoint else []
+        with grad_ready(self.patcher) if torch.is_grad_enabled() else nullcontext(), input_gradients(network, parts):
+            with captured({i: network.output_blocks[i][-1] for i in wanted}) as found:
                 # Their networks would be part of the graph, and what they add is the same for both sides of a comparison.
                 self._patched(change)(x, sigma, cond.without("control", "gligen"))
-            except _Cut:
-                pass
-        return [found[e] for e in entries]
+        return [found[i] for i in wanted]

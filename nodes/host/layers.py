@@ -1,17 +1,20 @@
-"""Skipping blocks of the host's MODEL: bypasses as object patches on a clone, switched by sigma in a keyed wrapper."""
+"""Skipping blocks of the host's MODEL: each block asks the calling thread's requests, by object patches on a clone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core.layers import bypass, skippable
-from ...search.schedule import LayerMask, skipped_at
+from ...core import layers, taps
+from ...core.layers import Block, Layer, LayerMask, chosen, skipped_at
 
 WRAPPER_KEY = "slipstream_layers"
+# One architecture under its two names, that of diffusers and the host's.
+UNETS = {"UNet2DConditionModel", "UNetModel"}
 
 
 class LayerSwitch:
@@ -29,43 +32,41 @@ class LayerSwitch:
         from comfy.patcher_extension import WrappersMP
 
         self.masks: Sequence[LayerMask] = ()
-        self.skipped: frozenset[str] = frozenset()
         self.model = model.clone()
         known = blocks_of(model)
-        for name in sorted(known if names is None else names):
-            if name not in known:
-                raise ValueError(
-                    f"Expected a layer mask for this model, but got one that names {name!r}. "
-                    f"It was made for another model; this one has {len(known)} blocks such as {next(iter(known), None)!r}."
-                )
-            path, block = known[name]
-            key = f"diffusion_model.{path}.forward"
-            self.model.add_object_patch(key, self._switched(name, model.get_model_object(key), bypass(block)))
+        self.blocks = chosen({name: block for name, (_, block) in known.items()}, known if names is None else names)
+        for name in self.blocks:
+            key = f"diffusion_model.{known[name][0]}.forward"
+            self.model.add_object_patch(key, self._switched(name, model.get_model_object(key)))
         self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._call)
 
-    def _switched(self, name: str, forward: Callable[..., Any], shortcut: Callable[..., Any]) -> Callable[..., Any]:
-        def switched(*args: Any, **kwargs: Any) -> Any:
-            return (shortcut if name in self.skipped else forward)(*args, **kwargs)
+    def _switched(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: taps.through((self, name), forward)(*args, **kwargs)
 
-        return switched
+    def routed(self, handlers: dict[str, taps.Handler]) -> AbstractContextManager[None]:
+        """Within the context, calls of the named blocks by this thread go to `handlers` of `core.taps`."""
+        return taps.requested({(self, name): handler for name, handler in handlers.items()})
+
+    def measured(self, sample: Callable[[], Any]) -> tuple[Layer, ...]:
+        """Return the blocks that can be skipped with their cost in one `sample()` of the model; see `core.layers.measured`."""
+        return layers.measured(self.blocks, sample, self.routed)
 
     def _call(self, execute: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         levels = torch.unique(t.detach().float().flatten()).tolist() if self.masks else []
         sets = [skipped_at(self.masks, sigma) for sigma in levels]
-        self.skipped = frozenset.intersection(*sets) if sets else frozenset()
-        try:
+        skipped = frozenset.intersection(*sets) if sets else frozenset()
+        with self.routed({name: self.blocks[name].skip for name in skipped}):
             return execute(x, t, *args, **kwargs)
-        finally:
-            self.skipped = frozenset()
 
 
-def blocks_of(model: Any) -> dict[str, tuple[str, torch.nn.Module]]:
-    """Return {name: (module path below `diffusion_model`, module)} of the blocks that can be skipped; none for transformers.
+def blocks_of(model: Any) -> dict[str, tuple[str, Block]]:
+    """Return {name: (module path below `diffusion_model`, block)} of the blocks that may be skipped.
 
     The name is diffusers' where the host knows it, so that a mask searched here fits the library's model and the reverse.
     """
     names = diffusers_names(model)
-    return {names.get(path, path): (path, block) for path, block in skippable(model.model.diffusion_model)}
+    found = layers.blocks_of(model.model.diffusion_model)
+    return {names.get(path, path): (path, block) for path, block in found.items()}
 
 
 def diffusers_names(model: Any) -> dict[str, str]:
@@ -85,10 +86,19 @@ def diffusers_names(model: Any) -> dict[str, str]:
     return found
 
 
-def with_masks(model: Any, masks: Sequence[LayerMask]) -> Any:
-    """Return a clone of MODEL that samples with `masks`; the MODEL itself when there are none."""
+def with_masks(model: Any, masks: Sequence[LayerMask], made_for: str = "") -> Any:
+    """Return a clone of MODEL that samples with `masks`; the MODEL itself when there are none.
+
+    Raises ValueError for masks that name blocks which the MODEL does not have, or whose network was of another class
+    (`made_for`; "" = unknown).
+    """
     if not masks:
         return model
+    network = type(model.model.diffusion_model).__name__
+    if made_for and network != made_for and not {network, made_for} <= UNETS:
+        raise ValueError(
+            f"Expected a layer mask for this model ({network}), but got one for {made_for}. Search the layer mask with this model."
+        )
     switch = LayerSwitch(model, {name for mask in masks for name in mask.skip})
     switch.masks = tuple(masks)
     return switch.model

@@ -9,22 +9,20 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.identity import Weights, identify, weights_digest
-from ...core.layers import Layer, measure
+from ...core.layers import Layer, LayerMask
 from ...core.noise import SeededNoise, StackedNoise
 from ...core.reuse import CallReuse, ReuseSpan
 from ...core.schedules import ALIGN_YOUR_STEPS, DiscreteLevels, align_your_steps, table_of
 from ...search.paths import Trajectory, sampling_fields
-from ...search.schedule import LayerMask
 from .denoiser import levels_of, noise_space
 from .identity import entries_of, host_identity, original_weights, sampling_identity
-from .layers import LayerSwitch, blocks_of
+from .layers import LayerSwitch
 from .progress import check_interrupt
 
 WRAPPER_KEY = "slipstream_search"
@@ -174,16 +172,13 @@ class HostPath:
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the blocks that can be skipped, measured in one sampling of one step."""
-        names = {path: name for name, (path, _) in blocks_of(self.model).items()}
-        if not names:
-            raise ValueError(
-                "Expected a U-Net model to search layers, but this model has no blocks that can be skipped. Turn layers off."
-            )
-        root = self.model.model.diffusion_model
         sigmas = torch.tensor([float(self.sampling.sigma_max), 0.0])
-        return tuple(
-            replace(layer, name=names[layer.name]) for layer in measure(root, lambda: self._batch(sigmas, [0]))
-        )
+        found = self.switch.measured(lambda: self._batch(sigmas, [0]))
+        if not found:
+            raise ValueError(
+                "Expected a model with blocks that can be skipped to search layers, but this one has none. Turn layers off."
+            )
+        return found
 
     def identity(self) -> dict[str, Any]:
         """See `SamplingPath.identity`."""

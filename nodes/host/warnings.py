@@ -7,12 +7,17 @@ the cached result and writes them into the history, with or without a browser.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..unused import unused
 
 logger = logging.getLogger("slipstream")
 KEY, EVENT, REPORT = "warnings", "slipstream.warning", "report"
@@ -55,6 +60,17 @@ def warn(node: str, text: str) -> None:
         server.send_sync(EVENT, {**ids, "title": node, "text": text}, server.client_id)
 
 
+def warn_of_stretch(node: str, name: str, mask: Tensor, latents: Tensor) -> None:
+    """Warn when a MASK (..., H, W) has other proportions than the latents (B, C, h, w) that it is resized to."""
+    (height, width), (rows, columns) = mask.shape[-2:], latents.shape[-2:]
+    if abs(height * columns / (width * rows) - 1) > 0.05:
+        warn(
+            node,
+            f"`{name}` of {width} x {height} is stretched to the proportions of the latent, {columns} x {rows} cells. "
+            "Connect a mask of the image that was encoded.",
+        )
+
+
 def _executing() -> str | None:
     """Return the id of the node that the host executes now; None outside an execution."""
     try:
@@ -80,7 +96,7 @@ def owned(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _owner(owner: Owner) -> Iterator[None]:
+def _owner(owner: Owner | None) -> Iterator[None]:
     token = _OWNER.set(owner)
     try:
         yield
@@ -88,18 +104,26 @@ def _owner(owner: Owner) -> Iterator[None]:
         _OWNER.reset(token)
 
 
-def collecting(class_type: str, node: type[Any]) -> type[Any]:
-    """Make a node class return its warnings as `ui` output and, where it has one, in its report; returns the class."""
+def collecting(class_type: str, node: type[Any], title: str) -> type[Any]:
+    """Make a node class warn of inputs without effect (its UNUSED), and return its warnings; returns the class.
+
+    They become `ui` output and, where the node has one, part of its report.
+    """
     function = getattr(node, node.FUNCTION)
+    signature = inspect.signature(function)
+    name = title.removesuffix(" (Slipstream)")
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
         executing = _executing()
-        if executing is None:
-            return function(*args, **kwargs)
-        owner = Owner(executing, class_type)
+        owner = Owner(executing, class_type) if executing is not None else None
         with _owner(owner):
-            return with_warnings(function(*args, **kwargs), node.RETURN_NAMES, owner.texts)
+            for text in unused(node, {k: v for k, v in bound.arguments.items() if k != "self"}):
+                warn(name, text)
+            returned = function(*args, **kwargs)
+        return returned if owner is None else with_warnings(returned, node.RETURN_NAMES, owner.texts)
 
     setattr(node, node.FUNCTION, run)
     # Newer hosts then send the `ui` output of a cached node again, although it is no output node.
@@ -117,7 +141,7 @@ def with_warnings(returned: Any, names: tuple[str, ...], texts: list[str]) -> An
         return returned
     if texts and REPORT in names:
         at = names.index(REPORT)
-        report = "\n".join([result[at], *(f"Warning: {text}" for text in texts)])
+        report = "\n".join([result[at], *(f"Warning: {text}" for text in texts if text not in result[at])])
         ui = {key: [report] if list(shown) == [result[at]] else shown for key, shown in (ui or {}).items()}
         result = (*result[:at], report, *result[at + 1 :])
     return {"ui": {**(ui or {}), KEY: list(texts)}, "result": result}

@@ -56,14 +56,16 @@ class PromptRejected(HostError):
     def __init__(self, error, node_errors):
         self.error = error or {}
         self.node_errors = node_errors or {}
-        lines = [str(self.error.get("message", self.error))]
-        for node_id, entry in self.node_errors.items():
-            for item in entry.get("errors", []):
-                lines.append(
-                    f"  node {node_id} ({entry.get('class_type')}): "
-                    f"{item.get('type')}: {item.get('message')} {item.get('details')}"
-                )
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join([str(self.error.get("message", self.error)), *node_error_lines(self.node_errors)]))
+
+
+def node_error_lines(node_errors):
+    """One line for each thing that the host found wrong with a node's inputs."""
+    return [
+        f"  node {node_id} ({entry.get('class_type')}): {item.get('type')}: {item.get('message')} {item.get('details')}"
+        for node_id, entry in node_errors.items()
+        for item in entry.get("errors", [])
+    ]
 
 
 # --------------------------------------------------------------------------------------
@@ -250,6 +252,7 @@ class Run:
         self.host = host
         self.client_id = client_id
         self.prompt_id = None
+        self.node_errors = {}  # outputs that the host left out because their inputs are bad, while it ran others
         self.events: list[Event] = []
         self._cond = threading.Condition()
         self._closed = False
@@ -720,6 +723,7 @@ class ComfyHost:
         if status != 200:
             run.close()
             raise PromptRejected(parsed.get("error"), parsed.get("node_errors"))
+        run.node_errors = parsed.get("node_errors") or {}
         with run._cond:
             if parsed.get("prompt_id", run.prompt_id) != run.prompt_id:
                 # A host that gives its own id: look again at what has come already.

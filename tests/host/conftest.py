@@ -6,6 +6,7 @@ The host is found at COMFYUI_PATH, else ~/ComfyUI; its Python at COMFYUI_PYTHON,
     host_models          its folders diffusers/, loras/, controlnet/, checkpoints/: put files there, the host lists them at once
     example(name, {...}) the API-format prompt of example_workflows/NAME.json, with values changed ("KSampler.seed": 3)
     report(result)       what a probe node found
+    complaint(prompt)    what the host says of a mistake, before the run or in it
     cancelled(prompt, when)  runs a prompt, presses cancel, counts the network calls before and after
     lora                 the name of a random LoRA that fits the pocket model, in kohya's layout
 """
@@ -103,6 +104,24 @@ def report() -> Callable[[Any], Any]:
         return json.loads(found)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def complaint(host: Any) -> Callable[[dict[str, Any]], str]:
+    """Return a function that runs a prompt with a mistake in it and gives what the host says of it: before the run, or in it."""
+
+    def run(prompt: dict[str, Any]) -> str:
+        try:
+            running = host.submit(prompt)
+        except comfy_host.PromptRejected as error:
+            return str(error)
+        result = running.wait()
+        if running.node_errors:
+            return "\n".join(comfy_host.node_error_lines(running.node_errors))
+        assert result.status == "error", "the host found nothing wrong"
+        return result.explain()
+
+    return run
 
 
 @pytest.fixture

@@ -115,10 +115,8 @@ def test_interrupt_stops_and_the_host_goes_on(host, prompt, cancelled):
         ({"SlipstreamCowSampler.high": 3.0}, "Expected `high` between 0 and 1.0"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_the_host_stays_usable(host, prompt, changes, message):
-    result = host.run(prompt(**changes))
-    assert result.status == "error"
-    assert message in result.explain()
+def test_a_mistake_is_one_sentence_and_the_host_stays_usable(complaint, prompt, changes, message):
+    assert message in complaint(prompt(**changes))
 
 
 def rewired(graph: dict[str, Any], kind: str, **inputs: Any) -> dict[str, Any]:

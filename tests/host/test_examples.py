@@ -47,7 +47,8 @@ def test_it_runs_and_every_output_node_shows_something(
             node["inputs"][key] = min(node["inputs"][key], most)
     result = host.run(prompt, timeout=880)
     assert result.ok, result.explain()
-    assert not result.warnings or not AS_SAVED  # a search that was cut short may have found nothing
+    if AS_SAVED:  # an edit that was cut short may have no guided step
+        assert not any("no effect" in text for _, text in result.warnings)
     for id, node in prompt.items():
         if object_info[node["class_type"]]["output_node"]:
             assert any(result.outputs.get(id, {}).values()), f"{node['class_type']} shows nothing"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
 import pathlib
+import sqlite3
 from typing import Any
 
 import numpy as np
@@ -177,7 +179,7 @@ def test_interrupt_keeps_every_finished_evaluation(host: Any) -> None:
 
 def write_schedule(host: Any, name: str, masks: tuple[LayerMask, ...] = (), **changes: Any) -> None:
     levels = changes.pop("levels", (14.614647, 3.0, 0.6, 0.0))
-    model = {"name": "x", "hash": "", "sigma_min": 0.03, "sigma_max": 14.6146}
+    model = changes.pop("model", {"name": "x", "hash": "", "sigma_min": 0.03, "sigma_max": 14.6146})
     folder = pathlib.Path(host.base) / "user" / "slipstream" / "schedules"
     folder.mkdir(parents=True, exist_ok=True)
     Schedule(levels, model, nfe=3, name=name, masks=masks, **changes).save(folder / f"{name}.json")
@@ -224,8 +226,17 @@ def test_a_layer_mask_samples_as_in_the_library_and_leaves_the_model_alone(host:
     assert np.abs(expected - pixels(result, masked)).max() <= 2
 
 
-def test_a_mask_of_another_model_is_refused_by_block_name(host: Any) -> None:
-    write_schedule(host, "foreign", (LayerMask(3.0, 0.6, ("no.such.block",)),))
+@pytest.mark.parametrize(
+    ("block", "network", "sentence"),
+    [
+        ("no.such.block", "UNetModel", "names 'no.such.block'. It was made for another model"),
+        ("double_blocks.0", "", "names 'double_blocks.0'"),
+        ("mid_block.resnets.0", "Flux", "Expected a layer mask for this model (UNetModel), but got one for Flux."),
+    ],
+)
+def test_a_mask_of_another_model_is_refused(host: Any, block: str, network: str, sentence: str) -> None:
+    model = {"name": "x", "hash": "", "class": network, "sigma_min": 0.03, "sigma_max": 14.6146}
+    write_schedule(host, "foreign", (LayerMask(3.0, 0.6, (block,)),), model=model)
     graph = base()
     graph["load"] = node("SlipstreamLoadSchedule", file="foreign.json", steps=0)
     graph["apply"] = node("SlipstreamApplyLayerMask", model=["m", 0], schedule=["load", 0])
@@ -233,7 +244,19 @@ def test_a_mask_of_another_model_is_refused_by_block_name(host: Any) -> None:
     sampled(graph, ["load", 1], "g2")
     result = host.run(graph)
     assert not result.ok
-    assert "'no.such.block'" in result.explain()
+    assert sentence in result.explain()
+
+
+def test_a_u_net_s_mask_on_a_transformer_is_refused(host: Any) -> None:
+    write_schedule(host, "unet", (LayerMask(3.0, 0.6, ("mid_block.resnets.0",)),))
+    graph = {"m": node("ProbeTinyFamily", family="flux")}
+    graph["load"] = node("SlipstreamLoadSchedule", file="unet.json", steps=0)
+    graph["apply"] = node("SlipstreamApplyLayerMask", model=["m", 0], schedule=["load", 0])
+    graph["save"] = node("ModelSave", model=["apply", 0], filename_prefix="unused")
+    text = host.run(graph).explain()
+    assert (
+        "names 'mid_block.resnets.0'. It was made for another model; this one has 4 blocks that can be skipped" in text
+    )
 
 
 def test_compare_any_number_of_schedules(host: Any) -> None:
@@ -426,15 +449,24 @@ def test_budgets_and_pictures_that_cannot_be_used(host: Any, tmp_path: pathlib.P
 
 
 def test_layers_are_searched_in_the_host(host: Any) -> None:
+    """Candidates do skip blocks, those that the library finds in the same network."""
     graph = base()
-    graph["search"] = searching(layers=True, evaluations=30, steps=2, strategy="evolution")
+    graph["search"] = searching(layers=True, evaluations=50, steps=2)
     show(graph, "report", ["search", 3])
     graph["apply"] = node("SlipstreamApplyLayerMask", model=["m", 0], schedule=["search", 0])
     graph["g2"] = node("CFGGuider", model=["apply", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
     sampled(graph, ["search", 1], "g2")
+    folder = pathlib.Path(host.base) / "user" / "slipstream" / "search"
+    before = set(folder.glob("*.sqlite"))
     report = text_of(host.run(graph), "report")
-    assert "30 schedules tried" in report
-    assert "skips" in report or "No layer mask was better" in report
+    assert "50 schedules tried" in report
+    (store,) = set(folder.glob("*.sqlite")) - before
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        tried = [key for (key,) in connection.execute("SELECT DISTINCT candidate FROM evaluation")]
+    masked = [key.split("|")[1] for key in tried if "|" in key]
+    assert len(masked) >= 15
+    skipped = {name.strip() for key in masked for step in key.split(";") for name in step.split(",")} - {""}
+    assert skipped == {layer.name for layer in library_path().layers()}  # each is probed alone
 
 
 def test_a_file_for_another_model_and_sampler_warns(host: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from slipstream_tests.host.graph import node
 
-PICTURE = "`picture` has no effect with the background `colour`. Choose `picture`."
+PICTURE = "`picture` has no effect on this `background`. Choose `picture`."
 
 
 def canvas(**values: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_a_list_of_inputs_may_warn_in_some_of_its_runs(host: Any) -> None:
     graph["canvas"]["inputs"]["background"] = ["names", 0]
     result = host.run(graph)
     assert result.ok, result.explain()
-    assert recorded(result, "canvas") == [PICTURE, PICTURE.replace("colour", "noise")]
+    assert recorded(result, "canvas") == [PICTURE, PICTURE]
 
 
 def test_a_guider_warns_on_its_own_node_while_another_one_runs_it(host: Any) -> None:
@@ -125,3 +125,25 @@ def test_the_history_has_them_when_no_browser_listens(host: Any, cached: bool) -
 
 def test_the_script_that_shows_them_is_served(host: Any) -> None:
     assert any(path.endswith("/warnings.js") for path in host.get("/extensions"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"colour": "grey"}, "`colour` as #rrggbb, but got 'grey'"), ({"scale": 99.0}, "bigger than max of 16.0")],
+)
+def test_a_bad_value_is_refused_before_anything_runs(
+    host: Any, complaint: Any, settings: dict[str, Any], message: str
+) -> None:
+    ran = len(host.history())
+    assert message in complaint(canvas(**settings))
+    assert len(host.history()) == ran
+
+
+def test_an_input_that_is_validated_by_us_keeps_its_range(complaint: Any) -> None:
+    graph = canvas()
+    graph["cow"] = node(
+        "SlipstreamCowSampler", keep=["canvas", 1], cycles=1, preserve=1.0, low=0.4, high=2000.0, range_unit="noise level",
+        inversion_cfg=1.0, eta=1.0, final_eta=0.1, noise_limit=1.0, repel=1.0,
+    )  # fmt: skip
+    graph["show"] = node("PreviewAny", source=["cow", 0])
+    assert "`high` between 0.0 and 1000.0, but got 2000.0" in complaint(graph)

@@ -44,10 +44,10 @@ def test_the_first_level_is_searched_when_asked_for(tmp_path: pathlib.Path, caps
     [
         (["search", "--steps", "0"], "Expected `steps`"),
         (["search", "--evaluations", "0"], "Expected a budget"),
-        (["search", "--objective", "reference-frechet"], "Expected `--reference`"),
+        (["search", "--objective", "reference-frechet"], "--reference: Expected `reference`"),
         (["search", "--model", "/nowhere"], "nowhere"),
-        (["search", "--out", "/nowhere/a.json"], "Expected `--out`"),
-        (["search", "--out", "/"], "Expected `--out`"),
+        (["search", "--out", "/nowhere/a.json"], "--out: Expected `out`"),
+        (["search", "--out", "/"], "--out: Expected `out`"),
         (["search", "--chart", "chart.sqlite"], "Expected an image name"),
         (["search", *SMALL, "--store", "/dev/null/a.sqlite"], "Expected `store`"),
         (["compare"], "at least one schedule"),

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from slipstream.core.layers import LayerMask, skipped_at
 from slipstream.core.schedules import DiscreteLevels, align_your_steps, kl_optimal, scaled_linear_alphas_cumprod
-from slipstream.search.schedule import LayerMask, Schedule, ScheduleError, embed, skipped_at
+from slipstream.search.schedule import Schedule, ScheduleError, embed
 
 LEVELS = DiscreteLevels(scaled_linear_alphas_cumprod())
 MODEL = {"name": "m", "hash": "abc", "class": "UNet", "prediction": "epsilon", "sigma_min": 0.03, "sigma_max": 14.6}

@@ -3,9 +3,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from slipstream.core.layers import LayerMask
 from slipstream.core.schedules import DiscreteLevels, FlowLevels, scaled_linear_alphas_cumprod, table_of
 from slipstream.search.config import SearchConfig
-from slipstream.search.schedule import LayerMask
 from slipstream.search.space import Candidate, Space, candidate_of
 
 TABLE = table_of(DiscreteLevels(scaled_linear_alphas_cumprod()))

@@ -133,7 +133,7 @@ def folder(path, count: int = 4):
     [
         (["--prompt", "a:0.7", "--prompt", "b:0,3"], "weights as numbers, but got 'b:0,3'"),
         (["--prompt", "a:0.7", "--prompt", "b:"], "weights as numbers"),
-        (["--prompt", "a:0.7", "--prompt", "b:-1"], "--prompt weights of at least 0"),
+        (["--prompt", "a:0.7", "--prompt", "b:-1"], "argument --prompt: Expected `weights` of at least 0"),
         (["--prompt", "a:0..1", "--prompt", "b:0"], "sum above 0"),
         (["--prompt", "a", "--prompt", "b", "--prompt", "c", "--blend", "slerp"], "2 prompts for slerp, but got 3"),
         (["--prompt", "a:0..1", "--prompt", "b", "--drop"], "weights that stay"),

@@ -13,8 +13,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from slipstream.cli import main
-from slipstream.cli.stream import add_parser, config_of, fitted
+from slipstream.cli import build_parser, main
+from slipstream.cli.stream import config_of, fitted
 from slipstream.core.images import cover, read_image, save_image
 from slipstream.stream import StreamConfig, video
 from slipstream.stream.queues import StreamThreads
@@ -100,10 +100,10 @@ def test_fit_takes_the_middle() -> None:
 def test_the_first_frame_gives_the_size(tmp_path) -> None:
     for i, shape in enumerate([(37, 50), (80, 20)]):
         save_image(torch.rand(1, *shape, 3), tmp_path / f"{i}.png")
-    frames, size = fitted(FolderSource(tmp_path), None, 0)
+    frames, size = fitted(FolderSource(tmp_path), options())
     assert size == (37, 50)
     assert [image.shape for image, _ in frames] == [(37, 50, 3)] * 2
-    frames, size = fitted(FolderSource(tmp_path), (16, 3), 1)
+    frames, size = fitted(FolderSource(tmp_path), options("--size", "3x16", "--max-frames", "1"))
     assert size == (16, 3)
     assert [image.shape for image, _ in frames] == [(16, 3, 3)]
 
@@ -199,8 +199,8 @@ def test_command_on_a_camera(tmp_path, monkeypatch) -> None:
         assert not file.streams.audio
 
 
-def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, caplog) -> None:
-    """The file is whole, and the statistics are said, when a user ends a stream that would never end."""
+def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, caplog, capsys) -> None:
+    """The file is whole, and the statistics are logged, when a user ends a stream that would never end."""
     wait, pressed = StreamThreads.wait, []
 
     def press(self: StreamThreads, timeout: float | None = None) -> dict[str, float]:
@@ -219,9 +219,11 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(FolderSource, "__iter__", endless)
     save_image(torch.zeros(1, 32, 32, 3), tmp_path / "0.png")
     with caplog.at_level(logging.INFO):
-        assert run("--input", str(tmp_path), "--output", str(tmp_path / "out.mp4"), *SMALL) == 0
+        assert run("--input", str(tmp_path), "--output", str(tmp_path / "out.mp4"), *SMALL) == 130
     count = len(times_of(tmp_path / "out.mp4"))
     assert count >= 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"slipstream stream: cancelled: {count} frames are in {tmp_path / 'out.mp4'}"
     assert f"{count} of " in caplog.text
 
 
@@ -235,10 +237,12 @@ def test_command_with_a_tiny_autoencoder(tmp_path) -> None:
     assert len(list(out.glob("*.png"))) == 2
 
 
-def parsed(*options: str) -> StreamConfig:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    return config_of(parser.parse_args(["stream", "--input", "a", "--output", "b", *options]))
+def options(*words: str) -> argparse.Namespace:
+    return build_parser().parse_args(["stream", "--input", "a", "--output", "b", *words])
+
+
+def parsed(*words: str) -> StreamConfig:
+    return config_of(options(*words))
 
 
 def test_every_option_reaches_the_config() -> None:

@@ -121,12 +121,12 @@ def edit_photo(g: Any) -> None:
     square = _mask(g, 148, 361, 48, 48, (512, 512), title="Mask of the badge")
     mask = g.add("GrowMask", mask=square, expand=19, tapered_corners=True)
     tasks = g.add("SlipstreamMove", mask=mask, dx=-62.0, dy=36.0, scale=0.8)
-    _edit(g, model, photo["image"], prompt, "", tasks, inversion, "edit_photo", cfg=1.0, hold_fill=0.9)
+    _edit(g, model, photo["image"], prompt, "", tasks, inversion, "edit_photo", cfg=1.0, guidance=0.0, hold_fill=0.9)
     g.note(
         "**A real photo.** The badge moves and shrinks; every pixel outside the edit is the photo's own. The bundled model is tiny and has "
         "never seen a photo, so the vacated fabric is held to a smooth fill (hold_fill 0.9) at a low working size (megapixels 0.07). With "
-        "an SD1.5 or SDXL checkpoint describe the photo in the prompt, set megapixels 0.4 or 1.0, cfg 2 and hold_fill 0.2 to 0.4: then it "
-        "makes up the texture.",
+        "an SD1.5 or SDXL checkpoint describe the photo in the prompt, set megapixels 0.4 or 1.0, cfg 2, guidance 0.1 and "
+        "hold_fill 0.2 to 0.4: then it makes up the texture.",
         height=240,
     )
 

@@ -171,6 +171,22 @@ class LookAtFeatures:
             with torch.inference_mode(False), torch.enable_grad():
                 at = x.clone().requires_grad_(True)
                 (gradient,) = torch.autograd.grad(value(at), at)
+
+            def kept(checkpoint: bool) -> int:
+                """The bytes of activations that a gradient through the features keeps."""
+                sizes: dict[int, int] = {}
+                pack = lambda t: sizes.update({t.data_ptr(): t.nbytes}) or t  # noqa: E731
+                with (
+                    torch.inference_mode(False),
+                    torch.enable_grad(),
+                    torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+                ):
+                    made.features(x.clone().requires_grad_(True), sigma, cond, checkpoint=checkpoint)
+                return sum(sizes.values())
+
+            classes = [type(m) for m in made.network.modules()]
+            saved = [kept(False), kept(True)]
+            assert classes == [type(m) for m in made.network.modules()]
             with torch.inference_mode(False), torch.no_grad():
                 step = 1e-2
                 difference = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
@@ -192,6 +208,7 @@ class LookAtFeatures:
                 "layers": sorted(set(layers)),
                 "unchanged": float((normal - hooked).abs().max()),
                 "calls": made.calls,
+                "saved": saved,
             }
 
         report = session_module.run_on_model(model, {"samples": torch.zeros(1, 4, 16, 16)}, work, positive=positive)
