@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from slipstream import __version__
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Each costs a second or more at the start of the host, or is not there at all.
@@ -122,8 +123,9 @@ def test_an_installation_has_every_file(tmp_path: pathlib.Path) -> None:
         wanted = {p.relative_to(ROOT) for p in (ROOT / data).rglob("[!.]*") if p.is_file()}
         assert not {p for p in wanted if not (installed / p).is_file()}, data
     assert list((installed / "pocket").rglob("*.safetensors"))
-    found = python("import slipstream.core; print(slipstream.__file__)", cwd=tmp_path, PYTHONPATH=str(target))
-    assert found.stdout.strip() == str(installed / "__init__.py")
+    code = "import slipstream.core; print(slipstream.__file__, slipstream.__version__)"
+    found = python(code, cwd=tmp_path, PYTHONPATH=str(target))
+    assert found.stdout.split() == [str(installed / "__init__.py"), __version__]
 
 
 @pytest.mark.parametrize(("cwd", "argument"), [(ROOT, None), (ROOT / "tests", None), (ROOT.parent, ROOT.name)])
