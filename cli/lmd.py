@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.charts import check_drawing
 from ..core.denoiser import Conditioning
+from ..core.identity import identify
 from ..core.images import cover, image_files, pad_to_multiple, read_image, read_mask, save_image
 from ..core.masks import as_mask, touched
 from ..core.noise import SeededNoise
@@ -276,7 +277,8 @@ def run_train(args: argparse.Namespace) -> int:
     shape = dataclasses.replace(shape, **SIZES[network])
     cache = args.cache or args.out.with_suffix(".cache")
     with Progress("image") as progress:
-        latents = encode_files(files, pipe.encode_image, height, width, cache, not args.no_mirror, progress.show)
+        encoder, mirror = identify(pipe.vae), not args.no_mirror
+        latents = encode_files(files, pipe.encode_image, height, width, cache, mirror, progress.show, encoder)
     with Progress(note=lambda step: f"error {step.loss:.3f}") as progress:
         result = train(latents, shape, config, args.out, not args.restart, device=pipe.device, callback=progress)
     if args.chart:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..core.checks import check_integer
+from ..core.checks import check_finite, check_integer
+from ..core.identity import Identity
 from ..core.images import cover, read_image
 from .latent_fill import read_tensors, write_tensors
 
@@ -22,12 +23,19 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def probe(encode: Encode) -> str:
-    """Return a name for an encoder from what it makes of one fixed picture; another VAE gives another name."""
+    """Return a name for an encoder that cannot be compared, from what it makes of one fixed picture."""
     ramp = torch.linspace(0, 1, 64)
     picture = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), (ramp + ramp[:, None]) / 2], -1)
-    latents = encode(picture[None]).float().cpu()
+    latents = _finite(encode(picture[None]), "a test image")
     # Rounded: the last bits differ between devices. At worst a device boundary costs one more encoding.
     return hashlib.sha256(((latents * 50).round() / 50 + 0.0).numpy().tobytes()).hexdigest()[:16]
+
+
+def _finite(latents: Tensor, what: str) -> Tensor:
+    """Return latents in float32 on the CPU; raises ValueError for NaN, which must not be kept."""
+    latents = latents.float().cpu()
+    check_finite(f"the latents of {what}", latents, "Use the VAE in float32 or bfloat16.")
+    return latents
 
 
 def encode_files(
@@ -38,19 +46,21 @@ def encode_files(
     cache: str | os.PathLike[str] | None = None,
     mirror: bool = True,
     callback: Callable[[int, int], None] | None = None,
+    encoder: Identity | None = None,
 ) -> Tensor:
     """Return latents (N, C, h, w) of image files at `height` x `width` pixels, reading known ones from the `cache` folder.
 
     With `mirror` every image counts twice, once flipped. An entry is keyed by the file's bytes, the size and the encoder, so
     renaming or copying images encodes nothing. A file that cannot be read is left out with a warning; raises ValueError when
-    none can. `callback(done, total)` may raise to stop; what was encoded stays in the cache.
+    none can, and for latents with NaN. `callback(done, total)` may raise to stop; what was encoded stays in the cache.
+    `encoder` is what `encode` depends on; None looks at what it makes of a test image.
     """
     check_integer("height", height, 8)
     check_integer("width", width, 8)
-    encoder = probe(encode)
+    name = probe(encode) if encoder is None or encoder.unnamed else encoder.digest[:16]
     found: list[Tensor] = []
     for done, path in enumerate(files, 1):
-        latents = _latents_of(path, encode, height, width, cache, mirror, encoder)
+        latents = _latents_of(path, encode, height, width, cache, mirror, name)
         found += [] if latents is None else [latents]
         if callback is not None:
             callback(done, len(files))
@@ -73,7 +83,7 @@ def _latents_of(
         log.warning("Leaving out %s: %s", path.name, error)
         return None
     if image is not None:
-        latents = encode(torch.cat([image, image.flip(2)]) if mirror else image).float().cpu()
+        latents = _finite(encode(torch.cat([image, image.flip(2)]) if mirror else image), path.name)
         if entry is not None:
             write_tensors(entry, {"latents": latents.contiguous()}, {})
     return latents
@@ -84,7 +94,7 @@ def _read_entry(entry: pathlib.Path | None) -> Tensor | None:
     if entry is None or not entry.exists():
         return None
     try:
-        return read_tensors(entry)[0]["latents"]
+        return _finite(read_tensors(entry)[0]["latents"], entry.name)
     except (ValueError, KeyError):
         log.warning("Encoding again: %s is damaged.", entry.name)
         return None
@@ -93,4 +103,4 @@ def _read_entry(entry: pathlib.Path | None) -> Tensor | None:
 def encode_images(images: Tensor, encode: Encode, height: int, width: int, mirror: bool = True) -> Tensor:
     """Return latents of an IMAGE batch (B, H, W, C) at `height` x `width` pixels, one image at a time."""
     fitted: Iterable[Tensor] = (cover(image[None, ..., :3], height, width) for image in images)
-    return torch.cat([encode(torch.cat([i, i.flip(2)]) if mirror else i).float().cpu() for i in fitted])
+    return torch.cat([_finite(encode(torch.cat([i, i.flip(2)]) if mirror else i), "an image") for i in fitted])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_choice, check_finite, check_integer, check_range, check_seed, check_shape
+from ..core.identity import identify
 from ..core.noise import SeededNoise
 from .latent_fill import FillConfig, LatentFill, bad_file, read_config, read_tensors, write_tensors
 from .mask_schedule import KINDS, mask_ratio
@@ -199,6 +200,7 @@ class _Trainer:
             self.fill.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
         )
         self.losses: list[float] = []
+        self.images = identify(latents.detach().float()).digest[:16]
         self.whole = True
         if resume and self.path is not None and self.path.exists():
             self._resume(self.path)
@@ -250,7 +252,11 @@ class _Trainer:
             )
         self.optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.fill.parameters(), 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.fill.parameters(), 1.0))
+        if not math.isfinite(norm):
+            raise ValueError(
+                f"Expected finite gradients, but got a norm of {norm} at step {step + 1}. Lower `learning_rate`."
+            )
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(config, step)
         self.optimiser.step()
@@ -269,6 +275,7 @@ class _Trainer:
         metadata: dict[str, Any] = {
             "config": dataclasses.asdict(self.fill.config),
             "training": dataclasses.asdict(self.config),
+            "images": self.images,
             "losses": self.losses,
         }
         write_tensors(self.path, tensors, metadata)
@@ -281,6 +288,8 @@ class _Trainer:
         different = [
             name for old, new in zip(begun, wanted) for name in new if old is None or _plain(old.get(name)) != _plain(new[name])
         ]  # fmt: skip
+        if metadata.get("images", self.images) != self.images:
+            different.append("images")
         if different:
             raise ValueError(
                 f"Expected `{path.name}` to be begun with these settings and images, but got other values of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from . import cow, edit, lmd, models, search, stream
+from .host.memory import follow_host
 from .host.warnings import collecting
 
 MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, search)
@@ -13,3 +14,5 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     id: collecting(id, node, name) for module in MODULES for id, (node, name) in module.NODES.items()
 }
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {id: name for module in MODULES for id, (_, name) in module.NODES.items()}
+
+follow_host()

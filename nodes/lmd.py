@@ -17,7 +17,7 @@ from ..lmd.mask_schedule import DIRECTIONS, KINDS
 from ..lmd.stretch import parse_points
 from ..lmd.training import MASK_KINDS, RATIO_KINDS
 from .unused import Unused
-from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch
+from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, work_seed
 
 CATEGORY = "slipstream/lmd"
 FILL, TASKS = "SLIPSTREAM_LATENT_FILL", "SLIPSTREAM_EDIT"
@@ -357,7 +357,7 @@ class TrainLatentFill:
                 ),
                 "mirror": switch(True, "Train on mirrored pictures too. Off for text and faces in profile."),
                 "resume": switch(True, "Go on with a file of this name. Off: overwrite it."),
-                "seed": seed("Weights, order and masks."),
+                "seed": work_seed("Weights, order and masks."),
             },
             "optional": {"images": ("IMAGE", {"tooltip": "Train on this batch instead of a folder."})},
         }
@@ -415,6 +415,7 @@ def _training_latents(
 
     from ..core.images import image_files
     from ..lmd.latents_cache import encode_files, encode_images
+    from .host.identity import host_identity
     from .host.progress import check_interrupt
 
     def encode(image: Tensor) -> Tensor:
@@ -435,6 +436,7 @@ def _training_latents(
         fill_folder() / "cache",
         mirror,
         lambda done, total: bar.update_absolute(done, total),
+        host_identity(vae, model.model.latent_format),
     )
 
 

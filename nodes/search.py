@@ -14,7 +14,7 @@ from torch import Tensor
 from ..search.config import STRATEGIES, SearchConfig
 from ..search.objectives import DISTANCES
 from .unused import Unused
-from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch
+from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, work_seed
 
 CATEGORY = "slipstream/search"
 SCHEDULE, OBJECTIVE, ENTRIES = "SLIPSTREAM_SCHEDULE", "SLIPSTREAM_OBJECTIVE", "SLIPSTREAM_SCHEDULES"
@@ -152,7 +152,7 @@ class SearchSchedule:
                     10_000,
                     "Noise seeds (and prompts) that every schedule is tried on. More is steadier and slower.",
                 ),
-                "seed": seed("Noise seed. The same seed resumes the same search.", high=2**63 - 1),
+                "seed": work_seed("Noise seed. The same seed resumes the same search.", high=2**63 - 1),
                 "strategy": choice(
                     STRATEGIES,
                     "auto",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Frames that the VAE takes at once; between two such batches the host can interrupt.
 VAE_BATCH = 16
 KEEP, DISCARD = "return finished frames", "discard"
+INTERRUPTED: dict[str, int] = {}  # runs of Stream Frames that were cancelled and gave a part of the frames, by node
 
 
 def _guidance(default: str) -> Widget:
@@ -442,14 +443,20 @@ class StreamFrames:
                     [DISCARD, KEEP], DISCARD, "What a press on cancel does with the frames that are finished."
                 ),
             },
+            "hidden": {"unique_id": "UNIQUE_ID"},
         }
+
+    @classmethod
+    def IS_CHANGED(cls, unique_id: Any = None, **_: Any) -> int:
+        """How often a run was cancelled and gave a part of the frames: the next run must not take that from the host's cache."""
+        return INTERRUPTED.get(str(unique_id), 0)
 
     def stream(
         self, model: Any, positive: Any, negative: Any, vae: Any, frames: Tensor, strength: float, steps: int,
         guidance: str, guidance_scale: float, seed: int, sigmas: Tensor | None = None, delta: float = 1.0,
         renoise: str = "fixed", consistency: bool = False, feedback: float = 0.0, motion: float = 0.0,
         cross_frame: bool = False, similarity: float = 1.0, max_skip: int = 10, blocks: int = 8, filter_seed: int = 0,
-        on_interrupt: str = DISCARD,
+        on_interrupt: str = DISCARD, unique_id: Any = None,
     ) -> tuple[Tensor, str]:  # fmt: skip
         config = StreamConfig(
             strength=strength if sigmas is None else None, steps=steps, sigmas=sigmas, guidance=guidance,
@@ -458,7 +465,10 @@ class StreamFrames:
         )  # fmt: skip
         chooser = SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks) if similarity < 1 else None
         run = StreamRun(vae, frames, config, chooser, keep=on_interrupt == KEEP)
-        return run(model, positive, negative)
+        found = run(model, positive, negative)
+        if run.interrupted:
+            INTERRUPTED[str(unique_id)] = INTERRUPTED.get(str(unique_id), 0) + 1
+        return found
 
 
 class StreamRun:

@@ -75,3 +75,8 @@ def file_stem(name: str) -> str:
     if not stem or len(stem) > 100 or stem.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', stem):
         raise ValueError(f"Expected `name` to be a plain file name, but got {name!r}. Use letters, digits, - and _.")
     return stem
+
+
+def work_seed(tooltip: str, high: int = 2**64 - 1) -> Widget:
+    """The seed of work that resumes: the frontend must not change it, or the next run would begin other work."""
+    return integer(0, 0, high, tooltip, control_after_generate=False)
