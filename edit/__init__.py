@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .config import EditConfig
 from .geometry import Canvas
+from .guided import GuidedEdit, prepare
 from .invert import Inversion, invert
-from .loop import edit
+from .loop import edit, sample_edit
 from .picture import EditResult, finish, fit
 from .tasks import Appearance, Drag, Move, Paste, Task, Tasks
 
@@ -15,6 +16,7 @@ __all__ = [
     "Drag",
     "EditConfig",
     "EditResult",
+    "GuidedEdit",
     "Inversion",
     "Move",
     "Paste",
@@ -24,4 +26,6 @@ __all__ = [
     "finish",
     "fit",
     "invert",
+    "prepare",
+    "sample_edit",
 ]

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.masks import bounding_box, snapped
-from .tasks import Point
+
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class Canvas:
         return snapped(F.interpolate(padded, self.grid, mode="area"))
 
 
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """An image (1, H, W, 3), if it is known, and how its pixels lie on the latents: all that a task needs before any sampling."""
+
+    canvas: Canvas
+    image: Tensor | None = None
+
+
 def _centres(height: int, width: int, step: float) -> Tensor:
     ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     return torch.stack([xs, ys], -1) * step
@@ -55,7 +64,7 @@ class Placement:
     """A task in pixels: its target region (H, W), what it takes away, what of that stays uncovered, and where each pixel comes
     from (H, W, 2). `bends`: what it takes away is torn open by a bend, so that it is filled after the bend, not before. `source`
     is the object's mask (H_s, W_s) in the image that it comes from: colours are weighed by it, so that none of its surroundings
-    come along."""
+    come along. `carries` is False where nothing is carried and the target is made anew."""
 
     target: Tensor
     removed: Tensor
@@ -63,6 +72,7 @@ class Placement:
     points: Tensor
     bends: bool = False
     source: Tensor | None = None
+    carries: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,249 +1,286 @@
-"""The edit: several tasks at once, cells matched explicitly, leak-proof attention, everything else held to the picture."""
+"""The edit, prepared: several tasks at once, cells matched explicitly, leak-proof attention, everything else held to the photo."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..core.attention import Attend, token_grid
+from ..core.denoiser import Rows
 from ..core.masks import feather, grow, touched
-from ..core.noise import NoiseSource
 from .config import EditConfig, steps_in
-from .geometry import Placement
+from .geometry import Canvas, Placement
 from .invert import Inversion
-from .parts import KeyValue, Part, Pull, inverse, make_part, on_cells, similarity, weighted
+from .parts import Energy, KeyValue, Part, inverse, make_part, on_cells, similarity, weighted
 from .picture import EditResult, draft
-from .placing import place_tasks
-from .tasks import Task
+from .placing import Layout, lay_out
+from .tasks import Task, Tasks
 
 Encode = Callable[[Tensor], Tensor]
 # Largest guidance of a cell, relative to the noise estimate: single cells may stand out by orders of magnitude.
 LIMIT = 1.0
 
 
-class GuidedEdit:
-    """One edit of one picture by any number of tasks: where to start, what pulls it, what its attention reads, what stays.
+def prepare(
+    tasks: Task | Tasks | Iterable[Task], inversion: Inversion, config: EditConfig | None = None, encode: Encode | None = None
+) -> GuidedEdit:  # fmt: skip
+    """Return an edit that is ready to be sampled: everything that needs no network.
 
-    `pictures` are the base picture, then the references; steps before `first_step` would not change anything.
+    `encode` is the VAE's encoder (IMAGE at the photo's size -> latents in the model's space). With it, and inversions that know
+    their pixels, objects are carried in pixels and then encoded, which keeps them sharper than carrying latent cells.
+
+    Raises ValueError for tasks that lie outside the image or contradict each other, and masks of another size.
+    """
+    # Masks and latents take part in gradients later: none of them may come from a host's inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        layout = lay_out(Tasks.of(tasks).items, inversion)
+        inversions = tuple(photo for photo in layout.photos if isinstance(photo, Inversion))
+        placed = zip(layout.tasks, layout.placements, layout.sources)
+        parts = covered([make_part(task, where, layout.canvases, source) for task, where, source in placed])
+        image = None if encode is None else layout.draft()
+        if encode is None or image is None:
+            clean = carried_cells(parts, inversions)
+        else:
+            clean = encode(image).detach().to("cpu", torch.float32, copy=True)
+        return GuidedEdit(config or EditConfig(), inversions, layout, parts, Regions.of(parts), clean, image)
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Where on the latents an edit does what, (1, 1, h, w) each.
+
+    `target` and `vacated` are shares of cells; `removed` is what is taken away. The others are 0 or 1: `free` may change,
+    `carried` follows moved content and `filled` the smooth fill of what was vacated.
     """
 
-    def __init__(
-        self, tasks: Sequence[Task], base: Inversion, config: EditConfig, encode: Encode | None = None
-    ) -> None:
-        self.config, self.base = config, base
-        self.notes: list[str] = []
-        self.pictures = [base]
-        for task in tasks:
-            reference = getattr(task, "reference", None)
-            if reference is not None and not any(reference is p for p in self.pictures):
-                self.pictures.append(reference)
-        self.canvases = [p.canvas for p in self.pictures]
-        self.placements = place_tasks(tasks, self.canvases, [self.picture_of(t) for t in tasks], self.notes)
-        parts = [make_part(task, self.canvases, self.picture_of(task)) for task in tasks]
-        self.parts = stacked(parts)
-        self.target = union(p.target for p in self.parts)
-        self.vacated = union(p.vacated for p in self.parts) * (1 - self.target)
+    target: Tensor
+    vacated: Tensor
+    removed: Tensor
+    free: Tensor
+    carried: Tensor
+    filled: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Regions:
+        zero = torch.zeros_like(parts[0].target)
+        target = union([p.target for p in parts], zero)
+        vacated = union([p.vacated for p in parts], zero) * (1 - target)
         # One cell around the edit is free too: a cell's features and pixels reach into its neighbours.
-        self.free = touched(F.max_pool2d(torch.maximum(self.target, self.vacated), 3, 1, 1)).float()
-        self.removed = union(p.removed for p in parts)
-        carried = union(p.target for p in self.parts if p.carries)
-        self.carried = touched(F.max_pool2d(carried, 3, 1, 1)).float() if carried.ndim else torch.zeros_like(self.free)
-        # Around what was vacated; a part that carries nothing keeps its own cells.
-        own = union(p.target for p in self.parts if not p.carries)
-        made = touched(F.max_pool2d(own, 3, 1, 1)).float() if own.ndim else torch.zeros_like(self.free)
-        self.filled = self.free * (1 - self.carried) * (1 - made)
-        self.noise_strength = config.eta * self.free
-        self.draft: Tensor | None = None
-        self.clean = self._draft(encode)
-        self.first_step = self._first_step()
-        self.fresh = torch.zeros_like(self.clean)
+        free = around(torch.maximum(target, vacated))
+        carried = around(union([p.target for p in parts if p.carries], zero))
+        # A part that carries nothing keeps its own cells.
+        made = around(union([p.target for p in parts if not p.carries], zero))
+        removed = union([p.removed for p in parts], zero)
+        return cls(target, vacated, removed, free, carried, free * (1 - carried) * (1 - made))
 
-    def picture_of(self, task: Task) -> int:
-        reference = getattr(task, "reference", None)
-        return next((i for i, p in enumerate(self.pictures) if p is reference), 0)
 
-    def _draft(self, encode: Encode | None) -> Tensor:
-        """Return clean latents of the cut-and-paste: made in pixels and encoded where pixels are known, else cell by cell."""
-        self.draft = self.draft_image() if encode is not None else None
-        if self.draft is not None and encode is not None:
-            return encode(self.draft).float().cpu()
-        carried = []
-        for part in self.parts:
-            if part.points is not None:
-                target, removed, vacated = part.target[0, 0], part.removed[0, 0], part.vacated[0, 0]
-                carried.append((part.picture, Placement(target, removed, vacated, part.points, part.bends)))
-        sizes = [(round(c.grid[0] * c.cell), round(c.grid[1] * c.cell)) for c in self.canvases]
-        return draft([p.clean for p in self.pictures], sizes, carried)
+@dataclass(frozen=True, eq=False)
+class GuidedEdit:
+    """One edit of one photo by any number of tasks: where to start, what guides it, what its attention reads, what is held.
 
-    def draft_image(self) -> Tensor | None:
-        """Return the cut-and-paste (1, H, W, 3) in pixels, None when a picture's pixels are not known."""
-        pixels = [p.image.movedim(-1, 1) for p in self.pictures if p.image is not None]
-        if len(pixels) < len(self.pictures):
-            return None
-        carried = [(p.picture, placed) for p, placed in zip(self.parts, self.placements) if p.carries]
-        return draft(pixels, [c.size for c in self.canvases], carried).movedim(1, -1).clamp(0, 1)
+    `inversions` are the photo's, then the references'; `clean` (1, C, h, w) are the latents of the cut-and-paste, `draft`
+    (1, H, W, 3) is the cut-and-paste itself where it was made in pixels.
+    """
+
+    config: EditConfig
+    inversions: tuple[Inversion, ...]
+    layout: Layout
+    parts: tuple[Part, ...]
+    regions: Regions
+    clean: Tensor
+    draft: Tensor | None
+
+    def under(self, conds: Sequence[Rows]) -> GuidedEdit:
+        """Return it with conditioning for its inversions, in their order; a host prepares that for each run."""
+        return replace(self, inversions=tuple(replace(i, cond=c) for i, c in zip(self.inversions, conds)))
+
+    @property
+    def base(self) -> Inversion:
+        return self.inversions[0]
+
+    @property
+    def canvases(self) -> Sequence[Canvas]:
+        return self.layout.canvases
+
+    @property
+    def calls(self) -> int:
+        """The number of reports that sampling will make, for a progress bar."""
+        config, steps = self.config, range(self.first_step, self.config.steps)
+        guided = sum(config.passes(i) for i in steps if i in config.guided) * (1 + len(self.inversions))
+        return sum(2 * config.passes(i) - 1 for i in steps) + guided  # one call leads back up between two passes
+
+    @cached_property
+    def first_step(self) -> int:
+        """The first step that leaves any cell free: until then the latents are the draft's, whatever the network says."""
+        steps = self.config.steps
+        spans = (self.config.anchor_object, self.config.anchor_fill)
+        # A part that carries nothing has no draft to follow.
+        held = [steps_in(span, steps) for span in spans] if all(p.carries for p in self.parts) else [range(0)]
+        return next((i for i in range(steps) if any(i not in span for span in held)), steps)
 
     # --- the latents ---
 
-    def start(self, noise: NoiseSource) -> Tensor:
-        """Inverted noise moves with its object; what was vacated gets fresh noise, or the object would grow back."""
-        self.fresh = noise.fork("vacated")(self.clean)
-        return self._held(self.first_step, self._drafted(self.first_step))
+    def start(self, fresh: Tensor) -> Tensor:
+        """Return the latents at the level of `first_step`."""
+        return self._kept(self.first_step, self._drafted(self.first_step, fresh))
 
-    def _first_step(self) -> int:
-        """Return the first step that leaves any cell free: until then the latents are the draft's, whatever the network says."""
-        held = self._hold()
-        return next((i for i in range(self.config.steps) if any(i not in span for span in held)), self.config.steps)
+    def put_back(self, step: int, x: Tensor, fresh: Tensor) -> Tensor:
+        """Return the latents after `step`, at `sigmas[step + 1]`, with what is not to be edited put back."""
+        steps, held = self.config.steps, torch.zeros_like(self.regions.free)
+        if step in steps_in(self.config.anchor_object, steps):
+            held = torch.maximum(held, self.regions.carried)
+        if step in steps_in(self.config.anchor_fill, steps):
+            held = torch.maximum(held, self.regions.filled)
+        return self._kept(step + 1, torch.where(held > 0, self._drafted(step + 1, fresh), x))
 
-    def _hold(self) -> list[range]:
-        """Return the steps in which each kind of free cell follows the draft; none for an edit that carries nothing there."""
-        if not all(p.carries for p in self.parts):
-            return [range(0)]
-        return [steps_in(span, self.config.steps) for span in (self.config.anchor_object, self.config.anchor_fill)]
+    def _drafted(self, step: int, fresh: Tensor) -> Tensor:
+        """Return the draft at the noise of a level: what the inversion of the edited photo would look like.
 
-    def _drafted(self, step: int) -> Tensor:
-        """Return the draft at the noise of a level: what the inversion of the edited picture would look like."""
-        noise = torch.where(self.vacated > 0.5, self.fresh, self.base.noise_at(step))
+        Inverted noise moves with its object; what was vacated gets `fresh` noise, or the object would grow back.
+        """
+        noise = torch.where(self.regions.vacated > 0.5, fresh, self.base.noise_at(step))
         for part in self.parts:
             if part.points is not None:
                 # Nearest cell: interpolated noise would have too little variance.
-                at = self.canvases[part.picture].normalised(part.points)[None]
-                inverted = self.pictures[part.picture].noise_at(step)
+                at = self.canvases[part.source_of].normalised(part.points)[None]
+                inverted = self.inversions[part.source_of].noise_at(step)
                 moved = F.grid_sample(inverted, at, "nearest", "border", align_corners=False)
                 noise = torch.where(part.target > 0.5, moved, noise)
         return self.base.space.add_noise(self.clean, noise, self.base.sigmas[step])
 
-    def _held(self, step: int, x: Tensor) -> Tensor:
-        return torch.where(self.free > 0, x, self.base.at(step))
-
-    def settle(self, step: int, x: Tensor) -> Tensor:
-        """Return the latents after `step`, at `sigmas[step + 1]`, with what is not to be edited put back."""
-        steps = self.config.steps
-        held = torch.zeros_like(self.free)
-        if step in steps_in(self.config.anchor_object, steps):
-            held = torch.maximum(held, self.carried)
-        if step in steps_in(self.config.anchor_fill, steps):
-            held = torch.maximum(held, self.filled)
-        return self._held(step + 1, torch.where(held > 0, self._drafted(step + 1), x))
+    def _kept(self, step: int, x: Tensor) -> Tensor:
+        return torch.where(self.regions.free > 0, x, self.base.at(step))
 
     # --- energies ---
 
-    def pulls(self, current: list[Tensor], references: list[list[Tensor]]) -> list[Pull]:
-        """Return the energies for the features of the current latents and of the pictures."""
-        base, kept = references[0], 1 - self.free
-        found: list[Pull] = []
+    def energies(self, current: list[Tensor], references: list[list[Tensor]]) -> list[Energy]:
+        """Return the energies for the features of the current latents and of the inverted photos."""
+        base, kept = references[0], 1 - self.regions.free
+        found: list[Energy] = []
         content = current[0].new_zeros((), dtype=torch.float32)
         for f, r in zip(current, base):
             close = similarity(on_cells(f, self.canvases[0]), on_cells(r, self.canvases[0]))
             content = content + inverse(self.config.w_content, weighted(close, kept)) / len(current)
         for part in self.parts:
-            found += part.pull(current, base, references[part.picture], self.canvases, self.config)
-            content = content + part.refill(current, base, kept, self.canvases[0], self.config)
-        return [*found, Pull(content, self.free * (1 - self.target))]
+            found.append(part.edit_energy(current, base, references[part.source_of], self.canvases, self.config))
+            content = content + part.fill_energy(current, base, kept, self.canvases[0], self.config)
+        return [*found, Energy(content, self.regions.free * (1 - self.regions.target))]
 
-    def scale(self, gradients: Sequence[Tensor], pulls: Sequence[Pull], eps: Tensor) -> Tensor:
-        """Give every energy the same say: its root mean square in its region is `energy_scale` times that of eps.
+    def guidance(self, gradients: Sequence[Tensor], energies: Sequence[Energy], eps: Tensor) -> Tensor:
+        """Return what is added to `eps` (1, C, h, w), from the gradients with respect to latents of variance 1.
 
-        So the strength depends neither on the size of the region nor on the model, the resolution or the schedule.
+        The root mean square of every energy's part, in its region, is `energy_scale` times that of `eps`: so the strength depends
+        neither on the size of the region nor on the model, the resolution or the schedule.
         """
         strength = self.config.energy_scale * eps.square().mean().sqrt()
         total = torch.zeros_like(eps)
-        for gradient, pull in zip(gradients, pulls):
-            region = pull.region.to(eps)
-            pulled = gradient.to(eps) * region
-            size = (pulled.square().mean(1, keepdim=True).sum() / region.sum().clamp(min=1e-6)).sqrt()
-            total = total + torch.where(size > 1e-20, strength * pulled / size.clamp(min=1e-20), 0.0)
+        for gradient, energy in zip(gradients, energies):
+            region = energy.region.to(eps)
+            moved = gradient.to(eps) * region
+            size = (moved.square().mean(1, keepdim=True).sum() / region.sum().clamp(min=1e-6)).sqrt()
+            total = total + torch.where(size > 1e-20, strength * moved / size.clamp(min=1e-20), 0.0)
         limit = LIMIT * eps.square().mean().sqrt()
         norm = total.square().mean(1, keepdim=True).sqrt()
         return total * (limit / norm.clamp(min=1e-20)).clamp(max=1)
 
     # --- attention ---
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend) -> Tensor:
-        """Attend by region: a target reads its object, a vacated area everything but the objects that left, the rest the picture."""
-        grids = [token_grid(kv[0].shape[1], *c.grid) for kv, c in zip(pictures, self.canvases)]
-        rest = torch.ones(grids[0], dtype=torch.bool, device=q.device).flatten()
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, references: Sequence[KeyValue], attend: Attend) -> Tensor:
+        """Attend by region: a target reads its object, a vacated area all but the objects that left, the rest the photo.
+
+        q, k, v (B, T, C) are the edit's own, `references` the keys and values (1, S, C) of each inverted photo.
+        """
+        grids = [token_grid(kv[0].shape[1], *c.grid) for kv, c in zip(references, self.canvases)]
+        rest = torch.ones(q.shape[1], dtype=torch.bool, device=q.device)
         out = torch.zeros_like(q)
-        for region, readable in self._routes(grids):
-            queries = region.flatten().to(q.device) & rest
+        everything = [(0, torch.ones(grids[0], dtype=torch.bool))]
+        for region, readable in [*self._routes(grids), (everything[0][1], everything)]:
+            queries = rearrange(region, "h w -> (h w)").to(q.device) & rest
             rest = rest & ~queries
             if bool(queries.any()):
-                out[:, queries] = self._read(q[:, queries], k, v, pictures, readable, attend)
-        if bool(rest.any()):
-            out[:, rest] = self._read(q[:, rest], k, v, pictures, [(0, torch.ones(grids[0], dtype=torch.bool))], attend)
+                out[:, queries] = read(q[:, queries], k, v, references, readable, attend)
         return out
 
     def _routes(self, grids: Sequence[tuple[int, int]]) -> list[tuple[Tensor, list[tuple[int, Tensor]]]]:
-        """Return (queries, [(picture, its readable tokens)]) in order of precedence, as boolean maps at token size."""
+        """Return (queries, [(index of a photo, its readable tokens)]) in order of precedence, as boolean maps at token size."""
 
-        def tokens(weights: Tensor, picture: int) -> Tensor:
-            return F.adaptive_avg_pool2d(weights, grids[picture])[0, 0] > 0.5
+        def tokens(weights: Tensor) -> Tensor:
+            return F.adaptive_avg_pool2d(weights, grids[0])[0, 0] > 0.5
 
         routes = []
         for part in reversed(self.parts):
-            source = F.adaptive_max_pool2d(part.source, grids[part.picture])[0, 0] > 0.5
-            readable = [(part.picture, source)]
+            source = F.adaptive_max_pool2d(part.source, grids[part.source_of])[0, 0] > 0.5
+            readable = [(part.source_of, source)]
             if not part.carries:
-                readable.append((0, ~tokens(part.target, 0)))
+                readable.append((0, ~tokens(part.target)))
             if part.handles is None:
-                routes.append((tokens(part.target, 0), readable))
-        background = F.adaptive_max_pool2d(self.removed, grids[0])[0, 0] < 0.1
-        routes.append((tokens(self.vacated, 0), [(0, background)]))
+                routes.append((tokens(part.target), readable))
+        background = F.adaptive_max_pool2d(self.regions.removed, grids[0])[0, 0] < 0.1
+        routes.append((tokens(self.regions.vacated), [(0, background)]))
         return routes
-
-    def _read(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        pictures: Sequence[KeyValue],
-        readable: list[tuple[int, Tensor]],
-        attend: Attend,
-    ) -> Tensor:
-        """Attend to the own tokens and to the readable ones of the pictures."""
-        keys, values = [k], [v]
-        for picture, allowed in readable:
-            index = allowed.flatten().to(k.device)
-            if bool(index.any()):
-                keys.append(pictures[picture][0][:, index].expand(len(q), -1, -1))
-                values.append(pictures[picture][1][:, index].expand(len(q), -1, -1))
-        return attend(q, torch.cat(keys, 1), torch.cat(values, 1))
 
     # --- the result ---
 
     def result(self, latents: Tensor, notes: tuple[str, ...]) -> EditResult:
-        """Only the edit in pixels, grown and feathered, may differ from the picture."""
+        """Return the result for the clean latents: only the edit in pixels, grown and feathered, may differ from the photo."""
         height, width = self.canvases[0].size
         mask, restore = torch.zeros(1, height, width), torch.ones(1, height, width)
-        for part, placed in zip(self.parts, self.placements):
+        for placed in self.layout.placements:
             changed = touched(torch.maximum(placed.target, placed.removed)).float()[None]
             mask = torch.maximum(mask, changed)
-            if not part.carries:  # made anew: the old detail must not come back
+            if not placed.carries:  # made anew: the old detail must not come back
                 restore = restore * (1 - changed)
         reach = min(self.config.feather, min(height, width) // 2)
         if reach:
             mask = feather(grow(mask, reach), reach)
-        latents = torch.where(self.free > 0, latents, self.base.clean)
+        latents = torch.where(self.regions.free > 0, latents, self.base.clean)
         return EditResult(latents, mask, notes, self.draft, None if self.draft is None else self.clean, restore)
 
 
-def union(weights) -> Tensor:  # type: ignore[no-untyped-def]
-    """Return the cell-wise largest of several weights (1, 1, h, w); 0 for none."""
-    out = torch.zeros(())
-    for w in weights:
-        out = torch.maximum(out, w) if out.ndim else w
-    return out
+def read(
+    q: Tensor, k: Tensor, v: Tensor, references: Sequence[KeyValue], readable: Sequence[tuple[int, Tensor]], attend: Attend
+) -> Tensor:  # fmt: skip
+    """Attend to the own tokens and to the readable ones of the references."""
+    keys, values = [k], [v]
+    for index, allowed in readable:
+        tokens = rearrange(allowed, "h w -> (h w)").to(k.device)
+        kept = [t[:, tokens].expand(len(q), -1, -1) for t in references[index]]
+        keys, values = [*keys, kept[0]], [*values, kept[1]]
+    return attend(q, torch.cat(keys, 1), torch.cat(values, 1))
 
 
-def stacked(parts: Sequence[Part]) -> list[Part]:
+def carried_cells(parts: Sequence[Part], inversions: Sequence[Inversion]) -> Tensor:
+    """Return the cut-and-paste made of latent cells, for photos whose pixels are not known."""
+    placements = []
+    for part in parts:
+        if part.points is not None:
+            target, removed, vacated = (region[0, 0] for region in (part.target, part.removed, part.vacated))
+            placements.append((part.source_of, Placement(target, removed, vacated, part.points, part.bends)))
+    canvases = [inversion.canvas for inversion in inversions]
+    sizes = [(round(c.grid[0] * c.cell), round(c.grid[1] * c.cell)) for c in canvases]
+    return draft([inversion.clean for inversion in inversions], sizes, placements)
+
+
+def union(weights: Sequence[Tensor], zero: Tensor) -> Tensor:
+    """Return the cell-wise largest of several weights (1, 1, h, w); `zero` for none."""
+    return torch.stack([zero, *weights]).amax(0)
+
+
+def around(region: Tensor) -> Tensor:
+    """Return 1 on the cells that a region touches and their neighbours, else 0."""
+    return touched(F.max_pool2d(region, 3, 1, 1)).float()
+
+
+def covered(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Return the parts with each target cut by those that lie on top of it: a later task covers an earlier one."""
-    from dataclasses import replace
-
     out = []
     for n, part in enumerate(parts):
-        above = union(p.target for p in parts[n + 1 :] if p.carries)
+        above = union([p.target for p in parts[n + 1 :] if p.carries], torch.zeros_like(part.target))
         out.append(replace(part, target=part.target * (1 - above)))
-    return out
+    return tuple(out)

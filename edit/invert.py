@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.attention import AttentionBank, AttentionHook, AttentionModel
+from ..core.cache import INVERSIONS
 from ..core.checks import check_finite, check_shape
 from ..core.denoiser import VE, Cond, Denoiser, NoiseSpace, Rows
 from ..core.features import FeatureModel
@@ -28,7 +29,7 @@ class Inversion(Generic[Cond]):
 
     `latents` (S + 1, C, h, w) are the picture at `sigmas` (S + 1,), from noise to clean, on the CPU, in the model's noise `space`.
     `canvas` tells how its pixels lie on the latents; `image` (1, H, W, 3) are those pixels, if they were given; `cond` is what it
-    was inverted with. Keys and values live in `bank` (None: recomputed when read); features are kept after their first use.
+    was inverted with. Keys and values live in `bank` (None: recomputed when read).
     """
 
     latents: Tensor
@@ -39,7 +40,8 @@ class Inversion(Generic[Cond]):
     bank: AttentionBank | None = None
     memory: str = "row"
     space: NoiseSpace = VE
-    _features: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
+    # Names its features in the cache, whichever copy with prepared conditioning asks for them.
+    _name: object = field(default_factory=object, repr=False)
 
     @property
     def steps(self) -> int:
@@ -67,20 +69,16 @@ class Inversion(Generic[Cond]):
         return self.bank is not None and step in self.bank.steps
 
     def features(self, model: FeatureModel[Cond], step: int) -> list[Tensor]:
-        """Return the picture's decoder features at a step, without gradients, kept for re-edits."""
-        if step not in self._features:
+        """Return the picture's decoder features at a step, without gradients, kept for re-edits within the cache's bound."""
+
+        def compute() -> list[Tensor]:
             device, sigma = device_of(model), self.sigmas[step]
             cond = self.cond.reference(float(sigma))
             with torch.no_grad():
                 found = model.features(self.at(step).to(device), sigma.to(device).expand(1), cond)
-            self._features[step] = [f.cpu() for f in found]
-        return self._features[step]
+            return [f.cpu() for f in found]
 
-    @property
-    def bytes(self) -> int:
-        """Host memory in use."""
-        kept = sum(f.nbytes for maps in self._features.values() for f in maps)
-        return self.latents.nbytes + kept + (self.bank.bytes if self.bank else 0)
+        return INVERSIONS.get((self._name, step), compute)
 
 
 def carried(x: Tensor, low: Tensor, high: Tensor, space: NoiseSpace) -> Tensor:

@@ -1,4 +1,4 @@
-"""What each task asks of the picture's latents: energies and regions. All weights are shares of latent cells, (1, 1, h, w)."""
+"""What each task asks of the latents: energies and regions. All weights are shares of latent cells, (1, 1, h, w)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from .config import EditConfig
-from .geometry import Affine, Canvas, centre_of, sample_at
-from .placing import place
-from .tasks import Appearance, Drag, Move, Paste, Point, Task
+from .geometry import Canvas, Placement, Point, sample_at
+from .placing import affine_of
+from .tasks import Appearance, Drag, Move, Paste, Task
 
 Features = list[Tensor]
 KeyValue = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Pull:
+class Energy:
     """One energy (a scalar tensor) and the region (1, 1, h, w) of the latents that its gradient may move."""
 
-    energy: Tensor
+    value: Tensor
     region: Tensor
 
 
@@ -38,7 +39,7 @@ def weighted(values: Tensor, weights: Tensor) -> Tensor:
 
 def pooled(maps: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean vector (1, C, 1, 1) of maps (1, C, h, w)."""
-    return ((maps.float() * weights).sum((2, 3)) / weights.sum().clamp(min=1e-6))[..., None, None]
+    return (maps.float() * weights).sum((2, 3), keepdim=True) / weights.sum().clamp(min=1e-6)
 
 
 def inverse(weight: float, closeness: Tensor) -> Tensor:
@@ -57,15 +58,15 @@ def on_cells(maps: Tensor, canvas: Canvas, points: Tensor | None = None) -> Tens
 class Part:
     """One task on the latent grid.
 
-    `target` is where new content appears, `removed` what is taken away and `vacated` what of that stays uncovered; `picture` is
-    the picture it takes content from and `source` (1, 1, hs, ws) its region there; `points` (h, w, 2) are the pixel coordinates
-    there that each cell comes from, None where nothing is carried.
+    `target` is where new content appears, `removed` what is taken away and `vacated` what of that stays uncovered; `source_of` is
+    the index of the photo it takes content from (0 is the edited one) and `source` (1, 1, hs, ws) its region there; `points`
+    (h, w, 2) are the pixel coordinates there that each cell comes from, None where nothing is carried.
     """
 
     target: Tensor
     removed: Tensor
     vacated: Tensor
-    picture: int
+    source_of: int
     source: Tensor
     points: Tensor | None
     fill_from: Tensor | None = None
@@ -79,24 +80,26 @@ class Part:
         """Whether it carries content cell by cell, so that the moved inversion can be followed."""
         return self.points is not None
 
-    def pull(
+    def edit_energy(
         self, current: Features, base: Features, own: Features, canvases: Sequence[Canvas], config: EditConfig
-    ) -> list[Pull]:
-        """Return what draws the target to its source (`own` are the features of the part's picture)."""
+    ) -> Energy:
+        """Return what draws the target to its source (`own` are the features of the photo it takes from)."""
         if self.handles is not None:
-            return [Pull(self._point_energy(current, base, canvases[0], config), self.target)]
+            return Energy(self._point_energy(current, base, canvases[0], config), self.target)
         energy = current[0].new_zeros((), dtype=torch.float32)
         for f, q in zip(current, own):
             ours = on_cells(f, canvases[0])
             if self.points is None:
-                theirs = pooled(on_cells(q, canvases[self.picture]), self.source)
+                theirs = pooled(on_cells(q, canvases[self.source_of]), self.source)
                 close = similarity(pooled(ours, self.target), theirs).mean()
             else:
-                close = weighted(similarity(ours, on_cells(q, canvases[self.picture], self.points)), self.target)
+                close = weighted(similarity(ours, on_cells(q, canvases[self.source_of], self.points)), self.target)
             energy = energy + inverse(config.w_edit, close) / len(current)
-        return [Pull(energy, self.target)]
+        return Energy(energy, self.target)
 
-    def refill(self, current: Features, base: Features, kept: Tensor, canvas: Canvas, config: EditConfig) -> Tensor:
+    def fill_energy(
+        self, current: Features, base: Features, kept: Tensor, canvas: Canvas, config: EditConfig
+    ) -> Tensor:
         """Return what makes the vacated area unlike the object that left and like what surrounds it; 0 when nothing is vacated."""
         energy = current[0].new_zeros((), dtype=torch.float32)
         if float(self.vacated.sum()) < 0.5:
@@ -121,33 +124,24 @@ class Part:
         return energy / (len(current) * len(self.handles))
 
 
-def make_part(task: Task, canvases: Sequence[Canvas], picture: int) -> Part:
-    """Return a task on the latent grid; `picture` is the index of the task's reference, 0 for the picture itself."""
-    base = canvases[0]
-    if isinstance(task, Appearance):
-        target = base.to_grid(task.mask)
-        none = torch.zeros_like(target)
-        return Part(target, none, none, picture, canvases[picture].to_grid(task.reference_mask), None)
-    assert isinstance(task, (Move, Paste, Drag))
-    if isinstance(task, Drag) and task.method == "energy":
-        free = base.to_grid(task.mask)
-        blocks = (torch.stack([_block(p[side], base.cell) for p in task.points]) for side in (0, 1))
-        handles, targets = blocks
-        none = torch.zeros_like(free)
-        return Part(free, none, none, 0, free, None, handles=handles, targets=targets)
-    placed = place(task, base, canvases[picture])
-    # One cell reads its content at its centre, sub-pixel; its weight is the share of its pixels that the object covers.
-    points = sample_at(placed.points.permute(2, 0, 1)[None], base.cell_centres(), base.size, "bilinear")[0].permute(
-        1, 2, 0
-    )
-    if not isinstance(task, Drag):
-        affine = Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy))
-        points = affine.inverse(base.cell_centres())
-    fill = base.to_grid(task.fill_from) if isinstance(task, Move) and task.fill_from is not None else None
+def make_part(task: Task, placed: Placement, canvases: Sequence[Canvas], source_of: int) -> Part:
+    """Return a placed task on the latent grid; `source_of` is the index of the photo it takes from."""
+    base, own = canvases[0], canvases[source_of]
     target, removed, vacated = (base.to_grid(m) for m in (placed.target, placed.removed, placed.vacated))
-    return Part(
-        target, removed, vacated, picture, canvases[picture].to_grid(task.mask), points, fill, isinstance(task, Drag)
-    )
+    if isinstance(task, Appearance):
+        return Part(target, removed, vacated, source_of, own.to_grid(task.reference_mask), None)
+    assert isinstance(task, (Move, Paste, Drag))
+    if isinstance(task, Drag) and not placed.carries:
+        handles, targets = (torch.stack([_block(p[side], base.cell) for p in task.points]) for side in (0, 1))
+        return Part(target, removed, vacated, 0, target, None, handles=handles, targets=targets)
+    # One cell reads its content at its centre, sub-pixel; its weight is the share of its pixels that the object covers.
+    if isinstance(task, Drag):
+        origins = sample_at(rearrange(placed.points, "h w xy -> 1 xy h w"), base.cell_centres(), base.size)
+        points = rearrange(origins, "1 xy h w -> h w xy")
+    else:
+        points = affine_of(task).inverse(base.cell_centres())
+    fill = base.to_grid(task.fill_from) if isinstance(task, Move) and task.fill_from is not None else None
+    return Part(target, removed, vacated, source_of, own.to_grid(task.mask), points, fill, placed.bends)
 
 
 def _block(point: Point, cell: float) -> Tensor:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..core.masks import snapped, touched
-from .geometry import Affine, Canvas, Placement, bent, centre_of, freedom, sample_at
+from .geometry import Affine, Canvas, Photo, Placement, bent, centre_of, freedom, sample_at
+from .invert import Inversion
+from .picture import draft
 from .tasks import Appearance, Drag, Move, Paste, Task
 
 
@@ -23,15 +27,21 @@ def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placemen
         moved = ((points - pixels).norm(dim=-1) > 0.25) * (task.mask > 0.5)
         torn = uncovered(points) * moved
         return Placement(moved * (1 - torn), torn, torn, points, bends=True)
-    points = Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy)).inverse(pixels)
+    points = affine_of(task).inverse(pixels)
     target = snapped(sample_at(task.mask[None, None], points, source.size)[0, 0])
     removed = task.mask if isinstance(task, Move) else torch.zeros_like(target)
     return Placement(target, removed, (removed - target).clamp(min=0), points, source=task.mask)
 
 
+def affine_of(task: Move | Paste) -> Affine:
+    """Return where a task takes the pixels of its object."""
+    return Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy))
+
+
 def uncovered(points: Tensor, least: float = 0.5) -> Tensor:
     """Return where (H, W) a map of origins (H, W, 2) tears open and content must be made up: source area below `least`, or folded."""
-    padded = F.pad(points.permute(2, 0, 1)[None], (0, 1, 0, 1), mode="replicate")[0].permute(1, 2, 0)
+    padded = F.pad(rearrange(points, "h w xy -> 1 xy h w"), (0, 1, 0, 1), mode="replicate")
+    padded = rearrange(padded, "1 xy h w -> h w xy")
     across, down = padded[:-1, 1:] - padded[:-1, :-1], padded[1:, :-1] - padded[:-1, :-1]
     area = across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]
     area[:, -1], area[-1] = area[:, -2], area[-2]
@@ -43,19 +53,52 @@ def carried_share(task: Move | Paste, placement: Placement) -> float:
     return float(placement.target.sum() / (task.mask.sum() * task.scale**2))
 
 
-def place_tasks(
-    tasks: Sequence[Task], canvases: Sequence[Canvas], pictures: Sequence[int], notes: list[str]
-) -> list[Placement]:
-    """Return each task's placement in pixels; raises ValueError for what cannot be done, notes what can be done in part.
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Tasks in their places on a photo.
 
-    `pictures[i]` is the index of task i's reference among `canvases`, 0 for the picture itself.
+    `photos` are the photo itself, then the references; `sources[i]` is the index of the one that task i takes from, 0 for the
+    photo itself. `notes` tell what could be done in part only.
     """
-    placements = []
-    for task, picture in zip(tasks, pictures):
-        placements.append(_place(task, canvases[0], canvases[picture], notes))
+
+    tasks: tuple[Task, ...]
+    photos: tuple[Photo | Inversion, ...]
+    sources: tuple[int, ...]
+    placements: tuple[Placement, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def canvases(self) -> list[Canvas]:
+        return [photo.canvas for photo in self.photos]
+
+    @property
+    def carried(self) -> list[tuple[int, Placement]]:
+        """(source, placement) of the tasks that carry something."""
+        return [(source, placed) for source, placed in zip(self.sources, self.placements) if placed.carries]
+
+    def draft(self) -> Tensor | None:
+        """Return the cut-and-paste IMAGE (1, H, W, 3), None when the pixels of a photo are not known."""
+        images = [photo.image for photo in self.photos if photo.image is not None]
+        if len(images) < len(self.photos):
+            return None
+        pixels = [rearrange(image.float().cpu(), "b h w c -> b c h w") for image in images]
+        drafted = draft(pixels, [canvas.size for canvas in self.canvases], self.carried)
+        return rearrange(drafted, "b c h w -> b h w c").clamp(0, 1)
+
+
+def lay_out(tasks: Sequence[Task], photo: Photo | Inversion) -> Layout:
+    """Return the tasks in their places on a photo, each placed once; raises ValueError for what cannot be done."""
+    photos, sources, notes = [photo], [], list[str]()
+    for task in tasks:
+        own = getattr(task, "reference", photo)
+        if not any(own is other for other in photos):
+            photos.append(own)
+        sources.append(next(n for n, other in enumerate(photos) if own is other))
+    canvases = [p.canvas for p in photos]
+    placements = [_place(task, canvases[0], canvases[source], notes) for task, source in zip(tasks, sources)]
     for (a, first), (b, second) in combinations(zip(tasks, placements), 2):
         _check_pair(a, first, b, second)
-    return placements
+    return Layout(tuple(tasks), tuple(photos), tuple(sources), tuple(placements), tuple(notes))
 
 
 def check_size(name: str, mask: Tensor, size: tuple[int, int]) -> None:
@@ -71,17 +114,17 @@ def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement
     if isinstance(task, Appearance):
         check_size("mask", task.mask, base.size)
         check_size("reference_mask", task.reference_mask, own.size)
-        none = torch.zeros_like(task.mask)
-        return Placement(task.mask, none, none, base.pixel_centres())
+        return _in_place(task.mask, base)
     assert isinstance(task, (Move, Paste, Drag))
     check_size("mask", task.mask, own.size)
+    if isinstance(task, Move) and task.fill_from is not None:
+        check_size("fill_from", task.fill_from, base.size)
     if isinstance(task, Drag):
         for point in [p for pair in task.points for p in pair]:
             if not (0 <= point[0] <= base.size[1] and 0 <= point[1] <= base.size[0]):
                 raise ValueError(f"Expected points within {base.size[1]} x {base.size[0]} pixels, but got {point}.")
         if task.method == "energy":
-            none = torch.zeros_like(task.mask)
-            return Placement(task.mask, none, none, base.pixel_centres())
+            return _in_place(task.mask, base)
         _check_targets_inside(task)
         return place(task, base, own)
     if isinstance(task, Move) and bool(touched(task.mask).all()):
@@ -97,6 +140,12 @@ def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement
     if share < 0.98:
         notes.append(f"{1 - share:.0%} of the object lies outside the picture after the edit and was cut off.")
     return placed
+
+
+def _in_place(mask: Tensor, canvas: Canvas) -> Placement:
+    """Return the placement of a task that makes its target anew where it is."""
+    none = torch.zeros_like(mask)
+    return Placement(mask, none, none, canvas.pixel_centres(), carries=False)
 
 
 def _check_targets_inside(task: Drag) -> None:

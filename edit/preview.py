@@ -7,38 +7,33 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..core.tensors import image_to_numpy, numpy_to_image
-from .geometry import Canvas, Placement, Point, centre_of
-from .picture import draft
-from .placing import place_tasks
+from .geometry import Canvas, Photo, Placement, Point, centre_of
+from .placing import lay_out
 from .tasks import Appearance, Drag, Move, Task
 
 RED, BLUE, WHITE, BLACK = (1.0, 0.25, 0.2), (0.2, 0.5, 1.0), (255, 255, 255), (0, 0, 0)
 
 
 def preview(image: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
-    """Return (annotated, draft), both IMAGE (1, H, W, 3): the tasks drawn on the picture, and the plain cut-and-paste.
+    """Return (annotated, draft), both IMAGE (1, H, W, 3): the tasks drawn on the photo, and the plain cut-and-paste.
 
     Vacated areas are red, what else may change blue; a carried object is a half-transparent ghost with an arrow to it. Masks are
     checked as `edit` checks them.
     """
-    height, width = image.shape[1:3]
-    canvases, pictures = [Canvas((height, width), (height, width), 1.0)], [image.movedim(-1, 1).float().cpu()]
-    indices = []
-    for task in tasks:
-        reference = getattr(task, "reference", None)
-        indices.append(0 if reference is None else len(canvases))
-        if reference is not None:
-            canvases.append(reference.canvas)
-            pictures.append(reference.image.movedim(-1, 1))
-    placed = place_tasks(tasks, canvases, indices, [])
-    carries = [not isinstance(t, Appearance) and getattr(t, "method", "warp") == "warp" for t in tasks]
-    placements = [(i, p) for i, p, carried in zip(indices, placed, carries) if carried]
-    drafted = draft(pictures, [c.size for c in canvases], placements)
-    shown = _tinted(pictures[0], drafted, [p for _, p in placements], tasks)
-    return _arrows(shown.movedim(1, -1), tasks, canvases[0]), drafted.movedim(1, -1).clamp(0, 1)
+    size = (image.shape[1], image.shape[2])
+    layout = lay_out(tasks, Photo(Canvas(size, size, 1.0), image))
+    drafted = layout.draft()
+    if drafted is None:
+        raise ValueError(
+            "Expected references that know their pixels, but got one without `image`. Give it to `invert`."
+        )
+    base, ghosts = (rearrange(i.float().cpu(), "b h w c -> b c h w") for i in (image, drafted))
+    shown = _tinted(base, ghosts, [placed for _, placed in layout.carried], tasks)
+    return _arrows(rearrange(shown, "b c h w -> b h w c"), tasks, layout.canvases[0]), drafted
 
 
 def _tint(pixels: Tensor, region: Tensor, colour: Sequence[float], share: float) -> Tensor:

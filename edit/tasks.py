@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..core.checks import check_choice, check_range
 from ..core.masks import painted
+from .geometry import Point
 
 if TYPE_CHECKING:
     from .invert import Inversion
 
-Point = tuple[float, float]
 MAX_SCALE = 8.0
 DRAG_METHODS = ("warp", "energy")
 CENTRES = ("object", "image")

@@ -326,24 +326,21 @@ class DragPoints(_TaskNode):
         return _add(tasks, Drag(mask, read_drags(handles, targets), method))
 
 
-def library_tasks(tasks: Any, conds: dict[int, Any] | None = None) -> tuple[list[Any], list[HostInversion]]:
-    """Return the tasks with library inversions in place of the node's, and those of the node in order of appearance.
+def library_tasks(tasks: Any) -> list[Any]:
+    """Return the tasks with library inversions in place of the node's."""
+    return [
+        replace(task, reference=task.reference.inversion)
+        if isinstance(getattr(task, "reference", None), HostInversion)
+        else task
+        for task in tasks
+    ]
 
-    `conds` maps id(node inversion) to its conditioning prepared for this run.
-    """
-    found: list[HostInversion] = []
-    made: dict[int, Any] = {}
-    out = []
-    for task in tasks:
-        reference = getattr(task, "reference", None)
-        if isinstance(reference, HostInversion):
-            if id(reference) not in made:
-                found.append(reference)
-                cond = (conds or {}).get(id(reference))
-                made[id(reference)] = replace(reference.inversion, cond=cond)
-            task = replace(task, reference=made[id(reference)])
-        out.append(task)
-    return out, found
+
+def inversions_of(inversion: HostInversion, tasks: Any) -> dict[int, HostInversion]:
+    """Return the node inversions of an edit by the id of their library inversion: the photo's and the references'."""
+    references = [getattr(task, "reference", None) for task in tasks]
+    found = [inversion, *(r for r in references if isinstance(r, HostInversion))]
+    return {id(each.inversion): each for each in found}
 
 
 class EditPreview:
@@ -371,7 +368,7 @@ class EditPreview:
     def draw(self, image: Tensor, tasks: Any) -> tuple[Tensor, Tensor]:
         from ..edit.preview import preview
 
-        return preview(_single(image, "image"), library_tasks(tasks)[0])
+        return preview(_single(image, "image"), library_tasks(tasks))
 
 
 def _any_task(v: Any, *names: str) -> bool:
@@ -473,7 +470,7 @@ class EditSampler:
         feather: int,
         low_memory: bool,
     ) -> dict[str, Any]:
-        from ..edit import Drag, finish
+        from ..edit import Drag, finish, fit, prepare
         from .host.edit_model import check_model, left_out
         from .host.warnings import warn
 
@@ -487,15 +484,24 @@ class EditSampler:
             feather=feather,
             checkpoint=low_memory,
         )
-        _check_made_with(model, [inversion, *library_tasks(tasks)[1]])
+        inversions = inversions_of(inversion, tasks)
+        _check_made_with(model, list(inversions.values()))
         if guidance == 0 and any(isinstance(task, Drag) and task.method == "energy" for task in tasks):
             warn("Edit", "Drag Points by energy pulls nothing at `guidance` 0. Raise it, or drag by warp.")
         for name in left_out(model):
             warn("Edit", f"The patch {name} of this MODEL has no effect on an edit and is left out.")
-        # The draft is encoded before the MODEL is loaded: both at once may not fit.
-        draft = _encoded_draft(vae, inversion, tasks, config)
+
+        def encode(image: Tensor) -> Tensor:
+            with torch.inference_mode():
+                samples = vae.encode(fit(image, _factor(vae), like=inversion.inversion.canvas)[0])
+                latents: Tensor = model.model.process_latent_in(samples)
+            return latents
+
+        # The draft is encoded here, before the MODEL is loaded: both at once may not fit.
+        prepared = prepare(library_tasks(tasks), inversion.inversion, config, encode)
+        conditionings = [inversions[id(each)].conditioning for each in prepared.inversions]
         try:
-            run = _run_edit(model, inversion, tasks, config, draft, positive, negative, seed)
+            run = _sample(model, prepared, conditionings, positive, negative, seed)
         except ValueError as error:
             raise ValueError(_as_widgets(str(error))) from error
         decoded = iter(vae.decode(samples) for samples in run.latents)
@@ -524,65 +530,43 @@ class _EditRun(NamedTuple):
     rows: int
 
 
-def _encoded_draft(vae: Any, inversion: HostInversion, tasks: Any, config: Any) -> Tensor | None:
-    """Return the latents of the plain cut-and-paste that the edit starts from, None where the tasks need none."""
-    from ..edit import fit
-    from ..edit.guided import GuidedEdit
-
-    drafted = GuidedEdit(library_tasks(tasks)[0], inversion.inversion, config).draft_image()
-    if drafted is None:
-        return None
-    return vae.encode(fit(drafted, _factor(vae), like=inversion.inversion.canvas)[0])
-
-
-def _run_edit(
-    model: Any, inversion: HostInversion, tasks: Any, config: Any, draft: Tensor | None,
-    positive: list[Any], negative: list[Any], seed: int,
-) -> _EditRun:  # fmt: skip
-    """Run the library's `edit` on a MODEL, with the prompts of all inverted pictures prepared for this run."""
+def _sample(
+    model: Any, prepared: Any, conditionings: list[Any], positive: list[Any], negative: list[Any], seed: int
+) -> _EditRun:
+    """Sample a prepared edit on a MODEL; `conditionings` are those of its inversions, in their order."""
     from ..core.noise import SeededNoise
-    from ..edit import edit
-    from ..edit.loop import network_calls
+    from ..edit import sample_edit
     from .host.edit_model import HostEditModel, check_prompt, check_reference, has_image_prompt
     from .host.session import run_on_model
 
-    others = {f"reference_{n}": other for n, other in enumerate(library_tasks(tasks)[1])}
+    config, inverted = prepared.config, {f"inversion_{n}": c for n, c in enumerate(conditionings)}
 
     def work(session: Any) -> _EditRun:
-        chosen, _ = library_tasks(tasks, {id(other): session.conds[name] for name, other in others.items()})
-        base = replace(inversion.inversion, cond=session.conds["source"])
         plain = HostEditModel(session.denoiser, model)
-        for name in ("positive", "negative") if config.cfg_scale != 1 else ("positive",):
-            check_prompt(name, session.conds[name], session.latents, config.sigmas(plain.levels)[:-1])
-        for name, other in others.items():
-            check_reference(session.conds[name], inversion.inversion.canvas.grid, other.inversion.canvas.grid)
         prompted = HostEditModel(session.denoiser, model, image_prompt=True) if has_image_prompt(model) else None
-        result = edit(
-            plain,
-            base,
-            chosen,
-            session.conds["positive"],
-            session.conds["negative"],
-            config,
-            SeededNoise(seed),
-            prompted,
-            session.callback(network_calls(chosen, base, config)),
-            None if draft is None else lambda image: session.process_in(draft),
-        )
+        sigmas = config.sigmas(plain.levels)[:-1]
+        for name in ("positive", "negative") if config.cfg_scale != 1 else ("positive",):
+            check_prompt(name, session.conds[name], session.latents, sigmas)
+        conds = [session.conds[name] for name in inverted]
+        for cond, canvas in zip(conds, prepared.canvases):
+            check_reference(cond, prepared.canvases[0].grid, canvas.grid)
+        result = sample_edit(
+            plain, prepared.under(conds), session.conds["positive"], session.conds["negative"], SeededNoise(seed), prompted,
+            session.callback(prepared.calls),
+        )  # fmt: skip
         latents = [session.process_out(t) for t in (result.latents, result.draft_latents) if t is not None]
         return _EditRun(result, latents, plain.calls, plain.rows)
 
     return run_on_model(
         model,
-        {"samples": torch.zeros(1, 4, *inversion.inversion.canvas.grid)},
+        {"samples": torch.zeros(1, 4, *prepared.canvases[0].grid)},
         work,
-        rows=3 + len(others),
+        rows=2 + len(conditionings),
         seed=seed,
         cfg_scale=config.cfg_scale,
         positive=positive,
         negative=negative,
-        source=inversion.conditioning,
-        **{name: other.conditioning for name, other in others.items()},
+        **inverted,
     )
 
 

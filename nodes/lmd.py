@@ -749,7 +749,7 @@ def _warps_of(edit: Any, height: int, width: int) -> Tensor:
     """Return where each place of the picture comes from (N, 2, H, W), minus itself, for every drag among the tasks."""
     from ..edit import Drag
     from ..edit.geometry import Canvas
-    from ..edit.parts import place
+    from ..edit.placing import place
 
     drags = [task for task in edit if isinstance(task, Drag)]
     if not drags:

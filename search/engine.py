@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.denoiser import FLOW, VE
 from ..core.progress import Step
+from .asks import Ask, Strategy
 from .comparison import calls_per_sample
 from .config import SearchConfig
 from .dispatch import Dispatcher
@@ -24,7 +25,7 @@ from .schedule import Schedule
 from .space import Candidate, Genome, Space, candidate_of
 from .starts import from_trajectory, starting_genomes
 from .store import Record, Store
-from .strategies import Ask, Evolution, Strategy, auto, coordinate, evolve, published
+from .strategies import Evolution, auto, coordinate, evolve, published
 from .workers import Executor
 
 

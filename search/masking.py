@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 
+from .asks import Ask
 from .space import Genome, Masks, Space
-from .strategies import Ask
 
 Probes = Generator[Ask, list[float], list[tuple[Genome, Masks]]]
 SHARES = (0.06, 0.12, 0.2, 0.3, 0.42, 0.55)  # of a step's cost: how deep a step is probed

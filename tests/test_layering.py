@@ -53,6 +53,28 @@ def test_imports_follow_the_layers(path: pathlib.Path) -> None:
             assert top in LAYERS[layer], f"{path}: {layer} must not import {name}"
 
 
+def within(path: pathlib.Path) -> set[pathlib.Path]:
+    """Return the files of the package that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            names = [base / alias.name for alias in node.names]
+            found |= {
+                name.with_suffix(".py") if name.with_suffix(".py") in FILES else base.with_suffix(".py")
+                for name in names
+            }
+    return found & set(FILES)
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    graph = {path: within(path) for path in FILES}
+    while done := {path for path, needs in graph.items() if not needs & set(graph)}:
+        graph = {path: needs for path, needs in graph.items() if path not in done}
+    # What is left hangs in a circle; packages may import from their own modules.
+    assert not graph, sorted(str(path.relative_to(ROOT)) for path in graph)
+
+
 def test_every_folder_is_listed_for_packaging() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     packages = {".".join(("slipstream", *p.parent.relative_to(ROOT).parts)) for p in FILES if p.name == "__init__.py"}

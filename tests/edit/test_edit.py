@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from typing import Any
 
 import pytest
@@ -10,11 +11,26 @@ import torch
 from PIL import Image as PilImage
 from slipstream.core import SeededNoise, Step
 from slipstream.core.attention import AttentionBank
+from slipstream.core.cache import GIB, Cache, footprint
 from slipstream.core.images import read_mask
 from slipstream.core.masks import grow
-from slipstream.edit import Appearance, Drag, EditConfig, Inversion, Move, Paste, edit, finish, fit, invert
-from slipstream.edit.guided import LIMIT, GuidedEdit
-from slipstream.edit.loop import network_calls
+from slipstream.edit import (
+    Appearance,
+    Drag,
+    EditConfig,
+    Inversion,
+    Move,
+    Paste,
+    edit,
+    finish,
+    fit,
+    guided,
+    invert,
+    placing,
+    prepare,
+    sample_edit,
+)
+from slipstream.edit.guided import LIMIT
 from slipstream.edit.preview import preview
 from slipstream_tests.edit import small
 from slipstream_tests.edit.small import FAST, box
@@ -167,6 +183,41 @@ def test_rows_of_a_move() -> None:
     assert result.notes == ()
 
 
+def test_an_edit_is_prepared_once_and_each_task_placed_once(inverted: Any, monkeypatch: Any) -> None:
+    counted: list[str] = []
+
+    def count(module: Any, name: str) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (counted.append(name), real(*a, **k))[1])
+
+    count(placing, "place")
+    count(placing, "draft")
+    count(guided, "GuidedEdit")
+    problem = prepare(MOVE + Move(box(44, 4, 60, 20), 0.0, -30.0), inverted[1], FAST, small.encode)
+    assert problem.calls > 0
+    sample_edit(inverted[0], problem, small.cond(2), small.cond(3), SeededNoise(1))
+    assert counted == ["place", "place", "draft", "GuidedEdit"]
+
+
+def test_features_are_held_within_the_bound_of_the_cache(monkeypatch: Any) -> None:
+    kept = Cache("inversions", GIB, GIB)
+    monkeypatch.setattr(sys.modules["slipstream.edit.invert"], "INVERSIONS", kept)
+    model, inversion = small.inverted()
+    base = kept.get("photo", lambda: inversion)
+    before, held = kept.used()[1], footprint(base)[1]
+    assert before == held
+    features = inversion.features(model, 2)
+    assert footprint(base)[1] == held  # nothing grows inside the inversion
+    assert kept.used()[1] == held + footprint(features)[1]
+    rows = model.rows
+    assert torch.equal(inversion.features(model, 2)[0], features[0])
+    assert model.rows == rows
+    monkeypatch.setattr(sys.modules["slipstream.edit.invert"], "INVERSIONS", Cache("inversions", GIB, 1000))
+    inversion.features(model, 2)
+    inversion.features(model, 2)
+    assert model.rows == rows + 2  # too large to be kept
+
+
 def test_without_guidance_half_the_rows_are_enough(inverted: Any) -> None:
     model, inversion = inverted
     before = model.rows
@@ -178,7 +229,7 @@ def test_every_network_call_is_reported_and_may_stop_the_run(inverted: Any) -> N
     steps: list[Step] = []
     config = FAST.replace(travel=(0.3, 1.0))
     run(inverted, config=config, callback=steps.append)
-    total = network_calls(MOVE, inverted[1], config)
+    total = prepare(MOVE, inverted[1], config).calls
     assert [s.index for s in steps] == list(range(1, total + 1))
     assert {s.total for s in steps} == {total}
     assert {s.phase for s in steps} == {"edit", "compare", "guide", "rewind"}
@@ -212,22 +263,22 @@ def test_an_energy_that_explodes_is_left_out_and_said(inverted: Any, monkeypatch
     model, inversion = inverted
     from slipstream.edit.parts import Part
 
-    real = Part.refill
-    monkeypatch.setattr(Part, "refill", lambda self, *a: real(self, *a) * torch.tensor(float("inf")))
+    real = Part.fill_energy
+    monkeypatch.setattr(Part, "fill_energy", lambda self, *a: real(self, *a) * torch.tensor(float("inf")))
     result = run((model, inversion))
     assert bool(torch.isfinite(result.latents).all())
     assert any("not finite" in note for note in result.notes)
 
 
 def test_guidance_is_bounded_and_independent_of_the_energys_scale(inverted: Any) -> None:
-    problem = GuidedEdit([MOVE], inverted[1], FAST.replace(energy_scale=0.9))
+    problem = prepare([MOVE], inverted[1], FAST.replace(energy_scale=0.9))
     eps = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0))
     gradient = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(1))
-    pulls = problem.pulls(*features_of(inverted))
-    small_, large = (problem.scale([gradient * s] * len(pulls), pulls, eps) for s in (1e-6, 1e6))
+    energies = problem.energies(*features_of(inverted))
+    small_, large = (problem.guidance([gradient * s] * len(energies), energies, eps) for s in (1e-6, 1e6))
     torch.testing.assert_close(small_, large, rtol=1e-3, atol=1e-6)
     assert float(large.square().mean(1).sqrt().max()) <= LIMIT * float(eps.square().mean().sqrt()) + 1e-5
-    assert float(problem.scale([gradient * 0] * len(pulls), pulls, eps).abs().max()) == 0
+    assert float(problem.guidance([gradient * 0] * len(energies), energies, eps).abs().max()) == 0
 
 
 def features_of(inverted: Any) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -238,30 +289,30 @@ def features_of(inverted: Any) -> tuple[list[Tensor], list[list[Tensor]]]:
 
 def test_energies_have_no_pole_and_no_nan_for_opposite_features(inverted: Any) -> None:
     found, references = features_of(inverted)
-    problem = GuidedEdit([Move(box(), scale=1.4)], inverted[1], FAST)  # nothing vacated
+    problem = prepare([Move(box(), scale=1.4)], inverted[1], FAST)  # nothing vacated
     opposite = [(-f).clone().requires_grad_(True) for f in found]
-    pulls = problem.pulls(opposite, references)
-    for pull in pulls:
-        assert 0 <= float(pull.energy.detach()) < 20
-        gradients = torch.autograd.grad(pull.energy, opposite, retain_graph=True, allow_unused=True)
+    energies = problem.energies(opposite, references)
+    for energy in energies:
+        assert 0 <= float(energy.value.detach()) < 20
+        gradients = torch.autograd.grad(energy.value, opposite, retain_graph=True, allow_unused=True)
         assert all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
 
 
 def test_moving_onto_matching_features_lowers_the_energy(inverted: Any) -> None:
     found, references = features_of(inverted)
     task = Move(box(), 32.0, 8.0)
-    problem = GuidedEdit([task], inverted[1], FAST)
+    problem = prepare([task], inverted[1], FAST)
     rolled = [torch.roll(f, (1 * f.shape[-2] // 8, 4 * f.shape[-1] // 12), (-2, -1)) for f in found]
-    still, moved = (problem.pulls(f, references)[0].energy for f in (found, rolled))
+    still, moved = (problem.energies(f, references)[0].value for f in (found, rolled))
     assert float(moved) < float(still)
 
 
 def test_vacated_cells_start_from_fresh_noise_and_moved_ones_from_their_own(inverted: Any) -> None:
     _, inversion = inverted
-    problem = GuidedEdit(
+    problem = prepare(
         [Move(box(), 40.0, 0.0)], inversion, FAST.replace(anchor_object=(0.0, 0.0), anchor_fill=(0.0, 0.0))
     )
-    start = problem.start(SeededNoise(1))
+    start = problem.start(SeededNoise(1)(problem.clean))
     sigma = inversion.sigmas[0]
     noise = (start - problem.clean) / sigma
     old = (inversion.at(0) - inversion.clean) / sigma
@@ -271,7 +322,7 @@ def test_vacated_cells_start_from_fresh_noise_and_moved_ones_from_their_own(inve
 
 
 def test_attention_of_vacated_cells_cannot_read_the_object_that_left(inverted: Any) -> None:
-    problem = GuidedEdit([Move(box(), 40.0, 0.0)], inverted[1], FAST)
+    problem = prepare([Move(box(), 40.0, 0.0)], inverted[1], FAST)
     tokens = torch.arange(96).float()
     keys = tokens[None, :, None].expand(1, 96, 4)
     own = keys + 1000
@@ -295,7 +346,7 @@ def test_attention_of_vacated_cells_cannot_read_the_object_that_left(inverted: A
 
 def test_a_later_task_lies_on_top(inverted: Any) -> None:
     tasks = [Move(box(), 40.0, 0.0), Move(box(44, 10, 60, 20), 36.0, -20.0)]
-    problem = GuidedEdit(tasks, inverted[1], FAST)
+    problem = prepare(tasks, inverted[1], FAST)
     first, second = (p.target for p in problem.parts)
     assert float((first * second).max()) <= 0.26
     assert float((first + second).max()) <= 1.0 + 1e-5

@@ -115,6 +115,15 @@ def test_every_task_runs_and_leaves_the_rest_untouched(host: Any, kind: str) -> 
     assert result.previews
 
 
+def test_an_edit_is_prepared_once_and_each_task_placed_once(host: Any, report: Any) -> None:
+    graph = task_graph("two moves")
+    inputs = {k: graph["out"]["inputs"][k] for k in ("model", "vae", "inversion", "tasks", "positive", "negative")}
+    for id in ("out", "save", "orig", "maskimage", "savemask"):
+        del graph[id]
+    graph["count"] = node("ProbeCountPreparations", **inputs)
+    assert report(host.run(graph)) == {"GuidedEdit": 1, "place": 2, "draft": 1}
+
+
 def test_the_node_equals_the_library(host: Any) -> None:
     result = host.run(task_graph("move"))
     assert result.ok, result.explain()

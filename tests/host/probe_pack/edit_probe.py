@@ -215,9 +215,47 @@ class LookAtFeatures:
         return {"ui": {"report": [json.dumps(report)]}}
 
 
+class CountPreparations:
+    """How often one run of Edit prepares the edit, places a task and draws the cut-and-paste."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "count", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        names = {"model": "MODEL", "vae": "VAE", "inversion": "SLIPSTREAM_INVERSION", "tasks": "SLIPSTREAM_EDIT"}
+        return {
+            "required": {k: (v,) for k, v in {**names, "positive": "CONDITIONING", "negative": "CONDITIONING"}.items()}
+        }
+
+    def count(self, **inputs: Any) -> Any:
+        guided, placing, nodes = ours("edit.guided"), ours("edit.placing"), ours("nodes.edit")
+        counts: dict[str, int] = {}
+        real = {
+            (m, name): getattr(m, name) for m, name in ((guided, "GuidedEdit"), (placing, "place"), (placing, "draft"))
+        }
+
+        def counting(name: str, call: Any) -> Any:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                counts[name] = counts.get(name, 0) + 1
+                return call(*args, **kwargs)
+
+            return run
+
+        for (module, name), call in real.items():
+            setattr(module, name, counting(name, call))
+        try:
+            nodes.EditSampler().edit(**inputs, seed=0, cfg=2.0, guidance=0.1, hold_object=0.5, hold_fill=0.4, noise=0.4,
+                                     feather=4, low_memory=False)  # fmt: skip
+        finally:
+            for (module, name), call in real.items():
+                setattr(module, name, call)
+        return {"ui": {"report": [json.dumps(counts)]}}
+
+
 NODES = {
     "ProbeTinyNative": TinyNative,
     "ProbePatchAttention": PatchAttention,
     "ProbeFeatures": LookAtFeatures,
     "ProbeGligen": Gligen,
+    "ProbeCountPreparations": CountPreparations,
 }
