@@ -6,6 +6,8 @@ import inspect
 import json
 import pathlib
 import re
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -103,6 +105,19 @@ def test_choices_are_the_registries_of_the_library() -> None:
         (train["masks"], ["mixed", *FAMILIES]),
     ):
         assert set(spec[0]) == set(registry)
+
+
+def test_listing_the_nodes_writes_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/object_info calls INPUT_TYPES of every node, also on hosts whose folders are read only."""
+    host = types.ModuleType("folder_paths")
+    host.models_dir = str(tmp_path / "models")  # type: ignore[attr-defined]
+    host.get_user_directory = lambda: str(tmp_path / "user")  # type: ignore[attr-defined]
+    host.get_input_directory = lambda: str(tmp_path / "input")  # type: ignore[attr-defined]
+    host.get_folder_paths = lambda kind: [str(tmp_path / kind)]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "folder_paths", host)
+    for node in NODES.values():
+        node.INPUT_TYPES()
+    assert not list(tmp_path.iterdir())
 
 
 @each_node
