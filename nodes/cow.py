@@ -68,9 +68,9 @@ class SeedCanvas:
     FUNCTION = "compose"
     OUTPUT_NODE = True
 
+    # Not `noise_seed`: the frontend changes it by itself after each run.
     UNUSED = (
         Unused("colour", lambda v: v.background != "colour", "on this `background`. Choose `colour`."),
-        Unused("noise_seed", lambda v: v.background != "noise", "on this `background`. Choose `noise`."),
         Unused("picture", lambda v: v.background != "picture", "on this `background`. Choose `picture`."),
     )
 

@@ -26,8 +26,6 @@ APPEARANCE = [Appearance(MASK, None, MASK)]  # type: ignore[arg-type]
 CASES: list[tuple[str, dict[str, Any], str]] = [
     ("SeedCanvas", {"colour": "#ff0000", "background": "noise"}, "colour"),
     ("SeedCanvas", {"colour": "#ff0000", "background": "picture", "picture": WIRED}, "colour"),
-    ("SeedCanvas", {"noise_seed": 3}, "noise_seed"),
-    ("SeedCanvas", {"noise_seed": 3, "background": "picture", "picture": WIRED}, "noise_seed"),
     ("SeedCanvas", {"picture": WIRED}, "picture"),
     ("CowSampler", {"repel": 2.0}, "repel"),
     ("CowSampler", {"repel": 0.0, "suppress": WIRED}, "suppress"),
@@ -111,7 +109,7 @@ ALWAYS = {
     "LoadModel": "model",
     "ExamplePhoto": "photo",
     "ExampleClip": "clip frames",
-    "SeedCanvas": "invert_keep width height scale x y background softness",
+    "SeedCanvas": "invert_keep width height scale x y background noise_seed softness",
     "CowSampler": "cycles preserve low high range_unit inversion_cfg eta final_eta noise_limit",
     "SimilarityFilter": "similarity",
     "StreamFrames": "sigmas seed similarity consistency on_interrupt",
