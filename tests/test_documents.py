@@ -51,3 +51,37 @@ def test_the_examples_run_as_printed(document: pathlib.Path, folder: pathlib.Pat
     names: dict[str, object] = {}
     for number, block in enumerate(python_blocks((ROOT / document).read_text()), 1):
         exec(compile(block, f"{document}, block {number}", "exec"), names)
+
+
+PLACE = re.compile(r"`([a-z_0-9/]+\.py)`((?:,? `\w+`)*)")
+
+
+def test_architecture_names_what_exists() -> None:
+    """A file and the names after it: "`core/masks.py` `painted`, `clean`"."""
+    places = PLACE.findall((ROOT / "docs" / "architecture.md").read_text())
+    assert len(places) > 20
+    for file, names in places:
+        code = (ROOT / file).read_text()
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^ *(def|class) {name}\b", code, re.MULTILINE), f"{file} has no {name}"
+
+
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`([\w./]+(?:/|\.py|\.md|\.toml))`", text)
+    assert len(paths) > 25
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", LINKED, ids=lambda p: p.name)
+def test_links_lead_somewhere(document: pathlib.Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
+    assert not [link for link in links if not (document.parent / link).exists()]
+
+
+def test_the_index_lists_every_document() -> None:
+    text = (ROOT / "docs" / "index.md").read_text()
+    assert all(f"({p.name})" in text for p in (ROOT / "docs").glob("*.md") if p.name != "index.md")

@@ -92,3 +92,26 @@ def test_requirements_equal_the_dependencies() -> None:
 def test_the_root_modules_import_nothing_that_is_not_shipped() -> None:
     for path in ROOT.glob("*.py"):
         assert not {name.split(".")[0] for _, name in imports(path)} & NOT_SHIPPED, path
+
+
+def real_edges() -> set[tuple[str, str]]:
+    """Return (who, whom) of every import between the layers, and from the host."""
+    edges = set()
+    for path in FILES:
+        parts = path.relative_to(ROOT).parts
+        for level, name in imports(path):
+            top = name.split(".")[0]
+            if level == 0 and top in HOST:
+                edges.add((parts[0], "host"))
+            elif level > len(parts) - 1 and top in LAYERS and top != parts[0]:
+                edges.add((parts[0], top))
+    return edges
+
+
+def test_the_drawing_shows_the_imports() -> None:
+    drawing = (ROOT / "docs" / "architecture.md").read_text().split("```mermaid", 1)[1].split("```", 1)[0]
+    arrows = [line.split("-->") for line in drawing.splitlines() if "-->" in line]
+    drawn = {
+        (who.strip(), whom.strip()) for ends in arrows for who in ends[0].split("&") for whom in ends[1].split("&")
+    }
+    assert drawn == real_edges()
