@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from .taps import Handler, active, routed
@@ -32,8 +33,8 @@ def attend_heads(heads: int, scale: float | None = None) -> Attend:
     """Return multi-head attention over (B, T, C) tensors by PyTorch's scaled dot product, which has a backward pass everywhere."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, T, C / heads)
-        return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+        q, k, v = (rearrange(t, "b t (heads c) -> b heads t c", heads=heads) for t in (q, k, v))
+        return rearrange(F.scaled_dot_product_attention(q, k, v, scale=scale), "b heads t c -> b t (heads c)")
 
     return attend
 
