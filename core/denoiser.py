@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_choice, check_shape
@@ -92,12 +92,13 @@ class Conditioning:
     """What a network is conditioned on, one row per sample.
 
     `context` (B, T, D) are token embeddings, `pooled` (B, P) or None, `extra` holds further per-row tensors by the name the
-    network knows them under (SDXL's "time_ids" (B, 6)).
+    network knows them under (SDXL's "time_ids" (B, 6)). `mask` (B, T) is True where a token counts; None where all do.
     """
 
     context: Tensor
     pooled: Tensor | None = None
     extra: dict[str, Tensor] | None = None
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_shape(
@@ -108,6 +109,9 @@ class Conditioning:
                 raise ValueError(
                     f"Expected `{name}` with {len(self.context)} rows like `context`, but got {len(value)}."
                 )
+        if self.mask is not None:
+            tokens = self.context.shape[1]
+            check_shape("mask", self.mask, (len(self.context), tokens), "Give one value per token of `context`.")
 
     def _parts(self) -> dict[str, Tensor]:
         pooled = {} if self.pooled is None else {"pooled": self.pooled}
@@ -117,10 +121,16 @@ class Conditioning:
     def rows(self) -> int:
         return len(self.context)
 
+    @property
+    def counted(self) -> Tensor:
+        """The mask (B, T), also where all tokens count."""
+        return self.context.new_ones(self.context.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
+
     def map(self, fn: Callable[[Tensor], Tensor]) -> Conditioning:
         """Return a copy with `fn` applied to every tensor."""
         extra = None if self.extra is None else {k: fn(v) for k, v in self.extra.items()}
-        return Conditioning(fn(self.context), None if self.pooled is None else fn(self.pooled), extra)
+        pooled, mask = (None if part is None else fn(part) for part in (self.pooled, self.mask))
+        return Conditioning(fn(self.context), pooled, extra, mask)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
         return self.map(lambda t: to_device(t, torch.device(device), dtype))
@@ -147,18 +157,20 @@ class Conditioning:
     def join(self, *others: Conditioning) -> Conditioning:
         """Return all rows as one batch, so that positive and negative (or N frames) are one network call.
 
-        Contexts of unequal length are repeated to their least common multiple, which leaves softmax attention unchanged.
+        Contexts of unequal length are padded to the longest, and `mask` tells padding from tokens.
         """
         conds = (self, *others)
         if len({frozenset(c._parts()) for c in conds}) > 1:
             raise ValueError(
                 "Expected conditionings with the same parts (pooled, extra), but got different ones. Encode all with one CLIP."
             )
-        tokens = math.lcm(*(c.context.shape[1] for c in conds))
-        context = torch.cat([c.context.repeat(1, tokens // c.context.shape[1], 1) for c in conds])
+        tokens = max(c.context.shape[1] for c in conds)
+        context = torch.cat([F.pad(c.context, (0, 0, 0, tokens - c.context.shape[1])) for c in conds])
         pooled = None if self.pooled is None else torch.cat([c.pooled for c in conds])  # type: ignore[misc]
         extra = None if self.extra is None else {k: torch.cat([c.extra[k] for c in conds]) for k in self.extra}  # type: ignore[index]
-        return Conditioning(context, pooled, extra)
+        whole = all(c.mask is None and c.context.shape[1] == tokens for c in conds)
+        mask = None if whole else torch.cat([F.pad(c.counted, (0, tokens - c.context.shape[1])) for c in conds])
+        return Conditioning(context, pooled, extra, mask)
 
 
 Cond = TypeVar("Cond", bound="Rows")

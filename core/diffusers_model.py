@@ -173,6 +173,8 @@ class DiffusersDenoiser:
         """Return the UNet's keyword arguments for `cond`; SDXL takes pooled text and time ids by row."""
         cond = cond.to(self.device)
         arguments: dict[str, Any] = {"encoder_hidden_states": cond.context.to(self.dtype)}
+        if cond.mask is not None:
+            arguments["encoder_attention_mask"] = cond.mask
         if cond.pooled is not None and self.takes_time_ids:
             time_ids = (cond.extra or {}).get("time_ids")
             if time_ids is None:

@@ -134,15 +134,25 @@ class ReplayedVae:
 
 
 def _flat(
-    sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Any = None
-) -> dict[str, Tensor]:
+    sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Any = None,
+    encoder_attention_mask: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Return a UNet's arguments as one level of named tensors with one row per sample."""
-    return {"sample": sample, "timestep": timestep, "context": encoder_hidden_states, **(added_cond_kwargs or {})}
+    mask = {} if encoder_attention_mask is None else {"mask": encoder_attention_mask}
+    return {
+        "sample": sample,
+        "timestep": timestep,
+        "context": encoder_hidden_states,
+        **mask,
+        **(added_cond_kwargs or {}),
+    }
 
 
 def _run(unet: Any, inputs: dict[str, Tensor]) -> Tensor:
     added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
-    cond = {"added_cond_kwargs": added} if added else {}
+    cond: dict[str, Any] = {"added_cond_kwargs": added} if added else {}
+    if "mask" in inputs:
+        cond["encoder_attention_mask"] = inputs["mask"]
     output: Tensor = unet(inputs["sample"], inputs["timestep"], inputs["context"], return_dict=False, **cond)[0]
     return output
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,11 +68,14 @@ GUIDES: dict[str, Guide] = {
 def blend(conds: Sequence[Conditioning], weights: Sequence[float], mode: str = "linear") -> Conditioning:
     """Return one prompt between several: weights are normalised to sum 1; "slerp" keeps the embeddings' length (two prompts).
 
+    A prompt whose weight is all of the sum is returned as it is. Otherwise a shorter prompt counts as zeros after its end.
     Raises ValueError for unequal lengths, negative or all-zero weights, and slerp between other than two prompts.
     """
     check_blend(len(conds), weights, mode)
     total = sum(weights)
     shares = [w / total for w in weights]
+    if max(shares) == 1:
+        return conds[shares.index(1)]
     if mode == "linear":
         return _combine(conds, lambda parts: sum(w * p for w, p in zip(shares, parts)))
     return _combine(conds, lambda parts: slerp(parts[0], parts[1], shares[1]))
@@ -91,7 +95,10 @@ def check_blend(prompts: int, weights: Sequence[float], mode: str) -> None:
 
 def _combine(conds: Sequence[Conditioning], fn: Callable[[Sequence[Tensor]], Any]) -> Conditioning:
     joined = conds[0].join(*conds[1:])  # brings contexts to one length and refuses unequal parts
-    return joined.map(lambda t: fn(t.chunk(len(conds))) if t.is_floating_point() else t.chunk(len(conds))[0])
+    mixed = joined.map(lambda t: fn(t.chunk(len(conds))) if t.is_floating_point() else t.chunk(len(conds))[0])
+    if joined.mask is None or any(c.mask is None and c.context.shape[1] == joined.context.shape[1] for c in conds):
+        return replace(mixed, mask=None)
+    return replace(mixed, mask=torch.stack(joined.mask.chunk(len(conds))).any(0))
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:

@@ -433,8 +433,6 @@ def signature(entry: dict[str, Any]) -> tuple[Any, ...]:
         value = cond.cond
         if not isinstance(value, Tensor):
             parts.append((name, repr(value) if isinstance(value, (int, float, str, bool)) else id(value)))
-        elif type(cond).__name__ == "CONDCrossAttn":  # prompts of unequal length are padded by repetition
-            parts.append((name, value.shape[2:]))
         else:
             parts.append((name, value.shape[1:]))
     return (id(entry.get("control")), *parts)

@@ -89,12 +89,18 @@ def session_of(
     conds = {
         name: HostConditioning.of(Source(name, tuple(entries))) for name, entries in guider.conds.items() if entries
     }
+    options = extra_args.get("model_options", {})
+    denoiser = HostDenoiser(guider.inner_model, options, guider=None if wrapped else guider, patcher=model)
+    entries = [entry for prepared in guider.conds.values() for entry in prepared or ()]
+
+    def watched(x: Tensor, sigma: Tensor) -> Tensor:
+        denoiser.descent.at(torch.as_tensor(sigma), entries)
+        return denoise(x, sigma)
+
     return Session(
-        denoiser=HostDenoiser(
-            guider.inner_model, extra_args.get("model_options", {}), guider=None if wrapped else guider, patcher=model
-        ),
+        denoiser=denoiser,
         conds=conds,
-        denoise=denoise,
+        denoise=watched,
         latents=latents,
         noise=noise,
         sigmas=sigmas,

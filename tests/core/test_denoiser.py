@@ -245,23 +245,35 @@ class TestConditioning:
             self.cond().join(Conditioning(torch.zeros(1, 3, 5)))
 
     @torch.no_grad()
-    def test_repeating_a_context_leaves_attention_unchanged(self) -> None:
-        """Prompts of 77 and 154 tokens join at 154: the short one is repeated, which a real network must not see."""
+    def test_padding_a_context_leaves_attention_unchanged(self) -> None:
+        """Prompts of 77 and 154 tokens join at 154: the padding of the short one, which a real network must not see."""
         pipe = slipstream.load("pocket")
         short = pipe.encode_text(["a red circle on a blue background"])
         long = Conditioning(torch.cat([pipe.encode_text([p]).context for p in ("a green ring", "")], 1))
         joined = short.join(long)
         assert joined.context.shape == (2, 154, 64)
         x, sigma = normal(2, 4, 16, 16).float(), torch.tensor([5.0, 1.0])
-        together = pipe.model(x, sigma, joined)
-        torch.testing.assert_close(together[:1], pipe.model(x[:1], sigma[:1], short), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(together[1:], pipe.model(x[1:], sigma[1:], long), atol=1e-4, rtol=1e-4)
+        for run in (pipe.model, lambda x, sigma, cond: pipe.model.bind(sigma, cond)(x)):
+            together = run(x, sigma, joined)
+            torch.testing.assert_close(together[:1], run(x[:1], sigma[:1], short), atol=2e-5, rtol=2e-5)
+            torch.testing.assert_close(together[1:], run(x[1:], sigma[1:], long), atol=2e-5, rtol=2e-5)
 
-    def test_lengths_without_a_common_divisor(self) -> None:
-        one, other = self.cond(1, 2), self.cond(1, 3)
-        joined = one.join(other)
-        assert torch.equal(joined.context[0], one.context[0].repeat(3, 1))
-        assert torch.equal(joined.context[1], other.context[0].repeat(2, 1))
+    def test_unequal_lengths_are_padded_and_masked(self) -> None:
+        lengths = (14, 15, 16, 17, 19, 23, 26, 31)  # their least common multiple is 2.9e7
+        conds = [self.cond(1, tokens) for tokens in lengths]
+        joined = conds[0].join(*conds[1:])
+        assert joined.context.shape[:2] == (8, 31)
+        assert joined.mask.sum(1).tolist() == list(lengths)
+        for row, cond in enumerate(conds):
+            assert torch.equal(joined.context[row, : lengths[row]], cond.context[0])
+        again = joined.take([0]).join(self.cond(1, 40))
+        assert again.mask.sum(1).tolist() == [14, 40]
+        assert joined.expand(8).to("cpu").mask is not None
+        assert conds[0].join(conds[0]).mask is None
+
+    def test_a_mask_has_one_value_per_token(self) -> None:
+        with pytest.raises(ValueError, match="`mask`"):
+            Conditioning(torch.zeros(1, 3, 5), mask=torch.ones(1, 4, dtype=torch.bool))
 
 
 class TestGuidance:
