@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 # Frames that the VAE takes at once; between two such batches the host can interrupt.
 VAE_BATCH = 16
+# What text encoders give beside the embeddings: masks (rows, T), and states of a second text model. Merged and blended as they are.
+TEXT_MASKS = ("attention_mask", "attention_mask_mt5xl")
+TEXT_STATES = ("conditioning_llama3", "conditioning_byt5small")
 KEEP, DISCARD = "return finished frames", "discard"
 INTERRUPTED: dict[str, int] = {}  # runs of Stream Frames that were cancelled and gave a part of the frames, by node
 
@@ -306,35 +309,77 @@ class BlendPrompts:
     def mix(
         self, first: Any, second: Any, weight: float, mode: str, frames: Tensor | None = None, weight_end: float = 1.0
     ) -> tuple[Any]:
+        from .host.denoiser import TOKENS
         from .host.warnings import warn
 
         end = weight if frames is None else weight_end
         prompts = PromptBlend([1 - weight, weight], [1 - end, end], mode)
-        one, other = _prompt("first", first), _prompt("second", second)
-        if one.context.shape[2] != other.context.shape[2]:
+        for name, conditioning in (("first", first), ("second", second)):
+            if len(conditioning) != 1:
+                raise ValueError(
+                    f"Expected `{name}` with one prompt, but got {len(conditioning)}. Blend before they are combined."
+                )
+        (one, options), (other, others) = first[0], second[0]
+        if one.shape[2] != other.shape[2]:
             raise ValueError(
-                f"Expected `second` of width {one.context.shape[2]} like `first`, but got {other.context.shape[2]}. Encode both "
+                f"Expected `second` of width {one.shape[2]} like `first`, but got {other.shape[2]}. Encode both "
                 "with one CLIP."
             )
-        left_out = sorted(set(second[0][1]) - set(first[0][1]) - {"pooled_output"})
+        left_out = sorted(set(others) - set(options) - {"pooled_output", *TEXT_MASKS, *TEXT_STATES})
         if left_out:
             warn("Blend Prompts", f"`{left_out[0]}` of the second prompt has no effect. Put it on the first.")
-        count = max(one.rows, other.rows, 0 if frames is None else len(frames))
-        one, other = one.expand(count), other.expand(count)
-        mixed = [prompts.at([one.take([i]), other.take([i])], i, count) for i in range(count)]
+        if weight == end and weight in (0, 1):
+            whole = options if weight == 0 else others
+            names = (TOKENS, *TEXT_MASKS, *TEXT_STATES)
+            text = {name: whole[name] for name in ("pooled_output", *names) if name in whole}
+            kept = {name: value for name, value in options.items() if name not in names}
+            return ([[one if whole is options else other, {**kept, **text}]],)
+        return ([self._mixed(first, second, prompts, frames)],)
+
+    @staticmethod
+    def _mixed(first: Any, second: Any, prompts: PromptBlend, frames: Tensor | None) -> list[Any]:
+        """Return the one entry of the blend, with a row for each frame."""
+        from .host.denoiser import TOKENS
+
+        (one, options), (other, others) = first[0], second[0]
+        both = {
+            name: (options[name], others[name])
+            for name in (*TEXT_MASKS, *TEXT_STATES)
+            if name in options and name in others
+        }
+        shapes = {
+            name: [max(sizes) for sizes in zip(both[name][0].shape, both[name][1].shape)]
+            for name in both
+            if name in TEXT_STATES
+        }
+        count = max(len(one), len(other), 0 if frames is None else len(frames))
+        conds = [_prompt(first, shapes).expand(count), _prompt(second, shapes).expand(count)]
+        mixed = [prompts.at([cond.take([i]) for cond in conds], i, count) for i in range(count)]
         cond = mixed[0].join(*mixed[1:])
+        masks = {name: _mixed_mask(both[name]) for name in both if name in TEXT_MASKS}
         pooled = {} if cond.pooled is None else {"pooled_output": cond.pooled}
-        return ([[cond.context, {**first[0][1], **pooled}]],)
+        lengths = [each.context.shape[1] for each in mixed]
+        # Stacked, rows of unequal length are padded; Stream Frames gives the network each as long as it is.
+        tokens = {TOKENS: lengths} if len(set(lengths)) > 1 and not masks else {}
+        kept = {name: value for name, value in options.items() if name != TOKENS}
+        return [cond.context, {**kept, **pooled, **masks, **(cond.extra or {}), **tokens}]
 
 
-def _prompt(name: str, conditioning: Any) -> Conditioning:
-    """Return a CONDITIONING of one entry as core's."""
-    if len(conditioning) != 1:
-        raise ValueError(
-            f"Expected `{name}` with one prompt, but got {len(conditioning)}. Blend before they are combined."
-        )
-    context, more = conditioning[0]
-    return Conditioning(context, more.get("pooled_output"))
+def _prompt(conditioning: Any, shapes: dict[str, list[int]]) -> Conditioning:
+    """Return a CONDITIONING of one entry as core's, with the further states of its text padded to `shapes`."""
+    context, options = conditioning[0]
+    states = {}
+    for state, shape in shapes.items():
+        padding = [n for have, want in zip(options[state].shape[:0:-1], shape[:0:-1]) for n in (0, want - have)]
+        states[state] = F.pad(options[state], padding)
+    return Conditioning(context, options.get("pooled_output"), states or None)
+
+
+def _mixed_mask(masks: Sequence[Tensor]) -> Tensor:
+    """Return the tokens (1, T) that count in any of several prompts' masks (rows, T)."""
+    tokens = max(mask.shape[1] for mask in masks)
+    padded = torch.cat([F.pad(mask, (0, tokens - mask.shape[1])) for mask in masks])
+    return padded.amax(0, keepdim=True)
 
 
 def _filter_inputs(similarity: float) -> dict[str, Any]:
@@ -556,10 +601,11 @@ class StreamRun:
     def _warn_of_repeats(self, *conds: Any) -> None:
         from .host.warnings import warn
 
-        for count in {c.frames for c in conds if c is not None} - {1, len(self.pixels)}:
+        for count in {n for c in conds if c is not None for n in c.given} - {1, len(self.pixels)}:
             warn(
                 "Stream Frames",
-                f"{count} prompts or ControlNet pictures for {len(self.pixels)} frames: they go by turns. Give one, or one per frame.",
+                f"{count} prompts, ControlNet or inpaint images for {len(self.pixels)} frames: they go by turns. Give one, or one "
+                "per frame.",
             )
 
     def _decode(self, finished: list[tuple[StreamFrame, Tensor]]) -> Tensor:

@@ -27,6 +27,8 @@ from .guidance import Group, acts, asks_itself
 from .identity import entries_of, model_identity
 
 WRAPPER_KEY = "slipstream"
+# Written by Blend Prompts: the tokens of each row of a batch of prompts of unequal length.
+TOKENS = "slipstream_tokens"
 # What makes one entry of a CONDITIONING depend on where or when it applies, so that its rows cannot be mixed with others'.
 PARTLY = ("area", "mask", "default", "timestep_start", "timestep_end")
 PLACED = (*PARTLY, "gligen")
@@ -48,11 +50,16 @@ class Source:
 
     @property
     def rows(self) -> int:
-        """Rows held: 1 for a prompt, more for a batch of prompts. What has the shape of the noise (an inpaint model's picture)
-        has as many rows as the host reserved memory for, and does not count."""
+        """Rows held: 1 for a prompt, more for a batch of prompts. What has the shape of the noise (`pictures`) does not count."""
         conds = [c for e in self.entries for c in e["model_conds"].values() if type(c).__name__ != "CONDNoiseShape"]
         parts = [c.cond for c in conds if isinstance(c.cond, Tensor)]
         return max((len(part) for part in parts), default=1)
+
+    @property
+    def pictures(self) -> int:
+        """Rows of what has the shape of the noise (an inpaint model's mask and picture): one per latent of the sampling."""
+        conds = [c for e in self.entries for c in e["model_conds"].values() if type(c).__name__ == "CONDNoiseShape"]
+        return max((len(c.cond) for c in conds if isinstance(c.cond, Tensor)), default=1)
 
     @property
     def simple(self) -> bool:
@@ -95,12 +102,13 @@ class HostConditioning:
     cost one call for each group, which `HostDenoiser.calls` shows.
     """
 
-    def __init__(self, items: Sequence[tuple[Source, int]]) -> None:
+    def __init__(self, items: Sequence[tuple[Source, int]], whole: bool = False) -> None:
         self.items = tuple(items)
+        self.whole = whole  # one prompt for a whole batch: row i may still hold the picture of latent i (inpainting)
 
     @classmethod
     def of(cls, source: Source) -> HostConditioning:
-        return cls([(source, i) for i in range(source.rows)])
+        return cls([(source, i) for i in range(source.rows)], whole=source.rows == 1)
 
     @property
     def rows(self) -> int:
@@ -108,9 +116,17 @@ class HostConditioning:
 
     @property
     def frames(self) -> int:
-        """How many frames it tells apart: prompts, or ControlNet pictures, that came as a batch."""
+        """How many frames it tells apart: prompts, ControlNet pictures or an inpaint model's pictures that came as a batch."""
         source = self.items[0][0]
-        return max(source.rows, *(hints(entry.get("control")) for entry in source.entries))
+        return max(source.rows, source.pictures, *(hints(entry.get("control")) for entry in source.entries))
+
+    @property
+    def given(self) -> set[int]:
+        """The sizes of the batches that were given: of prompts, ControlNet pictures, an inpaint model's pictures and masks."""
+        source = self.items[0][0]
+        batches = [e.get(name) for e in source.entries for name in ("concat_latent_image", "concat_mask")]
+        sizes = {len(batch) for batch in batches if isinstance(batch, Tensor)}
+        return {source.rows, *sizes, *(hints(entry.get("control")) for entry in source.entries)}
 
     def at(self, frame: int) -> HostConditioning:
         """Return the one row of a frame: its prompt and its ControlNet picture out of a batch."""
@@ -144,6 +160,8 @@ class HostConditioning:
 
     def expand(self, rows: int) -> HostConditioning:
         """Return `rows` rows; a batch of another size is repeated in order or cut, as the host does it."""
+        if self.whole:
+            return HostConditioning([(self.items[0][0], i) for i in range(rows)], whole=rows == 1)
         return HostConditioning([self.items[i % self.rows] for i in range(rows)])
 
     def join(self, *others: HostConditioning) -> HostConditioning:
@@ -379,10 +397,10 @@ def group_rows(
     levelled = bool(ranges) or any(source.level_sensitive for source, _ in items)
     levels = sigma.tolist() if levelled else [0.0] * len(items)
     groups: dict[Any, list[int]] = {}
-    for row, (source, _) in enumerate(items):
+    for row, (source, index) in enumerate(items):
         level = levels[row] if source.level_sensitive else 0.0
         acting = tuple(start >= levels[row] >= end for start, end in ranges)
-        groups.setdefault((shared(source), level, acting), []).append(row)
+        groups.setdefault((shared(source, index), level, acting), []).append(row)
     return list(groups.values())
 
 
@@ -390,13 +408,20 @@ def guided_groups(columns: Sequence[Sequence[tuple[Source, int]]], sigma: Tensor
     """Return lists of row numbers of one level whose conditioning, in every column, can be merged."""
     groups: dict[Any, list[int]] = {}
     for row, level in enumerate(sigma.tolist()):
-        groups.setdefault((level, *(shared(items[row][0]) for items in columns)), []).append(row)
+        groups.setdefault((level, *(shared(*items[row]) for items in columns)), []).append(row)
     return list(groups.values())
 
 
-def shared(source: Source) -> tuple[Any, ...]:
+def shared(source: Source, index: int) -> tuple[Any, ...]:
     """Return what must be equal for rows of two conditionings to share a network call."""
-    return ("simple", *signature(source.entries[0])) if source.simple else ("placed", id(source))
+    tokens = tuple(tokens_of(entry, index) for entry in source.entries)
+    return ("simple", tokens, *signature(source.entries[0])) if source.simple else ("placed", tokens, id(source))
+
+
+def tokens_of(entry: dict[str, Any], index: int) -> int | None:
+    """Return how many tokens a row of a padded batch of prompts has (Blend Prompts over a clip), None where all count."""
+    lengths = entry.get(TOKENS)
+    return None if lengths is None else int(lengths[index % len(lengths)])
 
 
 def acting_ranges(options: dict[str, Any]) -> list[tuple[float, float]]:
@@ -455,9 +480,16 @@ def merge_rows(items: Sequence[tuple[Source, int]]) -> list[dict[str, Any]]:
 
 
 def take_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """Return a copy of a conditioning entry with the given batch rows of every tensor; short batches repeat in order."""
+    """Return a copy of a conditioning entry with the given batch rows of every tensor; short batches repeat in order.
+
+    Rows of a padded batch of prompts are cut to their length, which is that of all `rows`.
+    """
     taken = dict(entry)
     taken["model_conds"] = {name: _take(cond, rows) for name, cond in entry["model_conds"].items()}
+    tokens = tokens_of(entry, rows[0])
+    if tokens is not None and "c_crossattn" in taken["model_conds"]:
+        context = taken["model_conds"]["c_crossattn"]
+        taken["model_conds"]["c_crossattn"] = context._copy_with(context.cond[:, :tokens])
     mask = entry.get("mask")
     if mask is not None and len(mask) > 1:
         taken["mask"] = mask[[i % len(mask) for i in rows]]

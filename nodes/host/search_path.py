@@ -227,7 +227,12 @@ def prompts_conditioning(clip: Any, text: str) -> list[Any]:
 
 
 def kind_of(prompt: list[Any]) -> Any:
-    """Return what must be equal for prompts to be rows of one batch: the shape of tensors with one row, and all the rest."""
+    """Return what must be equal for prompts to be rows of one batch: the shape of tensors with one row, and all the rest.
+
+    A prompt with a mask of its tokens shares no batch with another: some families (Lumina2) count the tokens of all rows.
+    """
+    if any("attention_mask" in options for _, options in prompt):
+        return host_identity(prompt).digest
 
     def kind(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) == 1:

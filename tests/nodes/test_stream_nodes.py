@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import slipstream
 import torch
-from slipstream.nodes.host.denoiser import Source, acting_ranges, group_rows
+from slipstream.nodes.host.denoiser import Source, acting_ranges, group_rows, take_rows
 from slipstream.nodes.stream import StreamRun
 from slipstream.stream import StreamConfig
 
@@ -54,8 +54,51 @@ def test_prompts_of_unequal_length_and_without_pooled_text() -> None:
     for each in (first, second):
         del each[0][1]["pooled_output"]
     context, more = mix(first, second, 0.5, "linear")
-    assert context.shape == (1, 4, 4)
+    assert context[0, :, 0].tolist() == [2.0, 2.0, 1.5, 1.5]
     assert more == {}
+
+
+@pytest.mark.parametrize("mode", ["linear", "slerp"])
+def test_a_prompt_with_all_the_weight_is_that_prompt(mode) -> None:
+    """Also in what its encoder gives beside the embeddings; the rest of the first stays."""
+    ones = functools.partial(torch.ones, dtype=torch.long)
+    first = prompt(1.0, tokens=2, attention_mask=ones(1, 2), conditioning_llama3=torch.ones(1, 4, 2, 3), mask="mine")
+    second = prompt(3.0, tokens=5, attention_mask=ones(1, 5), conditioning_llama3=torch.zeros(1, 4, 5, 3))
+    for weight, expected in ((0.0, first), (1.0, second)):
+        context, more = mix(first, second, weight, mode)
+        assert context is expected[0][0]
+        assert more == {**expected[0][1], "mask": "mine"}
+
+
+def test_masks_and_states_of_a_second_text_model_are_mixed_too() -> None:
+    first = prompt(1.0, tokens=2, attention_mask=torch.ones(1, 2), conditioning_llama3=torch.ones(1, 4, 2, 3))
+    second = prompt(3.0, tokens=5, attention_mask=torch.ones(1, 5), conditioning_llama3=torch.zeros(1, 4, 5, 3))
+    context, more = mix(first, second, 0.25, "linear")
+    assert context.shape[1] == 5
+    assert more["attention_mask"].tolist() == [[1.0] * 5]
+    assert more["conditioning_llama3"][0, 0, :, 0].tolist() == [0.75, 0.75, 0.0, 0.0, 0.0]
+
+
+def test_frames_of_unequal_length_carry_their_tokens_to_the_stream() -> None:
+    clip = torch.zeros(3, 8, 8, 3)
+    (moving,) = Blend().mix(prompt(1.0, tokens=2), prompt(3.0, tokens=5), 0.0, "linear", clip, 1.0)
+    assert moving[0][1]["slipstream_tokens"] == [2, 5, 5]
+    cond = CrossAttention(moving[0][0])
+    entry = {"model_conds": {"c_crossattn": cond}, **moving[0][1]}
+    assert take_rows(entry, [0])["model_conds"]["c_crossattn"].cond.shape == (1, 2, 4)
+    assert take_rows(entry, [1, 2])["model_conds"]["c_crossattn"].cond.shape == (2, 5, 4)
+    source = Source("positive", (entry,))
+    assert group_rows([(source, 0), (source, 1), (source, 2)], torch.ones(3)) == [[0], [1, 2]]
+
+
+class CrossAttention:
+    """As the host's CONDCrossAttn."""
+
+    def __init__(self, cond: torch.Tensor) -> None:
+        self.cond = cond
+
+    def _copy_with(self, cond: torch.Tensor) -> Any:
+        return CrossAttention(cond)
 
 
 @pytest.mark.parametrize(
