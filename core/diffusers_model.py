@@ -60,7 +60,13 @@ class DiffusersDenoiser:
     def identity(self) -> tuple[Any, ...]:
         """What the numbers depend on, for `core.identity.digest`: the network as it is now, and its levels."""
         quantize = getattr(self.levels, "quantize", False)
-        return self.unet, self.prediction.kind, self.levels.t_to_sigma(torch.arange(0, 1000, 111)), quantize
+        own = self.unet, self.prediction.kind, self.levels.t_to_sigma(torch.arange(0, 1000, 111)), quantize
+        if not active():
+            return own
+        # What this thread skips or hooks now, by the names of modules.
+        names = {module: name for name, module in self._eager.named_modules()}
+        taps = [sorted((names[m], i) for m in request if m in names) for i, request in enumerate(active())]
+        return *own, taps, [[handler for m, handler in request.items() if m in names] for request in active()]
 
     @property
     def takes_time_ids(self) -> bool:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from slipstream.core import Conditioning, DiffusersDenoiser, graphs
 from slipstream.core.attention import Attend
+from slipstream.core.identity import identify
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.core.taps import routed
 from torch import Tensor, nn
@@ -363,3 +364,16 @@ def test_a_module_that_another_tool_has_changed_meanwhile_keeps_the_change() -> 
         torch.nn.utils.parametrizations.orthogonal(layer)
     assert torch.nn.utils.parametrize.is_parametrized(layer)
     assert layer(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_what_is_skipped_or_hooked_is_part_of_the_identity(model: Any) -> None:
+    """An inversion made inside a context is not reused outside it."""
+    plain = identify(model.identity).digest
+    found = []
+    for context in (model.skipping(SKIPPED[:1]), model.skipping(SKIPPED[1:]), model.self_attention(louder)):
+        with context:
+            found.append(identify(model.identity).digest)
+    with model.skipping(SKIPPED[:1]):
+        assert identify(model.identity).digest == found[0]
+    assert len({plain, *found}) == 4
+    assert identify(model.identity).digest == plain
