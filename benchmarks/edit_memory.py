@@ -22,7 +22,7 @@ from slipstream.core.attention import Attend
 from slipstream.core.diffusers_model import DiffusersDenoiser
 from slipstream.core.features import default_blocks, unet_features
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
-from slipstream.edit.config import EditConfig, steps_in
+from slipstream.edit.config import KEYS, EditConfig, steps_in
 from torch import Tensor
 
 GIB = 1 << 30
@@ -136,7 +136,7 @@ def bank_bytes(unet: Any, cells: int, config: EditConfig) -> int:
     model = DiffusersDenoiser(unet, scaled_linear_alphas_cumprod())
     with model.self_attention(hook), torch.no_grad():
         call(unet, torch.zeros(1, 4, cells, cells, dtype=torch.float16, device="meta"))
-    return sum(sizes) * len(steps_in(config.keys, config.steps))
+    return sum(sizes) * len(steps_in(KEYS, config.steps))
 
 
 def measured(name: str, cells: int, checkpoint: bool) -> str:

