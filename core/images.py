@@ -23,7 +23,7 @@ from .tensors import image_to_numpy, numpy_to_image
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Formats whose further frames come after the first in time; pages of a TIFF and the views of an MPO do not.
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 # TIFF 6.0

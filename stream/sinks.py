@@ -337,6 +337,9 @@ class VideoSink:
             raise
 
     def _add_video(self, container: Any, height: int, width: int) -> Any:
+        odd = height % 2 or width % 2
+        if odd and self.encoder == "libopenh264":
+            self.encoder = "mpeg4"  # H.264 cannot crop 4:2:0 to an odd size, and this encoder writes nothing else
         base = self.source.time_base
         if self.kind.constant:
             base = 1 / self.source.base_rate
@@ -346,8 +349,7 @@ class VideoSink:
             self.encoder, rate=self.source.base_rate if self.kind.constant else self.source.rate
         )
         stream.height, stream.width = height, width
-        # 4:2:0 is what every player shows; H.264 cannot crop it to an odd size.
-        odd = height % 2 or width % 2
+        # 4:2:0 is what every player shows.
         stream.pix_fmt = "yuv444p" if odd and self.encoder == "libx264" else "yuv420p"
         stream.codec_context.time_base = base
         if self.encoder in BITS:

@@ -17,6 +17,8 @@ from ..core.checks import check_range
 from ..core.images import IMAGE_SUFFIXES, count_frames, image_files, read_frames, read_image
 
 MAX_RATE = 240  # what FFmpeg guesses beyond is the resolution of the times, not a rate
+# What a video calls its matrix, and what swscale does: BT.709, FCC, BT.470BG and SMPTE 170M (both BT.601), SMPTE 240M.
+MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7}
 UNTIMED = 0.1  # seconds of a frame whose file gives none, as browsers show it
 CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 CAMERA_NAMES = {"linux": "/dev/video{}", "darwin": "{}", "win32": "video={}"}
@@ -63,6 +65,18 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]: ...
 
 
+def rgb_of(frame: Any) -> np.ndarray:
+    """Return a frame as uint8 (H, W, 3), by the matrix and range that it names.
+
+    PyAV before 17 looks at neither, unless source and destination are given and differ; for RGB the destination's do not count.
+    """
+    matrix, full = MATRICES.get(int(frame.colorspace), 5), int(frame.color_range) == 2
+    other, src, dst = 1 if matrix != 1 else 5, *((2, 1) if full else (1, 2))
+    changed = {"src_colorspace": matrix, "dst_colorspace": other, "src_color_range": src, "dst_color_range": dst}
+    pixels: np.ndarray = frame.reformat(format="rgb24", **changed).to_ndarray()
+    return pixels
+
+
 def upright(picture: np.ndarray, rotation: int) -> np.ndarray:
     """Return a picture (H, W, C) turned counterclockwise by `rotation` degrees: phones film sideways and say so."""
     return np.rot90(picture, round(rotation / 90) % 4)
@@ -101,7 +115,7 @@ class VideoSource:
                     first = frame.pts or 0  # a camera counts from when it was switched on
                 pts = max(frame.pts - first, pts + 1) if frame.pts is not None else pts + step if read else 0
                 read += 1
-                picture = upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0))
+                picture = upright(rgb_of(frame), getattr(frame, "rotation", 0))
                 stamp = Stamp(pts, self.time_base, getattr(frame, "duration", None) or 0)
                 yield torch.from_numpy(np.ascontiguousarray(picture)), stamp
         # AVI counts the steps at which it shows no new frame too.
@@ -183,5 +197,6 @@ def open_source(source: str, rate: float = 25.0) -> FrameSource:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's text, without its full stop."""
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    """Return why something failed: what FFmpeg or the system say, or the first line of the error, without its full stop."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0].rstrip(".")

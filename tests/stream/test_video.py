@@ -156,23 +156,38 @@ def test_command_takes_frames_in_natural_order(tmp_path) -> None:
     assert first + 60 < second < third - 60
 
 
-@pytest.mark.parametrize("fmt", ["yuv420p10le", "yuv444p", "yuvj420p", "gray"])
-def test_deep_full_range_and_grey_videos_are_read_right(tmp_path, fmt) -> None:
+@pytest.mark.parametrize("fmt", ["yuv420p", "yuv420p10le", "yuv444p"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("matrix", "tag"), [(1, 1), (5, 6), (5, 2)])
+def test_colours_by_the_matrix_and_range_of_the_video(tmp_path, fmt, full, matrix, tag) -> None:
+    """BT.709, BT.601, and no matrix named, which is BT.601; camera range and full range; 8 and 10 bits."""
+    colour = np.full((32, 48, 3), (200, 40, 60), np.uint8)
     with av.open(str(tmp_path / "in.mkv"), "w") as file:
         stream = file.add_stream("ffv1", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 32, 48, fmt.replace("j", "")
-        ramp = np.broadcast_to(np.linspace(0, 255, 48).round().astype(np.uint8)[:, None], (32, 48, 3))
-        full = fmt.startswith("yuvj")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(ramp), format="rgb24")
-        frame = frame.reformat(format=stream.pix_fmt, dst_color_range=2 if full else None)
-        if full:
-            stream.codec_context.color_range = frame.color_range = 2
+        stream.height, stream.width, stream.pix_fmt = 32, 48, fmt
+        frame = av.VideoFrame.from_ndarray(colour, format="rgb24")
+        frame = frame.reformat(format=fmt, dst_colorspace=matrix, dst_color_range=2 if full else 1)
+        stream.codec_context.colorspace = frame.colorspace = tag
+        stream.codec_context.color_range = frame.color_range = 2 if full else 1
         frame.pts = 0
         file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     ((image, stamp),) = open_source(str(tmp_path / "in.mkv"))
     assert stamp.seconds == 0
-    assert float((image.float() - torch.from_numpy(ramp.copy()).float()).abs().max()) <= 3
+    assert float((image.float() - torch.from_numpy(colour).float()).abs().max()) <= 3
+
+
+def test_grey_videos_are_read_right(tmp_path) -> None:
+    ramp = np.ascontiguousarray(np.broadcast_to(np.linspace(0, 255, 48).round().astype(np.uint8), (32, 48)))
+    with av.open(str(tmp_path / "in.mkv"), "w") as file:
+        stream = file.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "gray"
+        frame = av.VideoFrame.from_ndarray(ramp, format="gray")
+        frame.pts = 0
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    ((image, _),) = open_source(str(tmp_path / "in.mkv"))
+    assert float((image.float() - torch.from_numpy(ramp)[..., None].float()).abs().max()) <= 1
 
 
 def test_command_keeps_uneven_times_and_sound(tmp_path) -> None:
