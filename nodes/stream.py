@@ -169,18 +169,19 @@ class RCFGGuider:
     def guide(
         self, model: Any, positive: Any, negative: Any, guidance: str, guidance_scale: float, delta: float
     ) -> tuple[Any]:
+        from .host import anchors
         from .host.sampling import make_guider
-        from .host.warnings import warn
+
+        running: dict[int, RCFG] = {}
 
         def start(session: Session) -> Denoise:
-            kind, reference = guidance, session.latents
-            if kind == "self" and guidance_scale > 1 and not torch.count_nonzero(reference):
-                warn("RCFG Guider", "the latent is empty, so `self` has no picture to guide from; `onetime` is used.")
-                kind = "onetime"
+            kind, reference = _anchored(guidance if guidance_scale > 1 else "full", session)
             rcfg = RCFG(
                 session.denoiser, session.conds["positive"], session.conds["negative"], kind, guidance_scale, delta,
-                reference if kind == "self" else None,
+                reference,
             )  # fmt: skip
+            running.clear()
+            running[id(session)] = rcfg
 
             def denoise(x: Tensor, sigma: Tensor) -> Tensor:
                 rcfg.cfg_scale = session.cfg_scale
@@ -188,10 +189,42 @@ class RCFGGuider:
 
             return denoise
 
+        def end(session: Session, latents: Tensor) -> None:
+            rcfg = running.pop(id(session), None)
+            if rcfg is not None and rcfg.reference is not None and float(session.sigmas[-1]) > 0:
+                anchors.keep(rcfg.guidance, latents, rcfg.reference)
+
         # A patch may set another cfg for some steps (CFG Override): without guidance that is cfg beside the negative prompt.
         guidance, cfg_scale = ("full", 1.0) if guidance == "none" else (guidance, guidance_scale)
         settings = ("rcfg", guidance, delta)
-        return (make_guider(model, start, cfg_scale, settings, positive=positive, negative=negative),)
+        return (make_guider(model, start, cfg_scale, settings, end, positive=positive, negative=negative),)
+
+
+def _anchored(guidance: str, session: Session) -> tuple[str, Tensor | None]:
+    """Return the guidance of one sampling, and its anchor where that is known at the start."""
+    from .host import anchors
+    from .host.warnings import warn
+
+    if guidance not in ("self", "onetime"):
+        return guidance, None
+    if not torch.count_nonzero(session.latents):
+        if guidance == "self":
+            warn("RCFG Guider", "the latent is empty, so `self` has no picture to guide from; `onetime` is used.")
+        return "onetime", None
+    if torch.count_nonzero(session.noise):
+        return guidance, session.latents if guidance == "self" else None
+    # Without fresh noise the latents hold that of an earlier part. `self` from an empty latent has become `onetime` there.
+    for kind in dict.fromkeys((guidance, "onetime")):
+        anchor = anchors.find(kind, session.latents)
+        if anchor is not None:
+            return kind, anchor
+    does = "asks the negative prompt again" if guidance == "onetime" else "has no clean image, and `onetime` is used"
+    warn(
+        "RCFG Guider",
+        f"the latent holds noise of an earlier part that was sampled by other means, so `{guidance}` {does}. Sample all parts "
+        "(SplitSigmas) through RCFG Guider in one session, or in one node.",
+    )
+    return "onetime", None
 
 
 class ExampleClip:

@@ -64,6 +64,7 @@ def make_guider(
     start: Callable[[Session], Denoise],
     cfg_scale: float = 1.0,
     settings: tuple[Any, ...] | None = None,
+    end: Callable[[Session, Tensor], None] | None = None,
     **conds: list[Any],
 ) -> Any:
     """Return a GUIDER whose prediction is ours: `start(session)` -> (x, sigma (B,)) -> denoised.
@@ -78,6 +79,7 @@ def make_guider(
         cfg_scale: the guider's cfg, `session.cfg_scale`.
         settings: what tells this prediction from others (a name and its values), for its identity; None = the code of `start`
             and what it holds.
+        end: called with the session and its result, in the model's space, when a sampling has finished.
         **conds: CONDITIONING by name; at least `positive`.
     """
     import comfy.samplers
@@ -92,7 +94,10 @@ def make_guider(
         def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):  # type: ignore[no-untyped-def]
             self.prediction, self.session, self.inputs = None, None, (latent_image, noise, sigmas)
             try:
-                return super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
+                samples = super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
+                if end is not None and self.session is not None:
+                    end(self.session, self.inner_model.process_latent_in(samples))
+                return samples
             finally:
                 self.prediction, self.session, self.inputs = None, None, ()
 

@@ -51,3 +51,49 @@ def test_each_row_is_guided_as_the_host_guides_it_alone(host, object_info, repor
     assert found["difference"] < 1e-4
     acts_at_one = STOCK[patch][1] if patch in STOCK else OURS[patch]
     assert (found["effect"] > 1e-3) == (cfg != 1 or acts_at_one)
+
+
+def sampled(
+    guidance: str, split: bool, empty: bool = False, foreign: bool = False, delta: float = 0.5
+) -> dict[str, Any]:
+    """A latent sampled in 6 steps in one node "o", or in two by SplitSigmas; `foreign`: the first by the stock CFGGuider."""
+    graph = prompts()
+    graph["i"] = node("EmptyImage", width=128, height=128, batch_size=2, color=0x1A3B64)
+    graph["e"] = node("EmptyLatentImage", width=128, height=128, batch_size=2)
+    if not empty:
+        graph["e"] = node("VAEEncode", pixels=["i", 0], vae=["1", 2])
+    graph["z"] = node("RandomNoise", noise_seed=3)
+    graph["s"] = node("BasicScheduler", model=["1", 0], scheduler="normal", steps=6, denoise=1.0)
+    graph["eu"] = node("KSamplerSelect", sampler_name="euler")
+    prompt = {"model": ["1", 0], "positive": ["p", 0], "negative": ["n", 0]}
+    graph["g"] = node("SlipstreamRCFGGuider", **prompt, guidance=guidance, guidance_scale=1.4, delta=delta)
+    shared = {"sampler": ["eu", 0], "guider": ["g", 0]}
+    if not split:
+        graph["o"] = node("SamplerCustomAdvanced", **shared, noise=["z", 0], sigmas=["s", 0], latent_image=["e", 0])
+        return graph
+    graph["sp"] = node("SplitSigmas", sigmas=["s", 0], step=3)
+    graph["dn"] = node("DisableNoise")
+    graph["cfg"] = node("CFGGuider", **prompt, cfg=3.0)
+    first = {**shared, "guider": ["cfg" if foreign else "g", 0]}
+    graph["o1"] = node("SamplerCustomAdvanced", **first, noise=["z", 0], sigmas=["sp", 0], latent_image=["e", 0])
+    graph["o"] = node("SamplerCustomAdvanced", **shared, noise=["dn", 0], sigmas=["sp", 1], latent_image=["o1", 0])
+    return graph
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("guidance", ["full", "self", "onetime"])
+def test_sampling_in_two_parts_is_sampling_in_one(host, report, guidance, empty) -> None:
+    whole, parts = sampled(guidance, split=False, empty=empty), sampled(guidance, split=True, empty=empty)
+    graph = {**parts, "whole": whole["o"], "c": node("ProbeCompare", one=["whole", 0], other=["o", 0])}
+    found = report(host.run(graph))
+    assert found["difference"] < 1e-4 * found["largest"]
+
+
+@pytest.mark.parametrize("guidance", ["self", "onetime"])
+def test_a_first_part_by_another_guider_warns(host, guidance) -> None:
+    graph = sampled(guidance, split=True, foreign=True, delta=0.25)
+    graph["d"] = node("VAEDecode", samples=["o", 0], vae=["1", 2])
+    graph["out"] = node("PreviewImage", images=["d", 0])
+    before = len(host.log())
+    assert host.run(graph).ok
+    assert "noise of an earlier part" in host.log()[before:]
