@@ -155,11 +155,11 @@ class Conditioning:
         return self
 
     def join(self, *others: Conditioning) -> Conditioning:
-        """Return all rows as one batch, so that positive and negative (or N frames) are one network call.
+        """Return all rows as one batch on the device of the first, so that positive and negative are one network call.
 
         Contexts of unequal length are padded to the longest, and `mask` tells padding from tokens.
         """
-        conds = (self, *others)
+        conds = (self, *(other.to(self.context.device) for other in others))
         if len({frozenset(c._parts()) for c in conds}) > 1:
             raise ValueError(
                 "Expected conditionings with the same parts (pooled, extra), but got different ones. Encode all with one CLIP."
@@ -209,7 +209,10 @@ class Denoiser(Protocol[Given]):
     def rows(self) -> int: ...
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Given) -> Tensor:
-        """Denoise `x` (B, C, H, W) at one level per row `sigma` (B,), given 1 or B rows of `cond`."""
+        """Denoise `x` (B, C, H, W) at one level per row `sigma` (B,), given 1 or B rows of `cond`.
+
+        All may be on any device; the result has the device and the dtype of `x`.
+        """
         ...
 
 

@@ -83,7 +83,10 @@ class DiffusersDenoiser:
         return next(self.unet.parameters()).device
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """Denoise `x` (B, C, H, W) at `sigma` (B,); one network call of B rows, computed in the network's dtype."""
+        """Denoise `x` (B, C, H, W) at `sigma` (B,); one network call of B rows, computed in the network's dtype.
+
+        `x`, `sigma` and `cond` may be on any device; the result is where `x` is.
+        """
         check_shape(
             "x",
             x,
@@ -92,12 +95,12 @@ class DiffusersDenoiser:
         )
         check_shape("sigma", sigma, (len(x),), "Give one noise level per row.")
         output = self._network(x, sigma, cond)
-        return self.prediction.denoised(output, x, sigma)
+        return self.prediction.denoised(to_device(output, x.device), x, sigma)
 
     def _network(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         self.calls += 1
         self.rows += len(x)
-        sample = self.prediction.network_input(x, sigma).to(self.dtype)
+        sample = to_device(self.prediction.network_input(x, sigma), self.device, self.dtype)
         return self._call(sample, self.network_time(sigma), self.network_condition(cond.expand(len(x))))
 
     def _call(self, sample: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
@@ -116,7 +119,7 @@ class DiffusersDenoiser:
         return self.bind_levels(sigma)(cond)
 
     def bind_levels(self, sigma: Tensor) -> Callable[[Conditioning], Bound]:
-        """Return cond -> (x (B, C, H, W) -> denoised) for fixed `sigma` (B,), best given on the CPU.
+        """Return cond -> (x (B, C, H, W) on the model's device -> denoised) for fixed `sigma` (B,), best given on the CPU.
 
         The same numbers as a call of the model, for loops that repeat one arrangement: time steps, scales and embeddings
         are computed once, so that nothing but the network and three tensor operations runs per call and a GPU never waits.

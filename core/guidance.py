@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checks import check_choice, check_range
 from .denoiser import Cond, Denoiser, NoiseSpace, per_row
+from .transfer import to_device
 
 # A model with its conditioning and guidance bound: (x (B, C, H, W), sigma (B,) or a single level) -> denoised.
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -166,4 +167,4 @@ class RCFG(Generic[Cond]):
 
     def _negative(self, x: Tensor, sigma: Tensor, reference: Tensor) -> Tensor:
         weights = residual_weights(per_row(sigma, x), self.delta, self.model.space)
-        return residual_negative(x, reference, weights)
+        return residual_negative(x, to_device(reference, x.device), weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +21,6 @@ from .transfer import Arrival, to_device, to_host
 # Pixels that the VAE takes at once: its activations are the largest of all, and a long clip must not need them for every frame.
 VAE_PIXELS = 8 * 512 * 512
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(eq=False)
 class TextEncoder:
@@ -38,33 +35,46 @@ class TextEncoder:
     penultimate: bool = False
     pad_id: int | None = None
 
-    def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Return token ids (B, T), padded; raises ValueError without a fitting tokenizer."""
+    def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Return the token ids of each prompt as (chunks, T), as the host cuts them: 75 tokens a chunk between start and end.
+
+        Text is taken as it is: weights in parentheses and embeddings are read by the host's CLIP only. Raises ValueError without
+        a fitting tokenizer.
+        """
         if self.tokenizer is None:
             raise ValueError(
                 "Expected a CLIP tokenizer to read prompts, but got none: a single file does not hold it. Give `load` "
                 "`tokenizer=`, the tokenizer folder of any Stable Diffusion model, or put such a folder beside the file."
             )
-        length = min(self.tokenizer.model_max_length, self.encoder.config.max_position_embeddings)
-        ids = self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        if int(ids.max()) >= self.encoder.config.vocab_size:
+        words = self.tokenizer(list(prompts), add_special_tokens=False, truncation=False, verbose=False).input_ids
+        ids = [torch.tensor(self._chunks(each)) for each in words]
+        largest = max(int(each.max()) for each in ids)
+        if largest >= self.encoder.config.vocab_size:
             raise ValueError(
-                f"Expected a tokenizer of at most {self.encoder.config.vocab_size} tokens, but got token {int(ids.max())}. "
+                f"Expected a tokenizer of at most {self.encoder.config.vocab_size} tokens, but got token {largest}. "
                 "Give the tokenizer that belongs to this model."
             )
-        ends = (ids == self.tokenizer.eos_token_id).cumsum(1)
-        if bool((ends[:, -2:].sum(1) == 1).any()):
-            log.warning("A prompt fills all %d tokens: what goes beyond is ignored.", length)
-        # The sum of the sums is 1 at the first end token only, and more from there on.
-        return ids if self.pad_id is None else ids.masked_fill(ends.cumsum(1) > 1, self.pad_id)
+        return ids
 
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Return token embeddings (B, T, D) and the pooled projection (B, P), or None from an encoder without one."""
-        output = self.encoder(self.tokens(prompts).to(self.encoder.device), output_hidden_states=self.penultimate)
+    def _chunks(self, words: list[int]) -> list[list[int]]:
+        length = min(self.tokenizer.model_max_length, self.encoder.config.max_position_embeddings)
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        padding = self.tokenizer.pad_token_id if self.pad_id is None else self.pad_id
+        cuts = [words[at : at + length - 2] for at in range(0, max(len(words), 1), length - 2)]
+        return [[start, *cut, end, *[padding] * (length - 2 - len(cut))] for cut in cuts]
+
+    def __call__(self, prompts: Sequence[str]) -> list[tuple[Tensor, Tensor | None]]:
+        """Return for each prompt its token embeddings (1, chunks * T, D), and the pooled projection (1, P) of its first chunk.
+
+        All chunks are one call. The projection is None from an encoder without one.
+        """
+        ids = self.tokens(prompts)
+        counts = [len(each) for each in ids]
+        output = self.encoder(torch.cat(ids).to(self.encoder.device), output_hidden_states=self.penultimate)
         hidden = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
-        return hidden.float(), getattr(output, "text_embeds", None)
+        pooled = getattr(output, "text_embeds", None)
+        first = [None] * len(ids) if pooled is None else [part[:1].float() for part in pooled.split(counts)]
+        return [(part.float().flatten(0, 1)[None], p) for part, p in zip(hidden.split(counts), first)]
 
 
 @dataclass(eq=False)
@@ -99,7 +109,10 @@ class Pipeline:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str], size: tuple[int, int] = (1024, 1024)) -> Conditioning:
-        """Return one row of conditioning per prompt; `size` (height, width) is what SDXL is told about the picture."""
+        """Return one row of conditioning per prompt, of any length (see `TextEncoder.tokens`).
+
+        `size` (height, width) is the image size that SDXL is conditioned on.
+        """
         if isinstance(prompts, str) or not len(prompts):
             raise ValueError(f"Expected `prompts` to be a list of at least one prompt, but got {prompts!r}.")
         unique = tuple(dict.fromkeys(prompts))
@@ -117,12 +130,17 @@ class Pipeline:
     def _encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
         if not self.text:
             raise ValueError("Expected a model with a text encoder, but this one has none. Load a complete model.")
-        contexts, pooled = zip(*(encode(prompts) for encode in self.text))
-        context = torch.cat(contexts, -1)
+        first, *others = (self._conditioning(parts, size) for parts in zip(*(encode(prompts) for encode in self.text)))
+        return first.join(*others)
+
+    def _conditioning(self, parts: Sequence[tuple[Tensor, Tensor | None]], size: tuple[int, int]) -> Conditioning:
+        """Return one row of conditioning from what each text encoder gives for one prompt."""
+        tokens = min(context.shape[1] for context, _ in parts)
+        context = torch.cat([context[:, :tokens] for context, _ in parts], -1)
         if not self.model.takes_time_ids:
             return Conditioning(context)
         time_ids = torch.tensor([[*size, 0, 0, *size]], device=context.device, dtype=torch.float32)
-        return Conditioning(context, pooled[-1].float(), {"time_ids": time_ids.expand(len(prompts), 6)})
+        return Conditioning(context, parts[-1][1], {"time_ids": time_ids})
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ class Arrival:
 
 
 def to_host(tensor: Tensor, **checked: Tensor) -> Arrival:
-    """Begin to copy `tensor` to host memory; NaN in the `checked` tensors is counted on the device and raised on arrival."""
-    counts = [(~torch.isfinite(t)).sum() for t in checked.values()]
+    """Begin to copy `tensor` to host memory; NaN in the `checked` tensors is counted where they are and raised on arrival."""
+    counts = [to_device((~torch.isfinite(t)).sum(), tensor.device) for t in checked.values()]
     bad = torch.stack(counts) if counts else torch.zeros(0, dtype=torch.int64, device=tensor.device)
     shapes = tuple((name, tuple(t.shape)) for name, t in checked.items())
     if not tensor.is_cuda:

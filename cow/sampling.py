@@ -94,7 +94,7 @@ def _inversion(
         return build()
     path = INVERSIONS.get(identify("cow", model, latents, levels, guided.cond, guided.uncond, cfg_scale), build)
     report.index = len(levels) - 1  # steps found in the cache count as done: the total stays the same
-    return path
+    return [x.to(latents) for x in path]  # the cache may know them from another device
 
 
 def latent_mask(keep_mask: Tensor, latents: Tensor, plan: Plan) -> Tensor:

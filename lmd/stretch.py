@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range, check_shape
 from ..core.tensors import gaussian_blur
+from ..core.transfer import to_device
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _POINT = re.compile(rf"{_NUMBER},{_NUMBER}->{_NUMBER},{_NUMBER}")
@@ -67,7 +68,8 @@ def drag_field(handles: Tensor, targets: Tensor, height: int, width: int, radius
     check_range("radius", radius, 0.25)
     if len(handles) == 0:
         return torch.zeros(1, 2, height, width)
-    handles, moves = handles.double(), (targets - handles).double()
+    handles = handles.cpu().double()
+    moves = targets.cpu().double() - handles
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     cells = torch.stack([x.flatten(), y.flatten()], 1).double()
 
@@ -122,7 +124,7 @@ def optical_flow(before: Tensor, after: Tensor, window: float = 3.0, rounds: int
     check_finite("before", before)
     check_finite("after", after)
     check_range("window", window, 0.5, 100)
-    pyramid = [(before.float(), after.float())]
+    pyramid = [(before.float(), to_device(after, before.device).float())]
     while min(pyramid[-1][0].shape[-2:]) >= 24:
         pyramid.append(tuple(F.avg_pool2d(gaussian_blur(i, 1.0, 3), 2) for i in pyramid[-1]))  # type: ignore[arg-type]
     flow = before.new_zeros(len(before), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)

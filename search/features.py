@@ -30,11 +30,11 @@ class Features(Protocol):
 
 
 def grid_features(x: Tensor, cells: int = 4) -> Tensor:
-    """Return (B, D): the mean of each channel of (B, C, H, W) in cells x cells areas, and the edge energy in half as many.
+    """Return (B, D) on the CPU: the mean of each channel of (B, C, H, W) in cells x cells areas, and the edge energy in half as many.
 
     The energy sees grain and blur that the means do not.
     """
-    x = x.float()
+    x = x.float().cpu()
     means = F.adaptive_avg_pool2d(x, cells)
     dy, dx = x.diff(dim=-2)[..., :, :-1], x.diff(dim=-1)[..., :-1, :]
     if 0 in dy.shape:
@@ -105,7 +105,7 @@ class NetworkFeatures:
         return torch.cat([self.embed(self.decode(part)).float().cpu().flatten(1) for part in latents.split(self.batch)])
 
     def of_images(self, images: Sequence[Tensor]) -> Tensor:
-        fitted = [cover(image[..., :3].float(), *self.size) for image in images]
+        fitted = [cover(image[..., :3].float().cpu(), *self.size) for image in images]
         batches = [torch.stack(fitted[i : i + self.batch]) for i in range(0, len(fitted), self.batch)]
         return torch.cat([self.embed(batch).float().cpu().flatten(1) for batch in batches])
 

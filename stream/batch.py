@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.checks import check_finite, check_shape
 from ..core.denoiser import Denoiser
 from ..core.noise import NoiseSource, SeededNoise
-from ..core.transfer import mark, receive
+from ..core.transfer import mark, receive, to_device
 from .config import StreamConfig, stage_sigmas
 from .guidance import GUIDES
 from .plan import Group, Plan, Skipped, Track, make_plan
@@ -103,7 +103,7 @@ class StreamBatch:
 
     @torch.inference_mode()
     def push(self, latents: Tensor, meta: Any = None, cond: Any = None, uncond: Any = None) -> list[StreamFrame]:
-        """Add frames (B, C, H, W), scaled as the model takes them, and return those that finished.
+        """Add frames (B, C, H, W) on any device, scaled as the model takes them; return those that finished, on the model's device.
 
         Each full group costs one pass. `meta` comes back with the frame (a list gives one per frame). `cond` and `uncond`
         override the prompts for these frames at all their steps: a row each, or one row. Raises ValueError for a wrong shape,
@@ -233,7 +233,7 @@ class StreamBatch:
             raise ValueError(f"Expected {len(latents)} entries in `meta`, one per frame, but got {len(metas)}.")
         now = time.perf_counter()
         # Kept in float32 whatever the network computes in: noise levels and guidance lose digits in half precision.
-        latents = latents.float()
+        latents = to_device(latents.float(), getattr(self.model, "device", latents.device))
         for i, row in enumerate((latents,) if len(latents) == 1 else latents.split(1)):
             own = tuple(c if c is None or c.rows == 1 else c.take([i % c.rows]) for c in (cond, uncond))
             self._waiting.append(Waiting(row, self._arrived, metas[i], now, *own))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range
+from ..core.transfer import to_device
 
 TINY = 1e-6
 
@@ -51,7 +52,7 @@ class SimilarityFilter:
         check_finite("image", image)
         if self.reference is None or self.reference.shape != image.shape:
             return self._processed(image)
-        skip = self.skip_probability(similarity(image, self.reference, self.blocks))
+        skip = self.skip_probability(similarity(image, to_device(self.reference, image.device), self.blocks))
         if skip < self.rng() or self.skips > self.max_skip:
             return self._processed(image)
         self.skips += 1

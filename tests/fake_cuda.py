@@ -8,6 +8,9 @@ Within `FakeCuda` every torch function that touches a `DeviceTensor` runs on the
   using another stream's memory without `record_stream`, because it might be given away while it is still in use;
 - new device memory is counted.
 
+`fake_cuda(may_wait=True)` allows the host to wait, for code that does; what is left is the rule of every GPU: tensors of one
+operation are on one device (only indices and single values of binary operations may come from the host), or it raises as CUDA does.
+
 Values are real, so whatever runs here can be compared with the same run on the CPU. Thread-local: one thread only.
 """
 
@@ -40,6 +43,13 @@ READING = (
     "__contains__",
     "equal",
 )
+# What takes a single value (no dimensions) or indices from host memory; everything else wants all tensors on the device.
+SCALARS = tuple(
+    "add sub mul div true_divide floor_divide remainder fmod pow maximum minimum fmax fmin atan2 hypot eq ne lt le gt ge where "
+    "logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor masked_fill fill copysign rsub multiply divide subtract "
+    "iadd isub imul itruediv ipow radd rmul rtruediv rpow truediv floordiv mod and or xor iand ior".split()
+)
+INDICES = ("__getitem__", "__setitem__", "index_put_", "index_put")
 # What CUDA kernels cannot do without telling the host how large the result is, or what is in it.
 WAITING_OPS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique2", "is_nonzero")
 METADATA = ("is_contiguous", "is_floating_point", "is_inference", "size", "stride", "dim", "numel", "__len__", "data_ptr",
@@ -157,9 +167,10 @@ class Watch(TorchDispatchMode):
 class FakeCuda(TorchFunctionMode):
     """The machine: see the module. `bytes` and `blocks` count new device memory, `pinned` host memory, `waits` events waited for."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_wait: bool = False) -> None:
         super().__init__()
         Stream.machine = self
+        self.may_wait = may_wait
         self.current = self.default = Stream()
         self.memory: dict[int, Memory] = {}
         self.alive: WeakSet[DeviceTensor] = WeakSet()
@@ -225,10 +236,40 @@ class FakeCuda(TorchFunctionMode):
         if name == "__get__":
             return self._attribute(func, args[0])
         if name in READING and devices:
-            raise HostWaitError(name)
-        if name in ("tensor", "as_tensor", "from_numpy") and not devices:
+            return self._read(func, name, args, kwargs)
+        if name == "_has_compatible_shallow_copy_type":  # Module.to: parameters are replaced
+            return False
+        if name == "as_tensor" and isinstance(args[0], torch.Tensor) and (devices or self.may_wait):
+            return self._to(args[0], *args[1:], **kwargs)
+        if name in ("tensor", "as_tensor", "from_numpy") and not devices and not self.may_wait:
             raise HostWaitError(f"torch.{name}(..., device='cuda'): memory that is not pinned")
         return self._run(func, name, devices, args, kwargs, wanted)
+
+    def _read(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        if name in ("numpy", "__array__") and self.may_wait:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+        if not self.may_wait:
+            raise HostWaitError(name)
+        self._check_mixing(name, (args, kwargs))
+        return func(*tree_map_only(DeviceTensor, lambda t: t.inner, args), **kwargs)
+
+    def _check_mixing(self, name: str, arguments: Any) -> None:
+        """Raise for an operation on device memory that is given host tensors which its kernel could not read."""
+        if name in ("grad", "backward"):  # a graph may lead from one device to the other
+            return
+        for tensor in tree_leaves(arguments):
+            if isinstance(tensor, torch.Generator):
+                raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+            if not isinstance(tensor, torch.Tensor) or isinstance(tensor, DeviceTensor):
+                continue
+            plain = name.strip("_")
+            if tensor.ndim and not self.may_wait:
+                raise HostWaitError(f"{name} of device memory and a host tensor of shape {tuple(tensor.shape)}")
+            if self.may_wait and not (plain in SCALARS and not tensor.ndim) and name not in INDICES:
+                raise RuntimeError(
+                    f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name} with a "
+                    f"host tensor of shape {tuple(tensor.shape)})"
+                )
 
     def _attribute(self, func: Any, tensor: DeviceTensor) -> Any:
         what = func.__self__.__name__
@@ -238,9 +279,8 @@ class FakeCuda(TorchFunctionMode):
         return self._wrapped(found, [tensor]) if isinstance(found, torch.Tensor) else found
 
     def _run(self, func: Any, name: str, devices: list[DeviceTensor], args: Any, kwargs: Any, wanted: Any) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, torch.Tensor) and not isinstance(tensor, DeviceTensor) and tensor.ndim:
-                raise HostWaitError(f"{name} of device memory and a host tensor of shape {tuple(tensor.shape)}")
+        if devices or not isinstance(next(iter(args), None), torch.Tensor):
+            self._check_mixing(name, (args, kwargs) if devices else kwargs)
         if wanted is not None:
             kwargs["device"] = wanted if torch.device(wanted).type == "cpu" and not devices else torch.device("cpu")
         inner_args, inner_kwargs = tree_map_only(DeviceTensor, lambda t: t.inner, (args, kwargs))
@@ -250,7 +290,7 @@ class FakeCuda(TorchFunctionMode):
             self._touch(tensor.inner, writes=False)
         if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")):
             self._touch(devices[0].inner, writes=True)
-        with Watch():
+        with contextlib.nullcontext() if self.may_wait else Watch():
             result = func(*inner_args, **inner_kwargs)
         return self._wrapped(result, devices)
 
@@ -306,6 +346,8 @@ class FakeCuda(TorchFunctionMode):
 
     def _upload(self, source: torch.Tensor, dtype: torch.dtype, non_blocking: bool) -> torch.Tensor:
         """Return the values for the device; what is not pinned, or has to be laid out anew first, makes the host wait."""
+        if self.may_wait:
+            return source.to(dtype, copy=True)
         if not (non_blocking and self._is_pinned(source) and source.is_contiguous() and source.dtype == dtype):
             raise HostWaitError(
                 f"upload of {tuple(source.shape)} {source.dtype} from memory that is not pinned, or not as it is"
@@ -322,6 +364,9 @@ class FakeCuda(TorchFunctionMode):
             if tensor.inner.dtype == dtype and not rest.get("copy"):
                 return tensor
             return self._run(torch.Tensor.to, "to", [tensor], (tensor, dtype), rest, None)
+        if here and self.may_wait:
+            self._touch(tensor.inner, writes=False)
+            return tensor.inner.to(dtype, copy=True)
         if here:
             raise HostWaitError(f"copy of {tuple(tensor.inner.shape)} to host memory that is not pinned")
         return self._device_tensor(self._upload(tensor, dtype, non_blocking))
@@ -340,6 +385,9 @@ class FakeCuda(TorchFunctionMode):
         if to_device and not from_device:
             self._touch(target.inner, writes=True)
             target.inner.copy_(self._upload(source, target.dtype, non_blocking))
+        elif from_device and not to_device and self.may_wait and not non_blocking:
+            self._touch(source.inner, writes=False)
+            target.copy_(source.inner)
         elif from_device and not to_device:
             if not (
                 non_blocking and self._is_pinned(target) and target.is_contiguous() and source.inner.is_contiguous()
@@ -378,9 +426,9 @@ def _parse_to(tensor: torch.Tensor, args: Any, kwargs: Any) -> tuple[torch.devic
 
 
 @contextlib.contextmanager
-def fake_cuda() -> Iterator[FakeCuda]:
+def fake_cuda(may_wait: bool = False) -> Iterator[FakeCuda]:
     """Give a machine, with torch.cuda's streams and events replaced, and check at the end that no upload was disturbed."""
-    machine = FakeCuda()
+    machine = FakeCuda(may_wait)
 
     @contextlib.contextmanager
     def stream(chosen: Stream | None) -> Iterator[None]:
@@ -399,7 +447,8 @@ def fake_cuda() -> Iterator[FakeCuda]:
     with pytest.MonkeyPatch.context() as patch:
         for name, fake in {
             "Stream": Stream, "Event": Event, "stream": stream, "current_stream": lambda device=None: machine.current,
-            "default_stream": lambda device=None: machine.default, "synchronize": refuse("torch.cuda.synchronize()"),
+            "default_stream": lambda device=None: machine.default,
+            "synchronize": (lambda *_: None) if may_wait else refuse("torch.cuda.synchronize()"),
             "device": lambda device: contextlib.nullcontext(),
         }.items():  # fmt: skip
             patch.setattr(torch.cuda, name, fake)

@@ -333,7 +333,8 @@ class HostDenoiser:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.diffusion_model.parameters()).device
+        # Not where the weights are: the host may keep some of them in host memory.
+        return torch.device(self.model.device)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: HostConditioning) -> Tensor:
         """Denoise `x` (B, C, H, W) at one level per row `sigma` (B,), given 1 or B rows of `session.conds[...]`."""
@@ -362,8 +363,9 @@ class HostDenoiser:
         entries = merge_rows(items)
         self.descent.at(sigma, entries)
         self._labels = labels(items) if len(entries) == 1 else []
+        there = x.to(self.device), sigma.to(self.device)
         try:
-            return comfy.samplers.calc_cond_batch(self.model, [entries], x, sigma, self.options)[0]
+            return comfy.samplers.calc_cond_batch(self.model, [entries], *there, self.options)[0].to(x.device)
         finally:
             self._labels = []
 

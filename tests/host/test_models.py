@@ -97,6 +97,19 @@ def library_pixels(source: Any, cfg: float = 3.0) -> np.ndarray:
         return image_to_numpy(pipe.decode(latents)).astype(int)
 
 
+@pytest.mark.parametrize("count", [3, 75, 76, 200])
+def test_a_prompt_of_any_length_is_encoded_alike_in_library_and_host(host: Any, count: int) -> None:
+    words = "a large red circle on a blue background and two small yellow stars".split()
+    text = " ".join(words[i % len(words)] for i in range(count))
+    graph = {"1": node("SlipstreamLoadModel", model="pocket"), "p": node("CLIPTextEncode", clip=["1", 1], text=text)}
+    result = host.run({**graph, "d": node("ProbePromptDump", cond=["p", 0])})
+    assert result.ok, result.explain()
+    found = json.loads(result.outputs["d"]["report"][0])
+    ours = slipstream.load("pocket", device="cpu").encode_text([text]).context
+    assert found["shape"] == list(ours.shape) == [1, 77 * -(-count // 75), 64]
+    torch.testing.assert_close(torch.tensor(found["values"]).reshape(ours.shape), ours, atol=1e-4, rtol=1e-4)
+
+
 def schedule(**fields: Any) -> Callable[[pathlib.Path], None]:
     """Return a change of the scheduler's config; None takes a field out."""
 

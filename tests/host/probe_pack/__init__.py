@@ -440,7 +440,23 @@ class Strings:
         return (json.loads(values),)
 
 
+class PromptDump:
+    """Reports the embeddings of a CONDITIONING as a list of numbers with their shape."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "dump", "probe", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"cond": ("CONDITIONING",)}}
+
+    def dump(self, cond):
+        values = cond[0][0].float()
+        report = {"shape": list(values.shape), "values": values.flatten().tolist()}
+        return {"ui": {"report": [json.dumps(report)]}}
+
+
 NODE_CLASS_MAPPINGS = {
+    "ProbePromptDump": PromptDump,
     "ProbeStrings": Strings,
     "ProbeCount": Count,
     "ProbeCounted": Counted,
