@@ -97,6 +97,7 @@ class Invert:
     ) -> tuple[HostInversion]:
         from ..core.cache import INVERSIONS
         from ..edit import EditConfig, fit, invert
+        from .host.descent import without_step_cache
         from .host.edit_model import HostEditModel, check_model, check_prompt, inversion_identity
         from .host.identity import entries_of, host_identity, model_identity
         from .host.session import run_on_model
@@ -122,7 +123,7 @@ class Invert:
             host_identity(
                 "edit", model_identity(model), latent["samples"], picture, entries_of(positive), canvas, config
             ),
-            lambda: run_on_model(model, latent, work, positive=positive),
+            lambda: run_on_model(without_step_cache(model, "Invert"), latent, work, positive=positive),
             warn=lambda text: warn("Invert", text),
         )
         if inversion.memory == "row" and memory == "auto":
@@ -536,6 +537,7 @@ def _sample(
     """Sample a prepared edit on a MODEL; `conditionings` are those of its inversions, in their order."""
     from ..core.noise import SeededNoise
     from ..edit import sample_edit
+    from .host.descent import without_step_cache
     from .host.edit_model import HostEditModel, check_prompt, check_reference, has_image_prompt
     from .host.session import run_on_model
 
@@ -558,7 +560,7 @@ def _sample(
         return _EditRun(result, latents, plain.calls, plain.rows)
 
     return run_on_model(
-        model,
+        without_step_cache(model, "Edit"),
         {"samples": torch.zeros(1, 4, *prepared.canvases[0].grid)},
         work,
         rows=2 + len(conditionings),

@@ -567,13 +567,15 @@ class StreamRun:
         self.seconds = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
 
     def __call__(self, model: Any, positive: Any, negative: Any) -> tuple[Tensor, str]:
-        from .host.guidance import acts
+        from .host.descent import without_step_cache
+        from .host.guidance import acts_on
         from .host.session import run_on_model
 
         samples = self._encode()
         # What acts around the network may ask for the negative prompt though the guidance does not.
-        guided = {"negative": negative} if self.config.guided or acts(model.model_options, model) else {}
+        guided = {"negative": negative} if self.config.guided or acts_on(model) else {}
         rows = self.config.stages * (2 if self.config.guidance == "full" else 1) + 1
+        model = without_step_cache(model, "Stream Frames")
         finished = run_on_model(
             model, {"samples": samples}, lambda session: self._denoise(session, samples), rows=rows,
             seed=self.config.seed, positive=positive, **guided,

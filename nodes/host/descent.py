@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .warnings import warn
+
 # Where the stock nodes keep their cache in `transformer_options`, and the keys of the wrappers that work with it.
 CACHE = "easycache"
 CACHE_WRAPPERS = ("easycache", "lazycache")
@@ -21,14 +23,23 @@ def step_cache(options: dict[str, Any]) -> Any:
     return options.get("transformer_options", {}).get(CACHE)
 
 
-def without_step_cache(options: dict[str, Any]) -> dict[str, Any]:
-    """Return `model_options` with the wrappers of a step cache left out; nothing given is changed."""
-    transformer = options.get("transformer_options", {})
-    kept = {
+def without_step_cache(patcher: Any, node: str) -> Any:
+    """Return the MODEL, or a clone without its step cache where it has one, with a warning of `node`.
+
+    For techniques whose calls are no steps of one image: a cache would answer one frame with another's change.
+    """
+    if step_cache(patcher.model_options) is None:
+        return patcher
+    name = str(getattr(step_cache(patcher.model_options), "name", "The step cache"))
+    warn(node, f"{name} has no effect here: it knows the steps of one image only. Connect the MODEL from before it.")
+    clone = patcher.clone()
+    clone.wrappers = {
         kind: {key: found for key, found in by_key.items() if key not in CACHE_WRAPPERS}
-        for kind, by_key in transformer.get("wrappers", {}).items()
+        for kind, by_key in patcher.wrappers.items()
     }
-    return {**options, "transformer_options": {**transformer, "wrappers": kept}}
+    transformer = {k: v for k, v in patcher.model_options["transformer_options"].items() if k != CACHE}
+    clone.model_options = {**clone.model_options, "transformer_options": transformer}
+    return clone
 
 
 class Descent:

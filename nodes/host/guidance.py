@@ -36,6 +36,13 @@ def acts(options: dict[str, Any], guider: Any = None) -> bool:
     return functions or (guider is not None and bool(wrappers(options)))
 
 
+def acts_on(patcher: Any) -> bool:
+    """Whether something acts around the network of a MODEL that is not being sampled yet."""
+    from comfy.patcher_extension import WrappersMP
+
+    return acts(patcher.model_options) or bool(patcher.wrappers.get(WrappersMP.PREDICT_NOISE))
+
+
 def asks_itself(options: dict[str, Any], guider: Any = None) -> bool:
     """Whether the estimates must come from the host's own call for each level: what is around it reads or replaces that call."""
     return bool(options.get(CALCULATE) or options.get(BOTH)) or (guider is not None and bool(wrappers(options)))

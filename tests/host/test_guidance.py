@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import numpy as np
 import pytest
 from graph import node
+from PIL import Image
 
 SLG = {"double_layers": "0", "single_layers": "0", "start_percent": 0.0, "end_percent": 1.0}
 # (node, its inputs, whether it acts at cfg 1)
@@ -97,3 +100,42 @@ def test_a_first_part_by_another_guider_warns(host, guidance) -> None:
     before = len(host.log())
     assert host.run(graph).ok
     assert "noise of an earlier part" in host.log()[before:]
+
+
+@pytest.mark.parametrize("cache", ["EasyCache", "LazyCache"])
+def test_a_step_cache_is_left_out_of_a_stream_with_a_warning(host, cache) -> None:
+    """It knows the steps of one image; the rows of a stream change places in every pass."""
+    found = []
+    for patched in (False, True):
+        graph = prompts()
+        settings = {"reuse_threshold": 3.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
+        graph["m"] = node(cache, model=["1", 0], **settings)
+        graph["i"] = node("EmptyImage", width=128, height=128, batch_size=3, color=0x1A3B64)
+        graph["s"] = node(
+            "SlipstreamStreamFrames", model=["m" if patched else "1", 0], positive=["p", 0], negative=["n", 0], vae=["1", 2],
+            frames=["i", 0], strength=0.6, steps=3, guidance="none", guidance_scale=1.2, seed=2,
+        )  # fmt: skip
+        graph["out"] = node("PreviewImage", images=["s", 0])
+        before = len(host.log())
+        result = host.run(graph)
+        assert result.ok, result.explain()
+        assert (f"{cache} has no effect here" in host.log()[before:]) == patched
+        found.append([np.asarray(Image.open(io.BytesIO(file.read()))) for file in result.files])
+    assert len(found[0]) == 3
+    assert np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    "sampler", ["euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp"]
+)
+@pytest.mark.parametrize("guidance", ["full", "self", "onetime", "none"])
+def test_cfg_pp_samplers_get_the_negative_estimate(host, report, sampler, guidance) -> None:
+    """They read `uncond_denoised`, and residual guidance gives its own."""
+    graph = sampled(guidance, split=False)
+    graph["eu"] = node("KSamplerSelect", sampler_name=sampler)
+    scale = 1.0 if guidance == "none" else 1.4
+    graph["cfg"] = node("CFGGuider", model=["1", 0], positive=["p", 0], negative=["n", 0], cfg=scale)
+    graph["stock"] = {**graph["o"], "inputs": {**graph["o"]["inputs"], "guider": ["cfg", 0]}}
+    graph["c"] = node("ProbeCompare", one=["stock", 0], other=["o", 0])
+    found = report(host.run(graph))
+    assert (found["difference"] < 1e-3 * found["largest"]) == (guidance in ("full", "none"))
