@@ -639,7 +639,7 @@ class StreamRun:
         for count in {n for c in conds if c is not None for n in c.given} - {1, len(self.pixels)}:
             warn(
                 "Stream Frames",
-                f"{count} prompts, ControlNet or inpaint images for {len(self.pixels)} frames: they go by turns. Give one, or one "
+                f"{count} prompts or ControlNet pictures for {len(self.pixels)} frames: they go by turns. Give one, or one "
                 "per frame.",
             )
 
