@@ -266,7 +266,8 @@ class FolderVae:
 
     def make(self, folder: str, scale: float) -> Any:
         with torch.inference_mode(False), torch.no_grad():
-            return (ours("nodes.host.diffusers_folder").load_vae(pathlib.Path(folder), scale),)
+            network = ours("core.folder").read_network(pathlib.Path(folder), ("AutoencoderKL", "AutoencoderTiny"))
+            return (ours("nodes.host.diffusers_folder").load_vae(network, scale),)
 
 
 class TinyControlNet:
