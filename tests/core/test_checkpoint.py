@@ -75,7 +75,8 @@ def test_configs_are_read_from_the_shapes(tiny: Tiny, weights: Weights) -> None:
         (["down_blocks.0.resnets.0.conv1.weight"], "model_index.json"),
         (["conditioner.embedders.0.model.ln_final.weight"], "refiner"),
         (["edm_vpred.sigma_max", "model.diffusion_model.out.2.weight"], "EDM"),
-        (["double_blocks.0.img_attn.qkv.weight"], "unknown architecture"),
+        (["double_blocks.0.img_attn.qkv.weight"], "a Flux or HunyuanImage model"),
+        (["nothing.that.we.know.weight"], "unknown architecture"),
     ],
 )
 def test_other_files_are_named(tmp_path: pathlib.Path, names: list[str], said: str) -> None:
