@@ -36,7 +36,7 @@ HELD_OUT = 1_000_000  # first pair of the measurement
 
 
 class ResidualReuse(CallReuse):
-    """Keeps the residual denoised - x of the last call, as EasyCache, TeaCache and BudCache do (same bookkeeping as ours)."""
+    """Keeps the residual denoised - x of the last call, as residual caches do (same bookkeeping as ours)."""
 
     def _slope(self, sigma: float, kind: str) -> Tensor:
         last_sigma, last = self._slopes[-1]

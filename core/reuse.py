@@ -1,7 +1,7 @@
 """Call reuse: steps of a sampling that continue on the slope of earlier network calls instead of making one.
 
 The slope is that of the probability-flow ODE, d = (x - denoised) / sigma: the noise estimate of a VE model, the velocity of a
-flow model. Caches that keep the residual denoised - x instead (EasyCache, TeaCache) let the slope grow as 1 / sigma.
+flow model. A cache that keeps the residual denoised - x instead lets the slope grow as 1 / sigma.
 """
 
 from __future__ import annotations
