@@ -652,7 +652,8 @@ class ApplyCallReuse:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Returns the MODEL with the schedule's call reuse: in the steps that the search chose, the sampler continues on the model's "
-        "earlier answers instead of calling it. It acts around the guider, so it needs nothing from the model. Use it with the schedule's own sigmas."
+        "earlier answers instead of calling it. It acts around the guider, so "
+        "it needs nothing from the model. Use it with the schedule's own sigmas."
     )
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
