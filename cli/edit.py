@@ -54,9 +54,9 @@ def add_parser(subparsers: Any) -> None:
     tasks = parser.add_argument_group(
         "tasks", "may be repeated; MASK is a picture (white = object) or a box X0:Y0:X1:Y1 in pixels"
     )
-    tasks.add_argument("--move", nargs="+", action="append", default=[], metavar="V", help="MASK DX DY [SCALE]")
+    tasks.add_argument("--move", nargs="+", action="append", default=[], metavar="V", help="MASK DX DY [SCALE [ANGLE]]")
     tasks.add_argument(
-        "--paste", nargs="+", action="append", default=[], metavar="V", help="PICTURE MASK DX DY [SCALE]"
+        "--paste", nargs="+", action="append", default=[], metavar="V", help="PICTURE MASK DX DY [SCALE [ANGLE]]"
     )
     tasks.add_argument(
         "--appearance", nargs=3, action="append", default=[], metavar=("MASK", "PICTURE", "PICTURE_MASK")
@@ -154,13 +154,13 @@ def make_tasks(args: argparse.Namespace, image: Tensor, inverted: Any) -> list[T
     """Return the tasks of a command line; `inverted` (IMAGE -> Inversion) is asked for other pictures."""
     tasks: list[Task] = []
     for words in args.move:
-        mask = object_mask(_first("move", words, (3, 4)), image)
-        dx, dy, scale = [*_numbers("move", words[1:]), 1.0][:3]
-        tasks.append(Move(mask, dx, dy, scale))
+        mask = object_mask(_first("move", words, (3, 5)), image)
+        dx, dy, scale, angle = _transform("move", words[1:])
+        tasks.append(Move(mask, dx, dy, scale, angle=angle))
     for words in args.paste:
-        other = read_image(_first("paste", words, (4, 5)))[..., :3]
-        dx, dy, scale = [*_numbers("paste", words[2:]), 1.0][:3]
-        tasks.append(Paste(inverted(other), object_mask(words[1], other), dx, dy, scale))
+        other = read_image(_first("paste", words, (4, 6)))[..., :3]
+        dx, dy, scale, angle = _transform("paste", words[2:])
+        tasks.append(Paste(inverted(other), object_mask(words[1], other), dx, dy, scale, angle=angle))
     for mask, path, other_mask in args.appearance:
         other = read_image(path)[..., :3]
         tasks.append(Appearance(object_mask(mask, image), inverted(other), object_mask(other_mask, other)))
@@ -183,11 +183,17 @@ def object_mask(source: str, image: Tensor) -> Tensor:
 
 
 def _first(option: str, words: Sequence[str], counts: tuple[int, int]) -> str:
-    if len(words) not in counts:
+    if not counts[0] <= len(words) <= counts[1]:
         raise ValueError(
-            f"Expected {counts[0]} or {counts[1]} values for --{option}, but got {len(words)}: {' '.join(words)}."
+            f"Expected {counts[0]} to {counts[1]} values for --{option}, but got {len(words)}: {' '.join(words)}."
         )
     return words[0]
+
+
+def _transform(option: str, words: Sequence[str]) -> list[float]:
+    """Return dx, dy, scale and angle of DX DY [SCALE [ANGLE]]."""
+    values = _numbers(option, words)
+    return [*values, *(0.0, 0.0, 1.0, 0.0)[len(values) :]]
 
 
 def _numbers(option: str, words: Sequence[str]) -> list[float]:

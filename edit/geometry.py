@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,20 +78,37 @@ class Placement:
 
 @dataclass(frozen=True)
 class Affine:
-    """p -> centre + scale * (p - centre) + shift, in pixels."""
+    """p -> centre + scale * R (p - centre) + shift, in pixels; R turns by `angle` degrees, clockwise in an image (y points down)."""
 
     centre: Point
     scale: float
     shift: Point
+    angle: float = 0.0
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return where points (..., 2) go."""
+        centre, shift = points.new_tensor(self.centre), points.new_tensor(self.shift)
+        return self.scale * _turned(points - centre, self.angle) + centre + shift
 
     def inverse(self, points: Tensor) -> Tensor:
         """Return where points (..., 2) come from."""
         centre, shift = points.new_tensor(self.centre), points.new_tensor(self.shift)
-        return (points - centre - shift) / self.scale + centre
+        return _turned(points - centre - shift, -self.angle) / self.scale + centre
+
+
+def _turned(points: Tensor, angle: float) -> Tensor:
+    """Return points (..., 2) turned about the origin by `angle` degrees."""
+    # Quarter turns are exact: their sine is 0, 1 or -1, never 1e-16.
+    quarters, rest = divmod(angle, 90)
+    sine, cosine = math.sin(math.radians(rest)), math.cos(math.radians(rest))
+    for _ in range(int(quarters) % 4):
+        sine, cosine = cosine, -sine
+    x, y = points.unbind(-1)
+    return torch.stack([cosine * x - sine * y, sine * x + cosine * y], -1)
 
 
 def centre_of(mask: Tensor, about: str) -> Point:
-    """Return the fixed point of a scaling: the middle of the mask's bounding box, or of the picture."""
+    """Return the fixed point of a scaling or a turn: the middle of the mask's bounding box, or of the picture."""
     if about == "image":
         return mask.shape[-1] / 2, mask.shape[-2] / 2
     top, left, bottom, right = bounding_box(mask)

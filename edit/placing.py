@@ -35,7 +35,7 @@ def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placemen
 
 def affine_of(task: Move | Paste) -> Affine:
     """Return where a task takes the pixels of its object."""
-    return Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy))
+    return Affine(centre_of(task.mask, task.about), task.scale, (task.dx, task.dy), task.angle)
 
 
 def uncovered(points: Tensor, least: float = 0.5) -> Tensor:

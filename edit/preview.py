@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from ..core.tensors import image_to_numpy, numpy_to_image
 from .geometry import Canvas, Photo, Placement, Point, centre_of
-from .placing import lay_out
+from .placing import affine_of, lay_out
 from .tasks import Appearance, Drag, Move, Task
 
 RED, BLUE, WHITE, BLACK = (1.0, 0.25, 0.2), (0.2, 0.5, 1.0), (255, 255, 255), (0, 0, 0)
@@ -72,10 +73,9 @@ def _arrows(image: Tensor, tasks: Sequence[Task], canvas: Canvas) -> Tensor:
     thick = max(1, round(min(canvas.size) / 160))
     for task in tasks:
         if isinstance(task, Move):
-            x, y = centre_of(task.mask, "object")
-            fixed = centre_of(task.mask, task.about)
-            end = tuple(f + task.scale * (c - f) + d for f, c, d in zip(fixed, (x, y), (task.dx, task.dy)))
-            _arrow(pen, (x, y), (end[0], end[1]), thick)
+            centre = centre_of(task.mask, "object")
+            x, y = affine_of(task).forward(torch.tensor(centre)).tolist()
+            _arrow(pen, centre, (x, y), thick)
         elif isinstance(task, Drag):
             for handle, target in task.points:
                 _arrow(pen, handle, target, thick)

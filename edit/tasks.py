@@ -72,16 +72,18 @@ class Tasks:
         return len(self.items)
 
 
-def _check_transform(dx: float, dy: float, scale: float) -> None:
+def _check_transform(dx: float, dy: float, scale: float, angle: float) -> None:
     for name, value in (("dx", dx), ("dy", dy)):
         check_range(name, value, -1e6, 1e6, "Give the shift in pixels of the picture.")
     check_range("scale", scale, 1 / MAX_SCALE, MAX_SCALE, "1 keeps the size, 2 doubles it.")
+    check_range("angle", angle, -360, 360, "Give degrees; positive turns clockwise.")
 
 
 @dataclass(frozen=True, eq=False)
 class Move(Task):
-    """Move what lies under `mask` (H, W) by (dx, dy) pixels and scale it about the object's centre (`about` "image": the picture's).
+    """Move what lies under `mask` (H, W) by (dx, dy) pixels; scale it and turn it by `angle` degrees, clockwise, about the object's centre.
 
+    `about` "image" scales and turns about the image's centre instead.
     `fill_from` (H, W) marks where the vacated area takes its content from; None is everything but the object.
     """
 
@@ -91,10 +93,11 @@ class Move(Task):
     scale: float = 1.0
     about: str = "object"
     fill_from: Tensor | None = None
+    angle: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask", check_mask("mask", self.mask))
-        _check_transform(self.dx, self.dy, self.scale)
+        _check_transform(self.dx, self.dy, self.scale, self.angle)
         check_choice("about", self.about, CENTRES)
         if self.fill_from is not None:
             object.__setattr__(self, "fill_from", check_mask("fill_from", self.fill_from))
@@ -102,7 +105,7 @@ class Move(Task):
 
 @dataclass(frozen=True, eq=False)
 class Paste(Task):
-    """Paste what lies under `mask` (H, W) of another inverted picture, shifted by (dx, dy) and scaled about the object's centre.
+    """Paste what lies under `mask` (H, W) of another inverted picture, shifted by (dx, dy), scaled and turned as by `Move`.
 
     (dx, dy) = (0, 0) puts it where it is in its own picture, top left corners aligned.
     """
@@ -113,10 +116,11 @@ class Paste(Task):
     dy: float = 0.0
     scale: float = 1.0
     about: str = "object"
+    angle: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask", check_mask("mask", self.mask))
-        _check_transform(self.dx, self.dy, self.scale)
+        _check_transform(self.dx, self.dy, self.scale, self.angle)
         check_choice("about", self.about, CENTRES)
 
 

@@ -153,23 +153,32 @@ def _transform_inputs() -> dict[str, Any]:
         "dx": _pixels(0, "Shift to the right, in pixels of the picture; negative = left."),
         "dy": _pixels(0, "Shift down, in pixels of the picture; negative = up."),
         "scale": number(1.0, 0.125, 8.0, "Size: 1 keeps it, 2 doubles it, 0.5 halves it."),
-        "about": choice(CENTRES, "object", "What stays in place when scaling: the object's or the picture's centre."),
+        "about": choice(
+            CENTRES, "object", "What stays in place when scaling or turning: the object's or the image's centre."
+        ),
     }
 
 
-class MoveObject(_TaskNode):
-    """Moves and resizes an object."""
+def _angle() -> Widget:
+    return number(0.0, -360.0, 360.0, "Turns the object clockwise, in degrees; negative = counter-clockwise.", 0.5)
 
-    DESCRIPTION = (
-        "Move or resize what is under the mask. The place it leaves is filled in; everything else stays untouched."
-    )
+
+CENTRE_UNUSED = Unused(
+    "about", lambda v: v.scale == 1 and v.angle % 360 == 0, "at `scale` 1 and `angle` 0. Change one of them."
+)
+
+
+class MoveObject(_TaskNode):
+    """Moves, resizes and turns an object."""
+
+    DESCRIPTION = "Move, resize or turn what is under the mask. The place it leaves is filled in; everything else stays untouched."
 
     UNUSED = (
-        Unused("about", lambda v: v.scale == 1, "at `scale` 1. Change the scale."),
+        CENTRE_UNUSED,
         Unused(
             "fill_from",
-            lambda v: v.dx == v.dy == 0 and v.scale >= 1 and v.about == "object",
-            "where nothing is vacated. Move or shrink the object, or disconnect it.",
+            lambda v: v.dx == v.dy == v.angle % 360 == 0 and v.scale >= 1 and v.about == "object",
+            "where nothing is vacated. Move, turn or shrink the object, or disconnect it.",
         ),
     )
 
@@ -183,6 +192,7 @@ class MoveObject(_TaskNode):
                     "MASK",
                     {"tooltip": "Where the vacated area takes its look from. Default: everything but the object."},
                 ),
+                "angle": _angle(),
             },
         }
 
@@ -195,13 +205,14 @@ class MoveObject(_TaskNode):
         about: str,
         tasks: Any = None,
         fill_from: Tensor | None = None,
+        angle: float = 0.0,
     ) -> Any:
         from ..edit import Move
         from .host.warnings import warn
 
-        if dx == dy == 0 and scale == 1:
-            warn("Move / Resize", "the object stays as it is. Set `dx`, `dy` or `scale`.")
-        return _add(tasks, Move(mask, dx, dy, scale, about, fill_from))
+        if dx == dy == angle % 360 == 0 and scale == 1:
+            warn("Move / Resize", "the object stays as it is. Set `dx`, `dy`, `scale` or `angle`.")
+        return _add(tasks, Move(mask, dx, dy, scale, about, fill_from, angle))
 
 
 class PasteObject(_TaskNode):
@@ -211,7 +222,7 @@ class PasteObject(_TaskNode):
         "Paste what is under the mask of another (inverted) picture. It keeps its own place there plus dx, dy."
     )
 
-    UNUSED = (Unused("about", lambda v: v.scale == 1, "at `scale` 1. Change the scale."),)
+    UNUSED = (CENTRE_UNUSED,)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -224,16 +235,24 @@ class PasteObject(_TaskNode):
                 "mask": ("MASK", {"tooltip": "White = the object in the other picture. Size of that picture."}),
                 **_transform_inputs(),
             },
-            "optional": {"tasks": ADD_UP},
+            "optional": {"tasks": ADD_UP, "angle": _angle()},
         }
 
     def make(
-        self, reference: HostInversion, mask: Tensor, dx: float, dy: float, scale: float, about: str, tasks: Any = None
+        self,
+        reference: HostInversion,
+        mask: Tensor,
+        dx: float,
+        dy: float,
+        scale: float,
+        about: str,
+        tasks: Any = None,
+        angle: float = 0.0,
     ) -> Any:
         from ..edit import Paste
         from ..edit.placing import check_size
 
-        task = Paste(reference, mask, dx, dy, scale, about)  # type: ignore[arg-type]
+        task = Paste(reference, mask, dx, dy, scale, about, angle)  # type: ignore[arg-type]
         check_size("mask", task.mask, reference.inversion.canvas.size)
         return _add(tasks, task)
 

@@ -38,6 +38,14 @@ def test_a_move_by_a_box_leaves_the_rest_of_the_photo_untouched(photo: pathlib.P
     assert "network calls" in capsys.readouterr().out
 
 
+def test_scale_and_angle_follow_the_shift(photo: pathlib.Path) -> None:
+    code, out = run(photo, "--move", "20:30:50:40", "40", "0", "1", "90", "--only-preview", out="turned.png")
+    assert code == 0
+    image = read_image(out)[0]
+    white = (image.amin(-1) > 0.85).nonzero()[:, 0]  # the outline of the target: 30 pixels high
+    assert white.max() - white.min() == pytest.approx(29, abs=2)
+
+
 def test_two_tasks_and_a_second_picture(photo: pathlib.Path) -> None:
     code, out = run(
         photo, "--paste", str(photo), "20:30:50:60", "50", "10", "0.5", "--drag", "2:2:60:80", "35,45:38,45"
@@ -57,7 +65,7 @@ def test_a_preview_needs_no_model(photo: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "at least one of --move"), (["--move", "20:30:50:60", "5"], "3 or 4 values"), (["--move", "20:30:50:60", "a", "b"], "numbers"),
+        ([], "at least one of --move"), (["--move", "20:30:50:60", "5"], "3 to 5 values"), (["--move", "20:30:50:60", "a", "b"], "numbers"),
         (["--move", "gone.png", "5", "5"], "no such file"), (["--drag", "20:30:50:60", "12,40"], "handle:target"),
         (["--move", "0:0:0:0", "5", "5"], "empty mask"), (["--move", "20:30:50:60", "900", "5"], "moved out"),
     ],

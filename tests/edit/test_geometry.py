@@ -20,6 +20,47 @@ def test_the_inverse_undoes_scale_and_shift() -> None:
     torch.testing.assert_close(map_.inverse(forward), points)
 
 
+@pytest.mark.parametrize("angle", [-270.0, -33.0, 0.0, 12.5, 90.0, 180.0, 360.0])
+def test_forward_and_inverse_undo_each_other_at_any_angle(angle: float) -> None:
+    points = torch.rand(7, 2) * 50
+    map_ = Affine((10.0, 20.0), 1.7, (3.5, -8.0), angle)
+    torch.testing.assert_close(map_.inverse(map_.forward(points)), points)
+
+
+def test_a_positive_angle_turns_clockwise_about_the_centre() -> None:
+    map_ = Affine((10.0, 20.0), 2.0, (1.0, 0.0), 90.0)
+    right, down = torch.tensor([13.0, 20.0]), torch.tensor([11.0, 26.0])  # y points down
+    assert torch.equal(map_.forward(right), down)
+
+
+@pytest.mark.parametrize(
+    ("angle", "expected"), [(90.0, (12, 20, 28, 44)), (180.0, (8, 24, 32, 40)), (-270.0, (12, 20, 28, 44)), (360.0, (8, 24, 32, 40))]
+)  # fmt: skip
+def test_quarter_turns_move_the_mask_and_the_image_exactly(angle: float, expected: tuple[int, ...]) -> None:
+    canvas, mask = Canvas((64, 96), (8, 12), 8), box(8, 24, 32, 40)
+    placed = place(Move(mask, angle=angle), canvas, canvas)
+    assert torch.equal(placed.target.round(decimals=4), box(*expected))
+    image = torch.rand(1, 3, 64, 96)
+    drafted = draft([image], [canvas.size], [(0, placed)])
+    top, left, bottom, right = expected
+    turned = torch.rot90(image[..., 8:32, 24:40], -round(angle / 90), (-2, -1))
+    torch.testing.assert_close(drafted[..., top:bottom, left:right], turned, atol=1e-4, rtol=0)
+
+
+def test_a_turn_by_any_angle_keeps_the_area_and_the_centre() -> None:
+    canvas, mask = Canvas((64, 96), (8, 12), 8), box(20, 30, 44, 66)
+    target = place(Move(mask, 4.0, -2.0, 0.75, angle=30.0), canvas, canvas).target
+    assert float(target.sum()) == pytest.approx(24 * 36 * 0.75**2, rel=0.01)
+    centroid = (canvas.pixel_centres() * target[..., None]).sum((0, 1)) / target.sum()
+    torch.testing.assert_close(centroid, torch.tensor([48.0 + 4, 32.0 - 2]), atol=0.05, rtol=0)
+
+
+def test_a_turn_about_the_image_carries_the_object_round() -> None:
+    canvas = Canvas((64, 64), (8, 8), 8)
+    target = place(Move(box(8, 8, 16, 16, (64, 64)), about="image", angle=90.0), canvas, canvas).target
+    assert torch.equal(target.round(decimals=4), box(8, 48, 16, 56, (64, 64)))
+
+
 @pytest.mark.parametrize(("dx", "dy"), [(16.0, 8.0), (-16.0, 0.0), (5.0, -3.0)])
 def test_a_shift_by_whole_pixels_moves_the_mask_exactly(dx: float, dy: float) -> None:
     canvas, mask = Canvas((64, 96), (8, 12), 8), box()

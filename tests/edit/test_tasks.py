@@ -32,6 +32,8 @@ def inverted() -> Any:
         (lambda: Move(box(), scale=1000.0), "scale"),
         (lambda: Move(box(), dx=math.inf), "dx"),
         (lambda: Move(box(), about="corner"), "about"),
+        (lambda: Move(box(), angle=400.0), "angle"),
+        (lambda: Move(box(), angle=math.nan), "angle"),
         (lambda: Drag(box(), []), "at least one pair"),
         (lambda: Drag(box(), [((1.0, 2.0), (1.0, 2.0))]), "away from its handle"),
         (lambda: Drag(box(), [((1.0, 2.0), (9.0, 9.0)), ((5.0, 5.0), (9.0, 9.0))]), "cannot land on one point"),
