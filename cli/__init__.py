@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 
@@ -29,7 +32,10 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; a user's mistake prints one line and returns 2, Ctrl-C prints one line and returns 130."""
+    """Run one sub-command; a user's mistake prints one line and returns 2.
+
+    Ctrl-C, SIGTERM and SIGHUP end it in good order, print one line and return 128 and the signal's number.
+    """
     from .options import UsageError, joined_sizes
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
@@ -42,11 +48,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     parser = vars(args).pop("parser")
+    ended = [signal.SIGINT]
     try:
-        return args.run(args) or 0
+        with _signals_as_ctrl_c(ended):
+            return args.run(args) or 0
     except (ValueError, OSError, MemoryError) as error:
         print(parser.explain(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"{parser.prog}: cancelled{f': {error}' if str(error) else ''}", file=sys.stderr)
-        return 130
+        return 128 + ended[-1]
+
+
+@contextmanager
+def _signals_as_ctrl_c(ended: list[signal.Signals]) -> Iterator[None]:
+    """Raise KeyboardInterrupt for the signals of `kill` and of a closed terminal too, and note them; those ignored stay so."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        ended.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    taken = [number for number in found if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

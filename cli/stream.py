@@ -131,22 +131,25 @@ def run_stream(args: argparse.Namespace) -> int:
     if args.graph:
         pipe = replayed_pipeline(pipe, config.rows, *size, pipe.encode_text([""], size))
     batch = make_batch(pipe, args, config, size, texts, prompts, total)
-    with sink, Progress("frame") as progress:
+    try:
+        with sink, Progress("frame") as progress:
 
-        def publish(image: Tensor, stamp: Stamp, frame: StreamFrame) -> None:
-            sink.write(image[:height, :width], stamp)
-            progress.show(sink.written, total, pace(threads))
+            def publish(image: Tensor, stamp: Stamp, frame: StreamFrame) -> None:
+                sink.write(image[:height, :width], stamp)
+                progress.show(sink.written, total, pace(threads))
 
-        threads = StreamThreads(
-            padded, pipe.encode_image, batch, functools.partial(pipe.decode_async, dtype=torch.uint8), publish, chooser,
-            live=source.live or args.drop, device=pipe.device,
-        )  # fmt: skip
-        cancelled = run_to_end(threads)
-    log.info("%s", threads.statistics.text())
+            threads = StreamThreads(
+                padded, pipe.encode_image, batch, functools.partial(pipe.decode_async, dtype=torch.uint8), publish,
+                chooser, live=source.live or args.drop, device=pipe.device,
+            )  # fmt: skip
+            cancelled = run_to_end(threads)
+            log.info("%s", threads.statistics.text())
+            if cancelled and not source.live:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{sink.written} frames are in {sink.place}" if sink.written else "") from None
     if source.problem:
         log.warning("%s: %s. What could be read is in %s.", args.input, source.problem, args.out)
-    if cancelled and not source.live:
-        raise KeyboardInterrupt(f"{sink.written} frames are in {args.out}")
     return 0
 
 

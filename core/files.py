@@ -34,6 +34,46 @@ def check_folder(name: str, folder: pathlib.Path) -> None:
         raise ValueError(f"Expected `{name}` in a folder that can be written, but {folder} cannot. Choose another.")
 
 
+class Draft:
+    """A new file beside `path`, until `replace`, `settle` or `discard` ends it. Links of `path` are followed, `file` is none.
+
+    A `visible` one carries the name of `path`, so that a user finds it when the process was killed. A device or a pipe is
+    written in place. Raises OSError when the file cannot be made.
+    """
+
+    def __init__(self, path: PathLike, visible: bool = False) -> None:
+        self.path = pathlib.Path(path)
+        self.target = pathlib.Path(os.path.realpath(path))
+        self.in_place = self.target.exists() and not self.target.is_file()
+        if self.in_place:
+            self.file = self.target
+            return
+        # The same suffix, because writers choose their format by it; a short name, because the full one may be as long as allowed.
+        shown = f"{self.target.stem[:50]}.part-" if visible else ".part-"
+        self.file = self.target.with_name(f"{shown}{secrets.token_hex(6)}{self.target.suffix}")
+        with naming(path):
+            os.close(os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+    def replace(self) -> None:
+        """Put the file at `path`, with the permissions of an older one."""
+        if self.in_place:
+            return
+        with suppress(FileNotFoundError):
+            os.chmod(self.file, self.target.stat().st_mode & 0o777)
+        os.replace(self.file, self.target)
+
+    def settle(self, whole: bool) -> pathlib.Path:
+        """Put a whole file at `path`, one that is not whole only if nothing is there; return where it is then."""
+        if self.in_place or (not whole and os.path.lexists(self.target)):
+            return self.file
+        self.replace()
+        return self.path
+
+    def discard(self) -> None:
+        if not self.in_place:
+            self.file.unlink(missing_ok=True)
+
+
 @contextmanager
 def write_beside(path: PathLike) -> Iterator[pathlib.Path]:
     """Yield a new file beside `path`, which replaces `path` at the end of the block.
@@ -41,21 +81,13 @@ def write_beside(path: PathLike) -> Iterator[pathlib.Path]:
     After an error it is deleted, and what was at `path` is unchanged. Links are followed, and the permissions of an older
     file are kept. Raises OSError when the file cannot be made.
     """
-    target = pathlib.Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        yield target  # a device or a pipe
-        return
-    # The same suffix, because writers choose their format by it; a short name, because the full one may be as long as allowed.
-    beside = target.with_name(f".{secrets.token_hex(6)}.part{target.suffix}")
+    draft = Draft(path)
     with naming(path):
-        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
-            yield beside
-            with suppress(FileNotFoundError):
-                os.chmod(beside, target.stat().st_mode & 0o777)
-            os.replace(beside, target)
+            yield draft.file
+            draft.replace()
         finally:
-            beside.unlink(missing_ok=True)
+            draft.discard()
 
 
 @contextmanager
@@ -66,8 +98,13 @@ def naming(path: PathLike) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, UnwrittenError):
             raise
-        reason = error.strerror or str(error).splitlines()[0]
-        raise UnwrittenError(f"Could not write {path} ({reason}). What was there before is unchanged.") from error
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: PathLike, error: OSError) -> UnwrittenError:
+    """Return the error of a failed write, which names the file that a user asked for."""
+    reason = error.strerror or str(error).splitlines()[0]
+    return UnwrittenError(f"Could not write {path} ({reason}). What was there before is unchanged.")
 
 
 class UnwrittenError(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import math
@@ -9,8 +10,7 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ..core.files import check_folder, check_output, naming, write_beside
-from ..core.images import save_image
+from ..core.files import Draft, check_folder, check_output, naming, unwritten
+from ..core.images import IMAGE_SUFFIXES, save_image
 from ..core.tensors import image_to_numpy
 from .video import FrameSource, Stamp, import_av, reason
 
@@ -31,9 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class FrameSink(Protocol):
-    """Takes IMAGE (H, W, 3) frames of one size, in order, within its context."""
+    """Takes IMAGE (H, W, 3) frames of one size, in order, within its context; leaving it tells `place`, where they are."""
 
     written: int
+    place: pathlib.Path
 
     def check(self, height: int, width: int) -> None:
         """Raise ValueError when frames of this size cannot be written."""
@@ -100,9 +101,9 @@ POSSIBLE = (
 def check_sink(output: str, source: str = "") -> None:
     """Raise ValueError, with what is possible, unless frames of `source` (a path or "webcam") can be written to `output`."""
     path = pathlib.Path(output).expanduser()
-    if _is_same(path if not NUMBER.search(path.name) else path.parent, pathlib.Path(source).expanduser()):
-        raise ValueError(f"Expected `out` to be another place than `input`, but both are {source}. Choose a new name.")
     kind = _kind(output)
+    if _overwrites(path, kind, pathlib.Path(source).expanduser()):
+        raise ValueError(f"Expected `out` to be another place than `input`, but both are {source}. Choose a new name.")
     if kind == "folder":
         if path.exists() and not path.is_dir():
             raise ValueError(f"Expected `out` to be {POSSIBLE}, but {path} is a file. Choose another name.")
@@ -115,12 +116,19 @@ def check_sink(output: str, source: str = "") -> None:
         _check_animation(path.suffix.lower())
 
 
-def _is_same(output: pathlib.Path, source: pathlib.Path) -> bool:
-    """Tell whether both are one file or folder, or the output lies in the folder that is read."""
-    if not source.exists():
-        return False
-    places = [output, output.parent] if output.suffix.lower() in IMAGES and source.is_dir() else [output]
-    return any(place.exists() and os.path.samefile(place, source) for place in places)
+def _overwrites(output: pathlib.Path, kind: str, source: pathlib.Path) -> bool:
+    """Tell whether writing to `output` could overwrite what is read: the file itself, or an image of its folder."""
+
+    def same(place: pathlib.Path, other: pathlib.Path) -> bool:
+        return place.exists() and os.path.samefile(place, other)
+
+    if not source.exists() or kind == "video":
+        return source.exists() and same(output, source)
+    written = output if kind == "folder" else output.parent
+    if source.is_dir():
+        return same(written, source)
+    numbered = kind in ("folder", "pattern") and source.suffix.lower() in IMAGE_SUFFIXES
+    return same(output, source) or (numbered and same(written, source.parent))
 
 
 def _kind(output: str) -> str:
@@ -173,6 +181,7 @@ class ImagesSink:
 
     def __init__(self, pattern: pathlib.Path) -> None:
         self.folder, self.name, self.written = pattern.parent, pattern.name, 0
+        self.place = self.folder
 
     def check(self, height: int, width: int) -> None:
         """Any size will do."""
@@ -201,7 +210,7 @@ class AnimationSink:
     """
 
     def __init__(self, path: pathlib.Path, source: FrameSource) -> None:
-        self.path, self.rate, self.written = path, source.rate, 0
+        self.path, self.place, self.rate, self.written = path, path, source.rate, 0
         self.format = ANIMATIONS[path.suffix.lower()]
         self.frames: list[PilImage] = []
         self.times: list[float] = []
@@ -232,16 +241,32 @@ class AnimationSink:
         self.end = end_of(stamp, self.rate)
         self.written += 1
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.frames:
             return
         unit, least = (10, 2) if self.format == "GIF" else (1, 1)
         steps = durations([*self.times, self.end], 1000 / unit)
         if any(step < least for step in steps):
             log.warning("%s shows a frame for %d ms or more: it plays slower than its source.", self.path, least * unit)
-        with write_beside(self.path) as file:
-            save_animation(file, self.format, self.frames, [max(step, least) * unit for step in steps])
+        draft = Draft(self.path, visible=True)
+        try:
+            with naming(self.path):
+                save_animation(draft.file, self.format, self.frames, [max(step, least) * unit for step in steps])
+                self.place = settle(draft, error, self.written)
+        except BaseException:
+            draft.discard()
+            raise
         self.frames.clear()
+
+
+def settle(draft: Draft, error: BaseException | None, frames: int) -> pathlib.Path:
+    """Give a video its name and return where it is; one that an error or Ctrl-C ended never replaces an earlier one."""
+    place = draft.settle(error is None)
+    if error is not None and not isinstance(error, KeyboardInterrupt):
+        log.warning("%s was ended early: %d frames are in %s.", draft.path, frames, place)
+    return place
 
 
 def end_of(stamp: Stamp, rate: Fraction) -> float:
@@ -272,26 +297,82 @@ def _check_animation(suffix: str) -> None:
         )
 
 
-class _Unfinished(Exception):  # noqa: N818
-    """Leaves the context of `write_beside` without a file."""
+class _Output:
+    """The file of a video, for FFmpeg: after a write that failed the rest is dropped, because a muxer crashes on errors.
+
+    What was on the disk by then stays as it is, to its last whole fragment.
+    """
+
+    def __init__(self, file: pathlib.Path) -> None:
+        self.error: OSError | None = None
+        self._raw = file.open("r+b", buffering=0)
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        done = 0
+        try:
+            while self.error is None and done < len(view):
+                done += self._raw.write(view[done:])
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def seekable(self) -> bool:
+        return self._raw.seekable()
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+@functools.cache
+def _fragments() -> str:
+    """Return FFmpeg's flags for an MP4 that is readable while it grows: with one index at the end where FFmpeg can."""
+    av = import_av()
+    for flags in ("hybrid_fragmented+delay_moov", "delay_moov+default_base_moof"):
+        with suppress(av.error.FFmpegError, ValueError):
+            with av.open(io.BytesIO(), "w", format="mp4", options={"movflags": flags}) as trial:
+                stream = trial.add_stream("mpeg4", rate=25)
+                stream.height = stream.width = 16
+                stream.pix_fmt = "yuv420p"
+                trial.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
+                trial.mux(stream.encode(None))
+            return flags
+    return ""
+
+
+def _growing(suffix: str) -> dict[str, str]:
+    """Return the options of a muxer that puts every second of video on the disk, readable without what follows."""
+    options = {"flush_packets": "1"}
+    if suffix in (".mkv", ".webm"):
+        return {**options, "cluster_time_limit": "1000"}
+    if suffix in (".mp4", ".m4v", ".mov"):
+        return {**options, "movflags": _fragments(), "frag_duration": "1000000"}
+    return options
 
 
 class VideoSink:
     """Writes frames with their own times to a video file, and the sound of `source` beside them.
 
-    What was written before an error elsewhere becomes a whole file; a write that fails leaves the older file. Frames of odd
-    size keep it: H.264 then stores all chroma samples (4:4:4), which not every player shows.
+    The file grows under a name of its own, readable at any time, and replaces `path` at the end. After an error or a cancel
+    the finished frames are at `path` if nothing was there, else beside it: `place` says where. Frames of odd size keep it:
+    H.264 then stores all chroma samples (4:4:4), which not every player shows.
     """
 
     def __init__(self, path: pathlib.Path, source: FrameSource) -> None:
         self.path, self.source = path, source
+        self.place = path
         self.suffix = path.suffix.lower()
         self.kind, self.encoder = CONTAINERS[self.suffix], encoder_of(self.suffix)
         self.written, self.end = 0, 0.0
         self._last = -1
-        self._failed = self._closed = False
+        self._closed = False
         self._lock = threading.Lock()  # a second Ctrl-C may leave the context while a thread still writes
-        self._stack = ExitStack()
         self._video: Any = None
         self._sound: Sound | None = None
 
@@ -315,26 +396,16 @@ class VideoSink:
             )  # fmt: skip
 
     def __enter__(self) -> VideoSink:
-        file = self._stack.enter_context(write_beside(self.path))
-        options = {"avoid_negative_ts": "disabled"} if self.kind.constant else {}
-        self.container = import_av().open(str(file), "w", format=_muxer(self.suffix), options=options)
-        self._stack.callback(self._close)
+        self._draft = Draft(self.path, visible=True)
+        self._output = _Output(self._draft.file)
+        options = {**_growing(self.suffix), **({"avoid_negative_ts": "disabled"} if self.kind.constant else {})}
+        self.container = import_av().open(self._output, "w", format=_muxer(self.suffix), options=options)
         return self
 
-    def _close(self) -> None:
-        """Close the container once; the trailer is written here, so this may fail too."""
-        with self._writing() if not self._failed else suppress(Exception):
-            self.container.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """After a failed write the muxer must not be used again: FFmpeg crashes the process."""
-        try:
-            with naming(self.path):
-                yield
-        except BaseException:
-            self._failed = True
-            raise
+    def _check_written(self) -> None:
+        """Raise OSError when the file could not take what was written so far."""
+        if self._output.error is not None:
+            raise unwritten(self.path, self._output.error)
 
     def _add_video(self, container: Any, height: int, width: int) -> Any:
         odd = height % 2 or width % 2
@@ -378,30 +449,48 @@ class VideoSink:
                 self._start(*image.shape[:2])
             base = self._video.codec_context.time_base
             self._last = max(round(Fraction(stamp.pts) * stamp.time_base / base), self._last + 1)
-            with self._writing():
-                self.container.mux(self._video.encode(self._frame(self._video, image, self._last)))
-                self.end = end_of(stamp, self.source.rate)
-                if self._sound is not None:
-                    self._sound.copy_until(self.end)
+            self.container.mux(self._video.encode(self._frame(self._video, image, self._last)))
+            self.end = end_of(stamp, self.source.rate)
+            if self._sound is not None:
+                self._sound.copy_until(self.end)
+            self._check_written()
             self.written += 1
 
     def _start(self, height: int, width: int) -> None:
         self._video = self._add_video(self.container, height, width)
         if self.source.has_sound:
-            self._sound = self._stack.enter_context(Sound(self.source.path, self.container, self.kind))
+            self._sound = Sound(self.source.path, self.container, self.kind)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock, suppress(_Unfinished), self._stack:
+        with self._lock, ExitStack() as stack:
             self._closed = True
-            if self._failed or not self.written:
-                self._failed = True
-                raise _Unfinished
-            with self._writing():
+            stack.callback(self._settle, error)
+            stack.callback(self._output.close)
+            stack.callback(self.container.close)
+            if self._sound is not None:
+                stack.callback(self._sound.close)
+            if self.written:
                 self.container.mux(self._video.encode(None))
                 if self._sound is not None:
                     self._sound.finish(self.end)
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Give the finished file its name; raises OSError when a part of it could not be written."""
+        if not self.written or (self._output.error is not None and not _is_readable(self._draft.file)):
+            self._draft.discard()
+        else:
+            self.place = settle(self._draft, error or self._output.error, self.written)
+        self._check_written()
+
+
+def _is_readable(file: pathlib.Path) -> bool:
+    """Return whether a video holds a frame that can be shown."""
+    av = import_av()
+    with suppress(av.error.FFmpegError, OSError, ValueError), av.open(str(file)) as video:
+        return next(video.decode(video=0), None) is not None
+    return False
 
 
 def _muxer(suffix: str) -> str:
@@ -436,10 +525,7 @@ class Sound:
             log.warning("The sound is %s, which this kind of file cannot hold: it is left out.", name)
         self.packets = iter(()) if self.stream is None else self.input.demux(self.source)
 
-    def __enter__(self) -> Sound:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
         self.input.close()
 
     def copy_until(self, seconds: float) -> None:

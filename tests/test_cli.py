@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import signal
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -308,6 +311,24 @@ def test_ctrl_c_is_one_line(
     monkeypatch.setattr("slipstream.core.loading.load", press)
     assert run(command) == 130
     assert capsys.readouterr().err == f"slipstream {command}: cancelled\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_end_a_command_like_ctrl_c(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    number = getattr(signal, name)
+
+    def kill(*args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr("slipstream.core.loading.load", kill)
+    assert run("cow") == 128 + number
+    assert capsys.readouterr().err == "slipstream cow: cancelled\n"
+    assert signal.getsignal(number) is before
 
 
 def test_file_names_that_are_no_text_are_written_and_printed(folder: pathlib.Path, capsysbinary: Any) -> None:

@@ -7,7 +7,7 @@ import pathlib
 import stat
 
 import pytest
-from slipstream.core.files import check_output, write_beside
+from slipstream.core.files import Draft, check_output, write_beside
 
 
 def listing(folder: pathlib.Path) -> list[str]:
@@ -56,6 +56,32 @@ def test_links_permissions_and_long_names(tmp_path: pathlib.Path) -> None:
         file.write_text("x")
     (tmp_path / "plain.txt").write_text("x")
     assert (tmp_path / "fresh.txt").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
+
+
+def test_a_file_that_is_not_whole_replaces_nothing(tmp_path: pathlib.Path) -> None:
+    for whole, there, left in ((True, True, "new"), (False, True, "old"), (False, False, "new")):
+        target = tmp_path / "a.mkv"
+        target.unlink(missing_ok=True)
+        if there:
+            target.write_text("old")
+        draft = Draft(target, visible=True)
+        draft.file.write_text("new")
+        assert draft.file.name.startswith("a.part-")
+        assert draft.settle(whole) == (draft.file if left == "old" else target)
+        assert target.read_text() == left
+        assert draft.file.exists() == (left == "old")
+        draft.discard()
+
+
+def test_the_file_beside_is_no_link_that_somebody_left_there(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0")
+    (tmp_path / "victim").write_text("whole")
+    (tmp_path / ".part-0.json").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="Could not write"), write_beside(tmp_path / "a.json") as file:
+        file.write_text("new")
+    assert (tmp_path / "victim").read_text() == "whole"
 
 
 def test_a_device_is_written_in_place() -> None:

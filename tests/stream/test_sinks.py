@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from fractions import Fraction
 
 import numpy as np
@@ -254,12 +255,22 @@ def test_bad_outputs_are_one_sentence(tmp_path: pathlib.Path, output: str, messa
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("output", ["in", "in/", "in/%05d.png", "in/all.png"])
+@pytest.mark.parametrize("output", ["in", "in/", "in/%05d.png", "in/all.png", "in/all.gif", "link", "link/%d.jpg"])
 def test_the_folder_that_is_read_is_not_written(tmp_path: pathlib.Path, output: str) -> None:
     save_image(torch.zeros(1, 8, 8, 3), tmp_path / "in" / "1.png")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
     with pytest.raises(ValueError, match="another place than `input`"):
         check_sink(f"{tmp_path}/{output}", str(tmp_path / "in"))
     check_sink(str(tmp_path / "in" / "clip.mp4"), str(tmp_path / "in"))
+
+
+@pytest.mark.parametrize(
+    ("output", "refused"), [("", True), ("%06d.png", True), ("000000.png", True), ("all.png", False)]
+)
+def test_an_image_that_is_read_is_not_written(tmp_path: pathlib.Path, output: str, refused: bool) -> None:
+    save_image(torch.zeros(1, 8, 8, 3), tmp_path / "000000.png")
+    with pytest.raises(ValueError, match="another place than `input`") if refused else nullcontext():
+        check_sink(f"{tmp_path}/{output}", str(tmp_path / "000000.png"))
 
 
 def test_a_build_without_encoders_names_what_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
@@ -292,51 +303,104 @@ def interrupted(output: pathlib.Path, source: FrameSource, frames: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", FILES)
-def test_frames_before_an_error_elsewhere_become_a_whole_file(tmp_path: pathlib.Path, suffix: str) -> None:
+def test_frames_before_an_error_elsewhere_become_a_whole_file(
+    tmp_path: pathlib.Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At its own name if nothing is there, else beside the earlier file."""
     output = tmp_path / f"out{suffix}"
-    output.write_text("old")
     with pytest.raises(RuntimeError, match="no"):
         interrupted(output, Clip(), 0)
-    assert output.read_text() == "old"
+    assert not list(tmp_path.iterdir())
     with pytest.raises(RuntimeError, match="no"):
         interrupted(output, Clip(), 5)
     assert len(times_of(output)) == 5
-    assert [p.name for p in tmp_path.iterdir()] == [output.name]
+    assert f"5 frames are in {output}" in caplog.text
+    earlier = output.read_bytes()
+    with pytest.raises(RuntimeError, match="no"):
+        interrupted(output, Clip(), 3)
+    (other,) = (path for path in tmp_path.iterdir() if path != output)
+    assert other.name.startswith("out.part-")
+    assert len(times_of(other)) == 3
+    assert f"3 frames are in {other}" in caplog.text
+    assert output.read_bytes() == earlier
 
 
-FULL_DISK = """
-import importlib.util, resource, sys, torch
-name, source, output, limit = sys.argv[1:]
+def test_videos_of_older_builds_are_fragments(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an older FFmpeg an MP4 stays as it grew; frames, times and sound are the same."""
+    monkeypatch.setattr(sinks, "_fragments", lambda: "delay_moov+default_base_moof")
+    source = make_video(tmp_path / "in.mp4", range(60))
+    copy(open_source(str(source)), tmp_path / "out.mp4")
+    assert b"moof" in (tmp_path / "out.mp4").read_bytes()
+    assert sound_packets(tmp_path / "out.mp4") == sound_packets(source)
+    np.testing.assert_allclose(times_of(tmp_path / "out.mp4"), times_of(source), atol=1e-3)
+
+
+IMPORTED = """
+import importlib.util, os, sys, torch
+name, source, *outputs = sys.argv[1:]
 spec = importlib.util.spec_from_file_location("slipstream", name + "/__init__.py", submodule_search_locations=[name])
 sys.modules["slipstream"] = importlib.util.module_from_spec(spec)
 from slipstream.stream.sinks import open_sink
 from slipstream.stream.video import open_source
-source = open_source(source)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-try:
-    with open_sink(output, source) as sink:
-        for image, stamp in source:
-            sink.write(torch.randint(256, image.shape, dtype=torch.uint8), stamp)
-except OSError as error:
-    sys.exit(str(error))
+"""
+KILLED = f"""{IMPORTED}
+kept = [open_sink(output, open_source(source)).__enter__() for output in outputs]
+for sink in kept:
+    for image, stamp in open_source(source):
+        sink.write(image, stamp)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_killed_process_leaves_a_readable_video_and_the_earlier_one(tmp_path: pathlib.Path) -> None:
+    source, folder = make_video(tmp_path / "in.mp4", range(150)), tmp_path / "out"
+    folder.mkdir()
+    outputs = [folder / f"out{suffix}" for suffix in CONTAINERS]
+    for output in outputs:
+        output.write_text("earlier")
+    command = [sys.executable, "-c", KILLED, str(ROOT), str(source), *map(str, outputs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    for output in outputs:
+        (part,) = folder.glob(f"out.part-*{output.suffix}")
+        assert len(times_of(part)) >= 60, output.suffix
+        assert output.read_text() == "earlier"
+
+
+FULL_DISK = f"""{IMPORTED}
+import resource
+limit, *outputs = outputs
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), -1))
+for output in outputs:
+    opened = open_source(source)
+    try:
+        with open_sink(output, opened) as sink:
+            for image, stamp in opened:
+                sink.write(torch.randint(256, image.shape, dtype=torch.uint8), stamp)
+    except OSError as error:
+        print(error)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files are limited by setrlimit")
-@pytest.mark.parametrize("limit", [0, 5000])
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".avi", ".gif"])
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path: pathlib.Path, suffix: str, limit: int) -> None:
-    """In a process of its own: FFmpeg crashes it when anything is written after the header could not be."""
-    source = make_video(tmp_path / "in.mp4", range(40))
-    output = tmp_path / "out" / f"out{suffix}"
-    output.parent.mkdir()
-    output.write_text("old")
-    command = [sys.executable, "-c", FULL_DISK, str(ROOT), str(source), str(output), str(limit)]
+@pytest.mark.parametrize("limit", [0, 100_000])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path: pathlib.Path, limit: int) -> None:
+    """In a process of its own, because FFmpeg used to crash it; what was on the disk by then can be watched."""
+    source = make_video(tmp_path / "in.mp4", range(150))
+    outputs = [tmp_path / "out" / f"out{suffix}" for suffix in (*CONTAINERS, ".gif")]
+    (tmp_path / "out").mkdir()
+    for output in outputs:
+        output.write_text("old")
+    command = [sys.executable, "-c", FULL_DISK, str(ROOT), str(source), str(limit), *map(str, outputs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"Could not write {output} (")
-    assert output.read_text() == "old"
-    assert [p.name for p in output.parent.iterdir()] == [output.name]
+    assert done.returncode == 0, done.stderr
+    for output, line in zip(outputs, done.stdout.splitlines(), strict=True):
+        assert line.startswith(f"Could not write {output} (")
+        assert output.read_text() == "old"
+        parts = list(output.parent.glob(f"out.part-*{output.suffix}"))
+        assert len(parts) == (limit > 0 and output.suffix != ".gif")
+        assert all(len(times_of(part)) >= 20 for part in parts), output
 
 
 def test_what_a_thread_writes_after_the_end_is_ignored(tmp_path: pathlib.Path) -> None:
