@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.denoiser import Conditioning
 from ..core.progress import Reporter
-from ..core.tensors import image_to_pixels
+from ..core.tensors import check_image, image_to_pixels, unchecked_pixels
 from ..stream import RCFG, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig, StreamFrame
 from ..stream.clip import FRAMES, RATE, ball_clip
 from ..stream.config import GUIDANCE, RENOISE
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .host.denoiser import HostDenoiser
     from .host.session import Session
 
-# Frames that the VAE takes at once; between two such batches the host can interrupt.
-VAE_BATCH = 16
+# Frames that the VAE takes at once, and their pixels at most: between two such batches the host can interrupt.
+VAE_BATCH, VAE_PIXELS = 16, 1 << 20
 # What text encoders give beside the embeddings: masks (rows, T), and states of a second text model. Merged and blended as they are.
 TEXT_MASKS = ("attention_mask", "attention_mask_mt5xl")
 TEXT_STATES = ("conditioning_llama3", "conditioning_byt5small")
@@ -550,18 +550,25 @@ class StreamFrames:
 
 
 class StreamRun:
-    """One execution of Stream Frames: encode all, stream, decode all, with the time of each."""
+    """One execution of Stream Frames: encode all, stream, decode all, with the time of each.
+
+    Only the latents of a clip and the images of the result are held whole; pixels in a few at a time.
+    """
 
     def __init__(
         self, vae: Any, frames: Tensor, config: StreamConfig, chooser: SimilarityFilter | None, keep: bool
     ) -> None:
         self.vae, self.config, self.chooser, self.keep = vae, config, chooser, keep
-        self.pixels = image_to_pixels(frames)
-        if not len(self.pixels):
+        check_image(frames, finite=False)
+        self.frames = frames if frames.ndim == 4 else frames[None]
+        if not len(self.frames):
             raise ValueError(
                 "Expected `frames` with at least one frame, but got an empty batch. Check the loader's range."
             )
-        self.size = self.pixels.shape[-2:]
+        self.size = self.frames.shape[1:3]
+        self.batch = max(1, min(VAE_BATCH, VAE_PIXELS // (self.size[0] * self.size[1])))
+        for part in self.frames.split(self.batch):
+            check_image(part)
         self.interrupted = False
         self.passes = self.calls = self.rows = 0
         self.seconds = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
@@ -580,24 +587,22 @@ class StreamRun:
             model, {"samples": samples}, lambda session: self._denoise(session, samples), rows=rows,
             seed=self.config.seed, positive=positive, **guided,
         )  # fmt: skip
-        return self._decode(finished), self._report(finished)
+        images = self._decode(finished)
+        return images, self._report(finished[: len(images)])
 
     def _encode(self) -> Tensor:
+        from .host.progress import check_interrupt
+
         begun = time.perf_counter()
         ratio = self.vae.spacial_compression_encode()
         height, width = self.size
-        padded = F.pad(self.pixels, (0, -width % ratio, 0, -height % ratio), mode="replicate")
-        images = ((padded + 1) / 2).movedim(1, -1)
-        samples = torch.cat([self._checked(self.vae.encode(part)) for part in images.split(VAE_BATCH)])
+        found = []
+        for part in self.frames.split(self.batch):
+            padded = F.pad(unchecked_pixels(part), (0, -width % ratio, 0, -height % ratio), mode="replicate")
+            found.append(self.vae.encode(((padded + 1) / 2).movedim(1, -1)))
+            check_interrupt()
         self.seconds["encode"] = time.perf_counter() - begun
-        return samples
-
-    @staticmethod
-    def _checked(samples: Tensor) -> Tensor:
-        from .host.progress import check_interrupt
-
-        check_interrupt()
-        return samples
+        return torch.cat(found)
 
     def _denoise(self, session: Session, samples: Tensor) -> list[tuple[StreamFrame, Tensor]]:
         """Return every finished frame with its LATENT samples (1, C, h, w)."""
@@ -615,7 +620,7 @@ class StreamRun:
         finished: list[StreamFrame] = []
         try:
             for i, row in enumerate(latents.split(1)):
-                if self.chooser is not None and not self.chooser.keep(self.pixels[i]):
+                if self.chooser is not None and not self.chooser.keep(unchecked_pixels(self.frames[i])[0]):
                     finished += batch.skip()
                 else:
                     # A batch of prompts or of ControlNet pictures is one per frame, and goes with it.
@@ -636,21 +641,39 @@ class StreamRun:
     def _warn_of_repeats(self, *conds: Any) -> None:
         from .host.warnings import warn
 
-        for count in {n for c in conds if c is not None for n in c.given} - {1, len(self.pixels)}:
+        for count in {n for c in conds if c is not None for n in c.given} - {1, len(self.frames)}:
             warn(
                 "Stream Frames",
-                f"{count} prompts or ControlNet pictures for {len(self.pixels)} frames: they go by turns. Give one, or one "
+                f"{count} prompts or ControlNet pictures for {len(self.frames)} frames: they go by turns. Give one, or one "
                 "per frame.",
             )
 
     def _decode(self, finished: list[tuple[StreamFrame, Tensor]]) -> Tensor:
+        """Return the images of the finished frames; after a cancel those of the parts that are decoded, if they are asked for."""
+        import comfy.model_management
+
+        from .host.progress import check_interrupt
+
         begun = time.perf_counter()
         distinct = [samples for frame, samples in finished if not frame.repeated]
-        parts = torch.cat(distinct).split(VAE_BATCH)
-        images = torch.cat([self.vae.decode(part) for part in parts])
         index = torch.tensor([not frame.repeated for frame, _ in finished]).cumsum(0) - 1
+        images = torch.empty(len(finished), *self.size, 3)
+        done = 0
+        for first in range(0, len(distinct), self.batch):
+            if first:
+                try:
+                    check_interrupt()
+                except comfy.model_management.InterruptProcessingException:
+                    if not self.keep:
+                        raise
+                    self.interrupted = True
+                    break
+            part = self.vae.decode(torch.cat(distinct[first : first + self.batch]))
+            end = done + int((index[done:] < first + len(part)).sum())
+            images[done:end] = part[index[done:end] - first, : self.size[0], : self.size[1]]
+            done = end
         self.seconds["decode"] = time.perf_counter() - begun
-        return images[index, : self.size[0], : self.size[1]].contiguous()
+        return images[:done]
 
     def _report(self, finished: list[tuple[StreamFrame, Tensor]]) -> str:
         count, total = len(finished), sum(self.seconds.values())
@@ -658,7 +681,7 @@ class StreamRun:
         per_frame = ", ".join(f"{name} {1000 * s / count:.1f}" for name, s in self.seconds.items())
         skipped = sum(frame.repeated for frame, _ in finished)
         lines = [
-            f"{count} of {len(self.pixels)} frames" + (" (interrupted)" if self.interrupted else ""),
+            f"{count} of {len(self.frames)} frames" + (" (interrupted)" if self.interrupted else ""),
             f"{self.passes} passes, {self.calls} network calls, {self.rows} rows, {skipped} frames skipped",
             f"{count / max(total, 1e-9):.1f} fps; ms per frame: {per_frame}",
             f"latency of a live stream: {lag} frame{'s' * (lag != 1)} and one pass",

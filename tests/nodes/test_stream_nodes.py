@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
+import types
 from typing import Any
 
 import pytest
 import slipstream
 import torch
+import torch.nn.functional as F
 from slipstream.nodes.host.denoiser import Source, acting_ranges, group_rows, take_rows
 from slipstream.nodes.stream import StreamRun
 from slipstream.stream import StreamConfig
@@ -136,7 +139,86 @@ def test_bad_frames_are_refused_before_anything_is_loaded() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             StreamRun(None, frames, StreamConfig(), None, keep=False)
-    assert StreamRun(None, torch.zeros(2, 8, 6, 4), StreamConfig(), None, keep=False).pixels.shape == (2, 3, 8, 6)
+
+
+class Cancelled(BaseException):
+    """The host's InterruptProcessingException."""
+
+
+class Vae:
+    """A VAE of factor 2 that notes how many frames it is given at once."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def spacial_compression_encode(self) -> int:
+        return 2
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(images))
+        return F.avg_pool2d(images.movedim(-1, 1), 2)
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(samples))
+        return samples.repeat_interleave(2, -1).repeat_interleave(2, -2).movedim(1, -1)
+
+
+@pytest.fixture
+def cancel_after(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give a function that sets at which check the host finds cancel pressed."""
+    left = [10**6]
+
+    def check() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Cancelled
+
+    management = types.SimpleNamespace(
+        throw_exception_if_processing_interrupted=check, InterruptProcessingException=Cancelled
+    )
+    comfy = types.SimpleNamespace(model_management=management)
+    monkeypatch.setitem(sys.modules, "comfy", comfy)
+    monkeypatch.setitem(sys.modules, "comfy.model_management", management)
+    return lambda checks: left.__setitem__(0, checks)
+
+
+def finished_frames(samples: torch.Tensor, repeated: set[int]) -> list[Any]:
+    return [(types.SimpleNamespace(repeated=i in repeated), samples[i : i + 1]) for i in range(len(samples))]
+
+
+def test_cancel_is_seen_while_frames_are_encoded_and_decoded(cancel_after: Any) -> None:
+    """Promised frames come out when cancel is pressed while they are decoded; repeats are those of the frame before."""
+    frames = torch.rand(40, 7, 6, 3)
+    for keep in (False, True):
+        cancel_after(1)
+        run = StreamRun(vae := Vae(), frames, StreamConfig(), None, keep)
+        with pytest.raises(Cancelled):
+            run._encode()
+        assert vae.sizes == [16, 16]
+    cancel_after(1000)
+    samples = run._encode()
+    assert samples.shape == (40, 3, 4, 3)
+    done = finished_frames(samples, {1, 2, 20, 39})
+    run = StreamRun(vae := Vae(), frames, StreamConfig(), None, keep=True)
+    whole = run._decode(done)
+    assert (whole.shape, vae.sizes, run.interrupted) == (frames.shape, [16, 16, 4], False)
+    sources = [i for i in range(40) if i not in {1, 2, 20, 39}]
+    shown = [max(s for s in sources if s <= i) for i in range(40)]
+    torch.testing.assert_close(whole, Vae().decode(samples[shown])[:, :7, :6])
+    cancel_after(1)
+    part = run._decode(done)
+    assert run.interrupted
+    torch.testing.assert_close(part, whole[:35], rtol=0, atol=0)
+    assert run._report(done[: len(part)]).startswith("35 of 40 frames (interrupted)")
+    cancel_after(1)
+    run.keep = False
+    with pytest.raises(Cancelled):
+        run._decode(done)
+
+
+def test_the_vae_takes_a_megapixel_at_a_time(cancel_after: Any) -> None:
+    for side, batch in ((16, 16), (512, 4), (1024, 1), (2048, 1)):
+        assert StreamRun(Vae(), torch.zeros(1, side, side, 3), StreamConfig(), None, False).batch == batch
 
 
 # -- rows and patches
