@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+import tempfile
 from typing import Any
 
 import torch
@@ -281,10 +282,19 @@ def run_train(args: argparse.Namespace) -> int:
         latents = encode_files(files, pipe.encode_image, height, width, cache, mirror, progress.show, encoder)
     with Progress(note=lambda step: f"error {step.loss:.3f}") as progress:
         result = train(latents, shape, config, args.out, not args.restart, device=pipe.device, callback=progress)
+    if result.problem:
+        _rescue(result.fill, args.out, result.problem)
     if args.chart:
         print(save_image(loss_chart(result.losses, args.steps), args.chart))
     print(args.out)
     return 0
+
+
+def _rescue(fill: LatentFill, out: pathlib.Path, problem: str) -> None:
+    """Write a trained fill to the folder for temporary files, and raise the OSError that names it."""
+    place = pathlib.Path(tempfile.mkdtemp(prefix="slipstream_")) / out.name
+    fill.save(place)
+    raise OSError(f"{problem} The trained fill is in {place}.")
 
 
 def _kind(pipe: Pipeline) -> str:

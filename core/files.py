@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import pathlib
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PathLike = str | os.PathLike[str]
 
@@ -99,6 +103,17 @@ def naming(path: PathLike) -> Iterator[None]:
         if isinstance(error, UnwrittenError):
             raise
         raise unwritten(path, error) from error
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: pathlib.Path, metadata: Mapping[str, str]) -> None:
+    """Write a .safetensors file; raises OSError, where the library has an error of its own, when the disk is full."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), file, dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{error}") from error
 
 
 def unwritten(path: PathLike, error: OSError) -> UnwrittenError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,18 +163,22 @@ def influence_report(profile: InfluenceProfile, unit: str = "cells") -> str:
     )
 
 
-def stretch_charts(result: StretchMap, under: Tensor | None = None) -> Tensor:
+def stretch_charts(
+    result: StretchMap, under: Tensor | None = None, callback: Callable[[], object] | None = None
+) -> Tensor:
     """Return one map a row, all on one scale: red is stretched, blue is squeezed in every direction, folds are outlined.
 
-    `under` (B, H, W, 3) are pictures that shine through.
+    `under` (B, H, W, 3) are images that shine through. `callback` is called before each map and may raise to stop.
     """
     # Near a fold the stretch has no bound: beyond a factor of 4.5 colours saturate.
     limit = min(max(float(result.stretch.abs().amax((1, 2)).median()), 0.1), 1.5)
     pictures = [None] * len(result.stretch) if under is None else list(under)
-    maps = [
-        heat_map(stretch, f"log stretch, {float(fold.float().mean()):.1%} folds", -limit, limit, SIGNED, fold, picture)
-        for stretch, fold, picture in zip(result.stretch, result.fold, pictures)
-    ]
+    maps = []
+    for stretch, fold, picture in zip(result.stretch, result.fold, pictures):
+        if callback is not None:
+            callback()
+        title = f"log stretch, {float(fold.float().mean()):.1%} folds"
+        maps.append(heat_map(stretch, title, -limit, limit, SIGNED, fold, picture))
     return torch.cat(maps)
 
 

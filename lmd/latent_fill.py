@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import check_finite, check_integer, check_range, check_shape
-from ..core.files import write_beside
+from ..core.files import save_tensors, write_beside
 from ..core.masks import as_mask, touched
 from ..core.noise import NoiseSource, SeededNoise
 from .tokens import from_tokens, to_tokens, tokens_to_cells, tokens_touched
@@ -321,15 +321,13 @@ def bad_file(path: str | os.PathLike[str], got: str) -> ValueError:
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write a .safetensors file; a failed write leaves the older one."""
-    from safetensors.torch import save_file
-
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"Expected `path` to end in .safetensors, but got {path.name!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     text = {name: json.dumps(value) for name, value in metadata.items()}
     with write_beside(path) as file:
-        save_file(tensors, file, {"format": FORMAT, **text})
+        save_tensors(tensors, file, {"format": FORMAT, **text})
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,11 +113,14 @@ def compose(flows: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def optical_flow(before: Tensor, after: Tensor, window: float = 3.0, rounds: int = 5) -> Tensor:
+def optical_flow(
+    before: Tensor, after: Tensor, window: float = 3.0, rounds: int = 5, callback: Callable[[], object] | None = None
+) -> Tensor:
     """Return the displacement (B, 2, H, W) from `before` to `after`, both (B, C, H, W): before(x) ~ after(x + flow(x)).
 
     Pyramidal Lucas-Kanade (Lucas & Kanade 1981; Bouguet 2001), dense: each cell solves least squares over a Gaussian window of
-    standard deviation `window` cells, coarse to fine. Flat areas keep what their surroundings give, or zero.
+    standard deviation `window` cells, coarse to fine. Flat areas keep what their surroundings give, or zero. `callback` is called
+    between its passes and may raise to stop.
     """
     check_shape("before", before, (None, None, None, None))
     check_shape("after", after, tuple(before.shape), "Both frames need one size.")
@@ -132,6 +135,8 @@ def optical_flow(before: Tensor, after: Tensor, window: float = 3.0, rounds: int
         ratio = torch.tensor([n / o for n, o in zip(first.shape[:1:-1], flow.shape[:1:-1])]).reshape(2, 1, 1).to(flow)
         flow = F.interpolate(flow, first.shape[-2:], mode="bilinear", align_corners=False) * ratio
         for _ in range(rounds):
+            if callback is not None:
+                callback()
             flow = _refine(first, second, flow, window)
     return flow
 

@@ -76,10 +76,11 @@ TrainCallback = Callable[[TrainStep], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The trained fill in eval mode and the loss of every step, resumed steps included."""
+    """The trained fill in eval mode, the loss of every step, resumed steps included, and why the file could not be written."""
 
     fill: LatentFill
     losses: list[float]
+    problem: str = ""
 
 
 def channel_statistics(latents: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -168,7 +169,9 @@ def train(
 
     The file is a usable fill at any time. Whatever stops the run (a callback that raises, Ctrl-C) first writes the last
     finished step with the optimiser's state, and the same call resumes there: the result equals an uninterrupted run bit for
-    bit on one machine. A finished file is returned as it is. Channel statistics are taken from `latents` unless given.
+    bit on one machine. A finished file is returned as it is. Without `resume` an earlier file is replaced once the new fill is
+    finished; until then that is in NAME.unfinished.safetensors. On a full disk the run continues in memory and tries again at
+    each checkpoint. Channel statistics are taken from `latents` unless given.
     Raises ValueError for bad latents, or when `path` was begun with other settings and `resume` is on.
     """
     # The host runs nodes in inference mode, whose tensors cannot be trained on.
@@ -202,8 +205,11 @@ class _Trainer:
         self.losses: list[float] = []
         self.images = identify(latents.detach().float()).digest[:16]
         self.whole = True
-        if resume and self.path is not None and self.path.exists():
-            self._resume(self.path)
+        self.problem = ""
+        self.begun = self.path  # where the run is kept until it is finished
+        if self.path is not None and self.path.exists():
+            unfinished = self.path.with_name(f"{self.path.stem}.unfinished{self.path.suffix}")
+            self.begun = self._resume(self.path, unfinished) if resume else unfinished
         # All tokens stay on the CPU: a large folder need not fit on the device.
         centre, spread = (torch.tensor(v).reshape(-1, 1, 1) for v in (fill.mean, fill.std))
         self.tokens = to_tokens((latents.float().cpu() - centre) / spread, fill.patch)
@@ -220,13 +226,13 @@ class _Trainer:
                 if len(self.losses) % checkpoint_every == 0:
                     self._save()
         except BaseException:
-            # Ctrl-C and the host's interrupt both land here: the work so far is kept, the exception goes on.
+            # Ctrl-C and the host's interrupt both land here: the work so far is kept, and the exception is raised further.
             if self.whole:
                 self._save()
             raise
         if not finished:
             self._save()
-        return TrainResult(self.fill.eval().requires_grad_(False), self.losses)
+        return TrainResult(self.fill.eval().requires_grad_(False), self.losses, self.problem)
 
     def _step(self, step: int) -> TrainStep:
         config = self.config
@@ -265,8 +271,21 @@ class _Trainer:
         return TrainStep(step + 1, config.steps, value, ratio)
 
     def _save(self) -> None:
-        if self.path is None or not self.losses:
+        """Write the state of the run, or warn when that fails: the next checkpoint tries again."""
+        if self.path is None or self.begun is None or not self.losses:
             return
+        whole = len(self.losses) >= self.config.steps
+        try:
+            self._write(self.path if whole else self.begun)
+        except OSError as error:
+            self.problem = str(error)
+            log.warning("Step %d is in memory only: %s", len(self.losses), error)
+            return
+        self.problem = ""
+        if whole and self.begun != self.path:
+            self.begun.unlink(missing_ok=True)
+
+    def _write(self, path: pathlib.Path) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.fill.state_dict().items()}
         if len(self.losses) < self.config.steps:
             for name, parameter in self.fill.named_parameters():
@@ -278,23 +297,34 @@ class _Trainer:
             "images": self.images,
             "losses": self.losses,
         }
-        write_tensors(self.path, tensors, metadata)
+        write_tensors(path, tensors, metadata)
 
-    def _resume(self, path: pathlib.Path) -> None:
-        tensors, metadata = read_tensors(path)
-        found = read_config(path, metadata)
-        begun = dataclasses.asdict(found), metadata.get("training")
-        wanted = dataclasses.asdict(self.fill.config), dataclasses.asdict(self.config)
-        different = [
-            name for old, new in zip(begun, wanted) for name in new if old is None or _plain(old.get(name)) != _plain(new[name])
-        ]  # fmt: skip
-        if metadata.get("images", self.images) != self.images:
-            different.append("images")
+    def _resume(self, path: pathlib.Path, unfinished: pathlib.Path) -> pathlib.Path:
+        """Load the run of these settings from one of two files and return which."""
+        different = self._differences(path)
+        if different and unfinished.exists() and not self._differences(unfinished):
+            path, different = unfinished, []
         if different:
             raise ValueError(
                 f"Expected `{path.name}` to be begun with these settings and images, but got other values of "
                 f"{', '.join(different)}. Use another name, or turn resume off to train anew."
             )
+        self._load(path)
+        return path
+
+    def _differences(self, path: pathlib.Path) -> list[str]:
+        """Return the names of the settings with which a file was begun otherwise."""
+        metadata = read_tensors(path)[1]
+        begun = dataclasses.asdict(read_config(path, metadata)), metadata.get("training")
+        wanted = dataclasses.asdict(self.fill.config), dataclasses.asdict(self.config)
+        different = [
+            name for old, new in zip(begun, wanted) for name in new if old is None or _plain(old.get(name)) != _plain(new[name])
+        ]  # fmt: skip
+        return [*different, *(["images"] if metadata.get("images", self.images) != self.images else [])]
+
+    def _load(self, path: pathlib.Path) -> None:
+        tensors, metadata = read_tensors(path)
+        found = read_config(path, metadata)
         self.fill.load_state_dict(LatentFill.from_tensors(tensors, found, path).state_dict())
         self.losses = [float(loss) for loss in metadata.get("losses", [])]
         if len(self.losses) >= self.config.steps:

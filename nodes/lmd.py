@@ -356,7 +356,7 @@ class TrainLatentFill:
                     "What is masked while training: random patches as in the paper, blocks, halves, brush strokes, or all of them.",
                 ),
                 "mirror": switch(True, "Train on mirrored pictures too. Off for text and faces in profile."),
-                "resume": switch(True, "Go on with a file of this name. Off: overwrite it."),
+                "resume": switch(True, "Continue a file of this name. Off: replace it once the new fill is finished."),
                 "seed": work_seed("Weights, order and masks."),
             },
             "optional": {"images": ("IMAGE", {"tooltip": "Train on this batch instead of a folder."})},
@@ -386,6 +386,7 @@ class TrainLatentFill:
         from ..lmd import FillConfig, TrainConfig, train
         from ..lmd.charts import loss_chart
         from .host.charts import chart
+        from .host.warnings import warn
 
         path = fill_path(name)
         config = TrainConfig(steps, batch, learning_rate, ratio=ratio, masks=masks, seed=seed)
@@ -401,6 +402,8 @@ class TrainLatentFill:
         device = management.get_torch_device()
         management.free_memory(2 * 1024**3, device)
         result = train(latents, shape, config, path, resume, device=device, callback=_training_progress(steps))
+        if result.problem:
+            warn("Train Latent Fill", result.problem)
         losses = chart("Train Latent Fill", lambda: loss_chart(result.losses, steps))
         last = sum(result.losses[-50:]) / len(result.losses[-50:])
         report = f"{len(latents)} latents, {len(result.losses)} steps, error {last:.3f} over the last 50; {path.name}"
@@ -723,9 +726,10 @@ class StretchMap:
     def draw(
         self, image: Tensor, points: str, radius: float, window: float, edit: Any = None
     ) -> tuple[Tensor, Tensor, str]:
-        from ..lmd import drag_field, optical_flow, stretch_map
+        from ..lmd import drag_field, stretch_map
         from ..lmd.charts import stretch_charts, stretch_report
         from .host.charts import chart
+        from .host.progress import check_interrupt
 
         height, width = image.shape[1:3]
         under = image[:1]
@@ -734,15 +738,32 @@ class StretchMap:
         elif points.strip():
             result = stretch_map(drag_field(*parse_points(points), height, width, radius))
         elif len(image) > 1:
-            frames, under = image.movedim(-1, 1).float(), image[:-1]
-            result = stretch_map(optical_flow(frames[:-1], frames[1:], window))
+            under = image[:-1]
+            result = _stretch_between(image, window)
         else:
             raise ValueError(
                 "Expected two or more frames, `points` or `edit`, but got one picture. Write a drag such as 60, 60 -> 90, 60."
             )
         under = under.expand(len(result.stretch), -1, -1, -1)
-        charts = chart("Stretch Map", lambda: stretch_charts(result, under))
+        charts = chart("Stretch Map", lambda: stretch_charts(result, under, check_interrupt))
         return charts, result.fold.float(), stretch_report(result)
+
+
+def _stretch_between(frames: Tensor, window: float) -> Any:
+    """Return the StretchMap of each pair of successive frames (B, H, W, C), with a progress bar, one pair at a time."""
+    import comfy.utils
+
+    from ..lmd import optical_flow, stretch_map
+    from ..lmd.stretch import StretchMap
+    from .host.progress import check_interrupt
+
+    pixels = frames.movedim(-1, 1)
+    bar, found = comfy.utils.ProgressBar(len(frames) - 1), []
+    for before, after in zip(pixels[:-1].split(1), pixels[1:].split(1)):
+        flow = optical_flow(before.float(), after.float(), window, callback=check_interrupt)
+        found.append(stretch_map(flow))
+        bar.update(1)
+    return StretchMap(torch.cat([one.stretch for one in found]), torch.cat([one.fold for one in found]))
 
 
 def _warps_of(edit: Any, height: int, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from .workers import Executor, evaluate_in_worker, worker_count
 logger = logging.getLogger(__name__)
 RETRIES = 2
 POLL = 0.02  # seconds between looks at what another process is doing
+QUIET = 5.0  # seconds of waiting for another process without a word
 
 
 class Dispatcher:
@@ -39,6 +41,7 @@ class Dispatcher:
     def obtain(self, bank: PairBank, candidates: Sequence[Candidate], limits: tuple[float, ...], rungs: int) -> Record:
         """Return a sufficient record of the first candidate; idle workers and other processes take the next ones."""
         wanted = candidates[0]
+        waits = itertools.count(1)
         while True:
             record = self.store.get(bank.key, wanted.key)
             if record is not None and judged(record, limits, rungs)[2]:
@@ -55,6 +58,9 @@ class Dispatcher:
                     self.evaluated += 1
                     self.store.put(bank.key, free.key, self.task.evaluate(bank, free, limits))
                     continue
+            if next(waits) == round(QUIET / POLL):
+                worker = self.store.claimant(bank.key, wanted.key)
+                logger.info("Waiting for process %s, which evaluates what this search needs next.", worker)
             time.sleep(POLL)
             self.store.forget(bank.key, wanted.key)
             self.waiting(wanted)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_integer
-from ..core.files import write_beside
+from ..core.files import save_tensors, write_beside
 from ..core.layers import LayerMask
 from ..core.reuse import ReuseSpan
 from . import parsing
@@ -196,9 +196,7 @@ class Schedule:
         path = pathlib.Path(path)
         with write_beside(path) as file:
             if path.suffix == ".safetensors":
-                from safetensors.torch import save_file
-
-                save_file({"sigmas": self.sigmas}, file, {METADATA_KEY: json.dumps(self.to_dict(), allow_nan=False)})
+                save_tensors({"sigmas": self.sigmas}, file, {METADATA_KEY: json.dumps(self.to_dict(), allow_nan=False)})
             else:
                 file.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return path
@@ -219,12 +217,11 @@ class Schedule:
 def embed(schedule: Schedule, source: str | pathlib.Path, target: str | pathlib.Path) -> None:
     """Write a copy of the safetensors file `source` that carries `schedule` in its metadata."""
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     with safe_open(source, "pt") as file:
         metadata = {**(file.metadata() or {}), METADATA_KEY: json.dumps(schedule.to_dict(), allow_nan=False)}
         with write_beside(target) as beside:
-            save_file({key: file.get_tensor(key) for key in file.keys()}, beside, metadata)
+            save_tensors({key: file.get_tensor(key) for key in file.keys()}, beside, metadata)
 
 
 def _logsnr(sigma: float, flow: bool) -> float:

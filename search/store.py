@@ -23,6 +23,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 VERSION = 1
 LEASE = 120.0  # seconds after which another worker may take over an evaluation that is not finished
+PATIENCE = 5.0  # seconds to wait for a file that another program has locked; a commit of ours takes milliseconds
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -34,6 +35,7 @@ CREATE TABLE IF NOT EXISTS claim (
     PRIMARY KEY (bank, candidate));
 CREATE TABLE IF NOT EXISTS tensor (name TEXT PRIMARY KEY, shape TEXT NOT NULL, data BLOB NOT NULL);
 """
+CONTENT = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Store:
 
     def __init__(self, path: str | pathlib.Path | None = None, identity: dict[str, Any] | None = None) -> None:
         self.path = None if path is None else pathlib.Path(path)
-        self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}-{uuid.uuid4().hex[:8]}"
         self.problem = ""
         self.lock = threading.RLock()
         self.records: dict[tuple[str, str], Record] = {}
@@ -84,7 +86,8 @@ class Store:
         with self.lock:
             if (bank, candidate) not in self.records:
                 row = self._run("SELECT rungs FROM evaluation WHERE bank = ? AND candidate = ?", bank, candidate)
-                if row and is_finite(record := _read(row[0][0])):
+                record = _read(row[0][0]) if row else None
+                if record and is_finite(record):
                     self.records[bank, candidate] = record
             return self.records.get((bank, candidate))
 
@@ -129,6 +132,12 @@ class Store:
             )  # fmt: skip
             return self.connection is None or bool(changed)
 
+    def claimant(self, bank: str, candidate: str) -> str:
+        """Return the worker that evaluates a candidate, as HOST:PROCESS, or ""."""
+        with self.lock:
+            row = self._run("SELECT worker FROM claim WHERE bank = ? AND candidate = ?", bank, candidate)
+            return row[0][0].rpartition(":")[0] if row else ""
+
     def count(self, bank: str) -> int:
         """Return how many evaluations of a bank are stored."""
         with self.lock:
@@ -140,10 +149,9 @@ class Store:
         with self.lock:
             if name not in self.tensors:
                 row = self._run("SELECT shape, data FROM tensor WHERE name = ?", name)
-                if row:
-                    flat = torch.from_numpy(np.frombuffer(row[0][1], dtype=np.float32).copy())
-                    if flat.isfinite().all():
-                        self.tensors[name] = flat.reshape(json.loads(row[0][0]))
+                value = _read_tensor(*row[0]) if row else None
+                if value is not None and value.isfinite().all():
+                    self.tensors[name] = value
             return self.tensors.get(name)
 
     def put_tensor(self, name: str, value: Tensor) -> None:
@@ -197,12 +205,14 @@ def _is_full(error: Exception) -> bool:
 
 def _open(path: pathlib.Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)
     try:
+        connection.execute("PRAGMA trusted_schema=OFF")
+        _check_schema(connection, path)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.executescript(SCHEMA)
-    except sqlite3.OperationalError:
+    except (sqlite3.OperationalError, ValueError):
         connection.close()
         raise
     except sqlite3.DatabaseError as error:
@@ -213,18 +223,41 @@ def _open(path: pathlib.Path) -> sqlite3.Connection:
     return connection
 
 
+def _check_schema(connection: sqlite3.Connection, path: pathlib.Path) -> None:
+    """Raise ValueError for a file with tables, triggers or views that are not ours: another program's, or a trap."""
+    with sqlite3.connect(":memory:") as own:
+        own.executescript(SCHEMA)
+        ours = set(own.execute(CONTENT).fetchall())
+    own.close()
+    found = set(connection.execute(CONTENT).fetchall())
+    if found - ours:
+        kind, name, _ = sorted(found - ours, key=str)[0]
+        raise ValueError(
+            f"Expected `store` to be a search's SQLite file, but {str(path)!r} has another program's {kind} {name!r:.60}. "
+            "Choose another file name."
+        )
+
+
 def _check_identity(connection: sqlite3.Connection, path: pathlib.Path, identity: dict[str, Any]) -> None:
     wanted = json.dumps({"store": VERSION, **identity}, sort_keys=True)
     with connection:  # the first of two runs that start together decides
         connection.execute("INSERT OR IGNORE INTO job VALUES ('identity', ?)", (wanted,))
-        found = connection.execute("SELECT value FROM job WHERE name = 'identity'").fetchone()[0]
+        (found,) = connection.execute("SELECT value FROM job WHERE name = 'identity'").fetchone()
     if found != wanted:
         connection.close()
-        fields = ", ".join(differences(json.loads(found), json.loads(wanted)))
+        fields = ", ".join(differences(_object(found), json.loads(wanted))) or "identity"
         raise ValueError(
             f"Expected `store` {str(path)!r} to belong to this search, but it was made with another {fields}. "
             "Choose another file, or undo the change."
         )
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
@@ -243,13 +276,26 @@ def is_finite(record: Record) -> bool:
     return all(math.isfinite(rung.score) for rung in record)
 
 
-def _read(rungs: str) -> Record:
-    return tuple(Rung(**r) for r in json.loads(rungs))
+def _read(rungs: str) -> Record | None:
+    """Return a stored record, None for one that is damaged: it is evaluated again."""
+    try:
+        record = tuple(Rung(**r) for r in json.loads(rungs))
+        return record if all(isinstance(v, (int, float)) for r in record for v in asdict(r).values()) else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _read_tensor(shape: str, data: bytes) -> Tensor | None:
+    """Return a stored tensor, None for one that is damaged."""
+    try:
+        return torch.from_numpy(np.frombuffer(data, dtype=np.float32).copy()).reshape(json.loads(shape))
+    except (ValueError, TypeError, RuntimeError):
+        return None
 
 
 def _alive(worker: str) -> bool:
     """Whether a worker may still be running; one on another machine is believed until its lease ends."""
-    host, pid, _ = worker.rsplit(":", 2)
+    host, pid, token = worker.rsplit(":", 2)
     if host != socket.gethostname() or os.name == "nt":  # on Windows signal 0 is not a question
         return True
     try:
@@ -258,4 +304,15 @@ def _alive(worker: str) -> bool:
         return False
     except (OSError, ValueError):
         return True
-    return True
+    # Another process may have got the number since; stores of earlier releases hold no time.
+    began = token.rpartition("-")[0]
+    return not began or began == _started(int(pid))
+
+
+def _started(pid: int) -> str:
+    """Return when a process of this machine was started, in ticks since it was booted; "" where Linux does not tell."""
+    try:
+        # The name in parentheses may hold spaces; the time is the 22nd field.
+        return pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -167,3 +167,16 @@ def test_bad_input_is_refused_by_name() -> None:
         drag_field(torch.zeros(1, 2), torch.zeros(1, 2), 8, 8, 0.0)
     with pytest.raises(ValueError, match=r"Both frames need one size"):
         optical_flow(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
+
+
+def test_optical_flow_stops_between_its_passes() -> None:
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optical_flow(torch.rand(1, 1, 32, 32), torch.rand(1, 1, 32, 32), callback=stop)
+    assert len(calls) == 3

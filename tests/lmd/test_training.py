@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 
 import pytest
+import safetensors.torch
 import torch
 from slipstream.lmd import FillConfig, LatentFill, TrainConfig, TrainStep, train
 from slipstream.lmd.latent_fill import read_tensors
@@ -112,6 +114,57 @@ def test_resuming_with_other_settings_or_images_is_refused_by_name(tmp_path: pat
     assert path.read_bytes() == before
     train(waves(), FILL, dataclasses.replace(QUICK, batch=4), path, resume=False)
     assert path.read_bytes() != before
+
+
+def stop_at_two(step: TrainStep) -> None:
+    if step.index == 2:
+        raise KeyboardInterrupt
+
+
+def test_a_new_run_replaces_a_finished_fill_only_when_it_is_finished(tmp_path: pathlib.Path) -> None:
+    path, unfinished = tmp_path / "fill.safetensors", tmp_path / "fill.unfinished.safetensors"
+    train(waves(), FILL, QUICK, path)
+    before, other = path.read_bytes(), dataclasses.replace(QUICK, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(waves(), FILL, other, path, resume=False, callback=stop_at_two)
+    assert path.read_bytes() == before
+    assert len(read_tensors(unfinished)[1]["losses"]) == 2
+    assert train(waves(), FILL, QUICK, path).losses == read_tensors(path)[1]["losses"]
+    seen: list[int] = []
+    resumed = train(waves(), FILL, other, path, callback=lambda step: seen.append(step.index))
+    assert seen == list(range(3, 13))
+    assert resumed.losses == train(waves(), FILL, other).losses
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert torch.equal(weights(LatentFill.load(path)), weights(resumed.fill))
+
+
+def test_a_full_disk_costs_no_step(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint that fails is tried again at the next; a run that ends on a full disk hands the fill out all the same."""
+    path, save, full = tmp_path / "fill.safetensors", safetensors.torch.save_file, {4, 12}
+
+    def saving(tensors: dict, file: pathlib.Path, metadata: dict) -> None:
+        if len(json.loads(metadata["losses"])) in full:
+            raise safetensors.SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            )
+        save(tensors, file, metadata)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", saving)
+    expected = train(waves(), FILL, QUICK)
+    result = train(waves(), FILL, QUICK, path, checkpoint_every=4)
+    assert result.losses == expected.losses
+    assert torch.equal(weights(result.fill), weights(expected.fill))
+    assert "No space left" in result.problem
+    assert f"Could not write {path}" in result.problem
+    assert "Step 4 is in memory only" in caplog.text
+    assert len(read_tensors(path)[1]["losses"]) == 8
+    full.clear()
+    assert train(waves(), FILL, QUICK, path).problem == ""
+    full.add(2)
+    with pytest.raises(KeyboardInterrupt):  # not the error of the disk
+        train(waves(), FILL, QUICK, tmp_path / "b.safetensors", callback=stop_at_two)
 
 
 def test_a_checkpoint_without_its_training_state_is_refused(tmp_path: pathlib.Path) -> None:

@@ -130,6 +130,70 @@ def test_a_claim_of_a_dead_process_is_taken_over(tmp_path: pathlib.Path) -> None
         assert not dead.claim("search", "c")
 
 
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="only Linux tells when a process was started")
+def test_a_claim_whose_process_number_lives_again_is_taken_over(tmp_path: pathlib.Path) -> None:
+    with Store(tmp_path / "a.sqlite") as dead, Store(tmp_path / "a.sqlite") as alive:
+        head, token = dead.worker.rsplit(":", 1)
+        began, tail = token.split("-")
+        assert dead.claim("search", "c")
+        assert not alive.claim("search", "c")
+        dead.close()
+    with Store(tmp_path / "a.sqlite") as dead, Store(tmp_path / "a.sqlite") as alive:
+        dead.worker = f"{head}:{int(began) - 1}-{tail}"
+        assert dead.claim("search", "c")
+        assert alive.claim("search", "c")
+
+
+def test_a_locked_store_is_left_after_seconds(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "PATIENCE", 0.2)
+    path = tmp_path / "a.sqlite"
+    with Store(path) as store:
+        store.put("search", "a", RECORD)
+        with sqlite3.connect(path) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            begun = time.monotonic()
+            store.put("search", "b", RECORD)
+            assert time.monotonic() - begun < 5
+        other.close()
+        assert "database is locked" in store.problem
+        assert store.get("search", "b") == RECORD
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE bookmarks (name TEXT)",
+        "CREATE VIEW best AS SELECT * FROM job",
+        "CREATE TRIGGER trap AFTER INSERT ON claim BEGIN DELETE FROM evaluation; END",
+        "DROP TABLE tensor; CREATE TABLE tensor (name TEXT, price REAL)",
+    ],
+)
+def test_the_file_of_another_program_is_refused_untouched(tmp_path: pathlib.Path, statement: str) -> None:
+    path = tmp_path / "a.sqlite"
+    Store(path).close()
+    with sqlite3.connect(path) as db:
+        db.executescript(statement)
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="another program's"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_damaged_rows_are_evaluated_again(tmp_path: pathlib.Path) -> None:
+    with Store(tmp_path / "a.sqlite") as store:
+        store.put("search", "a", RECORD)
+        store.put_tensor("t", torch.ones(2, 3))
+    for rungs, shape in (("[1]", "[7]"), ('[{"pairs": 1}]', "{"), ("{", '"x"'), ("[]", "[2, -4]")):
+        with sqlite3.connect(tmp_path / "a.sqlite") as db:
+            db.execute("UPDATE evaluation SET rungs = ?", (rungs,))
+            db.execute("UPDATE tensor SET shape = ?", (shape,))
+        db.close()
+        with Store(tmp_path / "a.sqlite") as store:
+            assert store.get("search", "a") is None
+            assert store.tensor("t") is None
+
+
 def test_two_processes_on_one_store_share_the_work(tmp_path: pathlib.Path) -> None:
     """Both decide alike, and neither repeats what the other has evaluated."""
     expected = search(jobs.make_path(), jobs.make_config())
