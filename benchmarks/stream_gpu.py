@@ -121,7 +121,7 @@ def prepared(pipe: Pipeline, mode: str, rows: int, size: int, cond: Conditioning
     if mode == "compiled":
         pipe = copy.copy(pipe)
         pipe.model, pipe.vae = copy.copy(pipe.model), copy.copy(pipe.vae)
-        pipe.model.unet = torch.compile(pipe.model.unet, dynamic=False)
+        pipe.model.network = torch.compile(pipe.model.network, dynamic=False)
         pipe.vae.encode, pipe.vae.decode = (torch.compile(f, dynamic=False) for f in (pipe.vae.encode, pipe.vae.decode))
     return pipe
 

@@ -9,6 +9,7 @@ from .pipeline import Pipeline
 from .progress import Callback, Reporter, Step
 from .samplers import SAMPLERS, sample
 from .schedules import SCHEDULES, make_sigmas
+from .transformer_model import TransformerDenoiser
 
 __all__ = [
     "CFG",
@@ -28,6 +29,7 @@ __all__ = [
     "Reporter",
     "SeededNoise",
     "Step",
+    "TransformerDenoiser",
     "cfg",
     "load",
     "make_sigmas",

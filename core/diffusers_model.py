@@ -1,4 +1,4 @@
-"""The library's `Denoiser`: a diffusers UNet2DConditionModel with SD1.5, SD2 or SDXL conditioning."""
+"""The library's `Denoiser` over a network of diffusers, and the one of a UNet2DConditionModel (SD1.5, SD2, SDXL)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .attention import AttentionHook, hooked
-from .checks import check_shape
-from .denoiser import Conditioning, Prediction
+from .checks import check_choice, check_shape
+from .denoiser import PREDICTIONS, Conditioning, Prediction
 from .device import with_memory
 from .features import default_blocks, unet_features
 from .layers import Layer, measure, skipping
@@ -20,47 +20,35 @@ from .taps import active
 from .transfer import to_device
 
 Bound = Callable[[Tensor], Tensor]
+Encoded = tuple[Tensor, Tensor | None]  # of one prompt: token embeddings (1, T, D), pooled text (1, P)
 
 
-class DiffusersDenoiser:
-    """Denoised latents from a diffusers UNet.
+class NetworkDenoiser:
+    """Denoised latents from a network of diffusers: what does not depend on how it takes its conditioning.
 
     Args:
-        unet: a `UNet2DConditionModel` in eval mode.
-        alphas_cumprod: the training table (T,); ignored for "flow".
+        network: in eval mode.
+        levels: the noise levels that it was trained on.
         prediction_type: "epsilon", "v_prediction", "sample" or "flow".
-        shift: timestep shift of a flow model.
-        quantize: ask the network at whole timesteps only, as the host does; see `DiscreteLevels`.
     """
 
-    def __init__(
-        self, unet: Any, alphas_cumprod: Tensor | None = None, prediction_type: str = "epsilon", shift: float = 1.0,
-        quantize: bool = False,
-    ) -> None:  # fmt: skip
-        self.unet = unet
+    def __init__(self, network: Any, levels: Levels, prediction_type: str) -> None:
+        self.network, self.levels = network, levels
         self.prediction = Prediction(prediction_type)
         self.space = self.prediction.space
-        if prediction_type == "flow":
-            self.levels: Levels = FlowLevels(shift)
-        elif alphas_cumprod is not None:
-            self.levels = DiscreteLevels(alphas_cumprod, quantize)
-        else:
-            raise ValueError(
-                "Expected `alphas_cumprod` for a model that is not a flow, but got None. Take it from the scheduler."
-            )
-        self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
+        self.sigma_min, self.sigma_max = levels.sigma_min, levels.sigma_max
         self.calls = 0
         self.rows = 0
 
     @property
     def latent_channels(self) -> int:
-        return int(self.unet.config.in_channels)
+        return int(self.network.config.in_channels)
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """What the numbers depend on, for `core.identity.digest`: the network as it is now, and its levels."""
         quantize = getattr(self.levels, "quantize", False)
-        own = self.unet, self.prediction.kind, self.levels.t_to_sigma(torch.arange(0, 1000, 111)), quantize
+        own = self.network, self.prediction.kind, self.levels.t_to_sigma(torch.arange(0, 1000, 111)), quantize
         if not active():
             return own
         # What this thread skips or hooks now, by the names of modules.
@@ -68,19 +56,22 @@ class DiffusersDenoiser:
         taps = [sorted((names[m], i) for m in request if m in names) for i, request in enumerate(active())]
         return *own, taps, [[handler for m, handler in request.items() if m in names] for request in active()]
 
-    @property
-    def takes_time_ids(self) -> bool:
-        """Whether the network wants pooled text and picture sizes (SDXL)."""
-        return bool(self.unet.config.addition_embed_type == "text_time")
+    def conditioning(self, parts: Sequence[Encoded], size: tuple[int, int]) -> Conditioning:
+        """Return one row of conditioning from what each text encoder gives for one prompt, for an image of `size` pixels."""
+        raise NotImplementedError
+
+    def network_condition(self, cond: Conditioning) -> dict[str, Any]:
+        """Return `cond` as the network's keyword arguments, on its device."""
+        raise NotImplementedError
 
     @property
     def dtype(self) -> torch.dtype:
-        # Not `unet.dtype`, which walks through all modules: as long as a tenth of a small network's call.
-        return next(self.unet.parameters()).dtype
+        # Not `network.dtype`, which walks through all modules: as long as a tenth of a small network's call.
+        return next(self.network.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        return next(self.network.parameters()).device
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Denoise `x` (B, C, H, W) at `sigma` (B,); one network call of B rows, computed in the network's dtype.
@@ -94,10 +85,10 @@ class DiffusersDenoiser:
             "The latents are not of this model's kind: use its own VAE.",
         )
         check_shape("sigma", sigma, (len(x),), "Give one noise level per row.")
-        output = self._network(x, sigma, cond)
+        output = self._output(x, sigma, cond)
         return self.prediction.denoised(to_device(output, x.device), x, sigma)
 
-    def _network(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+    def _output(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         self.calls += 1
         self.rows += len(x)
         sample = to_device(self.prediction.network_input(x, sigma), self.device, self.dtype)
@@ -106,13 +97,17 @@ class DiffusersDenoiser:
     def _call(self, sample: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
         rows, _, height, width = sample.shape
         what = f"denoise {rows} x {height} x {width} latents"
-        unet = self._eager if active() else self.unet
-        return with_memory(lambda: unet(sample, time, **condition, return_dict=False)[0], what)
+        network = self._eager if active() else self.network
+        return with_memory(lambda: self._run(network, sample, time, condition), what)
+
+    def _run(self, network: Any, sample: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
+        output: Tensor = network(sample, time, **condition, return_dict=False)[0]
+        return output
 
     @property
     def _eager(self) -> Any:
         """The network as it was before torch.compile, which sees no taps."""
-        return getattr(self.unet, "_orig_mod", self.unet)
+        return getattr(self.network, "_orig_mod", self.network)
 
     def bind(self, sigma: Tensor, cond: Conditioning) -> Bound:
         """Return x (B, C, H, W) -> denoised for fixed `sigma` (B,) and `cond`; see `bind_levels`."""
@@ -143,6 +138,63 @@ class DiffusersDenoiser:
 
         return with_cond
 
+    def layers(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Layer, ...]:
+        """Return the blocks that can be skipped, with their cost in a call on these inputs; two calls are made."""
+        return measure(self._eager, lambda: self._output(x, sigma, cond))
+
+    def skipping(self, names: Collection[str]) -> AbstractContextManager[None]:
+        """See `LayerModel.skipping`."""
+        return skipping(self._eager, names)
+
+    def network_time(self, sigma: Tensor) -> Tensor:
+        """Return what the network takes as time: a training timestep, for a flow sigma itself in training steps."""
+        if isinstance(self.levels, FlowLevels):
+            return to_device(sigma, self.device) * self.levels.train_steps
+        return to_device(self.levels.sigma_to_t(sigma), self.device)
+
+
+class DiffusersDenoiser(NetworkDenoiser):
+    """Denoised latents from a diffusers UNet.
+
+    Args:
+        unet: a `UNet2DConditionModel` in eval mode.
+        alphas_cumprod: the training table (T,); ignored for "flow".
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow".
+        shift: timestep shift of a flow model.
+        quantize: ask the network at whole timesteps only, as the host does; see `DiscreteLevels`.
+    """
+
+    def __init__(
+        self, unet: Any, alphas_cumprod: Tensor | None = None, prediction_type: str = "epsilon", shift: float = 1.0,
+        quantize: bool = False,
+    ) -> None:  # fmt: skip
+        check_choice("prediction_type", prediction_type, PREDICTIONS)
+        if prediction_type != "flow" and alphas_cumprod is None:
+            raise ValueError(
+                "Expected `alphas_cumprod` for a model that is not a flow, but got None. Take it from the scheduler."
+            )
+        flow = prediction_type == "flow" or alphas_cumprod is None
+        levels: Levels = FlowLevels(shift) if flow else DiscreteLevels(alphas_cumprod, quantize)  # type: ignore[arg-type]
+        super().__init__(unet, levels, prediction_type)
+
+    @property
+    def unet(self) -> Any:
+        return self.network
+
+    @property
+    def takes_time_ids(self) -> bool:
+        """Whether the network wants pooled text and picture sizes (SDXL)."""
+        return bool(self.unet.config.addition_embed_type == "text_time")
+
+    def conditioning(self, parts: Sequence[Encoded], size: tuple[int, int]) -> Conditioning:
+        """See `NetworkDenoiser.conditioning`: SDXL's two encoders side by side, with the pooled text of the second and sizes."""
+        tokens = min(context.shape[1] for context, _ in parts)
+        context = torch.cat([context[:, :tokens] for context, _ in parts], -1)
+        if not self.takes_time_ids:
+            return Conditioning(context)
+        time_ids = torch.tensor([[*size, 0, 0, *size]], device=context.device, dtype=torch.float32)
+        return Conditioning(context, parts[-1][1], {"time_ids": time_ids})
+
     @property
     def feature_blocks(self) -> tuple[int, ...]:
         """The decoder blocks whose outputs have half and full latent size."""
@@ -158,25 +210,11 @@ class DiffusersDenoiser:
     ) -> list[Tensor]:
         """See `FeatureModel.features`."""
         blocks = self.feature_blocks if blocks is None else blocks
-        return unet_features(self._eager, lambda: self._network(x, sigma, cond), blocks, checkpoint)
+        return unet_features(self._eager, lambda: self._output(x, sigma, cond), blocks, checkpoint)
 
     def self_attention(self, hook: AttentionHook) -> AbstractContextManager[None]:
         """See `AttentionModel.self_attention`."""
         return hooked(self._eager, hook)
-
-    def layers(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Layer, ...]:
-        """Return the blocks that can be skipped, with their cost in a call on these inputs; two calls are made."""
-        return measure(self._eager, lambda: self._network(x, sigma, cond))
-
-    def skipping(self, names: Collection[str]) -> AbstractContextManager[None]:
-        """See `LayerModel.skipping`."""
-        return skipping(self._eager, names)
-
-    def network_time(self, sigma: Tensor) -> Tensor:
-        """Return what the network takes as time: a training timestep, for a flow sigma itself in training steps."""
-        if isinstance(self.levels, FlowLevels):
-            return to_device(sigma, self.device) * self.levels.train_steps
-        return to_device(self.levels.sigma_to_t(sigma), self.device)
 
     def network_condition(self, cond: Conditioning) -> dict[str, Any]:
         """Return the UNet's keyword arguments for `cond`; SDXL takes pooled text and time ids by row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ OTHER_KINDS: dict[str, tuple[Any, ...]] = {
     "use_flow_sigmas": (None, False), "timestep_type": (None, "discrete"), "sigma_data": (None,), "snr_shift_scale": (None, 1.0),
 }  # fmt: skip
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 
 
 @dataclass(frozen=True)
@@ -51,42 +53,76 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """A diffusers folder of SD1.5, SD2.x, SDXL or another UNet2DConditionModel; nothing is loaded yet.
+    """A diffusers folder of a UNet2DConditionModel or of a transformer; nothing is loaded yet.
 
-    `scheduler` is its config, `alphas_cumprod` (T,) the table that follows from it, `prediction_type` one of `PREDICTIONS`.
-    `text` and `tokenizers` are one or two.
+    `scheduler` is its config. From it follow `prediction_type`, one of `PREDICTIONS` or "flow", and the levels: `alphas_cumprod`
+    (T,) of a UNet, `shift` of a flow. `text` and `tokenizers` are one to three.
     """
 
     path: pathlib.Path
-    unet: Network
+    network: Network
     text: tuple[Network, ...]
     tokenizers: tuple[pathlib.Path, ...]
     scheduler: dict[str, Any]
-    alphas_cumprod: Tensor
+    alphas_cumprod: Tensor | None
     prediction_type: str
+    shift: float = 1.0
 
 
-def read_folder(path: pathlib.Path, unet: str = "unet", scheduler: str = "scheduler") -> Folder:
-    """Describe a diffusers folder; `unet` and `scheduler` name the parts to take (the bundled model holds two of each).
+def read_folder(
+    path: pathlib.Path,
+    network: str = "unet",
+    scheduler: str = "scheduler",
+    transformers: Mapping[str, Collection[str]] | None = None,
+) -> Folder:
+    """Describe a diffusers folder; `network` and `scheduler` name the parts to take (the bundled model holds two of each).
+
+    `transformers` are the classes that may stand in the place of a UNet, each with those of its text encoders beside CLIP; they
+    lie in the folder "transformer" unless `network` names another.
 
     Raises FileNotFoundError or ValueError, one sentence with the remedy, for a path that is none, parts that are missing,
     damaged or pickled, and models or schedulers of kinds that are not sampled here.
     """
     path = path.parent if path.name == "model_index.json" else path
-    _check_is_folder(path, unet)
-    network = read_network(path / unet, UNETS)
-    _check_unet(network, path / unet)
-    names = [f"text_encoder{s}" for s in ("", "_2", "_3") if (path / f"text_encoder{s}" / "config.json").is_file()]
+    known = transformers or {}
+    if (
+        network == "unet"
+        and _class_in(path / "transformer") in known
+        and not (path / network / "config.json").is_file()
+    ):
+        network = "transformer"
+    _check_is_folder(path, network, known)
+    found = read_network(path / network, UNETS if network.startswith("unet") else known)
     config = read_json(path / scheduler / "scheduler_config.json")
-    return Folder(
-        path,
-        network,
-        tuple(read_network(path / name, TEXT_ENCODERS) for name in names),
-        tuple(path / name.replace("text_encoder", "tokenizer") for name in names),
-        config,
-        alphas_cumprod_of(config),
-        prediction_of(config),
-    )
+    texts = (*TEXT_ENCODERS, *known.get(found.kind, ()))
+    names = [f"text_encoder{s}" for s in ("", "_2", "_3") if (path / f"text_encoder{s}" / "config.json").is_file()]
+    encoders = tuple(read_network(path / name, texts) for name in names)
+    tokenizers = tuple(path / name.replace("text_encoder", "tokenizer") for name in names)
+    if found.kind in known:
+        return Folder(path, found, encoders, tokenizers, config, None, "flow", shift_of(config))
+    _check_unet(found, path / network)
+    return Folder(path, found, encoders, tokenizers, config, alphas_cumprod_of(config), prediction_of(config))
+
+
+def _class_in(folder: pathlib.Path) -> str | None:
+    """Return the class of the network in a folder, None where there is none."""
+    path = folder / "config.json"
+    return read_json(path).get("_class_name") if path.is_file() else None
+
+
+def shift_of(config: Mapping[str, Any]) -> float:
+    """Return the timestep shift of a flow scheduler's config: where it depends on the size of the image, that of the largest.
+
+    Raises ValueError by name for a scheduler of another kind.
+    """
+    if config.get("_class_name") not in FLOW_SCHEDULERS:
+        raise ValueError(
+            f"Expected {' or '.join(FLOW_SCHEDULERS)} for this transformer, but got {config.get('_class_name')}. Download the whole "
+            "folder again."
+        )
+    if config.get("use_dynamic_shifting"):
+        return math.exp(config.get("max_shift", 1.15))
+    return float(config.get("shift", 1.0))
 
 
 def read_network(folder: pathlib.Path, kinds: Collection[str]) -> Network:
@@ -100,14 +136,14 @@ def read_network(folder: pathlib.Path, kinds: Collection[str]) -> Network:
     return Network(config, kind, weight_files(folder))
 
 
-def read_vae(folder: pathlib.Path) -> Network:
-    """Describe a VAE in its folder or in that of its model; raises ValueError for one that shifts its latents."""
+def read_vae(folder: pathlib.Path, shifted: bool = False) -> Network:
+    """Describe a VAE in its folder or in that of its model; raises ValueError for one that shifts its latents unless `shifted`."""
     inner = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (inner / "config.json").is_file():
         raise FileNotFoundError(f"Expected a VAE in {inner}, but found none. Give a VAE folder or file.")
     network = read_network(inner, VAES)
     for name in ("shift_factor", "latents_mean"):
-        if network.config.get(name):
+        if network.config.get(name) and not shifted:
             raise ValueError(
                 f"Expected a VAE that only scales its latents, but {inner} shifts them (`{name}` in its config.json). "
                 "Give the VAE of an SD1.5, SD2.x or SDXL model."
@@ -169,28 +205,29 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
-def _check_is_folder(path: pathlib.Path, unet: str) -> None:
-    """Raise an error that names what a path is instead of a diffusers folder with a UNet."""
+def _check_is_folder(path: pathlib.Path, network: str, transformers: Collection[str]) -> None:
+    """Raise an error that names what a path is instead of a diffusers folder with that network."""
     if not path.is_dir():
         raise FileNotFoundError(f"Expected a model at {path}, but found nothing. Check the path, or use 'pocket'.")
-    if (path / unet / "config.json").is_file():
+    if (path / network / "config.json").is_file():
         return
     if (path / "model_index.json").is_file():
-        raise ValueError(f"Expected {SUPPORTED}, but {path} is {_contents(path, unet)}. {REMEDY}")
+        others = f", or those of a {', '.join(transformers)}" if transformers else ""
+        raise ValueError(f"Expected {SUPPORTED}{others}, but {path} is {_contents(path, network)}. {REMEDY}")
     raise ValueError(
-        f"Expected a diffusers folder with {unet}/config.json, but {path} has none. {_where_instead(path)}"
+        f"Expected a diffusers folder with {network}/config.json, but {path} has none. {_where_instead(path)}"
     )
 
 
-def _contents(path: pathlib.Path, unet: str) -> str:
+def _contents(path: pathlib.Path, network: str) -> str:
     """Say what a folder with a model_index.json holds."""
     index = read_json(path / "model_index.json")
     pipeline = index.get("_class_name", "a pipeline without a name")
     parts = {name: part[-1] for name, part in index.items() if isinstance(part, list) and part and part[-1]}
-    if unet in parts:
-        return f"a {pipeline} without its {unet}/config.json: download the whole folder"
-    network = next((parts[name] for name in ("transformer", "prior", "unet") if name in parts), None)
-    return f"a {pipeline}" + (f" with a {network}" if network else "")
+    if network in parts:
+        return f"a {pipeline} without its {network}/config.json: download the whole folder"
+    kind = next((parts[name] for name in ("transformer", "prior", "unet") if name in parts), None)
+    return f"a {pipeline}" + (f" with a {kind}" if kind else "")
 
 
 def _where_instead(path: pathlib.Path) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Conditioning
-from .diffusers_model import DiffusersDenoiser
+from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
 from .pipeline import Pipeline, latents_of
 from .transfer import receive
 
@@ -158,15 +158,19 @@ def _run(unet: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def replayed(
-    model: DiffusersDenoiser, rows: int, height: int, width: int, cond: Conditioning, compiled: bool = False,
+    model: NetworkDenoiser, rows: int, height: int, width: int, cond: Conditioning, compiled: bool = False,
     record: Record | None = None,
-) -> DiffusersDenoiser:  # fmt: skip
+) -> NetworkDenoiser:  # fmt: skip
     """Return `model` with its network recorded for up to `rows` latents of `height` x `width` and the shape of `cond`.
 
-    `compiled` runs torch.compile first. Without CUDA the model itself is returned, which is said once in the log. Weights may
+    `compiled` runs torch.compile first. Without CUDA, and for a transformer, the model itself is returned, which is said once in
+    the log. Weights may
     change in place; after hooks, layer masks or attention have changed, record again. The result has its own counters.
     """
     if record is None and not _has_cuda(model.device):
+        return model
+    if not isinstance(model, DiffusersDenoiser):
+        _say_once("CUDA graphs are recorded of UNets only: the transformer runs eagerly.")
         return model
     fast = copy.copy(model)
     fast.calls = fast.rows = 0
@@ -175,7 +179,7 @@ def replayed(
     sigma = torch.full((rows,), model.sigma_max)
     inputs = _flat(x, model.network_time(sigma), **model.network_condition(cond.take([0]).expand(rows)))
     try:
-        fast.unet = ReplayedUnet(unet, inputs, record or record_cuda)
+        fast.network = ReplayedUnet(unet, inputs, record or record_cuda)
     except RuntimeError as error:
         _warn("network", error)
         return model

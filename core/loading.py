@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import checkpoint
 from .cache import MODELS, fingerprint
@@ -18,13 +19,15 @@ from .checkpoint import Source, Weights
 from .checks import check_choice
 from .denoiser import PREDICTIONS
 from .device import pick_device, pick_dtype, with_memory
-from .diffusers_model import DiffusersDenoiser
+from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
 from .folder import Network, read_folder, read_vae
-from .pipeline import Pipeline, TextEncoder
+from .pipeline import Pipeline
 from .schedules import scaled_linear_alphas_cumprod, zero_terminal_snr
+from .text import LanguageEncoder, TextEncoder
+from .transformer_model import FAMILIES, Family, TransformerDenoiser
 
 BUNDLED = pathlib.Path(__file__).resolve().parent.parent / "pocket"
-# name: (UNet folder, scheduler folder) in the bundled model
+# name: (folder of the network, folder of the scheduler) in the bundled model
 POCKETS = {"pocket": ("unet", "scheduler"), "pocket-lcm": ("unet_lcm", "scheduler_lcm")}
 ARCHITECTURES = {
     "UNet2DConditionModel": "diffusers",
@@ -32,7 +35,13 @@ ARCHITECTURES = {
     "AutoencoderTiny": "diffusers",
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
+    "T5EncoderModel": "transformers",
+    "Gemma2Model": "transformers",
+    "Qwen3Model": "transformers",
+    **dict.fromkeys(FAMILIES, "diffusers"),
 }
+# Language models with a head, of which the part below it is the text encoder.
+HEADLESS = {"Gemma2ForCausalLM": "Gemma2Model", "Qwen3ForCausalLM": "Qwen3Model"}
 SD_SCALING, SDXL_SCALING = 0.18215, 0.13025
 PathLike = str | pathlib.Path
 
@@ -41,6 +50,16 @@ def init_config(config: dict[str, Any], architecture: str) -> dict[str, Any]:
     """Return a config without what its class writes but does not take, about which diffusers would warn the user."""
     written = ("block_out_channels",) if architecture == "AutoencoderTiny" else ()
     return {k: v for k, v in config.items() if not k.startswith("_") and k not in written}
+
+
+class Unfilled(TorchFunctionMode):
+    """Within the context, tensors that a module would fill at random are made on the meta device, and everything else as usual."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -58,13 +77,13 @@ class Part:
         return self.architecture, fingerprint(*self.files), content, str(device), str(dtype)
 
     def skeleton(self) -> nn.Module:
-        """Return the network without weights (on the meta device)."""
+        """Return the network without weights (on the meta device); what it computes from its config is there."""
         import importlib
 
         library = ARCHITECTURES[self.architecture]
         cls = getattr(importlib.import_module(library), self.architecture)
         config = init_config(self.config, self.architecture)
-        with torch.device("meta"):
+        with Unfilled():
             return cls(cls.config_class(**config)) if library == "transformers" else cls.from_config(config)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -85,12 +104,7 @@ class Part:
             tensor = weights.read(at._replace(name=name))
             state[key] = _placed(tensor, empty, device, dtype, f"{name} in {weights.path}")
         module.load_state_dict(state, assign=True)
-        for name, buffer in list(module.named_buffers()):
-            if buffer.is_meta:  # CLIP's position numbers, which files do not hold
-                owner, _, leaf = name.rpartition(".")
-                numbers = torch.arange(buffer.shape[-1], device=device)[None]
-                module.get_submodule(owner).register_buffer(leaf, numbers, persistent=False)
-        return module.eval().requires_grad_(False)
+        return module.to(device).eval().requires_grad_(False)
 
 
 def _placed(tensor: Tensor, empty: Tensor, device: torch.device, dtype: torch.dtype, what: str) -> Tensor:
@@ -108,14 +122,22 @@ def _placed(tensor: Tensor, empty: Tensor, device: torch.device, dtype: torch.dt
     return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True, memory_format=layout)
 
 
+# What stands before the names of a text encoder's weights in the files of one version of transformers and not of another.
+PREFIXES = ("text_model.", "model.")
+# Weights that are one in two places, of which files hold one.
+TIED = {"encoder.embed_tokens.weight": "shared.weight", "shared.weight": "encoder.embed_tokens.weight"}
+
+
 def _alias(key: str, names: Any) -> str:
     """Return the name under which a diffusers folder holds a weight: transformers and diffusers have renamed some over time."""
     old = key
     for new, former in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
         old = old.replace(f"attentions.0.{new}.", f"attentions.0.{former}.")
-    for name in (key, f"text_model.{key}", key.removeprefix("text_model."), old):
+    with_prefix = (prefix + key for prefix in PREFIXES)
+    without = (key.removeprefix(prefix) for prefix in PREFIXES)
+    for name in (key, *with_prefix, *without, old, TIED.get(key)):
         if name in names:
-            return name
+            return str(name)
     return key
 
 
@@ -126,8 +148,8 @@ def load(
     """Load a model as a `Pipeline`, without network access; the networks are cached by the content of their files.
 
     Args:
-        source: "pocket", "pocket-lcm" (few steps, cfg_scale 1), a diffusers folder, or a .safetensors checkpoint of SD1.5, SD2.x
-            or SDXL.
+        source: "pocket", "pocket-lcm" (few steps, cfg_scale 1), a diffusers folder of SD1.5, SD2.x, SDXL or of a flow transformer
+            (`core.transformer_model.FAMILIES`), or a .safetensors checkpoint of SD1.5, SD2.x or SDXL.
         device: CUDA when there is one, else the CPU.
         dtype: float16 on CUDA, else float32.
         vae: another VAE, as a folder or a .safetensors file: an AutoencoderKL or a tiny autoencoder (TAESD).
@@ -161,50 +183,79 @@ def _is_file(source: PathLike) -> bool:
 class Parts:
     """What a folder or a file holds: networks that are not loaded yet, tokenizers, and how to read the network's output."""
 
-    unet: Part
+    network: Part
     vae: Part
     text: list[Part]
     tokenizers: list[Any]
     pad_ids: list[int | None]
-    alphas_cumprod: Tensor
+    alphas_cumprod: Tensor | None
     prediction_type: str | None
+    shift: float = 1.0
+
+    @property
+    def family(self) -> Family | None:
+        """The kind of transformer; None for a UNet."""
+        return FAMILIES.get(self.network.architecture)
 
     def pipeline(
         self, device: torch.device, dtype: torch.dtype, prediction_type: str | None, quantize: bool = False
     ) -> Pipeline:
-        latents = self.unet.config.get("in_channels", 4)
-        if self.unet.config.get("out_channels", 4) != latents:
-            raise ValueError(
-                f"Expected a network of as many channels in as out, but got {latents} in: an inpainting or instruction model. "
-                "Load its base model."
-            )
+        self._check_channels()
         self._check_conditioning()
-        if self.vae.config.get("latent_channels", 4) != latents:
-            raise ValueError(
-                f"Expected a VAE with {latents} latent channels for this model, but got {self.vae.config['latent_channels']}. "
-                "Choose the VAE that belongs to the model."
-            )
-        is_xl = self.unet.config.get("addition_embed_type") == "text_time"
+        is_xl = self.network.config.get("addition_embed_type") == "text_time"
         # SDXL's VAE overflows in float16 and says so; SD1.5's says so too by default, but does not.
         upcast = is_xl and dtype == torch.float16 and self.vae.config.get("force_upcast", True)
         vae_dtype = torch.float32 if upcast and self.vae.architecture == "AutoencoderKL" else dtype
-        unet = _shared(self.unet, device, dtype, self)
-        kind = prediction_type or self.prediction_type or checkpoint.probed_prediction(unet)
-        model = DiffusersDenoiser(unet, self.alphas_cumprod, kind, quantize=quantize)
+        model = self._denoiser(_shared(self.network, device, dtype, self), prediction_type, quantize)
         text = [
-            TextEncoder(_shared(part, device, dtype, self), _tokenizer(tokenizer), is_xl, pad_id)
+            self._encoder(part, _shared(part, device, dtype, self), tokenizer, pad_id, is_xl)
             for part, tokenizer, pad_id in zip(self.text, self.tokenizers, self.pad_ids)
         ]
         vae = _shared(self.vae, device, vae_dtype, self)
         pipe = Pipeline(model, text, vae, device, dtype, self._text_key(device, dtype))
-        MODELS.hold(self.unet.key(device, dtype), model)
+        MODELS.hold(self.network.key(device, dtype), model)
         for part, kept in ((self.vae, vae_dtype), *((part, dtype) for part in self.text)):
             MODELS.hold(part.key(device, kept), pipe)
         return pipe
 
+    def _denoiser(self, network: Any, prediction_type: str | None, quantize: bool) -> NetworkDenoiser:
+        if self.family is None:
+            kind = prediction_type or self.prediction_type or checkpoint.probed_prediction(network)
+            return DiffusersDenoiser(network, self.alphas_cumprod, kind, quantize=quantize)
+        if prediction_type not in (None, "flow"):
+            raise ValueError(
+                f"Expected `prediction_type` 'flow' or None for a {self.family.name} model, but got {prediction_type!r}."
+            )
+        return TransformerDenoiser(network, self.family, self.shift)
+
+    def _encoder(
+        self, part: Part, network: Any, tokenizer: Any, pad_id: int | None, is_xl: bool
+    ) -> TextEncoder | LanguageEncoder:
+        reading = self.family.readings.get(part.architecture) if self.family else None
+        if reading is not None:
+            return LanguageEncoder(network, _tokenizer(tokenizer, clip=False), reading)
+        penultimate = self.family.penultimate if self.family else is_xl
+        return TextEncoder(network, _tokenizer(tokenizer), penultimate, pad_id)
+
+    def _check_channels(self) -> None:
+        """Raise ValueError for a network that takes more channels than it gives, and for a VAE of another family."""
+        config = self.network.config
+        latents = self.family.channels(config) if self.family else config.get("in_channels", 4)
+        outputs = config.get("out_channels") or config.get("in_channels", 4)
+        if config.get("in_channels", 4) not in (outputs, 4 * outputs if self.family else outputs):
+            raise ValueError(
+                f"Expected a network of as many channels in as out, but got {config['in_channels']} in: an inpainting or instruction "
+                "model. Load its base model."
+            )
+        if vae_channels(self.vae.config) != latents:
+            raise ValueError(
+                f"Expected a VAE with {latents} latent channels for this model, but got {vae_channels(self.vae.config)}. "
+                "Choose the VAE that belongs to the model."
+            )
+
     def _check_conditioning(self) -> None:
         """Raise ValueError for a UNet that wants more than text, and for SDXL's image sizes."""
-        config = self.unet.config
+        config = self.network.config
         for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
             if config.get(name) is not None:
                 raise ValueError(
@@ -231,58 +282,70 @@ class Parts:
         return str([part.key(device, dtype) for part in self.text] + words)
 
 
+def vae_channels(config: dict[str, Any]) -> int:
+    """Return the latent channels of a VAE's config."""
+    return int(config.get("latent_channels", config.get("z_dim", 4)))
+
+
 def _shared(part: Part, device: torch.device, dtype: torch.dtype, user: Parts) -> Any:
     return MODELS.get(part.key(device, dtype), lambda: part.load(device, dtype), user)
 
 
-def _tokenizer(source: Any) -> Any:
-    """Return a tokenizer from a folder; None and tokenizers stay as they are."""
+def _tokenizer(source: Any, clip: bool = True) -> Any:
+    """Return a tokenizer from a folder, that of CLIP or another; None and tokenizers stay as they are."""
     if not isinstance(source, (str, pathlib.Path)):
         return source
     # transformers makes an empty tokenizer of a folder without the files.
     if not _holds_tokenizer(pathlib.Path(source)):
         raise FileNotFoundError(
-            f"Expected a CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt) in {source}, but found none. "
-            "Copy the tokenizer folder of any Stable Diffusion model there."
+            f"Expected a {'CLIP ' * clip}tokenizer (tokenizer.json, or vocab.json and merges.txt) in {source}, but found none. "
+            f"Copy {'the tokenizer folder of any Stable Diffusion model' if clip else 'it from the folder of the model'} there."
         )
-    from transformers import CLIPTokenizer
+    import transformers
 
-    return CLIPTokenizer.from_pretrained(str(source), local_files_only=True)
+    cls = transformers.CLIPTokenizer if clip else transformers.AutoTokenizer
+    return cls.from_pretrained(str(source), local_files_only=True)
 
 
 def _holds_tokenizer(folder: pathlib.Path) -> bool:
     names = {path.name for path in folder.glob("*")}
-    return "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names
+    return bool(names & {"tokenizer.json", "spiece.model", "tokenizer.model"}) or {"vocab.json", "merges.txt"} <= names
 
 
 def _folder_parts(source: PathLike, vae: PathLike | None) -> Parts:
     """Describe a diffusers folder or one of the bundled models."""
-    unet_folder, scheduler_folder = POCKETS.get(str(source), ("unet", "scheduler"))
+    network_folder, scheduler_folder = POCKETS.get(str(source), ("unet", "scheduler"))
     folder = BUNDLED if str(source) in POCKETS else pathlib.Path(source).expanduser()
-    if str(source) in POCKETS and not (folder / unet_folder).is_dir():
+    if str(source) in POCKETS and not (folder / network_folder).is_dir():
         raise ValueError(
             f"Expected a bundled model, but this copy has no {source!r}. Use 'pocket', or install it again."
         )
-    found = read_folder(folder, unet_folder, scheduler_folder)
+    full = {
+        network: [whole for whole, part in HEADLESS.items() if part in f.readings] for network, f in FAMILIES.items()
+    }
+    texts = {network: (*family.readings, *full[network]) for network, family in FAMILIES.items()}
+    found = read_folder(folder, network_folder, scheduler_folder, texts)
+    shifted = found.network.kind in FAMILIES
     return Parts(
-        unet=_part(found.unet),
-        vae=_vae_part(pathlib.Path(vae).expanduser() if vae else found.path / "vae", SD_SCALING),
+        network=_part(found.network),
+        vae=_vae_part(pathlib.Path(vae).expanduser() if vae else found.path / "vae", SD_SCALING, shifted),
         text=[_part(network) for network in found.text],
         tokenizers=[str(tokenizer) for tokenizer in found.tokenizers],
         pad_ids=[None for _ in found.text],
         alphas_cumprod=found.alphas_cumprod,
         prediction_type=found.prediction_type,
+        shift=found.shift,
     )
 
 
 def _part(network: Network) -> Part:
-    return Part(network.config, network.kind, network.files)
+    return Part(network.config, HEADLESS.get(network.kind, network.kind), network.files)
 
 
-def _vae_part(path: pathlib.Path, scaling_factor: float) -> Part:
+def _vae_part(path: pathlib.Path, scaling_factor: float, shifted: bool = False) -> Part:
     """Describe a VAE in a folder, a diffusers or original file, or TAESD's pair of files; a file does not hold its scale."""
     if path.is_dir() or not _is_file(path):
-        return _part(read_vae(path))
+        return _part(read_vae(path, shifted))
     weights = Weights(path)
     if match := re.match(r"(.*)(encoder|decoder)(.*\.safetensors)$", path.name):
         if "0.weight" in weights.names or "1.weight" in weights.names:
@@ -322,7 +385,7 @@ def _file_parts(path: pathlib.Path, vae: PathLike | None) -> Parts:
         raise ValueError(f"Expected a checkpoint with a VAE, but {path.name} has none. Give one with `vae=`.")
     alphas = scaled_linear_alphas_cumprod()
     return Parts(
-        unet=Part(config, "UNet2DConditionModel", (path,), checkpoint.unet_source(config)),
+        network=Part(config, "UNet2DConditionModel", (path,), checkpoint.unet_source(config)),
         vae=_vae_part(pathlib.Path(vae).expanduser() if vae else path, SDXL_SCALING if is_xl else SD_SCALING),
         text=[_text_part(weights, prefix) for prefix in prefixes],
         tokenizers=[_nearby_tokenizer(path)] * len(prefixes),

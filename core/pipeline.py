@@ -13,68 +13,14 @@ from .cache import PROMPTS
 from .checks import check_finite, check_shape
 from .denoiser import Conditioning
 from .device import with_memory
-from .diffusers_model import DiffusersDenoiser
+from .diffusers_model import NetworkDenoiser
 from .identity import Identity, identify
 from .tensors import check_image, image_to_bytes, pixels_to_image, unchecked_pixels
+from .text import LanguageEncoder, TextEncoder
 from .transfer import Arrival, to_device, to_host
 
 # Pixels that the VAE takes at once: its activations are the largest of all, and a long clip must not need them for every frame.
 VAE_PIXELS = 8 * 512 * 512
-
-
-@dataclass(eq=False)
-class TextEncoder:
-    """A CLIP text encoder and its tokenizer, which single files lack.
-
-    `pad_id` replaces the tokenizer's padding where the encoder was trained with another; `penultimate` takes the layer before the
-    last (SDXL).
-    """
-
-    encoder: Any
-    tokenizer: Any = None
-    penultimate: bool = False
-    pad_id: int | None = None
-
-    def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Return the token ids of each prompt as (chunks, T), as the host cuts them: 75 tokens a chunk between start and end.
-
-        Text is taken as it is: weights in parentheses and embeddings are read by the host's CLIP only. Raises ValueError without
-        a fitting tokenizer.
-        """
-        if self.tokenizer is None:
-            raise ValueError(
-                "Expected a CLIP tokenizer to read prompts, but got none: a single file does not hold it. Give `load` "
-                "`tokenizer=`, the tokenizer folder of any Stable Diffusion model, or put such a folder beside the file."
-            )
-        words = self.tokenizer(list(prompts), add_special_tokens=False, truncation=False, verbose=False).input_ids
-        ids = [torch.tensor(self._chunks(each)) for each in words]
-        largest = max(int(each.max()) for each in ids)
-        if largest >= self.encoder.config.vocab_size:
-            raise ValueError(
-                f"Expected a tokenizer of at most {self.encoder.config.vocab_size} tokens, but got token {largest}. "
-                "Give the tokenizer that belongs to this model."
-            )
-        return ids
-
-    def _chunks(self, words: list[int]) -> list[list[int]]:
-        length = min(self.tokenizer.model_max_length, self.encoder.config.max_position_embeddings)
-        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        padding = self.tokenizer.pad_token_id if self.pad_id is None else self.pad_id
-        cuts = [words[at : at + length - 2] for at in range(0, max(len(words), 1), length - 2)]
-        return [[start, *cut, end, *[padding] * (length - 2 - len(cut))] for cut in cuts]
-
-    def __call__(self, prompts: Sequence[str]) -> list[tuple[Tensor, Tensor | None]]:
-        """Return for each prompt its token embeddings (1, chunks * T, D), and the pooled projection (1, P) of its first chunk.
-
-        All chunks are one call. The projection is None from an encoder without one.
-        """
-        ids = self.tokens(prompts)
-        counts = [len(each) for each in ids]
-        output = self.encoder(torch.cat(ids).to(self.encoder.device), output_hidden_states=self.penultimate)
-        hidden = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
-        pooled = getattr(output, "text_embeds", None)
-        first = [None] * len(ids) if pooled is None else [part[:1].float() for part in pooled.split(counts)]
-        return [(part.float().flatten(0, 1)[None], p) for part, p in zip(hidden.split(counts), first)]
 
 
 @dataclass(eq=False)
@@ -86,8 +32,8 @@ class Pipeline:
     text encoders in the cache of prompt embeddings; None leaves the cache alone.
     """
 
-    model: DiffusersDenoiser
-    text: list[TextEncoder]
+    model: NetworkDenoiser
+    text: Sequence[TextEncoder | LanguageEncoder]
     vae: Any
     device: torch.device
     dtype: torch.dtype
@@ -96,7 +42,7 @@ class Pipeline:
     @property
     def identity(self) -> tuple[Any, ...]:
         """What its results depend on, for `core.identity`."""
-        return self.model, [(t.encoder, t.penultimate, t.pad_id) for t in self.text], self.key, self.vae, self.dtype
+        return self.model, [encode.identity for encode in self.text], self.key, self.vae, self.dtype
 
     @property
     def latent_channels(self) -> int:
@@ -125,22 +71,14 @@ class Pipeline:
 
     def _prompts_identity(self, prompts: Sequence[str], size: tuple[int, int]) -> Identity:
         # The files name the tokenizers. The encoders are looked at: a LoRA may have been merged into them.
-        return identify(self.key, [(t.encoder, t.penultimate, t.pad_id) for t in self.text], prompts, size)
+        return identify(self.key, [encode.identity for encode in self.text], prompts, size)
 
     def _encode(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
         if not self.text:
             raise ValueError("Expected a model with a text encoder, but this one has none. Load a complete model.")
-        first, *others = (self._conditioning(parts, size) for parts in zip(*(encode(prompts) for encode in self.text)))
+        parts = zip(*(encode(prompts) for encode in self.text))
+        first, *others = (self.model.conditioning(each, size) for each in parts)
         return first.join(*others)
-
-    def _conditioning(self, parts: Sequence[tuple[Tensor, Tensor | None]], size: tuple[int, int]) -> Conditioning:
-        """Return one row of conditioning from what each text encoder gives for one prompt."""
-        tokens = min(context.shape[1] for context, _ in parts)
-        context = torch.cat([context[:, :tokens] for context, _ in parts], -1)
-        if not self.model.takes_time_ids:
-            return Conditioning(context)
-        time_ids = torch.tensor([[*size, 0, 0, *size]], device=context.device, dtype=torch.float32)
-        return Conditioning(context, parts[-1][1], {"time_ids": time_ids})
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
@@ -161,7 +99,8 @@ class Pipeline:
     def _encode_image(self, images: Tensor) -> Tensor:
         # Bytes are a quarter of the way to the device; the rest is done there.
         code = self.vae.encode(unchecked_pixels(to_device(images, self.vae.device)).to(self.vae.dtype))
-        return latents_of(code).float() * self.vae.config.scaling_factor
+        shift, scale = self._normalisation()
+        return (latents_of(code).float() - shift) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -193,9 +132,15 @@ class Pipeline:
         return latents.shape[-2] * latents.shape[-1] * self.downscale**2
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
+        shift, scale = self._normalisation()
         latents = to_device(latents, self.vae.device, self.vae.dtype)
-        pixels: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        pixels: Tensor = self.vae.decode(latents / scale + shift).sample
         return pixels
+
+    def _normalisation(self) -> tuple[float, float]:
+        """Return (shift, scale): the model's latents are (the VAE's - shift) * scale."""
+        config = self.vae.config
+        return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
 
     def _in_parts(self, run: Callable[[Tensor], Tensor], batch: Tensor, pixels: int, verb: str) -> Tensor:
         what = f"{verb} pictures of {pixels / 1e6:.2g} million pixels"

@@ -41,7 +41,7 @@ def load_folder(path: pathlib.Path, unet: str = "unet", scheduler: str = "schedu
     folder, vae = read_folder(path, unet, scheduler), read_vae(path)
     # Stock loaders run in inference mode; weights made outside it can be differentiated later without a copy.
     with torch.inference_mode(False), torch.no_grad():
-        if known_family(folder.unet.config):
+        if known_family(folder.network.config):
             return load_known(folder, vae)
         if len(folder.text) != 1:
             raise ValueError(
@@ -82,7 +82,7 @@ def load_known(folder: Folder, vae: Network) -> tuple[Any, Any, Any]:
     import comfy.sd
     import folder_paths
 
-    model = comfy.sd.load_diffusion_model_state_dict(read_weights(folder.unet))
+    model = comfy.sd.load_diffusion_model_state_dict(read_weights(folder.network))
     if model is None:
         raise ValueError(
             f"Expected an SD1.x, SD2.x or SDXL UNet in {folder.path.name}, but the host does not know it. Use Load Checkpoint."
@@ -108,13 +108,14 @@ def set_levels(model: Any, folder: Folder) -> None:
     import comfy.model_base as base
     import comfy.model_sampling as sampling
 
-    config, kind = folder.scheduler, folder.prediction_type
+    config, kind, table = folder.scheduler, folder.prediction_type, folder.alphas_cumprod
+    assert table is not None, "read_folder was asked for UNets only"
     # For nodes that make a table of their own from these settings; the folder's table follows below.
     model.model_config.sampling_settings = {
         "beta_schedule": BETA_SCHEDULES.get(config.get("beta_schedule", ""), "linear"),
         "linear_start": config.get("beta_start", 0.00085),
         "linear_end": config.get("beta_end", 0.012),
-        "timesteps": len(folder.alphas_cumprod),
+        "timesteps": len(table),
         "zsnr": bool(config.get("rescale_betas_zero_snr", False)),
     }
     model.model_type = base.ModelType.V_PREDICTION if kind == "v_prediction" else base.ModelType.EPS
@@ -123,7 +124,7 @@ def set_levels(model: Any, folder: Folder) -> None:
         model.model_sampling = type("ModelSampling", (sampling.ModelSamplingDiscrete, sampling.X0), {})(
             model.model_config
         )
-    model.model_sampling.set_sigmas(DiscreteLevels(folder.alphas_cumprod).sigmas)
+    model.model_sampling.set_sigmas(DiscreteLevels(table).sigmas)
 
 
 # --------------------------------------------------------------------------------------------------------- UNet
@@ -141,7 +142,7 @@ def load_unet(folder: Folder, vae: Any) -> Any:
         unet_config: dict[str, Any] = {}
         unet_extra_config: dict[str, Any] = {}
 
-    state, config = read_weights(folder.unet), folder.unet.config
+    state, config = read_weights(folder.network), folder.network.config
     family = Family(host_unet_config(config))
     family.latent_format = comfy.latent_formats.LatentFormat()
     family.latent_format.latent_channels = config["in_channels"]

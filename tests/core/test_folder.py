@@ -159,11 +159,11 @@ class TestWeightFiles:
 
 
 PIPELINES = {
-    "StableDiffusion3Pipeline": "SD3Transformer2DModel",
-    "FluxPipeline": "FluxTransformer2DModel",
-    "Lumina2Pipeline": "Lumina2Transformer2DModel",
     "QwenImagePipeline": "QwenImageTransformer2DModel",
-    "ZImagePipeline": "ZImageTransformer2DModel",
+    "Flux2Pipeline": "Flux2Transformer2DModel",
+    "ChromaPipeline": "ChromaTransformer2DModel",
+    "AuraFlowPipeline": "AuraFlowTransformer2DModel",
+    "HiDreamImagePipeline": "HiDreamImageTransformer2DModel",
     "PixArtSigmaPipeline": "PixArtTransformer2DModel",
     "SanaPipeline": "SanaTransformer2DModel",
     "WanPipeline": "WanTransformer3DModel",
