@@ -8,6 +8,13 @@
     python -m tools.train_pocket eval       caption accuracy of --out
     python -m tools.train_pocket sheet      a contact sheet of --out
 
+and of the bundled flow model, by one command that goes through its stages and continues where it was stopped:
+
+    python -m tools.train_pocket flow --work out/flow_work --out out/pocket_flow
+
+Its stages alone: flow-text, flow-vae, flow-dit, flow-decoder (while flow-dit runs), flow-checker, flow-eval, flow-sheet. It needs
+fonts-noto-color-emoji. On one GPU it ends within nine minutes; on a CPU it may run for hours in the background.
+
 Run from the root of the repository. Each stage stops when its --minutes are over, saves itself once a minute into --work, and
 continues from there when it is started again. On a CPU two processes of one thread train nearly twice as fast as one of two:
 
@@ -28,8 +35,17 @@ import torch.distributed as dist
 
 from .pocket import checker as reading
 from .pocket import sampling
+from .pocket.emoji import OBJECTS
+from .pocket.flow_checker import FlowCheckerSettings, load_flow_checker, train_flow_checker
+from .pocket.flow_checker import score as flow_score
+from .pocket.flow_sampling import FlowPipeline, held_out
+from .pocket.flow_scenes import FEW_OBJECTS, make_atlas
+from .pocket.flow_scenes import render as render_flow
 from .pocket.scenes import caption, sample_scene
 from .pocket.train_checker import CheckerSettings, train_checker
+from .pocket.train_flow import FlowSettings, on_gpu, train_flow
+from .pocket.train_flow_text import FlowTextSettings, train_flow_text
+from .pocket.train_flow_vae import FlowVaeSettings, train_flow_vae
 from .pocket.train_lcm import LcmSettings, train_lcm
 from .pocket.train_text import TextSettings, train_text
 from .pocket.train_unet import UnetSettings, train_unet
@@ -41,12 +57,21 @@ SETTINGS: dict[str, Any] = {
     "unet": UnetSettings(),
     "lcm": LcmSettings(),
     "checker": CheckerSettings(),
+    "flow-text": FlowTextSettings(),
+    "flow-vae": FlowVaeSettings(),
+    "flow-dit": FlowSettings(),
+    "flow-decoder": FlowVaeSettings(minutes=60.0, decoder_only=True, lr=1e-3),
+    "flow-checker": FlowCheckerSettings(),
 }
+FLOW_STAGES = ("flow-text", "flow-vae", "flow-dit", "flow-checker")
+# Minutes of each stage of `flow` on one GPU: nine in all with the loading.
+GPU_MINUTES = {"flow-text": 0.4, "flow-vae": 1.8, "flow-dit": 5.0, "flow-checker": 0.6}
+GPU_BATCHES = {"flow-text": 512, "flow-vae": 64, "flow-checker": 256}
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=[*SETTINGS, "eval", "sheet"])
+    parser.add_argument("stage", choices=[*SETTINGS, "eval", "sheet", "flow", "flow-eval", "flow-sheet"])
     parser.add_argument(
         "--work", type=pathlib.Path, default=pathlib.Path("out/pocket_work"), help="checkpoints and caches"
     )
@@ -55,6 +80,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per process")
     parser.add_argument("--n", type=int, default=64, help="pictures of eval and sheet")
+    parser.add_argument("--steps", type=int, default=20, help="steps of flow-eval and flow-sheet")
+    parser.add_argument(
+        "--few", action="store_true", help="flow-eval and flow-sheet: the objects that a CPU is trained on"
+    )
     parser.add_argument("--student", action="store_true", help="eval and sheet: the few-step student, 4 steps")
     return parser.parse_args()
 
@@ -90,6 +119,59 @@ def sheet(args: argparse.Namespace) -> None:
     print(path)
 
 
+def flow_settings(stage: str, device: str, minutes: float | None) -> Any:
+    """Settings of a stage of the flow model on this device."""
+    settings = SETTINGS[stage]
+    if device != "cpu":
+        settings = (
+            on_gpu(settings) if stage == "flow-dit" else dataclasses.replace(settings, batch=GPU_BATCHES.get(stage, 64))
+        )
+        settings = dataclasses.replace(settings, minutes=GPU_MINUTES.get(stage, settings.minutes))
+    return settings if minutes is None else dataclasses.replace(settings, minutes=minutes)
+
+
+def flow_stage(stage: str, args: argparse.Namespace, minutes: float | None) -> None:
+    settings = flow_settings(stage, args.device, minutes)
+    match stage:
+        case "flow-text":
+            train_flow_text(args.work, args.device, settings)
+        case "flow-vae" | "flow-decoder":
+            train_flow_vae(args.work, args.device, settings)
+        case "flow-dit":
+            train_flow(args.work, args.out, args.device, settings)
+        case "flow-checker":
+            train_flow_checker(args.work, args.device, settings)
+
+
+def drawn(args: argparse.Namespace) -> tuple[str, ...]:
+    return FEW_OBJECTS if args.few else tuple(OBJECTS)
+
+
+def flow_eval(args: argparse.Namespace) -> None:
+    """Print what the checker reads from rendered scenes, from scenes through the autoencoder, and from images of held-out captions."""
+    found = args.work / "flow_checker.safetensors"
+    checker = load_flow_checker(*([found] if found.exists() else []))
+    pipe = FlowPipeline(args.out, args.device)
+    for objects, pairs in (("one object", 0.0), ("two objects", 1.0)):
+        scenes, captions = held_out(args.n, pairs, drawn(args))
+        real = render_flow(scenes, make_atlas())
+        columns = {
+            "real": flow_score(checker, real, scenes),
+            "vae": flow_score(checker, pipe.rebuilt(real), scenes),
+            f"{args.steps} steps": flow_score(checker, pipe.draw(captions, args.steps), scenes),
+        }
+        print(f"\n{objects}, {args.n} captions\n\n| % right | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
+        for name in columns["real"]:
+            print(f"| {name} | {' | '.join(f'{100 * c[name]:.1f}' for c in columns.values())} |")
+
+
+def flow_sheet(args: argparse.Namespace) -> None:
+    _, captions = held_out(args.n, 0.25, drawn(args))
+    path = args.work / "sheet.png"
+    sampling.contact_sheet(FlowPipeline(args.out, args.device).draw(captions, args.steps), captions).save(path)
+    print(path)
+
+
 def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
@@ -99,6 +181,27 @@ def main() -> None:
     settings: Any = SETTINGS.get(args.stage)
     if settings is not None and args.minutes is not None:
         settings = dataclasses.replace(settings, minutes=args.minutes)
+    if args.stage.startswith("flow"):
+        run_flow(args)
+    else:
+        run(args, settings)
+
+
+def run_flow(args: argparse.Namespace) -> None:
+    match args.stage:
+        case "flow":
+            for stage in FLOW_STAGES:
+                flow_stage(stage, args, None)
+            flow_sheet(args)
+        case "flow-eval":
+            flow_eval(args)
+        case "flow-sheet":
+            flow_sheet(args)
+        case stage:
+            flow_stage(stage, args, args.minutes)
+
+
+def run(args: argparse.Namespace, settings: Any) -> None:
     match args.stage:
         case "vae":
             train_vae(args.work, args.device, settings)

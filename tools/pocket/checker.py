@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,15 +29,15 @@ _UNSAID = -100
 
 
 class Checker(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1], reduced to 64x64 -> logits per attribute."""
+    """Pictures (B, 3, H, W) in [-1, 1], reduced to 64x64 -> logits per attribute; `classes` says how many there are of each."""
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, width: int = 24, classes: Mapping[str, int] = HEADS) -> None:
         super().__init__()
         plan = [(3, 1, 2), (1, 1, 1), (1, 2, 2), (2, 2, 1), (2, 3, 2), (3, 4, 2)]
         blocks = [self._block(a if i == 0 else a * width, b * width, stride) for i, (a, b, stride) in enumerate(plan)]
         self.net = nn.Sequential(*blocks)
         self.fc = nn.Sequential(nn.Flatten(), nn.Linear(4 * width * 16, 128), nn.ReLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(128, classes) for name, classes in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(128, count) for name, count in classes.items()})
 
     @staticmethod
     def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -54,11 +54,11 @@ class Checker(nn.Module):
         return {name: head(h) for name, head in self.heads.items()}
 
 
-def load_checker(path: str | pathlib.Path = WEIGHTS) -> Checker:
+def load_checker(path: str | pathlib.Path = WEIGHTS, width: int = 24, classes: Mapping[str, int] = HEADS) -> Checker:
     """The trained checker in float32, ready to measure."""
     from safetensors.torch import load_file
 
-    checker = Checker()
+    checker = Checker(width, classes)
     checker.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     return checker.eval().requires_grad_(False)
 
@@ -86,15 +86,19 @@ def predict(checker: Checker, pictures: Tensor) -> dict[str, Tensor]:
     """Most likely class per attribute, (B,) each."""
     device = next(checker.parameters()).device
     outs = [checker(part.to(device)) for part in pictures.float().clamp(-1, 1).split(256)]
-    return {name: torch.cat([o[name] for o in outs]).argmax(1).cpu() for name in HEADS}
+    return {name: torch.cat([o[name] for o in outs]).argmax(1).cpu() for name in outs[0]}
 
 
 def score(checker: Checker, pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
     """Share of pictures in which each attribute is as the scene says; `all` asks for every attribute at once."""
-    truth, seen = labels(scenes), predict(checker, pictures)
-    right = torch.ones(len(scenes), dtype=torch.bool)
+    return agreement(labels(scenes), predict(checker, pictures))
+
+
+def agreement(truth: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of rows in which each attribute is seen as it is; `all` asks for every attribute at once. Class -100 is not asked for."""
+    right = torch.ones(len(next(iter(truth.values()))), dtype=torch.bool)
     result = {}
-    for name in HEADS:
+    for name in truth:
         asked = truth[name] != _UNSAID
         hit = seen[name] == truth[name]
         right &= hit | ~asked

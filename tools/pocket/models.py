@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,18 +57,18 @@ def _train_merges(words: list[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def build_tokenizer(folder: pathlib.Path) -> CLIPTokenizer:
-    """Write and load a CLIP tokenizer in which each word of `VOCABULARY` is one token; other words fall back to letters."""
+def build_tokenizer(folder: pathlib.Path, words: Sequence[str] = VOCABULARY, length: int = TOKENS) -> CLIPTokenizer:
+    """Write and load a CLIP tokenizer in which each of `words` is one token; other words fall back to letters."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    merges = _train_merges(sorted(set(VOCABULARY)))
+    merges = _train_merges(sorted(set(words)))
     letters = _byte_letters()
     tokens = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges)]
     vocabulary = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     end = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")
     special = {"bos_token": "<|startoftext|>", **end}
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, "do_lower_case": True, **special}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, **special}
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
@@ -76,24 +77,24 @@ def build_tokenizer(folder: pathlib.Path) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids, (B, 77)."""
-    return torch.tensor(tokenizer(captions, padding="max_length", max_length=TOKENS, truncation=True).input_ids)
+    """Token ids, (B, the tokenizer's length)."""
+    return torch.tensor(tokenizer(captions, padding="max_length", truncation=True).input_ids)
 
 
 # ----------------------------------------------------------------------------------------------------------------- networks
 
 
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def make_text_encoder(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH) -> CLIPTextModel:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=TOKENS,
+        max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
@@ -101,7 +102,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def make_vae(channels: tuple[int, ...]) -> AutoencoderKL:
+def make_vae(channels: tuple[int, ...], latent_channels: int = 4) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -109,7 +110,7 @@ def make_vae(channels: tuple[int, ...]) -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=4,
         mid_block_add_attention=False,
         sample_size=LATENT_SIDE * 2 ** (len(channels) - 1),
@@ -188,10 +189,10 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder, safe_serialization=True)
-    _make_portable(folder, pathlib.Path(tokenizer.name_or_path))
+    make_portable(folder, pathlib.Path(tokenizer.name_or_path))
 
 
-def _make_portable(folder: pathlib.Path, tokenizer_folder: pathlib.Path) -> None:
+def make_portable(folder: pathlib.Path, tokenizer_folder: pathlib.Path) -> None:
     """Undo what keeps transformers 4 from reading what transformers 5 wrote.
 
     Version 5 drops the prefix `text_model.` from the keys (version 4 then keeps random weights, with a warning only),

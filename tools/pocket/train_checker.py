@@ -35,11 +35,12 @@ def _pool(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, dict[st
     return sharp, F.interpolate(F.interpolate(sharp, 24, mode="area"), 64, mode="bilinear"), labels(scenes)
 
 
-def _worsen(sharp: Tensor, soft: Tensor) -> Tensor:
+def worsen(sharp: Tensor, soft: Tensor) -> Tensor:
     """Blur, noise and a colour cast: a decoder's weaknesses must not count as another attribute."""
     rows = len(sharp)
-    mixed = torch.lerp(sharp, soft, 0.6 * torch.rand(rows, 1, 1, 1))
-    return mixed + 0.06 * torch.rand(rows, 1, 1, 1) * torch.randn_like(mixed) + 0.03 * torch.randn(rows, 3, 1, 1)
+    mixed = torch.lerp(sharp, soft, 0.6 * torch.rand(rows, 1, 1, 1, device=sharp.device))
+    grain = 0.06 * torch.rand(rows, 1, 1, 1, device=sharp.device) * torch.randn_like(mixed)
+    return mixed + grain + 0.03 * torch.randn(rows, 3, 1, 1, device=sharp.device)
 
 
 def train_checker(work: pathlib.Path, device: str, settings: CheckerSettings) -> None:
@@ -55,7 +56,7 @@ def train_checker(work: pathlib.Path, device: str, settings: CheckerSettings) ->
         if i % settings.reuse == 0:
             sharp, soft, truth = _pool(rng, settings.pool)
         picks = torch.randint(0, settings.pool, (settings.batch,))
-        logits = net(_worsen(sharp[picks], soft[picks]).to(device))
+        logits = net(worsen(sharp[picks], soft[picks]).to(device))
         # a missing second object has the class -100, which cross entropy leaves out
         losses = [F.cross_entropy(logits[h], truth[h][picks].to(device), reduction="sum") for h in HEADS]
         loss = torch.stack(losses).sum() / settings.batch

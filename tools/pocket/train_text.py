@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .models import TEXT_WIDTH, TOKENS, build_tokenizer, make_text_encoder, tokenize
+from .models import TEXT_WIDTH, build_tokenizer, make_text_encoder, tokenize
 from .scenes import COLOURS, KINDS, PLACES, SHAPES, Item, Scene, caption, sample_scene
 from .training import Loop, apply_gradients, cosine, rank
 
@@ -55,14 +56,16 @@ def _batch(tokenizer: object, rng: np.random.Generator, settings: TextSettings) 
     return tokenize(tokenizer, texts), torch.tensor([caption_classes(s, t) for s, t in zip(scenes, texts)])
 
 
-def _loss(hidden: Tensor, ids: Tensor, truth: Tensor, heads: nn.Module, end: int) -> Tensor:
+def readable_loss(
+    hidden: Tensor, ids: Tensor, truth: Tensor, heads: nn.Module, end: int, classes: Sequence[int] = CLASSES
+) -> Tensor:
     """Every attribute must be readable at the end token and at the pad tokens after it, two of which are drawn."""
-    rows = len(ids)
+    rows, tokens, width = hidden.shape
     first = (ids == end).float().argmax(1)
-    spread = torch.rand(rows, 3, device=ids.device) * (TOKENS - first[:, None])
+    spread = torch.rand(rows, 3, device=ids.device) * (tokens - first[:, None])
     spread[:, 0] = 0
-    at = (first[:, None] + spread.long()).clamp(max=TOKENS - 1)
-    logits = heads(hidden.gather(1, at[..., None].expand(-1, -1, TEXT_WIDTH))).split(CLASSES, -1)
+    at = (first[:, None] + spread.long()).clamp(max=tokens - 1)
+    logits = heads(hidden.gather(1, at[..., None].expand(-1, -1, width))).split(list(classes), -1)
     losses = [F.cross_entropy(logit.flatten(0, 1), truth[:, i].repeat_interleave(3)) for i, logit in enumerate(logits)]
     return torch.stack(losses).sum()
 
@@ -80,7 +83,7 @@ def train_text(work: pathlib.Path, device: str, settings: TextSettings) -> None:
     for share in loop:
         ids, truth = _batch(tokenizer, rng, settings)
         ids = ids.to(device)
-        loss = _loss(text(ids)[0], ids, truth.to(device), heads, tokenizer.eos_token_id)
+        loss = readable_loss(text(ids)[0], ids, truth.to(device), heads, tokenizer.eos_token_id)
         apply_gradients(loss, settings.lr * cosine(share), optimizer)
         loop.report(loss=loss)
     if rank() == 0:

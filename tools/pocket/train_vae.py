@@ -96,11 +96,12 @@ def _loss(vae: torch.nn.Module, pictures: Tensor, settings: VaeSettings, noise: 
     return loss + 0.2 * power + 0.01 * centre
 
 
-def _make_certain(vae: torch.nn.Module) -> None:
+def make_certain(vae: torch.nn.Module) -> None:
     """Give the posterior the fixed deviation exp(-4): nothing trained its own, and hosts may sample from it."""
     with torch.no_grad():
-        vae.quant_conv.weight[4:] = 0
-        vae.quant_conv.bias[4:] = -8.0
+        channels = vae.config.latent_channels
+        vae.quant_conv.weight[channels:] = 0
+        vae.quant_conv.bias[channels:] = -8.0
 
 
 def train_vae(work: pathlib.Path, device: str, settings: VaeSettings) -> None:
@@ -122,6 +123,6 @@ def train_vae(work: pathlib.Path, device: str, settings: VaeSettings) -> None:
     if rank() == 0:
         final = copy.deepcopy(vae).to("cpu", memory_format=torch.contiguous_format).eval()
         average.copy_to(final)
-        _make_certain(final)
+        make_certain(final)
         final.register_to_config(scaling_factor=settings.latent_scale)
         final.save_pretrained(work / "vae")
