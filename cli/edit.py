@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.images import read_image, read_mask, save_image
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
+from ..core.points import Pair, read_pairs
 from ..core.progress import Callback
 from ..edit.config import MEMORY, EditConfig
 from ..edit.geometry import Canvas
@@ -165,8 +166,7 @@ def make_tasks(args: argparse.Namespace, image: Tensor, inverted: Any) -> list[T
         other = read_image(path)[..., :3]
         tasks.append(Appearance(object_mask(mask, image), inverted(other), object_mask(other_mask, other)))
     for words in args.drag:
-        points = [_pair(word) for word in words[1:]]
-        tasks.append(Drag(object_mask(words[0], image), points, args.drag_method))
+        tasks.append(Drag(object_mask(words[0], image), _pairs(words[1:]), args.drag_method))
     if not tasks:
         raise ValueError("Expected at least one of --move, --paste, --appearance, --drag, but got none. " + EXAMPLE)
     return tasks
@@ -203,9 +203,8 @@ def _numbers(option: str, words: Sequence[str]) -> list[float]:
         raise ValueError(f"Expected numbers for --{option}, but got {' '.join(words)!r}.") from None
 
 
-def _pair(word: str) -> tuple[tuple[float, float], tuple[float, float]]:
-    parts = [_numbers("drag", side.split(",")) for side in word.split(":")]
-    if len(parts) != 2 or any(len(p) != 2 for p in parts):
-        raise ValueError(f"Expected X,Y:X,Y (handle:target) for --drag, but got {word!r}.")
-    (hx, hy), (tx, ty) = parts
-    return (hx, hy), (tx, ty)
+def _pairs(words: Sequence[str]) -> list[Pair]:
+    try:
+        return read_pairs(" ".join(words))
+    except ValueError:
+        raise ValueError(f"Expected X,Y:X,Y (handle:target) for --drag, but got {' '.join(words)!r}.") from None

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.masks import bounding_box, snapped
-
-Point = tuple[float, float]
+from ..core.points import Point
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range, check_shape
+from ..core.points import read_pairs
 from ..core.tensors import gaussian_blur
 from ..core.transfer import to_device
-
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-_POINT = re.compile(rf"{_NUMBER},{_NUMBER}->{_NUMBER},{_NUMBER}")
 
 
 @dataclass(frozen=True)
@@ -82,16 +79,8 @@ def drag_field(handles: Tensor, targets: Tensor, height: int, width: int, radius
 
 
 def parse_points(points: str) -> tuple[Tensor, Tensor]:
-    """Return handles and targets (N, 2) from lines of "x, y -> x, y"; raises ValueError naming the line that is not one."""
-    pairs = []
-    for line in filter(None, (line.strip() for line in points.splitlines())):
-        numbers = _POINT.fullmatch(line)
-        if numbers is None:
-            raise ValueError(
-                f"Expected `points` as lines of 'x, y -> x, y', but got {line!r}. Example: 60, 60 -> 90, 60."
-            )
-        pairs.append([float(n) for n in numbers.groups()])
-    found = torch.tensor(pairs).reshape(-1, 2, 2)
+    """Return handles and targets (N, 2) of arrows in any form of `core.points`; raises ValueError naming the line that is not one."""
+    found = torch.tensor(read_pairs(points)).reshape(-1, 2, 2)
     return found[:, 0], found[:, 1]
 
 

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..core.drawing import Shape
 from ..core.identity import Identity
+from ..core.points import Pair, read_pairs, read_points
 from ..edit.config import MEMORY
-from ..edit.geometry import Point
 from ..edit.tasks import CENTRES, DRAG_METHODS, check_points
+from .canvas import IMAGE_TIP, canvas, check_canvas, drawn_mask, shown
 from .unused import Unused
 from .widgets import Widget, choice, integer, number, refusal, seed, string, switch
 
 CATEGORY = "slipstream/edit"
 INVERSION, TASKS = "SLIPSTREAM_INVERSION", "SLIPSTREAM_EDIT"
 ADD_UP = (TASKS, {"tooltip": "Other tasks for the same run: they add up. Later ones lie on top."})
-MASK_TIP = (
-    "White = the object. Paint it in the mask editor, or take it from any segmentation node. Size of the picture."
+NO_POINTS = "[]"
+MASK_TIP = "White = the object. Size of the picture."
+OBJECT_TIP = (
+    "Marks the object (1), for example from a segmentation node. What is painted on the canvas is added. Not needed when the object is "
+    "painted there."
 )
+CANVAS_TIP = (
+    "Draw here: paint the object or put a box around it, then pull it to its new place. Ctrl+Z takes a stroke back, arrow keys move by one "
+    "pixel. Stored as readable JSON (docs/canvas.md)."
+)
+STORED_TIP = "Stored as readable JSON (docs/canvas.md)."
 
 
 def _pixels(default: int, tooltip: str) -> Widget:
@@ -148,6 +159,12 @@ def _add(tasks: Any, task: Any) -> tuple[Any]:
     return (Tasks.of(task) if tasks is None else tasks + task,)
 
 
+def _drawn(task: tuple[Any], image: Tensor | None, mask: Tensor | None, reference: Tensor | None = None) -> Any:
+    """Return a task node's result with what its canvas shows."""
+    ui = shown(image, mask, reference)
+    return {"ui": ui, "result": task} if any(ui.values()) else task
+
+
 def _transform_inputs() -> dict[str, Any]:
     return {
         "dx": _pixels(0, "Shift to the right, in pixels of the picture; negative = left."),
@@ -185,34 +202,44 @@ class MoveObject(_TaskNode):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"mask": ("MASK", {"tooltip": MASK_TIP}), **_transform_inputs()},
+            "required": _transform_inputs(),
             "optional": {
+                "mask": ("MASK", {"tooltip": OBJECT_TIP}),
                 "tasks": ADD_UP,
                 "fill_from": (
                     "MASK",
                     {"tooltip": "Where the vacated area takes its look from. Default: everything but the object."},
                 ),
                 "angle": _angle(),
+                "image": ("IMAGE", {"tooltip": IMAGE_TIP}),
+                "canvas": canvas(CANVAS_TIP),
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, canvas: str | None = None) -> bool | str:
+        return refusal(cls, check_canvas, canvas=canvas)
+
     def make(
         self,
-        mask: Tensor,
         dx: float,
         dy: float,
         scale: float,
         about: str,
+        mask: Tensor | None = None,
         tasks: Any = None,
         fill_from: Tensor | None = None,
         angle: float = 0.0,
+        image: Tensor | None = None,
+        canvas: str = "",
     ) -> Any:
         from ..edit import Move
         from .host.warnings import warn
 
         if dx == dy == angle % 360 == 0 and scale == 1:
             warn("Move / Resize", "the object stays as it is. Set `dx`, `dy`, `scale` or `angle`.")
-        return _add(tasks, Move(mask, dx, dy, scale, about, fill_from, angle))
+        task = Move(drawn_mask("Move / Resize", canvas, mask, image), dx, dy, scale, about, fill_from, angle)
+        return _drawn(_add(tasks, task), image, mask)
 
 
 class PasteObject(_TaskNode):
@@ -232,29 +259,47 @@ class PasteObject(_TaskNode):
                     INVERSION,
                     {"tooltip": "The other picture, from an Invert with the same model and steps."},
                 ),
-                "mask": ("MASK", {"tooltip": "White = the object in the other picture. Size of that picture."}),
                 **_transform_inputs(),
             },
-            "optional": {"tasks": ADD_UP, "angle": _angle()},
+            "optional": {
+                "mask": (
+                    "MASK",
+                    {"tooltip": "Marks the object in the other image (1). What is painted on the canvas is added."},
+                ),
+                "tasks": ADD_UP,
+                "angle": _angle(),
+                "image": ("IMAGE", {"tooltip": "The photo that is pasted into, to place the object on. " + IMAGE_TIP}),
+                "canvas": canvas(
+                    "Draw here: paint the object on the other image, then place it on the photo. " + STORED_TIP
+                ),
+            },
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, canvas: str | None = None) -> bool | str:
+        return refusal(cls, check_canvas, canvas=canvas)
 
     def make(
         self,
         reference: HostInversion,
-        mask: Tensor,
         dx: float,
         dy: float,
         scale: float,
         about: str,
+        mask: Tensor | None = None,
         tasks: Any = None,
         angle: float = 0.0,
+        image: Tensor | None = None,
+        canvas: str = "",
     ) -> Any:
         from ..edit import Paste
         from ..edit.placing import check_size
 
-        task = Paste(reference, mask, dx, dy, scale, about, angle)  # type: ignore[arg-type]
+        other = reference.inversion.image
+        painted = drawn_mask("Paste Object", canvas, mask, other)
+        task = Paste(reference, painted, dx, dy, scale, about, angle)  # type: ignore[arg-type]
         check_size("mask", task.mask, reference.inversion.canvas.size)
-        return _add(tasks, task)
+        return _drawn(_add(tasks, task), image, mask, other)
 
 
 class ChangeAppearance(_TaskNode):
@@ -285,23 +330,19 @@ class ChangeAppearance(_TaskNode):
         return _add(tasks, task)
 
 
-def read_points(text: str, name: str) -> list[tuple[float, float]]:
-    """Return (x, y) pairs of a JSON list of {"x": ., "y": .} (KJNodes' PointsEditor) or [x, y]; raises ValueError otherwise."""
-    try:
-        return [
-            (float(p["x"]), float(p["y"])) if isinstance(p, dict) else (float(p[0]), float(p[1]))
-            for p in json.loads(text)
-        ]
-    except (ValueError, TypeError, KeyError, IndexError):
-        example = '[{"x": 120, "y": 80}]'
+def read_drags(handles: str, targets: str) -> tuple[Pair, ...]:
+    """Return (handle, target) pairs of two lists of points, or of arrows in `handles`; raises ValueError for lists that do not fit."""
+    wanted = read_points(targets, "targets")
+    if not wanted and not handles.strip(" []\n"):
         raise ValueError(
-            f"Expected `{name}` as a JSON list of points in pixels such as {example}, but got {text[:80]!r}."
-        ) from None
-
-
-def read_drags(handles: str, targets: str) -> tuple[tuple[Point, Point], ...]:
-    """Return (handle, target) pairs of two JSON lists of points; raises ValueError for lists that do not fit."""
-    pulled, wanted = read_points(handles, "handles"), read_points(targets, "targets")
+            "Expected at least one pair of `handles` and `targets`, but got none. Pull a point on the canvas."
+        )
+    try:
+        pulled = read_points(handles, "handles")
+    except ValueError:
+        if wanted:
+            raise
+        return check_points(read_pairs(handles, "handles"))
     if len(pulled) != len(wanted):
         raise ValueError(
             f"Expected as many `targets` as `handles` ({len(pulled)}), but got {len(wanted)}. Pair them up."
@@ -309,41 +350,77 @@ def read_drags(handles: str, targets: str) -> tuple[tuple[Point, Point], ...]:
     return check_points(list(zip(pulled, wanted)))
 
 
+def around(pairs: Sequence[Pair], image: Tensor) -> list[Shape]:
+    """Return what may change where nothing was painted: everything within twice the longest drag, or a tenth of the image, of a drag."""
+    longest = max(math.dist(*pair) for pair in pairs)
+    return [Shape("brush", pair, 2 * max(2 * longest, 0.1 * min(image.shape[1:3]))) for pair in pairs]
+
+
 class DragPoints(_TaskNode):
     """Pulls points of an object to where they should be."""
 
     DESCRIPTION = (
         "Pull handle points to target points; only what is under the mask may change. warp bends the region smoothly and repairs it, "
-        "energy is the published point guidance (slower, less exact). Points are pixels of the picture, e.g. from KJNodes' Points Editor."
+        "energy is the published point guidance (slower, less exact). Pull the points on the canvas, or wire KJNodes' Points Editor."
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        handles = '[{"x": 64, "y": 64}]'
-        targets = '[{"x": 80, "y": 64}]'
         return {
             "required": {
+                "handles": string(
+                    NO_POINTS, "Where to take hold: points in pixels, written by the canvas, by KJNodes or by hand."
+                ),
+                "targets": string(
+                    NO_POINTS,
+                    "Where each handle goes, in the same order. Leave it empty if handles has arrows: 60,60 -> 90,60.",
+                ),
+                "method": choice(
+                    DRAG_METHODS, "warp", "warp is fast and exact, energy is the published point guidance."
+                ),
+            },
+            "optional": {
                 "mask": (
                     "MASK",
                     {
-                        "tooltip": "White = what may change. Its interior goes with the handles, its edge stays: paint generously."
+                        "tooltip": "Marks what may change (1). Its interior goes with the handles, its edge stays: paint generously. "
+                        "What is painted on the canvas is added; without either, the surroundings of the drags may change."
                     },
                 ),
-                "handles": string(handles, "JSON list of points: where to take hold.", multiline=True),
-                "targets": string(targets, "JSON list of points, one per handle: where it goes.", multiline=True),
-                "method": choice(DRAG_METHODS, "warp", "warp: fast and exact. energy: as published."),
+                "tasks": ADD_UP,
+                "image": ("IMAGE", {"tooltip": IMAGE_TIP}),
+                "canvas": canvas(
+                    "Draw here: press on a point and pull it to where it should go. Paint what may change. "
+                    + STORED_TIP
+                ),
             },
-            "optional": {"tasks": ADD_UP},
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, handles: str | None = None, targets: str | None = None) -> bool | str:
-        return refusal(cls, read_drags, handles=handles, targets=targets)
+    def VALIDATE_INPUTS(
+        cls, handles: str | None = None, targets: str | None = None, canvas: str | None = None
+    ) -> bool | str:
+        # A node that nothing was pulled on yet is no mistake: only a run of it is.
+        untouched = handles == targets == NO_POINTS
+        checked = untouched or refusal(cls, read_drags, handles=handles, targets=targets)
+        return refusal(cls, check_canvas, canvas=canvas) if checked is True else checked
 
-    def make(self, mask: Tensor, handles: str, targets: str, method: str, tasks: Any = None) -> Any:
+    def make(
+        self,
+        handles: str,
+        targets: str,
+        method: str,
+        mask: Tensor | None = None,
+        tasks: Any = None,
+        image: Tensor | None = None,
+        canvas: str = "",
+    ) -> Any:
         from ..edit import Drag
 
-        return _add(tasks, Drag(mask, read_drags(handles, targets), method))
+        pairs = read_drags(handles, targets)
+        free = around(pairs, image) if image is not None and mask is None else []
+        region = drawn_mask("Drag Points", canvas, mask, image, otherwise=free)
+        return _drawn(_add(tasks, Drag(region, pairs, method)), image, mask)
 
 
 def library_tasks(tasks: Any) -> list[Any]:
@@ -375,6 +452,7 @@ class EditPreview:
     RETURN_NAMES = ("preview", "draft")
     OUTPUT_TOOLTIPS = ("Picture with arrows, ghosts and regions.", "The plain cut-and-paste that the edit starts from.")
     FUNCTION = "draw"
+    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -385,10 +463,12 @@ class EditPreview:
             }
         }
 
-    def draw(self, image: Tensor, tasks: Any) -> tuple[Tensor, Tensor]:
+    def draw(self, image: Tensor, tasks: Any) -> dict[str, Any]:
         from ..edit.preview import preview
+        from .host.preview import preview_images
 
-        return preview(_single(image, "image"), library_tasks(tasks))
+        drawn = preview(_single(image, "image"), library_tasks(tasks))
+        return {"ui": preview_images(drawn[0]), "result": drawn}
 
 
 def _any_task(v: Any, *names: str) -> bool:
@@ -569,8 +649,8 @@ def _sample(
         for name in ("positive", "negative") if config.cfg_scale != 1 else ("positive",):
             check_prompt(name, session.conds[name], session.latents, sigmas)
         conds = [session.conds[name] for name in inverted]
-        for cond, canvas in zip(conds, prepared.canvases):
-            check_reference(cond, prepared.canvases[0].grid, canvas.grid)
+        for cond, own in zip(conds, prepared.canvases):
+            check_reference(cond, prepared.canvases[0].grid, own.grid)
         result = sample_edit(
             plain, prepared.under(conds), session.conds["positive"], session.conds["negative"], SeededNoise(seed), prompted,
             session.callback(prepared.calls),

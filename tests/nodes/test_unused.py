@@ -116,10 +116,10 @@ ALWAYS = {
     "StreamFrames": "sigmas seed similarity consistency on_interrupt",
     "BlendPrompts": "weight frames",
     "Invert": "steps megapixels memory",
-    "Move": "dx dy scale angle tasks",
-    "Paste": "dx dy scale angle tasks",
+    "Move": "dx dy scale angle tasks mask image canvas",
+    "Paste": "dx dy scale angle tasks mask image canvas",
     "Appearance": "tasks",
-    "Drag": "handles targets method tasks",
+    "Drag": "handles targets method tasks mask image canvas",
     "EditSampler": "seed cfg guidance noise feather",
     "MaskSchedule": "steps high width height patch seed region",
     "MaskedRegenerate": "seed steps cfg sampler_name schedule strength candidates mask masks",
@@ -231,8 +231,8 @@ def test_a_node_warns_when_it_runs(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_move_by_nothing_warns(caplog: pytest.LogCaptureFixture) -> None:
     move = NODES["SlipstreamMove"]()
-    move.make(MASK[None], 0.0, 0.0, 1.0, "object")
+    move.make(0.0, 0.0, 1.0, "object", mask=MASK[None])
     assert "Move / Resize: the object stays as it is" in caplog.text
     caplog.clear()
-    move.make(MASK[None], 1.0, 0.0, 1.0, "object")
+    move.make(1.0, 0.0, 1.0, "object", mask=MASK[None])
     assert not caplog.text

@@ -1,0 +1,138 @@
+// The canvas of Move / Resize, Paste Object, Drag Points and Place Subject: ties the editor in canvas/ to the host's widgets and images.
+// One DOM widget a node, so that it works in the classic and in the Nodes 2.0 renderer. Its value is the JSON of core/drawing.py; what is
+// placed (dx, dy, scale, angle, handles, targets, x, y) lies in the node's own widgets, as a person types it.
+import { app } from "../../scripts/app.js";
+import { Editor } from "./canvas/editor.js";
+import { formatDrawing, formatPoints, parseDrawing, parsePairs } from "./canvas/geometry.js";
+import { imageOf } from "./canvas/sources.js";
+
+const MODES = { SlipstreamMove: "move", SlipstreamPaste: "paste", SlipstreamDrag: "drag", SlipstreamSeedCanvas: "seed" };
+const WIDGETS = ["dx", "dy", "scale", "angle", "about", "x", "y", "width", "height", "mirror", "colour"];
+const KEY = "slipstream_canvas"; // of the results that nodes/canvas.py sends
+const [HEIGHT, WIDTH] = [360, 380];
+const canvases = new Set();
+
+class NodeCanvas {
+  text = "";
+  ran = {}; // role -> URL of what the last run sent
+  shown = {}; // role -> URL that is loaded or loading
+  seen = ""; // the values that the editor has
+
+  constructor(node, name) {
+    this.node = node;
+    this.mode = MODES[node.comfyClass] ?? MODES[node.type] ?? "move";
+    const root = document.createElement("div");
+    this.editor = new Editor(root, {
+      mode: this.mode,
+      onChange: (values, done) => this.write(values, done),
+      onWheel: (event) => window.LiteGraph?.vueNodesMode || app.canvas?.processMouseWheel?.(event),
+    });
+    this.widget = node.addDOMWidget(name, "SLIPSTREAM_CANVAS", root, {
+      hideOnZoom: false,
+      getMinHeight: () => HEIGHT,
+      getValue: () => this.text,
+      setValue: (value) => this.load(value),
+    });
+    this.widget.onRemove = chained(this.widget.onRemove, () => this.remove());
+    node.onExecuted = chained(node.onExecuted, (output) => this.executed(output));
+    canvases.add(this);
+  }
+
+  load(value) {
+    const text = String(value ?? "");
+    if (text === this.text) return;
+    this.text = text;
+    this.editor.setState({ shapes: parseDrawing(text) });
+  }
+
+  /** Write what the editor changed into the node's widgets. */
+  write(values, done) {
+    const given = { ...values };
+    if (values.pairs) [0, 1].forEach((end) => (given[["handles", "targets"][end]] = formatPoints(values.pairs.map((p) => p[end]))));
+    if (values.shapes) {
+      this.text = formatDrawing(values.shapes, this.editor.sourceSize);
+      this.widget.callback?.(this.text);
+    }
+    for (const widget of this.node.widgets ?? []) {
+      if (widget === this.widget || !(widget.name in given) || widget.value === given[widget.name]) continue;
+      widget.value = given[widget.name];
+      widget.callback?.(widget.value, app.canvas, this.node);
+    }
+    this.seen = this.values().text;
+    this.node.graph?.setDirtyCanvas?.(true, true);
+    if (!done) return;
+    const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+    (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+  }
+
+  /** The values of the node's widgets, as the editor's state. */
+  values() {
+    const of = (name) => this.node.widgets?.find((w) => w.name === name)?.value;
+    const found = WIDGETS.map((name) => [name, of(name)]).filter(([, value]) => value !== undefined);
+    if (this.mode === "drag") found.push(["pairs", parsePairs(of("handles") ?? "", of("targets") ?? "")]);
+    return { state: Object.fromEntries(found), text: JSON.stringify(found) };
+  }
+
+  /** Look for what was changed elsewhere: widgets that were typed into, images that were connected or loaded. */
+  look() {
+    if (!this.node.graph) return;
+    const { state, text } = this.values();
+    if (text !== this.seen) {
+      this.seen = text;
+      this.editor.rotates = "angle" in state;
+      this.editor.mirrors = "mirror" in state;
+      this.editor.setState(state);
+    }
+    const subject = this.mode === "paste" ? ["reference", "image"] : ["image"];
+    this.show("image", imageOf(this.node, ["image"]) ?? this.ran.image);
+    if (this.mode === "paste") this.show("reference", imageOf(this.node, subject) ?? this.ran.reference);
+    if (this.mode === "seed") this.show("reference", state.background === "picture" ? imageOf(this.node, ["picture"]) : null);
+    this.show("mask", imageOf(this.node, [this.mode === "seed" ? "keep" : "mask"], true) ?? this.ran.mask);
+  }
+
+  show(role, url) {
+    if (this.shown[role] === url) return;
+    this.shown[role] = url;
+    const set = (image) => (role === "mask" ? this.editor.setMask(image) : this.editor.setImage(role, image));
+    if (!url) return set(null);
+    const image = new Image();
+    image.onload = () => this.shown[role] === url && set(image);
+    image.onerror = () => this.shown[role] === url && set(null);
+    image.src = url;
+  }
+
+  executed(output) {
+    const sent = output?.[KEY];
+    if (!Array.isArray(sent)) return;
+    this.ran = {};
+    for (const { role, filename, subfolder, type } of sent) {
+      this.ran[role] = app.api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+    }
+  }
+
+  remove() {
+    canvases.delete(this);
+    this.editor.destroy();
+  }
+}
+
+function chained(before, after) {
+  return function (...given) {
+    const result = before?.apply(this, given);
+    after(...given);
+    return result;
+  };
+}
+
+// Links, uploads and typing have no event that both renderers of all hosts send.
+setInterval(() => document.hidden || canvases.forEach((canvas) => canvas.look()), 300);
+
+app.registerExtension({
+  name: "Slipstream.Canvas",
+  getCustomWidgets: () => ({
+    SLIPSTREAM_CANVAS: (node, name) => ({ widget: new NodeCanvas(node, name).widget, minWidth: WIDTH, minHeight: HEIGHT }),
+  }),
+  nodeCreated(node) {
+    if (node.comfyClass in MODES) node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  },
+});
