@@ -48,6 +48,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             red=True, bold=True,
         )  # fmt: skip
 
+    if any("no Chromium here" in str(r.longrepr) for r in terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(
+            "WARNING: the canvas was NOT tested: no Chromium at CHROMIUM or on the PATH.", red=True, bold=True
+        )
+
 
 GOLDEN = ROOT / "tests" / "golden"
 

@@ -1,4 +1,4 @@
-// Checks of the canvas in a page without a host. Results: [[name, what is wrong, or ""]] as JSON in #results.
+// Checks of the canvas in a page without a host. Results: [[name, what is wrong, or ""]] sent to /results.
 import { Editor } from "/web/canvas/editor.js";
 import * as g from "/web/canvas/geometry.js";
 import { maskOf } from "/web/canvas/painter.js";
@@ -23,8 +23,8 @@ async function check(name, act) {
   }
 }
 
-/** Two frames: the first draws what was asked for before. */
-const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+// A page that nobody looks at may get no frames: checks draw by themselves.
+const frame = () => new Promise((done) => setTimeout(done, 5));
 
 /** An image of one colour with a red square at (40, 30), 40 pixels wide. */
 async function photo(width, height, ground = "#2050d0") {
@@ -75,9 +75,8 @@ function press(editor, key, more = {}) {
 const button = (editor, name) => editor.root.querySelector(`[data-act=${name}]`);
 
 /** The colour that the editor shows at a point of the image. */
-async function colour(editor, point) {
-  editor.refresh();
-  await frame();
+function colour(editor, point) {
+  editor.draw();
   const [x, y] = g.toScreen(editor.view, point).map((v) => Math.round((v * editor.canvas.width) / editor.canvas.clientWidth));
   return [...editor.canvas.getContext("2d").getImageData(x, y, 1, 1).data.slice(0, 3)];
 }
@@ -171,7 +170,7 @@ await check("a box is stored, and what is pulled next is the object", async () =
   await pull(editor, [[60, 50], [80, 60], [110, 65]]); // prettier-ignore
   equal([editor.state.dx, editor.state.dy], [50, 15]);
   equal(heard.filter(([values]) => "dx" in values).at(-1)[0], { dx: 50, dy: 15 });
-  const [red, , blue] = await colour(editor, [110, 65]);
+  const [red, , blue] = colour(editor, [110, 65]);
   if (red < 200 || blue > 90) throw new Error(`the ghost is not there: ${red}, ${blue}`);
 });
 await check("a stroke is as wide as the brush, and an eraser takes away", async () => {
@@ -257,7 +256,7 @@ await check("keys that are not the canvas's are left to the page", async () => {
 await check("values that were typed elsewhere are shown and can be undone", async () => {
   const { editor } = await boxed();
   editor.setState({ dx: 70 });
-  const [red] = await colour(editor, [130, 50]);
+  const [red] = colour(editor, [130, 50]);
   if (red < 200) throw new Error(`the ghost is not there: ${red}`);
   press(editor, "z", { ctrlKey: true });
   equal(editor.state.dx, 0);
@@ -344,7 +343,7 @@ await check("an object of one image is placed on another", async () => {
   equal(editor.size, [300, 300]);
   await pull(editor, [[60, 50], [200, 220]]); // prettier-ignore
   equal([editor.state.dx, editor.state.dy], [140, 170]);
-  const [red] = await colour(editor, [200, 220]);
+  const [red] = colour(editor, [200, 220]);
   if (red < 200) throw new Error(`the ghost is not there: ${red}`);
 });
 await check("a subject is placed on a canvas, resized and mirrored", async () => {
@@ -362,5 +361,4 @@ await check("a subject is placed on a canvas, resized and mirrored", async () =>
   equal(editor.state.mirror, false);
 });
 
-document.getElementById("results").textContent = JSON.stringify(results);
-document.title = "done";
+await fetch("/results", { method: "POST", body: JSON.stringify(results) });

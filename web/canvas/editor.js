@@ -3,7 +3,7 @@
 // new Editor(element, { mode, onChange }): mode "move" (paint and place on one image), "paste" and "seed" (paint on one, place on another)
 // or "drag". The state is plain: { shapes, dx, dy, scale, angle, about, pairs, x, y, width, height, mirror }; onChange gets what changed.
 import * as geometry from "./geometry.js";
-import { LEAVES, TINT, alphaOf, draw, filled, maskOf } from "./painter.js";
+import { LEAVES, TINT, alphaOf, drawFrame, filled, maskOf } from "./painter.js";
 
 const STYLE = `
 .slipstream-canvas { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; min-height: 320px; box-sizing: border-box;
@@ -95,6 +95,11 @@ export class Editor {
     this.refresh();
   }
 
+  resized() {
+    this.view = null;
+    this.refresh();
+  }
+
   destroy() {
     this.observer.disconnect();
     cancelAnimationFrame(this.#frame);
@@ -134,7 +139,7 @@ export class Editor {
     const bar = element("div", { className: "bar" }, [...this.tools, this.slider, this.mirrorButton]);
     const foot = element("div", { className: "bar foot" }, [this.says, ...others]);
     this.root.append(bar, this.stage, foot, this.keys);
-    this.observer = new ResizeObserver(() => ((this.view = null), this.refresh()));
+    this.observer = new ResizeObserver(() => this.resized());
     this.observer.observe(this.stage);
   }
 
@@ -265,7 +270,7 @@ export class Editor {
   /** Draw the next frame, with the bar and the words below. */
   refresh() {
     cancelAnimationFrame(this.#frame);
-    this.#frame = requestAnimationFrame(() => this.#draw());
+    this.#frame = requestAnimationFrame(() => this.draw());
     this.#fit();
     const names = OF_MODE[this.mode];
     this.tools.forEach((button, i) => button.setAttribute("aria-pressed", String(names[i] === this.tool)));
@@ -284,7 +289,7 @@ export class Editor {
     if (this.size && !this.view && this.area[0]) this.view = geometry.fitted(this.size, this.area);
   }
 
-  #draw() {
+  draw() {
     this.#fit();
     const [width, height] = this.area;
     if (!width || !height) return;
@@ -294,7 +299,7 @@ export class Editor {
     if (this.canvas.width !== pixels[0] || this.canvas.height !== pixels[1]) [this.canvas.width, this.canvas.height] = pixels;
     const context = this.canvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    draw(context, this);
+    drawFrame(context, this);
   }
 
   // -------------------------------------------------------------------------------------------------------------- changes
@@ -304,6 +309,7 @@ export class Editor {
     this.tool = tool;
     this.#gesture = null;
     if (String(this.size) !== size || this.apart) this.view = null;
+    this.refresh();
   }
 
   #kept() {

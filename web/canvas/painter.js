@@ -90,7 +90,7 @@ function knob(context, [x, y], radius, colour = "#fff", square = false) {
 }
 
 /** One frame of an editor. */
-export function draw(context, editor) {
+export function drawFrame(context, editor) {
   const { area, view, size, scene } = editor;
   context.clearRect(0, 0, ...area);
   context.fillStyle = "#161616";
