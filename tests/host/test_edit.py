@@ -202,6 +202,35 @@ def test_the_preview_samples_nothing(host: Any) -> None:
     assert drafted[56, 40, 0] < 80  # and gone from the old one
 
 
+def test_what_is_drawn_on_the_canvas_is_the_object_and_the_preview_runs_alone(host: Any) -> None:
+    drawing = json.dumps({"size": [128, 128], "shapes": [{"box": [24, 40, 56, 72]}]})
+    tasks = {
+        "masked": node("SlipstreamMove", mask=["mask", 0], **MOVE),
+        "drawn": node("SlipstreamMove", image=["i", 0], canvas=drawing, **MOVE),
+        "typed": node("SlipstreamMove", canvas=drawing, **MOVE),
+        "pulled": node("SlipstreamDrag", handles="40,56 -> 50,56", targets="", method="warp", image=["i", 0]),
+    }
+    graph = {**base(), **tasks}
+    for name in tasks:
+        graph[f"{name} preview"] = node("SlipstreamEditPreview", image=["i", 0], tasks=[name, 0])
+    result = host.run(graph)
+    assert result.ok, result.explain()
+    assert "inv" not in result.executed_nodes
+    shown = {name: pixels(result, f"{name} preview") for name in tasks}
+    assert np.array_equal(shown["masked"], shown["drawn"])
+    assert np.array_equal(shown["masked"], shown["typed"])
+    assert (shown["pulled"] != shown["masked"]).any()
+    for name, roles in (("masked", ["mask"]), ("drawn", ["image"]), ("pulled", ["image"])):
+        assert [entry["role"] for entry in result.outputs[name]["slipstream_canvas"]] == roles
+    assert "slipstream_canvas" not in result.outputs.get("typed", {})
+
+
+def test_an_object_that_was_never_painted_is_said_with_the_remedy(complaint: Any) -> None:
+    graph = task_graph("move")
+    del graph["t"]["inputs"]["mask"]
+    assert "Paint the object on the canvas" in complaint(graph)
+
+
 def test_interrupt_stops_between_network_calls_and_leaves_the_host_usable(host: Any) -> None:
     graph = task_graph("drag energy")
     graph["inv"]["inputs"]["steps"] = 60
@@ -253,7 +282,7 @@ def test_an_inversion_of_another_model_is_refused(host: Any) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"handles": "12, 40"}, "JSON list of points"), ({"handles": "[]", "targets": "[]"}, "at least one pair"),
+        ({"handles": "12; 40"}, "JSON list of points"), ({"handles": "[]", "targets": "[]"}, "at least one pair"),
         ({"targets": '[{"x": 900, "y": 60}]'}, "points within"),
         ({"targets": '[{"x": 64, "y": 60}, {"x": 66, "y": 60}]'}, "Pair them up"),
         ({"targets": '[{"x": 40, "y": 56}]'}, "away from its handle"),
