@@ -1,15 +1,16 @@
-# `make demo` and `make test` set themselves up: a venv, torch (CPU unless one is installed already), the package.
+# `make demo` and `make test` set themselves up: a venv, torch, the package. Both run on CUDA where torch has it; the tests then
+# also run on the GPU what belongs there. A torch that PYTHON has is used, as on a GPU machine it fits the driver.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Any torch from 2.1 on works. Where the package index offers CUDA builds only, name a smaller one:
+# Else this one is installed. Any torch from 2.1 on works; PyPI's is a CUDA build on Linux. For a smaller one:
 # `make demo TORCH=torch PIP_EXTRA_INDEX_URL=<index of CPU builds>`. A torch that the venv has already is kept.
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint bench clean
 
 $(BIN)/.base: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $$($(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages) $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet -e ".[standalone]"
 	touch $@

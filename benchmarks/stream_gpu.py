@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from _common import ROOT  # noqa: F401  makes `slipstream` importable from a checkout
 from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
+from slipstream.core.device import default_device
 from slipstream.core.graphs import replayed_pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.core.transfer import Arrival
@@ -309,7 +310,7 @@ def ratios(rows: list[Row]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device())
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--models", nargs="+", default=["sd", "sdxl"], choices=["sd", "sdxl"])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4], choices=list(STEPS))

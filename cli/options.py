@@ -124,7 +124,7 @@ def add_model(parser: Any, default: str = "pocket") -> None:
         help='"pocket", "pocket-lcm", a diffusers folder or a .safetensors file (default %(default)s)',
     )  # fmt: skip
     group.add_argument("--vae", help="another VAE, for example a tiny one (TAESD): a folder or a .safetensors file")
-    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: SLIPSTREAM_DEVICE, else CUDA if available)")
     group.add_argument("--dtype", help=f"{', '.join(DTYPES)} (default: float16 on CUDA, else float32)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,19 +16,26 @@ T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+VARIABLE = "SLIPSTREAM_DEVICE"
+
+
+def default_device() -> str:
+    """Return what the environment variable SLIPSTREAM_DEVICE names, else "cuda" where CUDA is available, else "cpu"."""
+    return os.environ.get(VARIABLE) or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_device(device: torch.device | str | None = None) -> torch.device:
-    """Return `device`, or the current CUDA device when there is one, else the CPU; raises ValueError when torch cannot use it."""
+    """Return `device`, or the default device; raises ValueError when torch cannot use it."""
+    name = "`device`"
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        name, device = f"`{VARIABLE}` (environment variable)", default_device()
     try:
         # A tensor there tells whether it works, and gives "cuda" its index.
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"Expected `device` to be one that torch can use, but got {str(device)!r} ({reason}). "
+            f"Expected {name} to be one that torch can use, but got {str(device)!r} ({reason}). "
             "Use 'cpu', or install a torch build that supports it."
         ) from error
 

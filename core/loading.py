@@ -150,7 +150,7 @@ def load(
     Args:
         source: "pocket", "pocket-lcm" (few steps, cfg_scale 1), a diffusers folder of SD1.5, SD2.x, SDXL or of a flow transformer
             (`core.transformer_model.FAMILIES`), or a .safetensors checkpoint of SD1.5, SD2.x or SDXL.
-        device: CUDA when there is one, else the CPU.
+        device: by default what the environment variable SLIPSTREAM_DEVICE names, else CUDA when there is one, else the CPU.
         dtype: float16 on CUDA, else float32.
         vae: another VAE, as a folder or a .safetensors file: an AutoencoderKL or a tiny autoencoder (TAESD).
         tokenizer: CLIP's tokenizer for a single file, as a folder or an object. Without it one is looked for beside the file

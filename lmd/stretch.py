@@ -43,15 +43,15 @@ def stretch_map(displacement: Tensor, frames: int = 1, backward: bool = False) -
     if min(displacement.shape[-2:]) < 2:
         raise ValueError(f"Expected `displacement` of at least 2 x 2 cells, but got {tuple(displacement.shape[-2:])}.")
     check_finite("displacement", displacement)
-    deformation = gradient(displacement.double()) + torch.eye(2, dtype=torch.float64)[None, :, :, None, None].to(
-        displacement.device
-    )
+    # On the CPU: not every device has float64.
+    deformation = gradient(displacement.cpu().double()) + torch.eye(2, dtype=torch.float64)[None, :, :, None, None]
     a, b, c, d = (deformation[:, i, j] for i in range(2) for j in range(2))
     determinant = a * d - b * c
     # The singular values of a 2 x 2 matrix are the sum and the difference of these.
     turning, shearing = torch.hypot(a + d, c - b) / 2, torch.hypot(a - d, b + c) / 2
     largest = 1 / (turning - shearing).abs().clamp(min=1e-3) if backward else turning + shearing
-    return StretchMap((largest.clamp(min=1e-12).log() / frames).float(), determinant <= 0)
+    stretch = (largest.clamp(min=1e-12).log() / frames).float()
+    return StretchMap(stretch.to(displacement.device), (determinant <= 0).to(displacement.device))
 
 
 def drag_field(handles: Tensor, targets: Tensor, height: int, width: int, radius: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
 import sys
 from typing import Any
@@ -33,6 +34,15 @@ load_package("slipstream", ROOT)
 load_package("slipstream_tests", ROOT / "tests")
 if (ROOT / "tools" / "__init__.py").exists():
     load_package("slipstream_tools", ROOT / "tools")
+
+# Values are compared, so tests and the processes they start run on the CPU wherever there is a GPU; those of the devices name theirs.
+os.environ["SLIPSTREAM_DEVICE"] = "cpu"
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+if os.environ.get("SLIPSTREAM_PRETEND_CUDA"):
+    # Finds without a GPU what would go to one by default, as on the CPU build of torch it fails.
+    torch.cuda.is_available = lambda: True
+    torch.cuda.mem_get_info = lambda *_: (70 * 2**30, 80 * 2**30)
+    torch.cuda.empty_cache = lambda: None
 
 # The bundled network is tiny: more threads cost more than they give, and results stay the same on every machine.
 torch.set_num_threads(1)

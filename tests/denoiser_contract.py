@@ -101,7 +101,8 @@ def gradients_reach_x(model: Any, cond: Any, shape: Shape, tolerance: float = 1e
     x, h = x.detach(), 0.03
     with torch.no_grad():
         ends = [
-            float((model(x + s * h * direction, sigma, cond) * weight).sum(dtype=torch.float64)) for s in (1, -1, 2, -2)
+            float((model(x + s * h * direction, sigma, cond) * weight).cpu().sum(dtype=torch.float64))
+            for s in (1, -1, 2, -2)
         ]
     expected = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / (12 * h)
     assert abs(slope - expected) <= tolerance * max(1.0, abs(expected)), (slope, expected)

@@ -8,8 +8,9 @@ Within `FakeCuda` every torch function that touches a `DeviceTensor` runs on the
   using another stream's memory without `record_stream`, because it might be given away while it is still in use;
 - new device memory is counted.
 
-`fake_cuda(may_wait=True)` allows the host to wait, for code that does; what is left is the rule of every GPU: tensors of one
-operation are on one device (only indices and single values of binary operations may come from the host), or it raises as CUDA does.
+`fake_cuda(may_wait=True)` allows the host to wait, for code that does; what is left are the rules of every device: tensors of one
+operation are on it (only indices and single values of binary operations may come from the host), or it raises as CUDA does; and
+none is float64, which Apple's MPS and many XPUs lack.
 
 Values are real, so whatever runs here can be compared with the same run on the CPU. Thread-local: one thread only.
 """
@@ -26,7 +27,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 DEVICE = torch.device("cuda:0")
 FACTORIES = ("empty", "zeros", "ones", "full", "arange", "linspace", "eye", "rand", "randn", "empty_strided")
@@ -158,7 +159,7 @@ class Watch(TorchDispatchMode):
         if name in WAITING_OPS:
             raise HostWaitError(name)
         if name.startswith(("index", "_index_put")) and any(
-            isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in tree_leaves(args[1])
+            isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in _leaves(args[1])
         ):
             raise HostWaitError(f"{name} with a mask")
         return func(*args, **(kwargs or {}))
@@ -227,7 +228,7 @@ class FakeCuda(TorchFunctionMode):
             "type_as",
         ):
             return special(*args, **kwargs)
-        devices = [t for t in tree_leaves((args, kwargs)) if isinstance(t, DeviceTensor)]
+        devices = [t for t in _leaves((args, kwargs)) if isinstance(t, DeviceTensor)]
         pin = kwargs.pop("pin_memory", False)
         wanted = kwargs.get("device")
         if not devices and (wanted is None or torch.device(wanted).type != "cuda"):
@@ -251,13 +252,13 @@ class FakeCuda(TorchFunctionMode):
         if not self.may_wait:
             raise HostWaitError(name)
         self._check_mixing(name, (args, kwargs))
-        return func(*tree_map_only(DeviceTensor, lambda t: t.inner, args), **kwargs)
+        return func(*_mapped(DeviceTensor, lambda t: t.inner, args), **kwargs)
 
     def _check_mixing(self, name: str, arguments: Any) -> None:
         """Raise for an operation on device memory that is given host tensors which its kernel could not read."""
         if name in ("grad", "backward"):  # a graph may lead from one device to the other
             return
-        for tensor in tree_leaves(arguments):
+        for tensor in _leaves(arguments):
             if isinstance(tensor, torch.Generator):
                 raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
             if not isinstance(tensor, torch.Tensor) or isinstance(tensor, DeviceTensor):
@@ -283,7 +284,7 @@ class FakeCuda(TorchFunctionMode):
             self._check_mixing(name, (args, kwargs) if devices else kwargs)
         if wanted is not None:
             kwargs["device"] = wanted if torch.device(wanted).type == "cpu" and not devices else torch.device("cpu")
-        inner_args, inner_kwargs = tree_map_only(DeviceTensor, lambda t: t.inner, (args, kwargs))
+        inner_args, inner_kwargs = _mapped(DeviceTensor, lambda t: t.inner, (args, kwargs))
         if name in METADATA:
             return func(*inner_args, **inner_kwargs)
         for tensor in devices:
@@ -299,9 +300,11 @@ class FakeCuda(TorchFunctionMode):
             if result is given.inner:
                 return given
         known = {_address(t.inner) for t in inputs}
-        return tree_map_only(torch.Tensor, lambda t: self._device_tensor(t, _address(t) in known), result)
+        return _mapped(torch.Tensor, lambda t: self._device_tensor(t, _address(t) in known), result)
 
     def _device_tensor(self, inner: torch.Tensor, view: bool = False) -> DeviceTensor:
+        if self.may_wait and inner.dtype == torch.float64:
+            raise TypeError("Cannot convert to a device tensor of float64: the device does not support it.")
         if not view:
             self.blocks += 1
             self.bytes += inner.untyped_storage().nbytes()
@@ -403,6 +406,26 @@ class FakeCuda(TorchFunctionMode):
         else:
             target.copy_(source)
         return target
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Every value in nested lists, tuples and dictionaries (torch's own walk takes most of the time of a test)."""
+    if isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _mapped(kind: type, change: Callable[[Any], Any], value: Any) -> Any:
+    """Return `value` with every `kind` in nested lists, tuples and dictionaries changed."""
+    if isinstance(value, kind):
+        return change(value)
+    if type(value) is dict:
+        return {name: _mapped(kind, change, part) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(kind, change, part) for part in value)
+    return tree_map_only(kind, change, value) if isinstance(value, tuple) else value
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -19,6 +19,7 @@ from slipstream.core.images import save_image
 from slipstream.core.progress import Step
 from slipstream.lmd import FillConfig, LatentFill
 from slipstream_tests.conftest import ROOT
+from slipstream_tests.devices import accelerators
 
 # What each command needs, in a folder with in/1.png, mask.png and fill.safetensors.
 NEEDS = {
@@ -296,6 +297,25 @@ def test_an_error_of_several_lines_becomes_one(
     monkeypatch.setattr("slipstream.core.loading.load", fail)
     assert main(["demo", "--out", str(os.curdir)]) == 2
     assert capsys.readouterr().err == "slipstream demo: argument --size: Expected `size` of two\n"
+
+
+# ------------------------------------------------------------------------------------------------ devices
+
+FEW = {
+    "cow": "--steps 5 --cycles 1 --size 64x64", "demo": "--scenes 1 --size 128x128", "edit": "--steps 4 --out new.png",
+    "search": "--size 32x32 --pairs 2 --steps 2 --evaluations 4 --out new.json", "compare": "--size 32x32 --pairs 2 --repeats 1",
+    "stream": "--steps 2", "lmd regenerate": "--steps 2 --rounds 2 --out new.png",
+    "lmd train": "--size 64x64 --patch 2 --steps 2 --batch 1", "lmd fill": "--steps 0 --out new.png",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("command", NEEDS)
+@pytest.mark.parametrize("device", accelerators(), ids=str)
+def test_every_command_runs_on_every_device(
+    folder: pathlib.Path, device: torch.device, command: str, dtype: str
+) -> None:
+    assert run(command, *FEW[command].split(), "--device", device, "--dtype", dtype) == 0
 
 
 # ------------------------------------------------------------------------------------------------ cancelling, progress

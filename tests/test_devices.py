@@ -1,22 +1,23 @@
 """Every entry of the library takes tensors from any device and gives its results where its docstring says.
 
-Run on a fake CUDA device (see `fake_cuda`), which raises as CUDA does where tensors of two devices meet in one operation.
+Run on every accelerator of this machine; where there is none, on a fake CUDA device (see `fake_cuda`), which raises as CUDA does
+where tensors of two devices meet in one operation, and as others do for float64.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import slipstream
 import torch
-from slipstream.core import CFG, SAMPLERS, Conditioning, DiffusersDenoiser, Pipeline, SeededNoise, make_sigmas, sample
+from slipstream.core import CFG, SAMPLERS, Conditioning, Pipeline, SeededNoise, make_sigmas, sample
 from slipstream.core.guidance import RCFG, denoise_many
-from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.cow import CowConfig, generate
 from slipstream.edit import Appearance, Drag, EditConfig, Move, Paste, edit, finish, fit, invert
 from slipstream.lmd import (
@@ -38,13 +39,22 @@ from slipstream.search.objectives import ReferenceImages, SelfDistribution
 from slipstream.search.paths import ModelPath
 from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
 from slipstream.stream.queues import StreamThreads
-from slipstream_tests.fake_cuda import DEVICE, DeviceTensor, FakeCuda, Stream, fake_cuda
+from slipstream_tests.devices import CPU, Place, beside_the_cpu, small_denoiser, values
+from slipstream_tests.fake_cuda import fake_cuda
 from torch import Tensor
 
-CPU = torch.device("cpu")
 # What an entry gives: (tensor, where it must be): "cpu", "model" or the device of an input.
 Found = dict[str, tuple[Tensor, Any]]
-Put = Callable[[Tensor], Tensor]
+
+
+class Put:
+    """Puts tensors on a device where `pattern`, from its start again and again, is true; and modules always."""
+
+    def __init__(self, place: Place, pattern: list[bool]) -> None:
+        self.place, self.turns = place, itertools.cycle(pattern)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return self.place.put(tensor) if next(self.turns) else tensor
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -235,8 +245,8 @@ def fills(pipe: Pipeline, put: Put) -> Found:
     config = FillConfig(height=8, width=8, dim=16, depth=1, heads=2, decoder_dim=16, decoder_depth=1, decoder_heads=2)
     trained = train(latents, config, TrainConfig(steps=2, batch=2), device=pipe.device)
     fill = LatentFill(config)
-    if pipe.device == DEVICE:
-        Stream.machine.put_module(fill)
+    if pipe.device == put.place.device:
+        put.place.put_module(fill)
     there = put(drawn(2, 4, 8, 8))
     return {
         "filled": (fill.fill(there, put(box())), there.device),
@@ -279,16 +289,8 @@ ENTRIES: tuple[Callable[[Pipeline, Put], Found], ...] = (
 @pytest.fixture(scope="module")
 def pocket() -> Pipeline:
     """The bundled text encoder and VAE with the smallest network that has every ability: a fake device is slow."""
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
-        attention_head_dim=2, down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    )  # fmt: skip
     pipe = slipstream.load("pocket", device="cpu", dtype=torch.float32)
-    return replace(pipe, model=DiffusersDenoiser(unet.eval().requires_grad_(False), scaled_linear_alphas_cumprod()))
+    return replace(pipe, model=small_denoiser())
 
 
 @pytest.fixture(scope="module")
@@ -297,37 +299,47 @@ def expected() -> dict[Any, Found]:
     return {}
 
 
-def moved(pipe: Pipeline, machine: FakeCuda) -> Pipeline:
-    """Return a copy of `pipe` with its networks on the fake device."""
+def moved(pipe: Pipeline, place: Place) -> Pipeline:
+    """Return a copy of `pipe` with its networks on the device."""
     model = copy.copy(pipe.model)
-    model.unet, vae = machine.put_module(copy.deepcopy(pipe.model.unet)), machine.put_module(copy.deepcopy(pipe.vae))
-    text = [replace(t, encoder=machine.put_module(copy.deepcopy(t.encoder))) for t in pipe.text]
-    return replace(pipe, model=model, vae=vae, text=text, device=DEVICE, key=None)
+    model.unet, vae = (place.put_module(copy.deepcopy(network)) for network in (pipe.model.unet, pipe.vae))
+    text = [replace(t, encoder=place.put_module(copy.deepcopy(t.encoder))) for t in pipe.text]
+    return replace(pipe, model=model, vae=vae, text=text, device=place.device, key=None)
 
 
-PLACES = {
-    "model on the device, inputs on the host": (True, [False]),
-    "model and inputs on the device": (True, [True]),
-    "model on the host, inputs on the device": (False, [True]),
+# Whether the model is on the device, and which of its inputs, in turn. Each input is on the host in one, on the device in another.
+WHERE = {
     "model on the device, inputs here and there": (True, [False, True]),
+    "model on the device, inputs there and here": (True, [True, False]),
+    "model on the host, inputs on the device": (False, [True]),
+}
+TOGETHER = {  # what most people do; too slow on the fake device, where it finds nothing more
+    "model and inputs on the device": (True, [True]),
+    "model on the device, inputs on the host": (True, [False]),
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.__name__)
-def test_inputs_on_any_device(pocket: Pipeline, expected: dict[Any, Found], entry: Any, place: str) -> None:
-    on_device, pattern = PLACES[place]
-    wanted = expected.get(entry) or expected.setdefault(entry, entry(pocket, lambda t: t))
-    with fake_cuda(may_wait=True) as machine:
-        turns = itertools.cycle(pattern)
-        found = entry(moved(pocket, machine) if on_device else pocket, lambda t: machine.put(t) if next(turns) else t)
-        home = DEVICE if on_device else CPU
-        for part, (tensor, where) in found.items():
-            place_of = {"cpu": CPU, "model": home, None: tensor.device}.get(where, where)
-            assert tensor.device == place_of, f"{part} is on {tensor.device}, not {place_of}"
+def cases() -> Iterator[Any]:
+    for place in beside_the_cpu():
+        for where, entry in itertools.product(WHERE if place.fake else {**WHERE, **TOGETHER}, ENTRIES):
+            yield pytest.param(place, entry, where, id=f"{place}-{entry.__name__}-{where}")
+
+
+@pytest.mark.parametrize(("place", "entry", "where"), cases())
+def test_inputs_on_any_device(
+    pocket: Pipeline, expected: dict[Any, Found], place: Place, entry: Any, where: str
+) -> None:
+    on_device, pattern = {**WHERE, **TOGETHER}[where]
+    wanted = expected.get(entry) or expected.setdefault(entry, entry(pocket, Put(Place(CPU), [True])))
+    with place.open():
+        found = entry(moved(pocket, place) if on_device else pocket, Put(place, pattern))
+        home = place.device if on_device else CPU
+        for part, (tensor, at) in found.items():
+            expected_at = {"cpu": CPU, "model": home, None: tensor.device}.get(at, at)
+            assert tensor.device == expected_at, f"{part} is on {tensor.device}, not {expected_at}"
     for part, (tensor, _) in found.items():
-        values = tensor.inner if isinstance(tensor, DeviceTensor) else tensor
-        torch.testing.assert_close(values, wanted[part][0], atol=1e-3, rtol=1e-3, msg=lambda m, p=part: f"{p}: {m}")
+        message = functools.partial("{}: {}".format, part)
+        torch.testing.assert_close(values(tensor), wanted[part][0], atol=1e-3, rtol=1e-3, msg=message)
 
 
 # -- the fake device refuses what CUDA refuses

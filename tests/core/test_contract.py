@@ -1,8 +1,10 @@
-"""Every Denoiser of the library keeps the contract of `tests/denoiser_contract.py`."""
+"""Every Denoiser of the library keeps the contract of `tests/denoiser_contract.py`, on every device and in every number format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,18 +17,19 @@ from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from slipstream_tests.core.checkpoints import SCHEDULE, Tiny
 from slipstream_tests.core.test_graphs import Recording
 from slipstream_tests.denoiser_contract import CONTRACT
+from slipstream_tests.devices import CPU, Place, beside_the_cpu, dtypes, small_denoiser
 from torch import Tensor
 
 PROMPTS = ["a red circle on a blue background", "a large green square"]
 
 
-def pocket() -> tuple[Any, Any, Any]:
+def pocket(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     pipe = slipstream.load("pocket")
     cond = pipe.encode_text(PROMPTS)
-    return pipe.model, cond.take([0]), cond.take([1])
+    return on(place, dtype, pipe.model, cond.take([0]), cond.take([1]))
 
 
-def sdxl() -> tuple[Any, Any, Any]:
+def sdxl(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     tiny = Tiny("sdxl")
     texts = torch.randn(2, 77, 192, generator=torch.Generator().manual_seed(0))
     cond = slipstream.core.Conditioning(
@@ -34,51 +37,92 @@ def sdxl() -> tuple[Any, Any, Any]:
     )
     alphas = slipstream.core.schedules.alphas_cumprod_of(SCHEDULE)
     model = DiffusersDenoiser(tiny.unet.eval().requires_grad_(False), alphas, "v_prediction")
-    return model, cond.take([0]), cond.take([1])
+    return on(place, dtype, model, cond.take([0]), cond.take([1]))
 
 
-def flow() -> tuple[Any, Any, Any]:
+def flow(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     tiny = Tiny("sd15")
     cond = slipstream.core.Conditioning(torch.randn(2, 77, 64, generator=torch.Generator().manual_seed(0)))
     model = DiffusersDenoiser(tiny.unet.eval().requires_grad_(False), prediction_type="flow", shift=3.0)
-    return model, cond.take([0]), cond.take([1])
+    return on(place, dtype, model, cond.take([0]), cond.take([1]))
 
 
-def replay() -> tuple[Any, Any, Any]:
-    model, cond, other = pocket()
-    return replayed(model, 3, 16, 16, cond, record=Recording()), cond, other
+def small(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    texts = torch.randn(2, 1, 7, 8, generator=torch.Generator().manual_seed(0))
+    return on(place, dtype, small_denoiser(), *map(slipstream.core.Conditioning, texts))
 
 
-def gaussian(space: Any) -> Callable[[], tuple[Any, Any, Any]]:
-    return lambda: (GaussianDenoiser(0.5, space=space), constant_cond(0.3), constant_cond(-1.0))
+def on(place: Place, dtype: torch.dtype, model: Any, *conds: Any) -> tuple[Any, Any, Any]:
+    """Return the model with its network in `dtype` on the device, and the conditionings there."""
+    moved = copy.copy(model)
+    unet = copy.deepcopy(model.unet)
+    moved.unet = place.put_module(unet if dtype == torch.float32 else unet.to(dtype))
+    return moved, *(cond.map(place.put) for cond in conds)  # type: ignore[return-value]
+
+
+def replay(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Recorded: as a CUDA graph on CUDA."""
+    model, cond, other = pocket(place, dtype)
+    record = None if place.device.type == "cuda" and not place.fake else Recording()
+    return replayed(model, 3, 16, 16, cond, record=record), cond, other
+
+
+def gaussian(space: Any) -> Callable[..., tuple[Any, Any, Any]]:
+    def make(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+        model = GaussianDenoiser(0.5, space=space)
+        model.device = place.device  # type: ignore[attr-defined]
+        return model, constant_cond(0.3).map(place.put), constant_cond(-1.0).map(place.put)
+
+    return make
 
 
 MODELS = {
     "gaussian eps": gaussian(VE),
     "gaussian flow": gaussian(FLOW),
+    "small": small,
     "pocket": pocket,
     "sdxl v": sdxl,
     "flow": flow,
     "replayed": replay,
 }
+# In units of a network's output, whose values are about 1: a few roundings of the format, added up over some 50 layers.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.15}
+# A difference quotient needs more digits than a half precision network gives.
+EXACT = (contract.gradients_reach_x,)
 
 
-# The analytic model takes any number of channels.
-CASES = [
-    (n, c) for n in MODELS for c in CONTRACT if not (n.startswith("gaussian") and c is contract.bad_input_is_named)
-]
+def cases() -> Iterator[Any]:
+    for place, name, check in itertools.product([Place(CPU), *beside_the_cpu()], MODELS, CONTRACT):
+        if name.startswith("gaussian") and check is contract.bad_input_is_named:
+            continue  # the analytic model takes any number of channels
+        if place.fake and not name.startswith(("gaussian", "small")):
+            continue  # a fake device is slow
+        formats = (
+            dtypes(place.device) if not place.fake and not name.startswith("gaussian") else {"float32": torch.float32}
+        )
+        for kind, dtype in formats.items():
+            if dtype == torch.float32 or check not in EXACT:
+                yield pytest.param(place, dtype, name, check, id=f"{place}-{kind}-{name}-{check.__name__}")
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, tuple[Any, Any, Any]]:
-    return {name: make() for name, make in MODELS.items()}
+def models() -> dict[Any, tuple[Any, Any, Any]]:
+    """Made when first asked for; those of the fake device live in one test only."""
+    return {}
 
 
-@pytest.mark.parametrize(("name", "check"), CASES, ids=lambda value: getattr(value, "__name__", value))
-def test_contract(models: dict[str, tuple[Any, Any, Any]], name: str, check: Callable[..., None]) -> None:
-    model, cond, other = models[name]
-    assert isinstance(model, Denoiser)
-    check(model, cond, (4, 16, 16), **({"other": other} if check is contract.conditioning_is_batched else {}))
+@pytest.mark.parametrize(("place", "dtype", "name", "check"), cases())
+def test_contract(
+    models: dict[Any, Any], place: Place, dtype: torch.dtype, name: str, check: Callable[..., None]
+) -> None:
+    with place.open():
+        key = (repr(place), dtype, name)
+        made = MODELS[name](place, dtype) if place.fake or key not in models else models[key]
+        model, cond, other = made if place.fake else models.setdefault(key, made)
+        assert isinstance(model, Denoiser)
+        limit = {} if dtype == torch.float32 else {"tolerance": TOLERANCE[dtype]}
+        more = {"other": other} if check is contract.conditioning_is_batched else {}
+        check(model, cond, (4, 16, 16), **limit, **more)
 
 
 class Broken(GaussianDenoiser):
@@ -121,6 +165,6 @@ class Broken(GaussianDenoiser):
     ],
 )
 def test_the_contract_catches(fault: str, check: Callable[..., None]) -> None:
-    _, cond, other = MODELS["gaussian eps"]()
+    _, cond, other = MODELS["gaussian eps"](Place(CPU), torch.float32)
     with pytest.raises(AssertionError):
         check(Broken(fault), cond, (4, 8, 8), **({"other": other} if check is contract.conditioning_is_batched else {}))
