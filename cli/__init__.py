@@ -16,6 +16,7 @@ from .. import __version__
 if TYPE_CHECKING:
     from .options import Parser
 
+log = logging.getLogger(__name__)
 COMMANDS: tuple[str, ...] = ("cow", "edit", "lmd", "search", "stream")
 
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     parser = vars(args).pop("parser")
+    for text in parser.warnings(args):
+        log.warning("%s", text)
     ended = [signal.SIGINT]
     try:
         with _signals_as_ctrl_c(ended):

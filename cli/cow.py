@@ -13,6 +13,7 @@ from ..core.files import check_folder
 from ..core.images import read_image, read_mask, save_image, side_by_side
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
+from ..core.unused import Unused
 from ..cow.canvas import GREY, Canvas, image_background, noise_background, paste_back, place, plain_background
 from ..cow.config import CowConfig
 from ..cow.photos import PHOTOS
@@ -37,6 +38,16 @@ PHOTO, MASK = PHOTOS["astronaut"]
 BUNDLED_CFG = {"pocket": 3.0, "pocket-lcm": 1.0}
 
 
+def _cfg_scale(v: Any) -> float:
+    return float(BUNDLED_CFG.get(v.model, CowConfig.cfg_scale) if v.cfg_scale is None else v.cfg_scale)
+
+
+UNUSED = (
+    Unused("negative", lambda v: _cfg_scale(v) == v.inversion_cfg == 1, "at --cfg 1 and --inversion-cfg 1. Raise one of them."),
+    Unused("softness", lambda v: v.no_paste, "with --no-paste. Leave one of them out."),
+)  # fmt: skip
+
+
 def add_parser(subparsers: Any) -> None:
     """Declare `cow` and `demo`."""
     cow = subparsers.add_parser("cow", help="keep a subject of a photo while a scene grows around it (COW)")
@@ -51,6 +62,7 @@ def add_parser(subparsers: Any) -> None:
     _add_canvas(cow.add_argument_group("canvas"))
     _add_run(cow.add_argument_group("run"))
     add_model(cow)
+    cow.unused = UNUSED
     cow.set_defaults(run=run_cow)
     demo = subparsers.add_parser("demo", help="make images from the bundled photo with the bundled model")
     demo.add_argument(
@@ -100,9 +112,8 @@ def _demo_folder(value: str) -> pathlib.Path:
 def run_cow(args: argparse.Namespace) -> int:
     """Make one image."""
     photo, keep = _subject(args.image, args.mask, args.invert_mask)
-    cfg_scale = BUNDLED_CFG.get(args.model, CowConfig.cfg_scale) if args.cfg_scale is None else args.cfg_scale
     config = CowConfig(
-        steps=args.steps, cfg_scale=cfg_scale, inversion_cfg=args.inversion_cfg, cycles=args.cycles, low=args.low,
+        steps=args.steps, cfg_scale=_cfg_scale(args), inversion_cfg=args.inversion_cfg, cycles=args.cycles, low=args.low,
         high=args.high, preserve=args.preserve,
     )  # fmt: skip
     background = _background(args.background, *size_of(args, (512, 512)), args.seed)

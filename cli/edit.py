@@ -15,6 +15,7 @@ from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
 from ..core.points import Pair, read_pairs
 from ..core.progress import Callback
+from ..core.unused import Unused
 from ..edit.config import MEMORY, EditConfig
 from ..edit.geometry import Canvas
 from ..edit.invert import Inversion, invert
@@ -23,6 +24,7 @@ from ..edit.picture import finish, fit
 from ..edit.preview import preview
 from ..edit.tasks import Appearance, Drag, Move, Paste, Task
 from .options import (
+    NEGATIVE_RULE,
     add_cfg,
     add_model,
     add_output,
@@ -39,6 +41,25 @@ from .options import (
 from .progress import Progress
 
 EXAMPLE = "example: slipstream edit --image photo.jpg --prompt 'a dog on grass' --move dog.png 120 0 --out edited.png"
+
+UNUSED = (
+    Unused(
+        "prompt result_prompt negative steps cfg_scale energy_scale hold_object hold_fill feather max_pixels size memory seed model "
+        "vae device dtype", lambda v: v.only_preview, "with --only-preview, which loads no model. Leave one of them out.",
+    ),
+    Unused("out", lambda v: v.only_preview and v.preview is not None, "with --only-preview and --preview. Leave one of them out."),
+    Unused("negative", lambda v: v.cfg_scale == 1 and not v.only_preview, NEGATIVE_RULE.why),
+    Unused("drag_method", lambda v: not v.drag, "without --drag. Give one."),
+    Unused("memory", lambda v: v.energy_scale == 0 and not v.only_preview, "at --energy 0: there is no gradient pass. Leave it out."),
+    Unused(
+        "hold_object", lambda v: not (v.move or v.paste or v.drag or v.only_preview),
+        "on --appearance, which makes its region new. Leave it out.",
+    ),
+    Unused(
+        "hold_fill", lambda v: not (v.move or v.drag or v.only_preview),
+        "where nothing is vacated (--paste, --appearance). Leave it out.",
+    ),
+)  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -69,6 +90,7 @@ def add_parser(subparsers: Any) -> None:
     _add_run(parser.add_argument_group("run"))
     add_model(parser)
     parser.arguments = {"anchor_object": "--hold-object", "anchor_fill": "--hold-fill"}
+    parser.unused = UNUSED
     parser.set_defaults(run=run)
 
 

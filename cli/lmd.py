@@ -20,6 +20,7 @@ from ..core.masks import as_mask, touched
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
 from ..core.tensors import composite
+from ..core.unused import Unused
 from ..lmd.charts import (
     influence_chart,
     influence_report,
@@ -38,6 +39,7 @@ from ..lmd.tokens import tokens_to_cells
 from ..lmd.training import FAMILIES, RATIO_KINDS, TrainConfig, train
 from .options import (
     LARGEST_SEED,
+    NEGATIVE_RULE,
     add_cfg,
     add_model,
     add_output,
@@ -56,6 +58,29 @@ from .options import (
 )
 from .progress import Progress
 
+FIXED_RULE = Unused(
+    "low direction", lambda v: v.kind == "fixed", "with --kind fixed, which uses --high alone. Choose another."
+)
+ONE_ROUND = "on one round. Use two or more."
+MASKS_UNUSED = (FIXED_RULE, Unused("kind low direction free", lambda v: v.steps == 1 and v.kind != "fixed", ONE_ROUND))
+REGENERATE_UNUSED = (
+    FIXED_RULE,
+    Unused("kind low direction free", lambda v: v.rounds == 1 and v.kind != "fixed", ONE_ROUND),
+    Unused("strength_end", lambda v: v.rounds == 1, ONE_ROUND),
+    NEGATIVE_RULE,
+)
+FILL_UNUSED = (
+    Unused(
+        "prompt negative strength cfg_scale seed",
+        lambda v: v.steps == 0,
+        "at --steps 0, which shows the fill itself. Raise it.",
+    ),
+    Unused("negative", lambda v: v.cfg_scale == 1 and v.steps > 0, NEGATIVE_RULE.why),
+)
+STRETCH_UNUSED = (
+    Unused("next window", lambda v: bool(v.drag), "with --drag. Leave it out to see the motion between two frames."),
+    Unused("radius", lambda v: not v.drag, "without --drag. Give one."),
+)
 RESIZED = "crop and scale the image to this size (default: its own)"
 
 
@@ -99,6 +124,7 @@ def _add_masks(parser: Any) -> None:
     _add_schedule(parser, "--seed")
     add_output(parser, "--out", default="masks.png")
     add_without_effect(parser)
+    parser.unused = MASKS_UNUSED
     parser.set_defaults(run=run_masks)
 
 
@@ -118,6 +144,7 @@ def _add_regenerate(parser: Any) -> None:
     _add_schedule(parser)
     add_model(parser)
     add_output(parser, "--out", default="regenerated.png")
+    parser.unused = REGENERATE_UNUSED
     parser.set_defaults(run=run_regenerate)
 
 
@@ -166,6 +193,7 @@ def _add_fill(parser: Any) -> None:
     add_seed(parser)
     add_model(parser)
     add_output(parser, "--out", default="filled.png")
+    parser.unused = FILL_UNUSED
     parser.set_defaults(run=run_fill)
 
 
@@ -192,6 +220,7 @@ def _add_stretch(parser: Any) -> None:
     add_size(parser, f"{RESIZED}; drags count in its pixels")
     add_output(parser, "--out", default="stretch.png")
     add_without_effect(parser)
+    parser.unused = STRETCH_UNUSED
     parser.set_defaults(run=run_stretch)
 
 

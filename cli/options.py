@@ -7,25 +7,33 @@ import logging
 import math
 import pathlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from ..core.device import DTYPES
 from ..core.files import check_output
 from ..core.images import check_image_name
 from ..core.pipeline import Pipeline
+from ..core.unused import Unused, without_effect
 
 log = logging.getLogger(__name__)
 
 IMAGE = "image"  # in place of suffixes: whatever Pillow writes
 LARGEST_SEED = 2**64 - 1
+NEGATIVE_RULE = Unused("negative", lambda v: v.cfg_scale == 1, "at --cfg 1, which is off. Raise it.")
 SHARED = ("--model", "--vae", "--device", "--dtype", "--size", "--seed")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line; `arguments` names the options behind arguments of the library, beside their `dest`."""
+    """A parser whose mistakes are one line.
+
+    Attributes:
+        arguments: the options behind arguments of the library, beside their `dest`.
+        unused: rules of options that have no effect beside others; see `core.unused`.
+    """
 
     arguments: dict[str, str] = {}
+    unused: tuple[Unused, ...] = ()
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}")
@@ -35,6 +43,13 @@ class Parser(argparse.ArgumentParser):
         namespace, rest = super().parse_known_args(args, namespace)
         namespace.parser = getattr(namespace, "parser", self)
         return namespace, rest
+
+    def warnings(self, args: argparse.Namespace) -> Iterator[str]:
+        """Yield one sentence for each option that is not at its default and has no effect beside the others."""
+        options = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
+        yield from without_effect(
+            self.unused, args, lambda name: getattr(args, name) != self.get_default(name), options.__getitem__
+        )
 
     def explain(self, error: BaseException) -> str:
         """Return an error of a command in one line that begins with the option behind the argument that the error names."""

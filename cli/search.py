@@ -14,6 +14,7 @@ from ..core.images import image_files, save_image
 from ..core.pipeline import Pipeline
 from ..core.samplers import SAMPLERS
 from ..core.schedules import SCHEDULES, Levels, make_sigmas
+from ..core.unused import Unused
 from ..search.comparison import compare
 from ..search.config import STRATEGIES, SearchConfig
 from ..search.engine import SearchStep, search
@@ -24,6 +25,7 @@ from ..search.paths import ModelPath
 from ..search.report import result_text, schedule_text
 from ..search.schedule import Schedule
 from .options import (
+    NEGATIVE_RULE,
     add_cfg,
     add_model,
     add_output,
@@ -45,6 +47,26 @@ PRESETS = pathlib.Path(__file__).resolve().parent.parent / "search" / "presets"
 OBJECTIVES = ("paired", "self-frechet", "self-mmd", "reference-frechet", "reference-mmd")
 PROMPT = "a large red circle on a blue background"
 SIZE = (128, 128)
+COMPARE_UNUSED = (
+    NEGATIVE_RULE,
+    Unused(
+        "reference",
+        lambda v: not v.objective.startswith("reference"),
+        "on this --objective. Choose a reference-... one.",
+    ),
+)
+SEARCH_UNUSED = (
+    *COMPARE_UNUSED,
+    Unused(
+        "full",
+        lambda v: v.objective.startswith("reference"),
+        "on this --objective, which needs no run. Choose another.",
+    ),
+    Unused(
+        "computed", lambda v: v.computed == v.steps, "at the number of --steps: every step calls the network. Lower it."
+    ),
+    Unused("workers", lambda v: v.ray is None, "without --ray. Give both."),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,7 +83,7 @@ def add_parser(subparsers: Any) -> None:
     )
     found.add_argument(
         "--full", choices=list(SCHEDULES), metavar="NAME",
-        help="the schedule to reproduce with --computed, at --steps: karras, beta, ...",
+        help="the schedule to reproduce, at --steps: karras, beta, ... (default: many even steps)",
     )  # fmt: skip
     found.add_argument("--evaluations", type=integer(), default=100, help="schedules to try")
     found.add_argument("--minutes", type=number(), default=None, help="time for evaluations, earlier runs included")
@@ -78,6 +100,7 @@ def add_parser(subparsers: Any) -> None:
     found.add_argument("--workers", type=integer(1), help="Ray workers; default one per GPU, else one per CPU")
     add_output(found, "--out", kind=(".json", ".safetensors"), default="schedule.json", help="the schedule file")
     add_output(found, "--chart", help="a PNG of how it went")
+    found.unused = SEARCH_UNUSED
     found.set_defaults(run=run_search)
 
     other = subparsers.add_parser("compare", help="score schedules against each other and the stock ones")
@@ -88,6 +111,7 @@ def add_parser(subparsers: Any) -> None:
     )
     other.add_argument("--repeats", type=integer(), default=3)
     add_output(other, "--chart", help="a PNG of the table")
+    other.unused = COMPARE_UNUSED
     other.set_defaults(run=run_compare)
 
 

@@ -7,6 +7,7 @@ import functools
 import itertools
 import logging
 import math
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.device import default_device
 from ..core.graphs import replayed_pipeline
 from ..core.images import cover, pad_to_multiple
 from ..core.pipeline import Pipeline
+from ..core.unused import Unused
 from ..stream.batch import StreamBatch, StreamFrame
 from ..stream.config import GUIDANCE, RENOISE, StreamConfig
 from ..stream.guidance import BLENDS
@@ -24,7 +27,7 @@ from ..stream.prompts import BlendedStream, PromptBlend
 from ..stream.queues import StreamThreads
 from ..stream.similarity import SimilarityFilter
 from ..stream.sinks import POSSIBLE, check_sink, open_sink
-from ..stream.video import FrameSource, Stamp, open_source
+from ..stream.video import FrameSource, Stamp, is_webcam, open_source
 from .options import (
     add_cfg,
     add_model,
@@ -40,6 +43,31 @@ from .options import (
 from .progress import Progress
 
 log = logging.getLogger(__name__)
+
+
+def _one_step(v: Any) -> bool:
+    return len(v.t_index.split(",")) == 1 if v.t_index else bool(v.steps == 1)
+
+
+def _unguided(v: Any) -> bool:
+    return bool(v.guidance == "none" or v.cfg_scale == 1)
+
+
+UNUSED = (
+    Unused("cfg_scale", lambda v: v.guidance == "none" and v.cfg_scale != 1, "with --guidance none. Choose another guidance."),
+    Unused("guidance", lambda v: v.guidance != "none" and v.cfg_scale == 1, "at --cfg 1. Raise it, or choose none."),
+    Unused("delta", _unguided, "without guidance. Choose self or onetime, and a --cfg above 1."),
+    Unused("delta", lambda v: v.guidance == "full" and v.cfg_scale != 1, "with --guidance full. Choose self or onetime."),
+    Unused("negative", lambda v: _unguided(v) or v.guidance == "self", "without onetime or full guidance. Choose one of them."),
+    Unused("strength steps", lambda v: bool(v.t_index), "with --t-index, which lists the steps. Leave it out to use them."),
+    Unused("renoise cross_frame", _one_step, "with one step. Use two or more."),
+    Unused("fps", lambda v: not pathlib.Path(v.input).expanduser().is_dir(), "on a video or a webcam, whose times are kept."),
+    Unused("drop", lambda v: is_webcam(v.input), "on a webcam, which always drops what is not taken in time."),
+    Unused("blend", lambda v: len(v.prompt or ()) < 2, "on one prompt. Give --prompt again."),
+    Unused("blocks", lambda v: v.similarity >= 1, "at --similarity 1, which skips nothing. Lower it."),
+    Unused("feedback motion cross_frame frame_group", lambda v: v.max_frames == 1, "on one frame. Raise --max-frames."),
+    Unused("graph", lambda v: not (v.device or default_device()).startswith("cuda"), "without CUDA. Leave it out."),
+)  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,6 +89,7 @@ def add_parser(subparsers: Any) -> None:
     _add_method(parser.add_argument_group("method"))
     add_model(parser, "pocket-lcm")
     parser.arguments = {"weights": "--prompt", "threshold": "--similarity", "t_index_list": "--t-index"}
+    parser.unused = UNUSED
     parser.set_defaults(run=run_stream)
 
 

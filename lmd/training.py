@@ -85,7 +85,8 @@ class TrainResult:
 
 def channel_statistics(latents: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of latents (N, C, H, W)."""
-    mean, std = latents.double().mean((0, 2, 3)), latents.double().std((0, 2, 3)).clamp(min=1e-6)
+    exact = latents.cpu().double()  # not every device has float64
+    mean, std = exact.mean((0, 2, 3)), exact.std((0, 2, 3)).clamp(min=1e-6)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from ..core.unused import Unused, without_effect
 
-@dataclass(frozen=True)
-class Unused:
-    """Inputs that have no effect in some states of the others.
-
-    Args:
-        inputs: their names, separated by spaces.
-        when: the state, given all values as attributes.
-        why: completes "`steps` has no effect ...": the reason, then a sentence with the remedy.
-    """
-
-    inputs: str
-    when: Callable[[Any], bool]
-    why: str
+__all__ = ["Unused", "changed", "unused"]
 
 
 def changed(spec: Any, value: Any) -> bool:
@@ -36,14 +25,11 @@ def unused(node: type[Any], values: dict[str, Any]) -> Iterator[str]:
         node: the class.
         values: all inputs by name; None for an optional socket that is not connected.
     """
-    state, specs = SimpleNamespace(**values), None
-    for rule in getattr(node, "UNUSED", ()):
-        if not rule.when(state):
-            continue
-        if specs is None:
-            declared = node.INPUT_TYPES()
-            specs = {**declared.get("required", {}), **declared.get("optional", {})}
-        names = [f"`{name}`" for name in rule.inputs.split() if changed(specs[name], values[name])]
-        if names:
-            listed = " and ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
-            yield f"{listed} {'have' if len(names) > 1 else 'has'} no effect {rule.why}"
+
+    @functools.cache
+    def specs() -> dict[str, Any]:
+        declared = node.INPUT_TYPES()
+        return {**declared.get("required", {}), **declared.get("optional", {})}
+
+    rules = getattr(node, "UNUSED", ())
+    return without_effect(rules, SimpleNamespace(**values), lambda name: changed(specs()[name], values[name]))

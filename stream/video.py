@@ -181,9 +181,14 @@ class FolderSource:
             yield read_image(path)[0, ..., :3], Stamp(i, self.time_base, 1)
 
 
+def is_webcam(source: str) -> bool:
+    """Return whether a source's name means a webcam: "webcam", "webcam:1"."""
+    return source == "webcam" or source.startswith("webcam:")
+
+
 def open_source(source: str, rate: float = 25.0) -> FrameSource:
     """Open a video, an image, a folder of images, or "webcam" ("webcam:1" for the second); raises ValueError with the reason."""
-    if source == "webcam" or source.startswith("webcam:"):
+    if is_webcam(source):
         platform = next((p for p in CAMERA_FORMATS if sys.platform.startswith(p)), "linux")
         return VideoSource(CAMERA_NAMES[platform].format(source.partition(":")[2] or "0"), CAMERA_FORMATS[platform])
     path = pathlib.Path(source).expanduser()

@@ -57,6 +57,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             "or ~/ComfyUI. Nothing is known about the nodes in the host.",
             red=True, bold=True,
         )  # fmt: skip
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "no browser here" in str(r.longrepr)]
+    if skipped:
+        terminalreporter.write_line(
+            f"WARNING: {len(skipped)} tests in a browser were SKIPPED: no playwright or no Chromium. Nothing is known about "
+            "what a person sees.", red=True, bold=True,
+        )  # fmt: skip
 
     if any("no Chromium here" in str(r.longrepr) for r in terminalreporter.stats.get("skipped", [])):
         terminalreporter.write_line(
