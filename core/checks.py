@@ -61,6 +61,12 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], rem
         raise _refuse(name, f"of shape {wanted}".replace("'", ""), shape, remedy)
 
 
+def check_latents(name: str, latents: Tensor, channels: int | None = None, remedy: str = "") -> None:
+    """Raise ValueError unless `latents` are (B, C, H, W) or (B, C, T, H, W), with `channels` where that is given."""
+    frames = [None] if latents.ndim == 5 else []
+    check_shape(name, latents, (None, channels, *frames, None, None), remedy)
+
+
 def check_sigmas(name: str, sigmas: Tensor, minimum: int = 2) -> None:
     """Raise ValueError unless `sigmas` is a 1-D, finite, strictly descending tensor of at least `minimum` levels >= 0."""
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < minimum:

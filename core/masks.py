@@ -36,11 +36,13 @@ def touched(mask: Tensor) -> Tensor:
 
 
 def painted(mask: Tensor, name: str = "mask") -> Tensor:
-    """Return a mask as it comes from a user, (H, W), (B, H, W) or (B, 1, H, W), as clean floats (B, H, W) in [0, 1].
+    """Return a mask as it comes from a user, (H, W), (B, H, W), (B, 1, H, W) or (B, 1, T, H, W), as clean floats (B, H, W) in [0, 1].
 
     uint8 counts from 0 to 255 when it holds more than 0 and 1; overshoot of a resize is cut off. Raises ValueError for other
     shapes, NaN, and values that have another scale.
     """
+    if mask.ndim == 5 and mask.shape[1] == 1:  # of a video: what any of its frames covers
+        mask = mask.amax(2)
     if mask.ndim == 4 and mask.shape[1] == 1:
         mask = mask[:, 0]
     mask = mask[None] if mask.ndim == 2 else mask
@@ -69,6 +71,11 @@ def as_mask(mask: Tensor, batch: int, height: int, width: int, name: str = "mask
             f"Expected `{name}` with 1 or {batch} masks, but got {len(mask)}. Give one mask, or one per image."
         )
     return resize_mask(mask, height, width).repeat(batch // len(mask), 1, 1)
+
+
+def over(mask: Tensor, latents: Tensor) -> Tensor:
+    """Shape a mask (B, H, W) so that it broadcasts over `latents` (B, C, H, W), or (B, C, T, H, W): the same in every frame."""
+    return mask.reshape(len(mask), *[1] * (latents.ndim - 3), *mask.shape[-2:])
 
 
 def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:

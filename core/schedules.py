@@ -15,7 +15,11 @@ TRAIN_STEPS = 1000
 
 
 class Levels(Protocol):
-    """The noise levels that a model was trained on."""
+    """The noise levels that a model was trained on.
+
+    Time is counted in training steps, of which there are 1000, whatever the network is told: 0 or 1 at `sigma_min`, 999 or 1000 at
+    `sigma_max`.
+    """
 
     sigma_min: float
     sigma_max: float
@@ -249,9 +253,8 @@ def table_of(levels: Levels) -> Tensor:
     """Return all levels the model can tell apart, ascending float64: its training table, or 1000 fractions of a flow."""
     if isinstance(levels, DiscreteLevels):
         return levels.sigmas
-    last = getattr(levels, "train_steps", TRAIN_STEPS)
-    sigmas = levels.t_to_sigma(torch.arange(1, last + 1, dtype=torch.float64)).double()
-    return sigmas[torch.isfinite(sigmas)]
+    last, first = (round(t) for t in _last_and_first(levels))
+    return levels.t_to_sigma(torch.arange(first, last + 1, dtype=torch.float64)).double()
 
 
 def beta(levels: Levels, steps: int, alpha: float = 0.6, beta: float = 0.6) -> Tensor:

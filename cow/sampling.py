@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..core.cache import INVERSIONS
-from ..core.checks import check_finite, check_shape
+from ..core.checks import check_finite, check_latents
 from ..core.denoiser import Cond, Denoiser
 from ..core.guidance import CFG, Denoise, own_guidance
 from ..core.identity import has_identity, identify
-from ..core.masks import as_mask
+from ..core.masks import as_mask, over
 from ..core.noise import NoiseSource
 from ..core.progress import Callback, Reporter
 from ..core.schedules import make_sigmas
@@ -39,7 +39,8 @@ def generate(
     """Keep the subject of a canvas and grow a scene around it (Cyclic One-Way Diffusion, arXiv 2306.08247).
 
     Args:
-        canvas_latents: clean latents (B, C, H, W) of the subject on its background.
+        canvas_latents: clean latents (B, C, H, W) of the subject on its background, or (B, C, T, H, W) of a video: the mask holds
+            in every frame.
         keep_mask: (B or 1, H', W') in [0, 1] of any size, 1 = keep; soft values hold a cell for that share of the levels.
         cond, uncond: prompt and negative prompt, 1 or B rows; `uncond` None samples without guidance.
         noise: every random number of the run.
@@ -50,7 +51,7 @@ def generate(
     Raises ValueError for latents or a mask that are not finite, an empty mask, a batch that does not match, and sigmas
     that do not descend or leave no step between `low` and `high`.
     """
-    check_shape("canvas_latents", canvas_latents, (None, None, None, None), "Encode the canvas with the model's VAE.")
+    check_latents("canvas_latents", canvas_latents, remedy="Encode the canvas with the model's VAE.")
     check_finite("canvas_latents", canvas_latents)
     if sigmas is None:
         sigmas = make_sigmas(config.schedule, model.levels, config.steps)
@@ -98,8 +99,9 @@ def _inversion(
 
 
 def latent_mask(keep_mask: Tensor, latents: Tensor, plan: Plan) -> Tensor:
-    """Return the keep mask on the grid of `latents` (B, C, H, W) as (B, 1, H, W); raises ValueError if one is empty."""
-    keep = as_mask(keep_mask, len(latents), latents.shape[-2], latents.shape[-1], "keep_mask").to(latents)[:, None]
+    """Return the keep mask on the grid of `latents` as (B, 1, H, W), or (B, 1, 1, H, W) for a video; raises ValueError if one is empty."""
+    keep = as_mask(keep_mask, len(latents), latents.shape[-2], latents.shape[-1], "keep_mask")
+    keep = over(keep, latents).to(latents)
     empty = _rows((keep < plan.threshold(plan.high)).flatten(1).all(1))
     if empty:
         raise ValueError(

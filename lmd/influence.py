@@ -55,12 +55,15 @@ def distance_to(mask: Tensor) -> Tensor:
 
 
 def influence(before: Tensor | Sequence[Tensor], after: Tensor | Sequence[Tensor], mask: Tensor) -> InfluenceProfile:
-    """Compare two runs: `before` and `after` are (S, B, C, H, W), or S tensors (B, C, H, W), one for each step.
+    """Compare two runs: `before` and `after` are (S, B, C, H, W), or S tensors (B, C, H, W), one for each step; of a
+    video (B, C, T, H, W), averaged over its frames.
 
     `mask` (h, w) or (1, h, w), 1 = where the runs were made to differ, at any size. Raises ValueError for unequal shapes, NaN
     or an empty mask.
     """
     first, second = (torch.stack(list(run)).float().cpu() for run in (before, after))
+    if first.ndim == 6:  # the frames of a video count as channels
+        first, second = (run.flatten(2, 3) for run in (first, second))
     if first.shape != second.shape or first.ndim != 5:
         raise ValueError(
             f"Expected `before` and `after` of one shape (steps, batch, channels, height, width), but got "

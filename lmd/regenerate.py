@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..core.checks import check_choice, check_finite, check_integer, check_range, check_seed, check_shape
+from ..core.checks import check_choice, check_finite, check_integer, check_latents, check_range, check_seed
 from ..core.denoiser import Cond, Denoiser
 from ..core.guidance import CFG, Denoise
-from ..core.masks import as_mask, touched
+from ..core.masks import as_mask, over, touched
 from ..core.noise import NoiseSource, StackedNoise
 from ..core.progress import Callback, Reporter, Step
 from ..core.samplers import SAMPLERS, sample, start_scale
@@ -125,7 +125,9 @@ def regenerate(
     callback: Callback | None = None,
     sigmas_of: Callable[[float], Tensor] | None = None,
 ) -> RegenerateResult:
-    """Return `latents` (B, C, H, W) with random patches re-noised and denoised in rounds; what no mask touches is bit-exact.
+    """Return `latents` with random patches re-noised and denoised in rounds; what no mask touches is bit-exact.
+
+    `latents` are (B, C, H, W), or (B, C, T, H, W) of a video: a mask holds in every frame.
 
     `mask` (B or 1, H, W), 1 = repaint, limits every round to a region. `masks` (rounds, H, W) replaces the schedule of the
     config. A round without masked cells costs nothing; any other costs steps * B * candidates rows, twice that with guidance.
@@ -133,7 +135,7 @@ def regenerate(
     An image of a batch is the same in a batch of any size, if it is so for `noise`.
     One round with ratio 1 is image to image at that strength with the same noise. Raises ValueError for NaN or bad shapes.
     """
-    check_shape("latents", latents, (None, None, None, None))
+    check_latents("latents", latents)
     check_finite("latents", latents)
     rounds = _round_masks(latents, config, mask, masks)
     busy = [bool(touched(m).any()) for m in rounds]
@@ -147,7 +149,7 @@ def regenerate(
         if busy[index]:
             sigmas = levels_of(config.strength_of(index, len(rounds))).to(latents.device)
             latents, errors[index] = _one_round(
-                model, guided, latents, round_mask[:, None], sigmas, index, config, noise, report
+                model, guided, latents, over(round_mask, latents), sigmas, index, config, noise, report
             )
     return RegenerateResult(latents, rounds, errors)
 
@@ -159,7 +161,7 @@ def _rows(cond: Cond, batch: int, config: RegenerateConfig) -> Cond:
 
 def _round_masks(latents: Tensor, config: RegenerateConfig, mask: Tensor | None, masks: Tensor | None) -> Tensor:
     """Return the masks (rounds, B, H, W) of all rounds."""
-    batch, _, height, width = latents.shape
+    batch, height, width = len(latents), *latents.shape[-2:]
     region = None if mask is None else as_mask(mask, batch, height, width).to(latents)
     if masks is not None:
         rounds = as_mask(masks, len(masks), height, width, "masks")
@@ -177,12 +179,12 @@ def _one_round(
     model: Denoiser, guided: Denoise, latents: Tensor, mask: Tensor, sigmas: Tensor, index: int, config: RegenerateConfig,
     noise: NoiseSource, report: Reporter,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Re-noise and denoise one mask (B, 1, H, W); return the latents and the visible error (B,) of the kept candidate."""
+    """Re-noise and denoise one mask that broadcasts over `latents`; return the latents and the visible error (B,) of the kept candidate."""
     first = noise(latents)
     # Candidates differ inside the mask only, so that their visible errors compare what they painted and nothing else.
     others = noise.fork(f"candidates {index}")
     draws = [first, *(blend(first, others(latents), mask) for _ in range(config.candidates - 1))]
-    known, hidden = latents.repeat(config.candidates, 1, 1, 1), mask.repeat(config.candidates, 1, 1, 1)
+    known, hidden = (t.repeat(config.candidates, *[1] * (t.ndim - 1)) for t in (latents, mask))
     held = Held(guided, model, known, torch.cat(draws), hidden)
 
     def forward(step: Step) -> None:

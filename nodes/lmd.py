@@ -215,7 +215,7 @@ class MaskedRegenerate:
         high: float, direction: str, patch: int, nested: bool, candidates: int, mask: Tensor | None = None,
         masks: Tensor | None = None,
     ) -> tuple[dict[str, Any], Tensor, str]:  # fmt: skip
-        from ..core.masks import touched
+        from ..core.masks import over, touched
         from ..lmd import RegenerateConfig, regenerate
         from .host.sampling import KSamplerNoise, ksampler_sigmas
         from .host.session import Session, run_on_model
@@ -238,7 +238,7 @@ class MaskedRegenerate:
             changed = result.masks.amax(0).cpu()
             given = latent["samples"]
             # Scaling into the model's space and back is not exact: what no round touched is taken from the input.
-            samples = torch.where(touched(changed)[:, None], session.process_out(result.latents), given)
+            samples = torch.where(over(touched(changed), given), session.process_out(result.latents), given)
             errors = ", ".join(f"{e:.4g}" for e in result.errors.mean(1).tolist())
             report = (
                 f"{session.denoiser.rows} network rows in {session.denoiser.calls} calls; "

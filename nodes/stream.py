@@ -592,6 +592,7 @@ class StreamRun:
 
     def _encode(self) -> Tensor:
         from .host.progress import check_interrupt
+        from .host.vae import encode_images
 
         begun = time.perf_counter()
         ratio = self.vae.spacial_compression_encode()
@@ -599,7 +600,7 @@ class StreamRun:
         found = []
         for part in self.frames.split(self.batch):
             padded = F.pad(unchecked_pixels(part), (0, -width % ratio, 0, -height % ratio), mode="replicate")
-            found.append(self.vae.encode(((padded + 1) / 2).movedim(1, -1)))
+            found.append(encode_images(self.vae, ((padded + 1) / 2).movedim(1, -1)))
             check_interrupt()
         self.seconds["encode"] = time.perf_counter() - begun
         return torch.cat(found)
@@ -653,6 +654,7 @@ class StreamRun:
         import comfy.model_management
 
         from .host.progress import check_interrupt
+        from .host.vae import decode_images
 
         begun = time.perf_counter()
         distinct = [samples for frame, samples in finished if not frame.repeated]
@@ -668,7 +670,7 @@ class StreamRun:
                         raise
                     self.interrupted = True
                     break
-            part = self.vae.decode(torch.cat(distinct[first : first + self.batch]))
+            part = decode_images(self.vae, torch.cat(distinct[first : first + self.batch]))
             end = done + int((index[done:] < first + len(part)).sum())
             images[done:end] = part[index[done:end] - first, : self.size[0], : self.size[1]]
             done = end

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import check_finite, check_shape
+from ..core.checks import check_finite, check_latents
 from ..core.denoiser import Denoiser
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.transfer import mark, receive, to_device
@@ -103,7 +103,9 @@ class StreamBatch:
 
     @torch.inference_mode()
     def push(self, latents: Tensor, meta: Any = None, cond: Any = None, uncond: Any = None) -> list[StreamFrame]:
-        """Add frames (B, C, H, W) on any device, scaled as the model takes them; return those that finished, on the model's device.
+        """Add frames (B, C, H, W) or (B, C, 1, H, W) on any device, scaled as the model takes them; return those that finished.
+
+        These are on the model's device.
 
         Each full group costs one pass. `meta` comes back with the frame (a list gives one per frame). `cond` and `uncond`
         override the prompts for these frames at all their steps: a row each, or one row. Raises ValueError for a wrong shape,
@@ -212,13 +214,18 @@ class StreamBatch:
     # -- frames entering
 
     def _accept(self, latents: Tensor, meta: Any, cond: Any, uncond: Any) -> None:
-        if not isinstance(latents, Tensor) or latents.ndim != 4 or not len(latents):
+        if not isinstance(latents, Tensor) or latents.ndim not in (4, 5) or not len(latents):
             got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
             raise ValueError(
                 f"Expected `latents` of shape (frames, channels, height, width) with at least one frame, but got {got}."
             )
         channels = getattr(self.model, "latent_channels", latents.shape[1])
-        check_shape("latents", latents, (None, channels, None, None), "Use the VAE that belongs to this model.")
+        check_latents("latents", latents, channels, "Use the VAE that belongs to this model.")
+        if latents.ndim == 5 and latents.shape[2] != 1:
+            raise ValueError(
+                f"Expected `latents` of one image per frame, but got a video of {latents.shape[2]} frames in one latent. A frame of a "
+                "stream is an image: push the frames one by one."
+            )
         current = self._waiting[0].latents.shape if self._waiting else None if self._x is None else self._x.shape
         if current is not None and current[1:] != latents.shape[1:]:
             raise ValueError(

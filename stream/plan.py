@@ -113,6 +113,7 @@ def make_plan(
     All levels are worked out on the CPU and sent to the device once, so that a GPU does not wait even for a new arrangement.
     """
     space, there = model.space, functools.partial(to_device, device=like.device, dtype=like.dtype)
+    rows = functools.partial(_rows, dimensions=like.ndim)
     sigma = _per_row([(g.track.sigmas[g.stage], g.size) for g in active])
     onward = [g for g in active if not g.ending]
     kept = _kept_rows(active)
@@ -120,8 +121,8 @@ def make_plan(
     residual = residual_weights(sigma, config.delta, space) if config.guidance in ("self", "onetime") else None
     move = shift = None
     if onward:
-        low = there(_rows(_per_row([(g.track.sigmas[g.stage + 1], g.size) for g in onward])))
-        high = there(_rows(sigma[kept]))
+        low = there(rows(_per_row([(g.track.sigmas[g.stage + 1], g.size) for g in onward])))
+        high = there(rows(sigma[kept]))
         noise = torch.cat([g.track.noise[g.stage + 1].expand(g.size, *like.shape[1:]) for g in onward])
         move = RENOISERS[config.renoise](space, high, low, noise, source)
         if config.renoise == "none":
@@ -135,8 +136,8 @@ def make_plan(
         guided=guided,
         bind=bind,
         entering=entering,
-        residual=None if residual is None else (there(_rows(residual[0])), there(_rows(residual[1]))),
-        skip_out=None if boundary is None else (there(boundary[0]), there(boundary[1])),
+        residual=None if residual is None else (there(rows(residual[0])), there(rows(residual[1]))),
+        skip_out=None if boundary is None else (there(rows(boundary[0])), there(rows(boundary[1]))),
         kept=kept if isinstance(kept, slice) else to_device(kept, like.device),
         move=move,
         reference_shift=shift,
@@ -185,15 +186,15 @@ RENOISERS: dict[str, Callable[[NoiseSpace, Tensor, Tensor, Tensor, NoiseSource],
 def _boundary(levels: Levels, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Return consistency scalings for latents as they are here; the published c_skip is for x / sqrt(sigma^2 + 1)."""
     skip, out = boundary_scalings(levels.sigma_to_t(sigma))
-    return _rows(skip * (sigma**2 + 1).rsqrt()), _rows(out)
+    return skip * (sigma**2 + 1).rsqrt(), out
 
 
 def _per_row(values: Sequence[tuple[Tensor, int]]) -> Tensor:
     return torch.cat([value.expand(rows) for value, rows in values])
 
 
-def _rows(values: Tensor) -> Tensor:
-    return values.reshape(-1, 1, 1, 1)
+def _rows(values: Tensor, dimensions: int) -> Tensor:
+    return values.reshape(-1, *[1] * (dimensions - 1))
 
 
 def _kept_rows(active: Sequence[Group]) -> slice | Tensor:
@@ -277,7 +278,7 @@ def bind_network(
 
     def with_prompts(cond: Any) -> Network:
         call = _sharing_rows(model, bound(cond), (negatives, rows)) if config.cross_frame else bound(cond)
-        return call if not padding else lambda x: call(torch.cat((x, x[-1:].expand(padding, -1, -1, -1))))[:-padding]
+        return call if not padding else lambda x: call(torch.cat((x, x[-1:].expand(padding, *x.shape[1:]))))[:-padding]
 
     return with_prompts
 

@@ -25,7 +25,7 @@ class GaussianDenoiser:
         assert sigma.shape == (len(x),)
         self.calls += 1
         self.rows += len(x)
-        mean = self.mean + cond.expand(len(x)).context[:, 0, 0].reshape(-1, 1, 1, 1).to(x)
+        mean = self.mean + cond.expand(len(x)).context[:, 0, 0].reshape(-1, *[1] * (x.ndim - 1)).to(x)
         sigma = per_row(sigma, x)
         scale = self.space.scale(sigma)
         return mean + scale * self.std**2 / (scale**2 * self.std**2 + sigma**2) * (x - scale * mean)

@@ -21,12 +21,13 @@ from ...core.checks import check_shape
 from ...core.denoiser import FLOW, VE, Counter, NoiseSpace, per_row
 from ...core.guidance import denoise_many
 from ...core.identity import Identity
-from ...core.schedules import DiscreteLevels, FlowLevels, Levels
+from ...core.schedules import TRAIN_STEPS, DiscreteLevels, FlowLevels, Levels
 from .descent import Descent
 from .guidance import Group, acts, asks_itself
 from .identity import entries_of, model_identity
 
 WRAPPER_KEY = "slipstream"
+LAST = TRAIN_STEPS - 1.0
 # Written by Blend Prompts: the tokens of each row of a batch of prompts of unequal length.
 TOKENS = "slipstream_tokens"
 # What makes one entry of a CONDITIONING depend on where or when it applies, so that its rows cannot be mixed with others'.
@@ -173,10 +174,17 @@ def noise_space(model_sampling: Any) -> NoiseSpace:
     """Return the noise space of a host `model_sampling`; raises ValueError for the kinds we do not know."""
     import comfy.model_sampling as kinds
 
-    if isinstance(model_sampling, kinds.CONST):
+    image_to_image = tuple(getattr(kinds, name) for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW") if hasattr(kinds, name))
+    scale = float(getattr(model_sampling, "noise_scale", 1.0))
+    if scale != 1:
+        raise ValueError(
+            f"Expected `model` with noise of scale 1, but got `noise_scale` {scale:g}. Slipstream cannot sample this kind of model: use "
+            "a stock sampler."
+        )
+    if isinstance(model_sampling, kinds.CONST) and not isinstance(model_sampling, image_to_image):
         return FLOW
-    image_to_image = getattr(kinds, "IMG_TO_IMG", ())
-    if isinstance(model_sampling, kinds.EPS) and not isinstance(model_sampling, image_to_image):
+    # COSMOS_RFLOW asks its network as a flow, but its latents are x0 + sigma * n.
+    if isinstance(model_sampling, (kinds.EPS, kinds.COSMOS_RFLOW)) and not isinstance(model_sampling, image_to_image):
         return VE
     names = [base.__name__ for base in type(model_sampling).__mro__[1:3]]
     raise ValueError(
@@ -186,26 +194,40 @@ def noise_space(model_sampling: Any) -> NoiseSpace:
 
 
 class HostLevels:
-    """Noise levels of a host `model_sampling` that is neither a table nor a shifted flow (EDM, stable cascade)."""
+    """Noise levels of a host `model_sampling` that is no table of 1000 nor a shifted flow (EDM, v of angles, LCM, Cascade, Cosmos).
+
+    Its own time, whatever it counts, is scaled to training steps as in all levels: 0 at `sigma_min`, 999 at `sigma_max`. One that
+    counts in training steps itself (LCM's table of 50) keeps them.
+    """
 
     def __init__(self, model_sampling: Any) -> None:
         self.model_sampling = model_sampling
         self.sigma_min = float(model_sampling.sigma_min)
         self.sigma_max = float(model_sampling.sigma_max)
+        ends = torch.tensor([self.sigma_min, self.sigma_max], dtype=torch.float64)
+        first, last = (float(t) for t in model_sampling.timestep(ends))
+        self.first, self.last = (0.0 if abs(last - LAST) < 1 else first), last
 
     def t_to_sigma(self, timestep: Tensor) -> Tensor:
-        return self.model_sampling.sigma(torch.as_tensor(timestep)).float()
+        t = torch.as_tensor(timestep).detach().cpu().double().clamp(0, LAST) / LAST
+        own = self.first + (self.last - self.first) * t
+        # One by one: some of the host's functions compare their argument.
+        sigmas = [float(self.model_sampling.sigma(one)) for one in own.flatten()]
+        return torch.tensor(sigmas).clamp(self.sigma_min, self.sigma_max).reshape(own.shape)
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
-        return self.model_sampling.timestep(torch.as_tensor(sigma)).float()
+        sigma = torch.as_tensor(sigma)
+        own = self.model_sampling.timestep(sigma.detach().cpu().double())
+        t = LAST * (own.double() - self.first) / (self.last - self.first)
+        return t.clamp(0, LAST).to(sigma.device, torch.float32)
 
 
 def levels_of(model_sampling: Any) -> Levels:
     """Return core `Levels` for a host `model_sampling`: its sigma table, its flow shift, or the host's own functions."""
     import comfy.model_sampling as kinds
 
-    discrete = isinstance(model_sampling, kinds.ModelSamplingDiscrete)
-    if discrete and not isinstance(model_sampling, kinds.ModelSamplingDiscreteEDM):
+    plain = getattr(type(model_sampling), "timestep", None) is kinds.ModelSamplingDiscrete.timestep
+    if plain and len(model_sampling.sigmas) == TRAIN_STEPS:
         sigmas = model_sampling.sigmas.detach().to("cpu", torch.float64)
         return DiscreteLevels(1 / (sigmas**2 + 1), quantize=True)
     if isinstance(model_sampling, kinds.ModelSamplingDiscreteFlow):

@@ -1,0 +1,20 @@
+"""Images and latents of a host VAE, one latent per image: a VAE of videos would take a batch of images for the frames of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def encode_images(vae: Any, images: Tensor) -> Tensor:
+    """Return the LATENT samples (B, C, h, w), or (B, C, 1, h, w) of a VAE of videos, for IMAGE (B, H, W, 3)."""
+    at_once = 1 if getattr(vae, "latent_dim", 2) == 3 else len(images)
+    return torch.cat([vae.encode(part) for part in images.split(at_once)])
+
+
+def decode_images(vae: Any, samples: Tensor) -> Tensor:
+    """Return IMAGE (B, H, W, 3) for LATENT samples of one image each."""
+    images: Tensor = vae.decode(samples)
+    return images.flatten(0, -4)  # a VAE of videos gives (B, 1, H, W, 3)
