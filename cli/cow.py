@@ -35,7 +35,7 @@ from .options import (
 from .progress import Progress
 
 PHOTO, MASK = PHOTOS["astronaut"]
-BUNDLED_CFG = {"pocket": 3.0, "pocket-lcm": 1.0}
+BUNDLED_CFG = {"pocket": 3.0, "pocket-lcm": 1.0, "pocket-flow": 3.0}
 
 
 def _cfg_scale(v: Any) -> float:

@@ -27,8 +27,12 @@ from .text import LanguageEncoder, TextEncoder
 from .transformer_model import FAMILIES, Family, TransformerDenoiser
 
 BUNDLED = pathlib.Path(__file__).resolve().parent.parent / "pocket"
-# name: (folder of the network, folder of the scheduler) in the bundled model
-POCKETS = {"pocket": ("unet", "scheduler"), "pocket-lcm": ("unet_lcm", "scheduler_lcm")}
+# name: (folder beside `BUNDLED`, folder of the network, folder of the scheduler) of a bundled model
+POCKETS = {
+    "pocket": ("pocket", "unet", "scheduler"),
+    "pocket-lcm": ("pocket", "unet_lcm", "scheduler_lcm"),
+    "pocket-flow": ("pocket_flow", "transformer", "scheduler"),
+}
 ARCHITECTURES = {
     "UNet2DConditionModel": "diffusers",
     "AutoencoderKL": "diffusers",
@@ -148,8 +152,8 @@ def load(
     """Load a model as a `Pipeline`, without network access; the networks are cached by the content of their files.
 
     Args:
-        source: "pocket", "pocket-lcm" (few steps, cfg_scale 1), a diffusers folder of SD1.5, SD2.x, SDXL or of a flow transformer
-            (`core.transformer_model.FAMILIES`), or a .safetensors checkpoint of SD1.5, SD2.x or SDXL.
+        source: "pocket", "pocket-lcm" (few steps, cfg_scale 1), "pocket-flow", a diffusers folder of SD1.5, SD2.x, SDXL or of a
+            flow transformer (`core.transformer_model.FAMILIES`), or a .safetensors checkpoint of SD1.5, SD2.x or SDXL.
         device: by default what the environment variable SLIPSTREAM_DEVICE names, else CUDA when there is one, else the CPU.
         dtype: float16 on CUDA, else float32.
         vae: another VAE, as a folder or a .safetensors file: an AutoencoderKL or a tiny autoencoder (TAESD).
@@ -312,11 +316,19 @@ def _holds_tokenizer(folder: pathlib.Path) -> bool:
     return bool(names & {"tokenizer.json", "spiece.model", "tokenizer.model"}) or {"vocab.json", "merges.txt"} <= names
 
 
+def bundled(name: str) -> tuple[pathlib.Path, str, str] | None:
+    """Return (model folder, network, scheduler) of a bundled model; None for another name."""
+    if name not in POCKETS:
+        return None
+    folder, network, scheduler = POCKETS[name]
+    return BUNDLED.with_name(folder), network, scheduler
+
+
 def _folder_parts(source: PathLike, vae: PathLike | None) -> Parts:
     """Describe a diffusers folder or one of the bundled models."""
-    network_folder, scheduler_folder = POCKETS.get(str(source), ("unet", "scheduler"))
-    folder = BUNDLED if str(source) in POCKETS else pathlib.Path(source).expanduser()
-    if str(source) in POCKETS and not (folder / network_folder).is_dir():
+    ours = bundled(str(source))
+    folder, network_folder, scheduler_folder = ours or (pathlib.Path(source).expanduser(), "unet", "scheduler")
+    if ours is not None and not (folder / network_folder).is_dir():
         raise ValueError(
             f"Expected a bundled model, but this copy has no {source!r}. Use 'pocket', or install it again."
         )

@@ -7,7 +7,8 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.loading import BUNDLED, POCKETS
+from ..core.loading import POCKETS
+from ..core.loading import bundled as bundled_model
 from .widgets import choice
 
 
@@ -16,14 +17,14 @@ class Folder:
     """A diffusers folder and the names of the parts to take from it."""
 
     path: pathlib.Path
-    unet: str = "unet"
+    network: str = "unet"
     scheduler: str = "scheduler"
 
 
 def bundled() -> dict[str, Folder]:
     """Return the models that come with the pack, by name."""
-    found = {name: Folder(BUNDLED, unet, scheduler) for name, (unet, scheduler) in POCKETS.items()}
-    return {name: folder for name, folder in found.items() if (BUNDLED / folder.unet).is_dir()}
+    found = {name: Folder(*parts) for name in POCKETS if (parts := bundled_model(name))}
+    return {name: folder for name, folder in found.items() if (folder.path / folder.network).is_dir()}
 
 
 def listed() -> dict[str, Folder]:
@@ -56,8 +57,8 @@ class LoadModel:
 
     CATEGORY = "slipstream/models"
     DESCRIPTION = (
-        "Loads the bundled pocket model, or a diffusers folder from models/diffusers, as ordinary MODEL, CLIP and VAE. "
-        "Every stock node works with them. The pocket model needs no download: it makes 128 x 128 pictures of coloured "
+        "Loads a bundled pocket model, or a diffusers folder from models/diffusers, as ordinary MODEL, CLIP and VAE. "
+        "Every stock node works with them. The pocket models need no download: they make 128 x 128 images of coloured "
         "shapes, to try the examples and to test workflows."
     )
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
@@ -72,9 +73,9 @@ class LoadModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = (
-            "pocket: the tiny model that comes with this pack. pocket-lcm: the same for 4 steps at cfg 1. Others: folders in "
-            "models/diffusers with a model_index.json. For a single .safetensors checkpoint use Load Checkpoint: "
-            "its MODEL works with all Slipstream nodes."
+            "pocket: the tiny model that comes with this pack. pocket-lcm: the same for 4 steps at cfg 1. pocket-flow: a tiny flow "
+            "transformer (Lumina2). Others: folders in models/diffusers with a model_index.json. For a single .safetensors "
+            "checkpoint use Load Checkpoint: its MODEL works with all Slipstream nodes."
         )
         return {"required": {"model": choice([*bundled(), *listed()], "pocket", tooltip)}}
 
@@ -90,7 +91,7 @@ class LoadModel:
         from .host.diffusers_folder import load_folder
 
         folder = find(model)
-        return load_folder(folder.path, folder.unet, folder.scheduler)
+        return load_folder(folder.path, folder.network, folder.scheduler)
 
 
 NODES = {"SlipstreamLoadModel": (LoadModel, "Load Model (Slipstream)")}

@@ -2,8 +2,9 @@
 
 The UNet becomes the host's native UNetModel, so everything that patches a MODEL works on it: LoRA, ControlNet, attention and
 block patches, offloading. Families that the host knows (SD1.x, SD2.x, SDXL) go through the host's own loader; any other
-UNet2DConditionModel of the same block types (the bundled pocket model) is described to the host here. Only tiny autoencoders and
-the VAE of an unknown family stay diffusers modules, wrapped in the host's VAE and its memory management.
+UNet2DConditionModel of the same block types (the bundled pocket model) is described to the host here, and a Lumina2 transformer in
+`transformer_folder`. Only tiny autoencoders and the VAE of an unknown family stay diffusers modules, wrapped in the host's VAE and its
+memory management.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ BUILT_IN = (
 BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 
 
-def load_folder(path: pathlib.Path, unet: str = "unet", scheduler: str = "scheduler") -> tuple[Any, Any, Any]:
+def load_folder(path: pathlib.Path, network: str = "unet", scheduler: str = "scheduler") -> tuple[Any, Any, Any]:
     """Return (MODEL, CLIP, VAE) of a diffusers folder, weights in the dtype and on the device that the host chooses.
 
-    For `unet`, `scheduler` and what is refused see `core.folder.read_folder`; families that cannot be described to the host are
+    For `network`, `scheduler` and what is refused see `core.folder.read_folder`; families that cannot be described to the host are
     refused too.
     """
-    folder, vae = read_folder(path, unet, scheduler), read_vae(path)
+    from .transformer_folder import KIND, load_lumina
+
+    folder = read_folder(path, network, scheduler, {KIND: ()})
+    vae = read_vae(path, shifted=folder.network.kind == KIND)
     # Stock loaders run in inference mode; weights made outside it can be differentiated later without a copy.
     with torch.inference_mode(False), torch.no_grad():
         if known_family(folder.network.config):
@@ -49,6 +53,8 @@ def load_folder(path: pathlib.Path, unet: str = "unet", scheduler: str = "schedu
                 "Use a checkpoint of a known family."
             )
         made = load_vae(vae)
+        if folder.network.kind == KIND:
+            return load_lumina(folder, made), load_text_encoder(folder), made
         return load_unet(folder, made), load_text_encoder(folder), made
 
 
@@ -385,13 +391,13 @@ class quiet:  # noqa: N801
         logging.getLogger().removeFilter(self)
 
 
-def preview_factors(vae: Any, scale_factor: float) -> tuple[list[list[float]], list[float]]:
+def preview_factors(vae: Any, scale_factor: float, shift_factor: float = 0.0) -> tuple[list[list[float]], list[float]]:
     """Return latent-to-RGB (factors (C, 3), bias (3,)) for the host's previews, fitted on a sheet of plain colours."""
     factor = vae.downscale_ratio
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand((8, 8, 3), generator=generator)
     image = colours.repeat_interleave(4 * factor, 0).repeat_interleave(4 * factor, 1)[None]
-    latents = (vae.encode(image) * scale_factor)[0].flatten(1).T.float()
+    latents = ((vae.encode(image) - shift_factor) * scale_factor)[0].flatten(1).T.float()
     target = colours.repeat_interleave(4, 0).repeat_interleave(4, 1).reshape(-1, 3) * 2 - 1
     inputs = torch.cat([latents, torch.ones(len(latents), 1)], dim=1)
     solution = torch.linalg.lstsq(inputs, target.to(inputs)).solution
