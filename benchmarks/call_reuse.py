@@ -1,12 +1,14 @@
 """Which network calls of 20 steps to leave out: the search against caches, plain steps and BudCache's annealing, at equal calls.
 
     python benchmarks/call_reuse.py                                  # bundled model and the exact mixtures, 6 and 10 of 20 calls
+    python benchmarks/call_reuse.py ring digits --calls 3 4          # what the coefficients bring at very few calls
     python benchmarks/call_reuse.py pocket --calls 6 --seeds 3
     HOST/.venv/bin/python benchmarks/call_reuse.py pocket --comfyui HOST     # also EasyCache and LazyCache, the host's own nodes
 
 Error: root mean square distance to the 20-step result from the same noise, over the result's own root mean square; 95 %
-intervals over repeats on noise that nothing was searched on. EasyCache and LazyCache have no budget: their threshold is
-bisected until they make as many calls, and what they then made is printed.
+intervals over repeats on noise that nothing was searched on. "typical" is the median over single samples: one that falls into
+another mode outweighs all others in a mean square. Caches have no budget: their threshold is bisected until they make as many
+calls, and what they then made is printed. "captions" is the share of decoded images with every attribute of their caption.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import _common
+import _common  # noqa: F401 - makes the package importable
 import torch
 from _mixtures import digits, ring
 from schedule_quality import captions
 from slipstream.core import Conditioning, load
-from slipstream.core.reuse import CallReuse
+from slipstream.core.guidance import Denoise
+from slipstream.core.reuse import CallReuse, ReuseSpan
 from slipstream.core.schedules import make_sigmas
-from slipstream.search import ModelPath, SearchConfig, search
+from slipstream.search import ModelPath, SearchConfig, paths, search
+from slipstream.search.coefficients import Course, followed_weights
 from slipstream.search.comparison import interval
-from slipstream.search.paths import SamplingPath
+from slipstream.search.paths import SamplingPath, Trajectory
+from slipstream.search.space import Candidate
+from slipstream_tools.pocket import checker as reading
 from torch import Tensor
 
 STEPS = 20
@@ -38,9 +44,35 @@ HELD_OUT = 1_000_000  # first pair of the measurement
 class ResidualReuse(CallReuse):
     """Keeps the residual denoised - x of the last call, as residual caches do (same bookkeeping as ours)."""
 
-    def _slope(self, sigma: float, kind: str) -> Tensor:
+    def _slope(self, sigma: float, span: ReuseSpan) -> Tensor:
         last_sigma, last = self._slopes[-1]
         return last * (last_sigma / sigma)
+
+
+class ThresholdReuse(ResidualReuse):
+    """Calls the network when its input has changed by `threshold` since the last call, relative and added up over the steps.
+
+    TeaCache's rule (arXiv 2411.19108) without its polynomial, which is fitted to one network's embedding.
+    """
+
+    threshold = 0.1
+    changed = 0.0
+    before: Tensor | None = None
+
+    def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
+        level = float(torch.as_tensor(sigma).flatten()[0])
+        seen = x / (1 + level**2) ** 0.5
+        if self.before is not None:
+            self.changed += float((seen - self.before).abs().mean() / self.before.abs().mean())
+        self.before = seen
+        if self._slopes and self.changed < self.threshold:
+            self.reused += 1
+            return x - level * self._slope(level, WHOLE)
+        self.changed = 0.0
+        return self._compute(denoise, x, torch.as_tensor(sigma), level)
+
+
+WHOLE = ReuseSpan(1e6, 0.0, "last")
 
 
 @dataclass
@@ -50,9 +82,7 @@ class Job:
     name: str
     path: ModelPath
     sigmas: Tensor
-
-    def error(self, sigmas: Tensor, pairs: Sequence[int], **how: Any) -> float:
-        return relative(self.path.sample(sigmas, pairs, **how), self.path.sample(self.sigmas, pairs))
+    right: Callable[[Tensor, Sequence[int]], float] | None = None  # share of latents of pairs that are as captioned
 
 
 def relative(found: Tensor, full: Tensor) -> float:
@@ -62,35 +92,67 @@ def relative(found: Tensor, full: Tensor) -> float:
 def make_job(name: str, schedule: str, seed: int) -> Job:
     if name == "pocket":
         pipe = load("pocket")
-        cond, uncond = pipe.encode_text(captions(32, 11)[1]), pipe.encode_text([""])
-        path = ModelPath(pipe.model, cond, uncond, cfg_scale=3.0, seed=seed, name=name)
-    else:
-        model = ring() if name == "ring" else digits()
-        path = ModelPath(model, Conditioning(torch.zeros(1, 1, 1)), size=model.size, seed=seed, batch=64, name=name)
+        scenes, texts = captions(32, 11)
+        path = ModelPath(
+            pipe.model, pipe.encode_text(texts), pipe.encode_text([""]), cfg_scale=3.0, seed=seed, name=name
+        )
+        checker = reading.load_checker()
+
+        def right(latents: Tensor, pairs: Sequence[int]) -> float:
+            images = torch.cat([pipe.decode(part) for part in latents.split(16)])
+            return reading.score(checker, images.movedim(-1, 1) * 2 - 1, [scenes[p % 32] for p in pairs])["all"]
+
+        return Job(name, path, make_sigmas(schedule, path.model.levels, STEPS), right)
+    model = ring() if name == "ring" else digits()
+    path = ModelPath(model, Conditioning(torch.zeros(1, 1, 1)), size=model.size, seed=seed, batch=64, name=name)
     return Job(name, path, make_sigmas(schedule, path.model.levels, STEPS))
 
 
-def euler(path: ModelPath, sigmas: Tensor, pairs: Sequence[int], computed: Sequence[int]) -> Tensor:
-    """Sample with the residual of the last call kept in every step that is not in `computed`."""
-    spans = [span(sigmas, i) for i in range(len(sigmas) - 1) if i not in computed]
-    import slipstream.search.paths as paths
+def cached(path: ModelPath, sigmas: Tensor, pairs: Sequence[int], make: Callable[[], CallReuse]) -> Tensor:
+    """Sample with a cache of another kind in the place of ours; `make` gives one for each batch."""
 
-    plain = paths.reusing
-
-    def residual(denoise: Callable[[Tensor, Tensor], Tensor], spans: Any) -> Callable[[Tensor, Tensor], Tensor]:
-        reuse = ResidualReuse(spans)
+    def reusing(denoise: Denoise, spans: Sequence[ReuseSpan]) -> Denoise:
+        reuse = make()
         return lambda x, sigma: reuse(denoise, x, torch.as_tensor(sigma))
 
-    paths.reusing = residual
+    plain, paths.reusing = paths.reusing, reusing
     try:
-        return path.sample(sigmas, pairs, reuse=spans)
+        return path.sample(sigmas, pairs, reuse=(WHOLE,))
     finally:
         paths.reusing = plain
 
 
-def span(sigmas: Tensor, i: int) -> Any:
-    from slipstream.core.reuse import ReuseSpan
+def residual(path: ModelPath, sigmas: Tensor, pairs: Sequence[int], computed: Sequence[int]) -> Tensor:
+    """Sample with the residual of the last call kept in every step that is not in `computed`."""
+    spans = [span(sigmas, i) for i in range(len(sigmas) - 1) if i not in computed]
+    return cached(path, sigmas, pairs, lambda: ResidualReuse(spans))
 
+
+def thresholded(path: ModelPath, sigmas: Tensor, pairs: Sequence[int], threshold: float) -> tuple[float, Tensor]:
+    """Sample with a threshold; returns (calls a sample, latents)."""
+    made: list[ThresholdReuse] = []
+
+    def make() -> ThresholdReuse:
+        made.append(ThresholdReuse(()))
+        made[-1].threshold = threshold
+        return made[-1]
+
+    found = cached(path, sigmas, pairs, make)
+    return sum(m.computed for m in made) / len(made), found
+
+
+def bisected(calls: int, run: Callable[[float], tuple[float, Tensor]], tries: int = 12) -> tuple[float, float]:
+    """Return (calls, threshold) of the threshold that comes nearest to `calls`."""
+    low, high, tried = 0.0, 3.0, []
+    for _ in range(tries):
+        threshold = (low + high) / 2
+        made, _ = run(threshold)
+        tried.append((abs(made - calls), made, threshold))
+        low, high = (threshold, high) if made > calls else (low, threshold)
+    return min(tried)[1:]
+
+
+def span(sigmas: Tensor, i: int) -> ReuseSpan:
     return ReuseSpan(float(sigmas[i]), float(sigmas[i + 1]), "last")
 
 
@@ -102,7 +164,7 @@ def annealed(job: Job, calls: int, pairs: Sequence[int], seed: int) -> list[int]
     """BudCache's search (arXiv 2606.13496): 200 trials of annealing and 20 of hill climbing over which steps compute."""
     rng = random.Random(seed)
     full = job.path.sample(job.sigmas, pairs)
-    score = lambda c: float((euler(job.path, job.sigmas, pairs, c) - full).pow(2).mean())  # noqa: E731
+    score = lambda c: float((residual(job.path, job.sigmas, pairs, c) - full).pow(2).mean())  # noqa: E731
 
     def neighbour(now: list[int]) -> list[int]:
         out, into = rng.choice(now[1:]), rng.choice([i for i in range(1, STEPS) if i not in now])
@@ -122,30 +184,58 @@ def annealed(job: Job, calls: int, pairs: Sequence[int], seed: int) -> list[int]
 
 
 def measure(job: Job, calls: int, evaluations: int, batch: int, repeats: int, seed: int, anneal: bool) -> None:
-    rows: dict[str, tuple[float, Callable[[Sequence[int]], Tensor], int]] = {}
+    rows: dict[str, tuple[float, int, Callable[[Sequence[int]], Tensor]]] = {}
     full = tuple(job.sigmas.tolist())
-    config = SearchConfig(
-        steps=STEPS, computed=calls, full=full, evaluations=evaluations, pairs=batch, holdout_pairs=batch, seed=seed
-    )
-    _common.OUT.mkdir(parents=True, exist_ok=True)
-    result = search(job.path, config, store=_common.OUT / f"reuse_{job.name}_{calls}_{seed}.sqlite")
-    found = result.schedule
-    rows["searched"] = (found.nfe, lambda p: job.path.sample(found.sigmas, p, reuse=found.reuse), result.evaluations)
+    for name, fit in (("searched, fitted", None), ("searched, calls left out only", False)):
+        config = SearchConfig(
+            steps=STEPS, computed=calls, full=full, evaluations=evaluations, pairs=batch, holdout_pairs=2 * batch, seed=seed, fit=fit
+        )  # fmt: skip
+        result = search(job.path, config)
+        rows[name] = (
+            result.schedule.nfe,
+            result.evaluations,
+            scheduled(job, result.schedule.sigmas, result.schedule.reuse),
+        )
     best = min(result.baselines, key=lambda name: result.baselines[name])
     stock = job.path.stock(calls)[best]
-    rows[f"plain steps, best stock ({best})"] = (calls, lambda p: job.path.sample(stock, p), 0)
+    rows[f"plain steps, best stock ({best})"] = calls, 0, scheduled(job, stock)
+    rows[f"the same levels, fitted ({best})"] = (
+        calls,
+        1,
+        scheduled(job, stock, fitted(job, stock, range(min(8, batch)))),
+    )
+    made, threshold = bisected(calls, lambda t: thresholded(job.path, job.sigmas, range(batch), t))
+    rows["input threshold, residual"] = made, 0, lambda p: thresholded(job.path, job.sigmas, p, threshold)[1]
     skip = uniform_skip(calls)
-    rows["uniform skip, residual"] = (calls, lambda p: euler(job.path, job.sigmas, p, skip), 0)
+    rows["uniform skip, residual"] = calls, 0, lambda p: residual(job.path, job.sigmas, p, skip)
     if anneal:
         chosen = annealed(job, calls, range(min(4, batch)), seed)
-        rows["BudCache's annealing, residual"] = (calls, lambda p: euler(job.path, job.sigmas, p, chosen), 220)
+        rows["BudCache's annealing, residual"] = calls, 220, lambda p: residual(job.path, job.sigmas, p, chosen)
     print(f"\n{job.name}, {calls} of {STEPS} calls, seed {seed}")
-    print(f"{'method':36} {'calls':>6} {'evaluations':>12}  error")
+    print(f"{'method':36} {'calls':>6} {'evaluations':>12}  {'error':16} {'typical':>8} {'captions':>9}")
     held = [list(range(HELD_OUT + i * batch, HELD_OUT + (i + 1) * batch)) for i in range(repeats)]
     truth = [job.path.sample(job.sigmas, pairs) for pairs in held]
-    for name, (made, sample, tried) in rows.items():
-        errors = interval([relative(sample(pairs), full) for pairs, full in zip(held, truth)])
-        print(f"{name:36} {made:6g} {tried or '':>12}  {errors}", flush=True)
+    rows["full run"] = STEPS, 0, lambda p: job.path.sample(job.sigmas, p)
+    for name, (made, tried, sample) in rows.items():
+        found = [sample(pairs) for pairs in held]
+        errors = str(interval([relative(f, t) for f, t in zip(found, truth)]))
+        typical = torch.stack(
+            [torch.tensor(relative(f, t)) for f, t in zip(torch.cat(found), torch.cat(truth))]
+        ).median()
+        seen = f"{100 * job.right(torch.cat(found), [p for pairs in held for p in pairs]):.0f} %" if job.right else ""
+        print(f"{name:36} {made:6.3g} {tried or '':>12}  {errors:16} {typical:8.3g} {seen:>9}", flush=True)
+
+
+def scheduled(job: Job, sigmas: Tensor, reuse: Sequence[ReuseSpan] = ()) -> Callable[[Sequence[int]], Tensor]:
+    return lambda pairs: job.path.sample(sigmas, pairs, reuse=reuse)
+
+
+def fitted(job: Job, sigmas: Tensor, pairs: Sequence[int]) -> tuple[ReuseSpan, ...]:
+    """Return coefficients for the levels of a stock schedule: S4S as a second stage alone."""
+    watch = Trajectory([], [], [])
+    course = Course.of(watch, job.path.sample(job.sigmas, pairs, watch=watch))
+    levels = sigmas.tolist()
+    return Candidate(tuple(levels), weights=followed_weights(job.path, course, levels, 3, pairs)).reuse_spans()
 
 
 # ------------------------------------------------------------------------------------------------- in the host
@@ -196,14 +286,16 @@ def measure_caches(folder: pathlib.Path, schedule: str, calls: int, batch: int, 
     sigmas = make_sigmas(schedule, load("pocket").model.levels, STEPS)
     full = host_path(None, 0, seed, text, counts).sample(sigmas, pairs)
     for name, node in nodes.items():
-        low, high, tried = 0.0, 3.0, []
-        for _ in range(10):
-            threshold = (low + high) / 2
+
+        def run(threshold: float, node: Any = node) -> tuple[float, Tensor]:
             found = host_path(node, threshold, seed, text, counts).sample(sigmas, pairs)
-            tried.append((abs(len(counts) - calls), len(counts), threshold, relative(found, full)))
-            low, high = (threshold, high) if len(counts) > calls else (low, threshold)
-        _, made, threshold, error = min(tried)
-        print(f"{f'{name} (host), threshold {threshold:.3g}':36} {made:6g} {'':>12}  {error:.4g}", flush=True)
+            return len(counts), found
+
+        made, threshold = bisected(calls, run, 7)
+        found = run(threshold)[1]
+        typical = torch.tensor([relative(f, t) for f, t in zip(found, full)]).median()
+        label = f"{name} (host), threshold {threshold:.3g}"
+        print(f"{label:36} {made:6.3g} {'':>12}  {relative(found, full):<16.4g} {typical:8.3g}", flush=True)
 
 
 def main() -> None:
@@ -225,7 +317,7 @@ def main() -> None:
                 job = make_job(name, args.schedule, seed)
                 measure(job, calls, args.evaluations, args.pairs, args.repeats, seed, not args.no_anneal)
                 if args.comfyui and name == "pocket":
-                    measure_caches(args.comfyui.expanduser(), args.schedule, calls, args.pairs, seed)
+                    measure_caches(args.comfyui.expanduser(), args.schedule, calls, min(args.pairs, 8), seed)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,9 @@ def add_parser(subparsers: Any) -> None:
         "--computed", type=integer(), metavar="CALLS", help="steps that call the network; the others reuse its answers"
     )
     found.add_argument(
+        "--no-fit", action="store_true", help="with --computed: keep Euler's own coefficients instead of fitted ones"
+    )
+    found.add_argument(
         "--full", choices=list(SCHEDULES), metavar="NAME",
         help="the schedule to reproduce, at --steps: karras, beta, ... (default: many even steps)",
     )  # fmt: skip
@@ -151,6 +154,7 @@ def config_of(args: argparse.Namespace, levels: Levels | None = None) -> SearchC
         holdout_pairs=2 * args.pairs, evaluations=getattr(args, "evaluations", 1) or None,
         seconds=(getattr(args, "minutes", None) or 0) * 60 or None, layers=getattr(args, "layers", False), seed=args.seed,
         pin_first=not getattr(args, "search_first_level", False), computed=getattr(args, "computed", None), full=sigmas,
+        fit=False if getattr(args, "no_fit", False) else None,
     )  # fmt: skip
 
 

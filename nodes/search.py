@@ -65,6 +65,8 @@ class LivePlot:
         self.stock = {name: sigmas.tolist() for name, sigmas in stock.items()}
         self.best, self.levels = float("inf"), ()
         self.step: Any = None  # the last one; a chart is drawn once there is one
+        self.profile: tuple[tuple[int, float], ...] = ()
+        self.calls = 0
 
     def __call__(self, step: Any) -> None:
         from .host.progress import check_interrupt
@@ -80,7 +82,7 @@ class LivePlot:
     def chart(self) -> Tensor:
         from ..search.charts import search_chart
 
-        return search_chart(self.step, self.levels, self.stock)
+        return search_chart(self.step, self.levels, self.stock, self.profile, self.calls)
 
 
 def _objective(choice: str) -> Any:
@@ -116,8 +118,8 @@ class SearchSchedule:
         ),
         Unused(
             "computed",
-            lambda v: v.computed == v.steps,
-            "at the number of `steps`: every step calls the model. Lower it.",
+            lambda v: v.computed == v.steps and not v.fit,
+            "at the number of `steps` without `fit`: every step calls the model. Lower it, or switch `fit` on.",
         ),
         CLIP_RULE,
     )
@@ -194,6 +196,11 @@ class SearchSchedule:
                         "instead of that of 50 even steps."
                     },
                 ),
+                "fit": switch(
+                    True,
+                    "With `computed` and the sampler euler: each step combines the model's last two or three answers, with coefficients "
+                    "fitted to your full run (S4S, arXiv 2502.17423). Sample with euler and Apply Call Reuse.",
+                ),
             },
         }
 
@@ -216,7 +223,7 @@ class SearchSchedule:
         self, guider: Any, sampler: Any, latent_image: dict[str, Any], steps: int, evaluations: int, minutes: float,
         objective: str, pairs: int, seed: int, strategy: str, layers: bool, batch: int, custom_objective: Any = None,
         clip: Any = None, prompts: str = "", search_first_level: bool = False, computed: int = 0,
-        sigmas: Tensor | None = None,
+        sigmas: Tensor | None = None, fit: bool = True,
     ) -> tuple[Any, Tensor, Tensor, str]:  # fmt: skip
         from ..search import search
         from ..search.report import result_text
@@ -228,6 +235,7 @@ class SearchSchedule:
             steps=steps, strategy=strategy, pairs=pairs, holdout_pairs=2 * pairs, evaluations=evaluations or None,
             seconds=minutes * 60 or None, layers=layers, seed=seed, pin_first=not search_first_level,
             computed=computed or None, full=None if sigmas is None else tuple(sigmas.tolist()),
+            fit=None if fit else False,
         )  # fmt: skip
         path = HostPath(guider, sampler, latent_image, seed, batch, _prompts(clip, prompts, warn), layers)
         goal = custom_objective or _objective(objective)
@@ -235,6 +243,7 @@ class SearchSchedule:
         result = search(path, config, goal, store=_job_file, callback=plot)
         for text in result.warnings:
             warn("Search Schedule", text)
+        plot.profile, plot.calls = result.profile, result.schedule.nfe
         drawn = chart("Search Schedule", plot.chart)
         return result.schedule, result.schedule.sigmas, drawn, result_text(result)
 
@@ -652,8 +661,8 @@ class ApplyCallReuse:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Returns the MODEL with the schedule's call reuse: in the steps that the search chose, the sampler continues on the model's "
-        "earlier answers instead of calling it. It acts around the guider, so "
-        "it needs nothing from the model. Use it with the schedule's own sigmas."
+        "earlier answers instead of calling it, with the coefficients that were fitted for it. It acts around the guider, so it needs "
+        "nothing from the model. Use it with the schedule's own sigmas."
     )
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
@@ -665,7 +674,7 @@ class ApplyCallReuse:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The model that the schedule was searched for."}),
-                "schedule": (SCHEDULE, {"tooltip": "A schedule searched with `computed` below `steps`."}),
+                "schedule": (SCHEDULE, {"tooltip": "A schedule searched with `computed`."}),
             }
         }
 

@@ -15,19 +15,40 @@ from .engine import SearchStep
 LETTERS = 21  # pixels: a node shows these charts at less than half their size
 
 
-def search_chart(step: SearchStep, best: Sequence[float], stock: Mapping[str, Sequence[float]]) -> Tensor:
+def search_chart(
+    step: SearchStep, best: Sequence[float], stock: Mapping[str, Sequence[float]],
+    profile: Sequence[tuple[int, float]] = (), calls: int = 0,
+) -> Tensor:  # fmt: skip
     """Return the state of a search: best score by evaluation against the stock schedules, and the best levels so far.
 
     Args:
         step: the latest progress.
         best: levels of the best candidate so far, with their terminal.
         stock: levels of stock schedules by name, drawn in grey.
+        profile: (network calls, error) of each budget, in a panel of its own, where `calls` is the one that was searched.
     """
-    drawn = figure(960, 500)
-    left, right = drawn.subplots(1, 2, width_ratios=(1.15, 1))
-    _history(left, step)
-    _levels(right, best, stock)
+    drawn = figure(1400 if profile else 960, 500)
+    panels = drawn.subplots(1, 3 if profile else 2, width_ratios=(1.15, 1, 1) if profile else (1.15, 1))
+    _history(panels[0], step)
+    _levels(panels[1], best, stock)
+    if profile:
+        _profile(panels[2], profile, calls)
     return to_image(drawn)
+
+
+def _profile(axes: Any, profile: Sequence[tuple[int, float]], calls: int) -> None:
+    styled(axes, "fewer or more calls", "calls of the model", "difference to the full run", LETTERS)
+    counts, errors = [n for n, _ in profile], [100 * error for _, error in profile]
+    axes.plot(counts, errors, "o-", color=MUTED, linewidth=points(3), markersize=points(9))
+    for count, error in zip(counts, errors):
+        chosen = count == calls
+        if chosen:
+            axes.plot(count, error, "o", color=ACCENT, markersize=points(13))
+        axes.annotate(f"{error:.2g} %", (count, error), (6, 6), textcoords="offset points", fontsize=points(LETTERS * 0.85),
+                      color=ACCENT if chosen else SOFT)  # fmt: skip
+    _extent(axes.yaxis, errors)
+    axes.set_xlim(min(counts) - 0.6, max(counts) + 2)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
 
 
 def _history(axes: Any, step: SearchStep) -> None:

@@ -18,6 +18,8 @@ class SearchConfig:
     What is searched:
         steps: K, the sampler steps of the schedule.
         computed: how many of them call the network; the others reuse its earlier answers. None = all.
+        fit: with `computed`, each step's slope is a sum of the last calls' slopes with fitted coefficients (S4S, arXiv 2502.17423),
+            which makes the solver part of the schedule. None = where the sampler is euler, which it can stand in for.
         full: descending sigmas of the run to reproduce, as the user samples today; None = `teacher_steps` even steps.
         pin_first: keep the first level at sigma_max. Free first levels look good in distribution scores, but treat pure
             noise as a partly clean picture, which breaks image to image and shifts brightness.
@@ -67,6 +69,7 @@ class SearchConfig:
     max_skip: float = 0.6
     cost: float | None = None
     seed: int = 0
+    fit: bool | None = None
 
     def __post_init__(self) -> None:
         check_integer("steps", self.steps, 1, TRAIN_STEPS, "A schedule needs at least one step.")
@@ -78,6 +81,11 @@ class SearchConfig:
                     "Expected `strategy` auto or coordinate and `layers` off for a search of call reuse, "
                     f"but got {self.strategy!r} and layers {self.layers}. Change them, or compute every step."
                 )
+        if self.fit and not self._may_fit:
+            raise ValueError(
+                f"Expected `computed` with the strategy auto or coordinate and no `layers` for `fit`, but got {self.computed}, "
+                f"{self.strategy!r} and layers {self.layers}. Set `computed` to the number of network calls."
+            )
         if self.full is not None:
             check_levels(self.full)
         if self.min_gap is not None:
@@ -105,9 +113,22 @@ class SearchConfig:
         """Steps that call the network."""
         return self.steps if self.computed is None else self.computed
 
+    @property
+    def _may_fit(self) -> bool:
+        return self.computed is not None and not self.layers and self.strategy in ("auto", "coordinate")
+
+    def fits(self, sampler: str) -> bool:
+        """Whether coefficients are fitted for `sampler`; raises ValueError where they were asked for and it is another solver."""
+        if self.fit and sampler != "euler":
+            raise ValueError(
+                f"Expected the sampler euler with `fit`, but got {sampler}. Fitted coefficients take the place of a solver's own: "
+                "use euler, or search without them."
+            )
+        return self.fit is not False and self._may_fit and sampler == "euler"
+
     def identity(self) -> dict[str, object]:
         """Return what makes two searches different jobs: everything but the budget, which may grow between runs."""
         budget = ("evaluations", "seconds", "calls", "finalists", "holdout_pairs")
         # Left out while unset, so that stores of searches without call reuse keep their job.
-        unset = {name for name in ("computed", "full") if getattr(self, name) is None}
+        unset = {name for name in ("computed", "full", "fit") if getattr(self, name) is None}
         return {k: v for k, v in vars(self).items() if k not in budget and k not in unset}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -10,22 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.denoiser import FLOW, VE
 from ..core.progress import Step
 from .asks import Ask, Strategy
+from .coefficients import Course, Weights, followed_weights, planned_weights
 from .comparison import calls_per_sample
 from .config import SearchConfig
 from .dispatch import Dispatcher
-from .evaluation import HOLDOUT, NAN_REMEDY, SEARCH, Task, TaskFactory, banks, judged, limits_of, rung_sizes
+from .evaluation import HOLDOUT, NAN_REMEDY, SEARCH, WATCHED, Task, TaskFactory, banks, judged, limits_of, rung_sizes
 from .objectives import Objective, Paired
 from .paths import SamplingPath, Trajectory
 from .schedule import Schedule
-from .space import Candidate, Genome, Space, candidate_of
+from .space import DIGITS, Candidate, Genome, Space, candidate_of
 from .starts import from_trajectory, starting_genomes
 from .store import Record, Store
-from .strategies import Evolution, auto, coordinate, evolve, published
+from .strategies import Evolution, auto, coordinate, evolve, fills, published
 from .workers import Executor
 
 
@@ -47,6 +50,8 @@ class SearchResult:
 
     `baselines` and `finalists` are (name or levels) -> score on held-out pairs; `history` as in `SearchStep`;
     `evaluations`, `calls`, `seconds` are what the search spent, those of earlier runs on the same store included.
+    `profile` is (network calls, relative distance to the full run) of the planned schedule of each budget, for a search with
+    `computed`.
     """
 
     schedule: Schedule
@@ -58,6 +63,13 @@ class SearchResult:
     seconds: float
     evaluated_now: int
     warnings: tuple[str, ...]
+    profile: tuple[tuple[int, float], ...] = ()
+
+
+# Finalists whose coefficients are fitted once more along their own samples, and over how many calls.
+FOLLOWED, ORDERS = 3, (2, 3)
+# Budgets of network calls whose error a search of call reuse also tells.
+PROFILE = (3, 4, 5, 6, 8, 10, 12, 16)
 
 
 class Exhausted(Exception):  # noqa: N818 - the end of a budget is no error
@@ -107,7 +119,8 @@ class Search:
         self.banks = banks(task.path, task.config, store)
         self.dispatch = Dispatcher(task, store, self.job, executor, factory, self._waiting)
         costs = {layer.name: layer.cost for layer in self.path.layers()} if self.config.layers else {}
-        self.space = Space(self.path.table(), self.config, costs)
+        fitted = self.config.fits(task.identity["sampler"])
+        self.space = Space(self.path.table(), self.config, costs, self._planned if fitted else None)
         self.counted: dict[str, Record] = {}
         self.scores: dict[str, tuple[float, Candidate]] = {}
         self.history: list[tuple[int, float]] = []
@@ -128,7 +141,7 @@ class Search:
             self._report("teacher", Candidate((1.0, 0.0)), math.inf)
             starts = self._starts(self.space, self.stock)
             self._search(self._strategy(list(starts.values())), starts)
-            return self._result(*self._final())
+            return replace(self._result(*self._final()), profile=self._profile())
         finally:
             self.dispatch.abandon()
 
@@ -136,18 +149,47 @@ class Search:
         """Return where a search in `space` begins, by name: stock schedules and dynamic programming on a teacher's run."""
         starts = starting_genomes(space, stock)
         name = f"start dynamic programming {len(self.banks[SEARCH].pairs)} {space.config.steps}"
-        if space.reused:
-            name += f" computed {space.config.network_steps}"
+        if space.reused or space.fit:
+            name += f" {'fitted' if space.fit else 'computed'} {space.config.network_steps}"
         known = self.store.tensor(name)
         if known is None:
-            self.watched = self.watched or self.banks[SEARCH].watched()
             noise_space = FLOW if self.task.identity["model"].get("prediction") == "flow" else VE
-            genome = from_trajectory(space, *self.watched, noise_space)
+            genome = from_trajectory(space, *self._watched(), noise_space)
             known = Tensor(list(genome or ()))
             self.store.put_tensor(name, known)
         if len(known):
             starts["dynamic programming"] = space.repair([int(i) for i in known])
         return starts or {"uniform": space.repair([space.top / (i + 1) for i in range(space.count)])}
+
+    def _watched(self) -> tuple[Trajectory, Tensor]:
+        """Return the teacher's run on the first pairs, sampled once."""
+        self.watched = self.watched or self.banks[SEARCH].watched()
+        return self.watched
+
+    @functools.cached_property
+    def course(self) -> Course:
+        """The teacher's run that coefficients are fitted to; kept in the store, so that a resumed search finds the same ones."""
+        name = f"course {self.banks[SEARCH].key}"
+        known = self.store.tensor(name)
+        if known is None:
+            known = Course.of(*self._watched()).pack()
+            self.store.put_tensor(name, known)
+        return Course.unpack(known)
+
+    def _planned(self, levels: Sequence[float]) -> Weights:
+        return planned_weights(self.course, levels, 2)
+
+    def _followed(self, candidate: Candidate, order: int) -> Candidate:
+        """Return a candidate with coefficients fitted along its own samples."""
+        name = f"weights {order} {candidate.key}"
+        known = self.store.tensor(name)
+        if known is None:
+            pairs = self.banks[SEARCH].pairs[:WATCHED]
+            found = followed_weights(self.path, self.course, candidate.knots, order, pairs)
+            known = torch.tensor([[*w, *[0.0] * (order - len(w))] for w in found])
+            self.store.put_tensor(name, known)
+        weights = tuple(tuple(round(w, DIGITS) for w in row[: i + 1]) for i, row in enumerate(known.tolist()))
+        return replace(candidate, weights=weights)
 
     def _longer(self) -> list[Genome]:
         """Return schedules of one step more, for masks to pay for; none when the table has no room for it."""
@@ -162,7 +204,7 @@ class Search:
         import random
 
         config, space = self.config, self.space
-        if space.reused:
+        if space.reused or space.fit:
             return coordinate(space, starts, config.seed, config.restarts)
         if config.strategy == "published":
             return published(space, config.seed)
@@ -268,6 +310,8 @@ class Search:
         chosen = self._apart(ranked)
         # A masked schedule has to beat the best unmasked one, so at least one of those is always ranked too.
         chosen += [c for c in ranked if not c.masks and c not in chosen][: 0 if any(not c.masks for c in chosen) else 1]
+        if self.space.fit:
+            chosen += [self._followed(c, order) for c in chosen[:FOLLOWED] for order in ORDERS]
         stock = {name: candidate_of(sigmas) for name, sigmas in self.stock.items()}
         bank = self.banks[HOLDOUT]
         pool = list(dict.fromkeys([*chosen, *stock.values()]))
@@ -277,6 +321,28 @@ class Search:
             scores[candidate.key] = record[-1].score
             self._report("final", candidate, record[-1].score, i + 1, len(pool))
         return [(c, scores[c.key]) for c in chosen], {n: scores[c.key] for n, c in stock.items()}
+
+    def _profile(self) -> tuple[tuple[int, float], ...]:
+        """Return what each budget of calls comes to without a search, on held-out pairs: where the knee is."""
+        if self.config.computed is None:
+            return ()
+        bank, name = self.banks[HOLDOUT], f"profile {self.banks[SEARCH].key}"
+        known = self.store.tensor(name)
+        if known is None:
+            full, found = bank.teacher()[:WATCHED], []
+            budgets = sorted({n for n in PROFILE if n < self.config.steps} | {self.config.computed})
+            for i, calls in enumerate(budgets):
+                space = Space(self.path.table(), replace(self.config, computed=calls), fit=self.space.fit)
+                genome = self._starts(space, {}).get("dynamic programming")
+                if genome is None:
+                    continue
+                planned = space.candidate(genome, (), fills(space, genome)[0])
+                self._report("final", planned, math.inf, i + 1, len(budgets))
+                samples = self.path.sample(planned.sigmas, bank.pairs[:WATCHED], reuse=planned.reuse_spans())
+                found.append([calls, float((samples - full).pow(2).mean().sqrt() / full.pow(2).mean().sqrt())])
+            known = torch.tensor(found)
+            self.store.put_tensor(name, known)
+        return tuple((int(calls), error) for calls, error in known.reshape(-1, 2).tolist())
 
     def _apart(self, ranked: Sequence[Candidate]) -> list[Candidate]:
         """Return the first `finalists` candidates that are no near copies of each other, filled up with copies.
@@ -312,7 +378,7 @@ class Search:
             self.warnings.append(
                 f"No searched schedule was better than {name!r} on held-out pairs: that one is returned."
             )
-        if self.space.count == self.space.pinned and not self.space.reused:
+        if self.space.count == self.space.pinned and not self.space.reused and not self.space.fit:
             self.warnings.append("One step with the first level pinned leaves nothing to search.")
         if self.config.layers and not winner.masks:
             self.warnings.append("No layer mask was better than the full network at this cost: none is returned.")

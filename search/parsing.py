@@ -132,35 +132,42 @@ def model_of(value: Any) -> dict[str, Any]:
 def masks_of(value: Any) -> list[tuple[float, float, tuple[str, ...]]]:
     """Return (sigma_high, sigma_low, blocks) of each checked layer mask."""
     return [
-        (high, low, tuple(text(s, f"{name}.skip") or "" for s in a_list(skip, f"{name}.skip")))
-        for name, high, low, skip in _spans(value, "masks", "skip")
+        (high, low, tuple(text(s, f"{name}.skip") or "" for s in a_list(entry["skip"], f"{name}.skip")))
+        for name, entry, high, low in _spans(value, "masks", ("skip",))
     ]
 
 
 def reuse_of(value: Any, levels: Sequence[float]) -> tuple[ReuseSpan, ...]:
-    """Return the checked reuse of a schedule with these `levels`: never in the first step, which has nothing to reuse."""
+    """Return the checked reuse of a schedule with these `levels`: the first step has nothing to reuse, so it makes its call."""
     spans = []
-    for name, high, low, kind in _spans(value, "reuse", "kind"):
+    for name, entry, high, low in _spans(value, "reuse", ("kind",), ("weights",)):
+        kind, weights = entry["kind"], numbers(entry.get("weights", []), f"{name}.weights")
         if kind not in REUSE_KINDS:
             raise ScheduleError(f"Expected `{name}.kind` one of {', '.join(REUSE_KINDS)}, but got {kind!r:.60}.")
-        spans.append(ReuseSpan(high, low, kind))
-    if any(span.holds(levels[0]) for span in spans):
+        try:
+            spans.append(ReuseSpan(high, low, kind, weights))
+        except ValueError as error:
+            raise ScheduleError(f"{error} It is `{name}`.") from None
+    if any(span.holds(levels[0]) and span.kind != "fitted" for span in spans):
         raise ScheduleError(
             f"Expected `reuse` below the first level {levels[0]:g}, but got it there. The first step has nothing to reuse."
         )
     return tuple(spans)
 
 
-def _spans(value: Any, field: str, content: str) -> Iterator[tuple[str, float, float, Any]]:
-    """Yield (name for messages, sigma_high, sigma_low, content) of each entry of a list of sigma intervals."""
+def _spans(
+    value: Any, field: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, Any], float, float]]:
+    """Yield (name for messages, the entry, sigma_high, sigma_low) of each entry of a list of sigma intervals."""
+    needed = ("sigma_high", "sigma_low", *needed)
     for i, entry in enumerate(a_list(value, field)):
         name = f"{field}[{i}]"
-        if not isinstance(entry, dict) or set(entry) != {"sigma_high", "sigma_low", content}:
+        if not isinstance(entry, dict) or not {*needed} <= {*entry} <= {*needed, *optional}:
             raise ScheduleError(
-                f"Expected `{name}` as an object with sigma_high, sigma_low and {content}, but got {entry!r:.60}."
+                f"Expected `{name}` as an object with {', '.join(needed[:-1])} and {needed[-1]}, but got {entry!r:.60}."
             )
         high = number(entry["sigma_high"], f"{name}.sigma_high", 0, MAX_SIGMA)
         low = number(entry["sigma_low"], f"{name}.sigma_low", 0, MAX_SIGMA)
         if low >= high:
             raise ScheduleError(f"Expected `{name}` with sigma_low below sigma_high, but got {low} and {high}.")
-        yield name, high, low, entry[content]
+        yield name, entry, high, low

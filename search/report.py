@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .engine import SearchResult
 from .schedule import Schedule
+from .space import Candidate, candidate_of
 
 
 def result_text(result: SearchResult) -> str:
@@ -22,9 +23,18 @@ def result_text(result: SearchResult) -> str:
     for mask in schedule.masks:
         lines.append(f"skips {', '.join(mask.skip)} for sigma {mask.sigma_low:.4g} to {mask.sigma_high:.4g}")
     if schedule.reuse:
-        computed = ", ".join(f"{s:.4g}" for s in schedule.levels[:-1] if not any(r.holds(s) for r in schedule.reuse))
-        lines.append(f"calls the model at sigma {computed}; the other {len(schedule.reuse)} steps reuse these calls")
+        made = candidate_of(schedule.levels, reuse=schedule.reuse)
+        lines.append(f"calls the model at sigma {', '.join(f'{s:.4g}' for s in made.knots[:-1])}; {_continued(made)}")
+    if result.profile:
+        others = ", ".join(f"{calls}: {100 * error:.2g} %" for calls, error in result.profile)
+        lines += ["", f"difference to the full run by calls of the model, before any search: {others}"]
     return "\n".join([*lines, *(f"note: {w}" for w in result.warnings)])
+
+
+def _continued(made: Candidate) -> str:
+    others = made.steps + 1 - len(made.knots)
+    text = f"the other {others} steps reuse these calls" if others else "every step combines the last calls"
+    return text + (" with fitted coefficients" if made.weights else "")
 
 
 def schedule_text(schedule: Schedule) -> str:

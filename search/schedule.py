@@ -144,7 +144,7 @@ class Schedule:
             "timesteps": None if self.timesteps is None else list(self.timesteps),
             "logsnr": list(self.logsnr),
             "masks": [{"sigma_high": m.sigma_high, "sigma_low": m.sigma_low, "skip": list(m.skip)} for m in self.masks],
-            **({"reuse": [vars(span).copy() for span in self.reuse]} if self.reuse else {}),
+            **({"reuse": [span.to_dict() for span in self.reuse]} if self.reuse else {}),
             "objective": self.objective,
             "search": self.search,
             "source": self.source,

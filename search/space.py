@@ -6,7 +6,7 @@ import bisect
 import copy
 import math
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,15 +23,21 @@ Masks = tuple[frozenset[str], ...]
 Fill = tuple[tuple[int, ReuseKind], ...]
 # What a strategy moves: levels of the steps that call the network, their masks, and the steps between them.
 Point = tuple[Genome, Masks, Fill]
+# Decimals of a coefficient: what lies below them is the machine's rounding, and would make each resumed search a new one.
+DIGITS = 4
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Levels with their terminal, and for each step the blocks to skip and the kind of reuse (empty = none anywhere)."""
+    """Levels with their terminal, and for each step the blocks to skip and the kind of reuse (empty = none anywhere).
+
+    `weights` are the coefficients of the slopes, newest first, for each step that calls the network (empty = Euler's).
+    """
 
     levels: tuple[float, ...]
     masks: Masks = ()
     reuse: tuple[ReuseKind | None, ...] = ()
+    weights: tuple[tuple[float, ...], ...] = ()
     key: str = field(init=False, compare=False, default="")
 
     def __post_init__(self) -> None:
@@ -39,11 +45,15 @@ class Candidate:
             object.__setattr__(self, "masks", ())
         if not any(self.reuse):
             object.__setattr__(self, "reuse", ())
+        if not any(self.weights):
+            object.__setattr__(self, "weights", ())
         text = " ".join(f"{s:.7g}" for s in self.levels)
         if self.masks:
             text += " | " + " ; ".join(",".join(sorted(m)) for m in self.masks)
         if self.reuse:
             text += " | reuse " + " ".join(kind or "-" for kind in self.reuse)
+        if self.weights:
+            text += " | weights " + " ; ".join(" ".join(f"{w:.{DIGITS}f}" for w in step) for step in self.weights)
         object.__setattr__(self, "key", text)
 
     @property
@@ -60,9 +70,17 @@ class Candidate:
         return tuple(LayerMask(high, low, tuple(sorted(skip))) for high, low, skip in spans if skip)
 
     def reuse_spans(self) -> tuple[ReuseSpan, ...]:
-        """Return the steps that reuse earlier calls, by interval of sigma."""
-        spans = zip(self.levels[:-1], self.levels[1:], self.reuse)
-        return tuple(ReuseSpan(high, low, kind) for high, low, kind in spans if kind is not None)
+        """Return the steps that continue on earlier calls, by interval of sigma."""
+        kinds = self.reuse or (None,) * self.steps
+        found, knots, call = [], self.knots, -1
+        for high, low, kind in zip(self.levels, self.levels[1:], kinds):
+            call += kind is None
+            weights = self.weights[call] if self.weights else ()
+            if kind is None and weights:
+                found.append(ReuseSpan(high, knots[call + 1], "fitted", weights))
+            elif kind is not None and not weights:
+                found.append(ReuseSpan(high, low, kind))
+        return tuple(found)
 
     @property
     def knots(self) -> tuple[float, ...]:
@@ -76,9 +94,16 @@ def candidate_of(
 ) -> Candidate:
     """Return the candidate of any descending sigmas, with masks and reuse bound to the steps they hold for."""
     levels = tuple(float(s) for s in sigmas)
-    kinds = tuple(next((span.kind for span in reuse if span.holds(sigma)), None) for sigma in levels[:-1])
+    spans = [next((span for span in reuse if span.holds(sigma)), None) for sigma in levels[:-1]]
+    kinds: list[ReuseKind | None] = []
+    weights: list[tuple[float, ...]] = []
+    for before, span in zip([None, *spans], spans):
+        inside = span is not None and (span.kind != "fitted" or span is before)
+        kinds.append(("last" if span.kind == "fitted" else span.kind) if span is not None and inside else None)
+        if not inside:
+            weights.append(span.weights if span is not None else ())
     skips = tuple(frozenset(name for mask in masks if mask.holds(sigma) for name in mask.skip) for sigma in levels[:-1])
-    return Candidate(levels, skips, kinds)
+    return Candidate(levels, skips, tuple(kinds), tuple(weights))
 
 
 def between(high: float, low: float, count: int) -> list[float]:
@@ -96,13 +121,18 @@ class Space:
         table: the model's levels, ascending (T,).
         config: steps, pinned first level, terminal, gap.
         costs: cost of each block that may be skipped, in network calls.
+        fit: coefficients of the steps between these levels, the terminal included; None = Euler's.
     """
 
-    def __init__(self, table: Tensor, config: SearchConfig, costs: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, table: Tensor, config: SearchConfig, costs: Mapping[str, float] | None = None,
+        fit: Callable[[Sequence[float]], tuple[tuple[float, ...], ...]] | None = None,
+    ) -> None:  # fmt: skip
         self.table = [float(s) for s in table]
         self.logs = [math.log(max(s, 1e-12)) for s in self.table]
         self.config = config
         self.costs = dict(costs or {})
+        self.fit = fit
         self.most = int(config.max_skip * len(self.costs))
         self.pinned = int(config.pin_first)
         self.tail = (0.0,) if config.terminal_zero else ()
@@ -128,14 +158,15 @@ class Space:
     def candidate(self, genome: Genome, masks: Masks = (), fill: Fill = ()) -> Candidate:
         """Return the candidate of a point: its levels from the table, those of reused steps placed between them."""
         knots = tuple(self.table[i] for i in genome) + self.tail
+        weights = self.fit(knots) if self.fit else ()
         if not fill:
-            return Candidate(knots, masks)
+            return Candidate(knots, masks, (), weights)
         levels: list[float] = []
         kinds: list[ReuseKind | None] = []
         for high, low, (count, kind) in zip(knots, knots[1:], fill):
             levels += [high, *between(high, low, count)]
             kinds += [None, *[kind] * count]
-        return Candidate((*levels, knots[-1]), (), tuple(kinds))
+        return Candidate((*levels, knots[-1]), (), tuple(kinds), weights)
 
     @property
     def reused(self) -> int:

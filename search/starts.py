@@ -50,10 +50,11 @@ def cheapest_path(costs: Tensor, steps: int) -> list[int]:
     return path[::-1]
 
 
-def extrapolated_jump_costs(trajectory: Trajectory, final: Tensor, space: NoiseSpace) -> Tensor:
+def extrapolated_jump_costs(trajectory: Trajectory, final: Tensor, space: NoiseSpace, fitted: bool = False) -> Tensor:
     """Return (N, N, N + 1) errors [h, i, j] of going from state i to state j on a slope that is linear in sigma through h and i.
 
     That is what many reused steps between i and j come to. [i, i, j] is one Euler step; infinite where h > i or j <= i.
+    `fitted`: on the best sum of the slopes at h and i instead.
     """
     sigmas = torch.tensor([*trajectory.sigmas, 0.0])
     states = torch.stack([*trajectory.states, final]).float().flatten(1)
@@ -66,10 +67,15 @@ def extrapolated_jump_costs(trajectory: Trajectory, final: Tensor, space: NoiseS
     costs = torch.full((count, count, count + 1), torch.inf, dtype=torch.float64)
     for i in range(count):
         step = (sigmas[i + 1 :] - sigmas[i])[:, None]
-        missed = states[i] + step * slopes[i] - states[i + 1 :]
+        left = states[i + 1 :] - states[i]
         for h in range(i + 1):
-            bend = 0.0 if h == i else (slopes[i] - slopes[h]) / (sigmas[i] - sigmas[h]) * step**2 / 2
-            error = (missed + bend) * scale[i + 1 :, None]
+            if fitted:
+                basis = torch.linalg.qr(slopes[[i, h] if h < i else [i]].T).Q
+                missed = left - left @ basis @ basis.T
+            else:
+                bend = 0.0 if h == i else (slopes[i] - slopes[h]) / (sigmas[i] - sigmas[h]) * step**2 / 2
+                missed = left - step * slopes[i] - bend
+            error = missed * scale[i + 1 :, None]
             costs[h, i, i + 1 :] = error.double().pow(2).mean(1).sqrt()
     return costs
 
@@ -100,8 +106,9 @@ def from_trajectory(space: Space, trajectory: Trajectory, final: Tensor, noise_s
     steps = space.config.network_steps
     if len(trajectory.sigmas) < steps:
         return None
-    if space.reused:
-        path = cheapest_extrapolated_path(extrapolated_jump_costs(trajectory, final, noise_space), steps)
+    if space.reused or space.fit:
+        costs = extrapolated_jump_costs(trajectory, final, noise_space, space.fit is not None)
+        path = cheapest_extrapolated_path(costs, steps)
     else:
         path = cheapest_path(jump_costs(trajectory, final, noise_space), steps)
     levels = [trajectory.sigmas[i] for i in path]

@@ -11,9 +11,12 @@ import random
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..core.reuse import REUSE_KINDS
+from ..core.reuse import ReuseKind
 from .asks import Ask, Strategy
 from .space import Candidate, Fill, Genome, Masks, Point, Space
+
+# The kinds of reuse that need nothing but the calls themselves.
+EXTRAPOLATIONS: tuple[ReuseKind, ...] = ("linear", "last")
 
 # ---------------------------------------------------------------------------------------------- coordinate search
 
@@ -29,7 +32,7 @@ def coordinate(space: Space, starts: Sequence[Genome], seed: int, restarts: int 
     points = [(genome, (), fill) for genome in starts for fill in fills(space, genome)]
     scores = yield Ask([space.candidate(*p) for p in points])
     ranked = [point for _, point in sorted(zip(scores, points), key=lambda pair: pair[0])]
-    if space.count == space.pinned and not space.reused:
+    if space.count == space.pinned and (space.fit or not space.reused):
         return
     best: list[tuple[float, Point]] = []
     for point in ranked[:restarts]:
@@ -42,8 +45,13 @@ def coordinate(space: Space, starts: Sequence[Genome], seed: int, restarts: int 
 
 
 def fills(space: Space, genome: Genome) -> list[Fill]:
-    """Return the ways of reuse that a search begins with: every gap extrapolated, every gap on the last slope."""
-    return [space.filled(genome, kind) for kind in REUSE_KINDS] if space.reused else [()]
+    """Return the ways of reuse that a search begins with: every gap extrapolated, every gap on the last slope.
+
+    With fitted coefficients all steps of a gap continue on one slope, wherever they are.
+    """
+    if not space.reused:
+        return [()]
+    return [space.filled(genome, kind) for kind in (EXTRAPOLATIONS[1:] if space.fit else EXTRAPOLATIONS)]
 
 
 def descend(
@@ -56,7 +64,7 @@ def descend(
     """
     score = (yield Ask([space.candidate(*point)]))[0]
     while step >= smallest:
-        order = [*range(space.pinned, len(point[0])), *(-1 - i for i in range(len(point[2])))]
+        order = [*range(space.pinned, len(point[0])), *(-1 - i for i in range(0 if space.fit else len(point[2])))]
         rng.shuffle(order)
         improved = False
         while order:
@@ -96,7 +104,7 @@ def _refilled(fill: Fill, at: int) -> Iterator[Fill]:
     if not count:
         return
     # The first gap has one call before it: both kinds are the same there.
-    for other in REUSE_KINDS if at else ():
+    for other in EXTRAPOLATIONS if at else ():
         if other != kind:
             yield (*fill[:at], (count, other), *fill[at + 1 :])
     for to in (at - 1, at + 1):

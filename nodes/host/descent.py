@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .warnings import warn
 
-# Where the stock nodes keep their cache in `transformer_options`, and the keys of the wrappers that work with it.
+# Where the stock nodes keep their cache in `transformer_options`, and the keys of the wrappers that reuse calls, by their node.
 CACHE = "easycache"
-CACHE_WRAPPERS = ("easycache", "lazycache")
+CACHE_WRAPPERS = {"easycache": "EasyCache", "lazycache": "LazyCache", "slipstream_reuse": "Apply Call Reuse"}
 
 
 def step_cache(options: dict[str, Any]) -> Any:
@@ -23,21 +23,30 @@ def step_cache(options: dict[str, Any]) -> Any:
     return options.get("transformer_options", {}).get(CACHE)
 
 
+def reusing_nodes(patcher: Any) -> list[str]:
+    """Return the nodes whose wrappers on a MODEL leave out calls, by name."""
+    keys = {key for by_key in patcher.wrappers.values() for key, found in by_key.items() if found}
+    return [name for key, name in CACHE_WRAPPERS.items() if key in keys]
+
+
 def without_step_cache(patcher: Any, node: str) -> Any:
     """Return the MODEL, or a clone without its step cache where it has one, with a warning of `node`.
 
     For techniques whose calls are no steps of one image: a cache would answer one frame with another's change.
     """
-    if step_cache(patcher.model_options) is None:
+    names = reusing_nodes(patcher)
+    if not names:
         return patcher
-    name = str(getattr(step_cache(patcher.model_options), "name", "The step cache"))
-    warn(node, f"{name} has no effect here: it knows the steps of one image only. Connect the MODEL from before it.")
+    warn(
+        node,
+        f"{' and '.join(names)} has no effect here: it knows the steps of one image only. Connect the MODEL from before it.",
+    )
     clone = patcher.clone()
     clone.wrappers = {
         kind: {key: found for key, found in by_key.items() if key not in CACHE_WRAPPERS}
         for kind, by_key in patcher.wrappers.items()
     }
-    transformer = {k: v for k, v in patcher.model_options["transformer_options"].items() if k != CACHE}
+    transformer = {k: v for k, v in patcher.model_options.get("transformer_options", {}).items() if k != CACHE}
     clone.model_options = {**clone.model_options, "transformer_options": transformer}
     return clone
 

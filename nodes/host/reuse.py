@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ...core.reuse import CallReuse
 from ...search.schedule import Schedule
+from .descent import reusing_nodes
+from .search_path import sampler_name
 from .warnings import owned, warn
 
 WRAPPER_KEY = "slipstream_reuse"
@@ -28,12 +30,11 @@ def with_reuse(model: Any, schedule: Schedule) -> Any:
     if not schedule.reuse:
         warn(NODE, "`schedule` has no reuse, so the model is unchanged. Search with `computed` below `steps`.")
         return model
-    options = model.model_options.get("transformer_options", {})
-    wrappers = options.get("wrappers", {})
-    if "easycache" in options or WRAPPER_KEY in wrappers.get(WrappersMP.PREDICT_NOISE, {}):
-        other = "EasyCache or LazyCache" if "easycache" in options else NODE
+    others = reusing_nodes(model)
+    if others:
         raise ValueError(
-            f"Expected `model` without call reuse, but got one from {other}. Two of them reuse each other's guesses: remove one."
+            f"Expected `model` without call reuse, but got one from {' and '.join(others)}. Two of them reuse each other's guesses: "
+            "remove one."
         )
     clone = model.clone()
     sampling = functools.partial(_sample, schedule, owned(warn))
@@ -51,6 +52,12 @@ def _sample(schedule: Schedule, warn: Callable[[str, str], None], execute: Any, 
         warn(
             NODE,
             "the sampler's sigmas are not those of `schedule`, so its reuse was not searched for them. Connect Load Schedule's sigmas.",
+        )
+    sampler = args[2] if len(args) > 2 else kwargs.get("sampler")
+    if any(span.weights for span in schedule.reuse) and sampler_name(sampler) != "euler":
+        warn(
+            NODE,
+            f"the sampler is {sampler_name(sampler)}, but the coefficients of `schedule` take the place of a solver's own. Use euler.",
         )
     guider = execute.class_obj
     before = guider.model_options

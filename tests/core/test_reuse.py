@@ -60,6 +60,37 @@ def test_a_solver_of_second_order_reuses_both_calls_of_a_step():
     assert [s for s in levels if not 1.0 < s <= 4.0] == fewer
 
 
+def two_step(high: float, at: float, low: float) -> tuple[float, float]:
+    """Adams-Bashforth's weights of a step from `at` to `low` after a call at `high`: exact for a slope linear in sigma."""
+    share = (low - at) / 2 / (at - high)
+    return 1 + share, -share
+
+
+@pytest.mark.parametrize("space", [VE, FLOW], ids=["ve", "flow"])
+@pytest.mark.parametrize("knots", [[8.0, 4.0, 1.0, 0.0], [8.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.0]])
+def test_fitted_weights_solve_a_linear_slope_exactly(knots, space):
+    """The spans between the calls hold any number of steps: all of them continue on the same slope."""
+    knots = [k / 8 for k in knots]
+    steps = [(1.0,), *(two_step(*knots[i - 1 : i + 2]) for i in range(1, len(knots) - 1))]
+    spans = [ReuseSpan(high, low, "fitted", w) for high, low, w in zip(knots, knots[1:], steps)]
+    denoise, first = Slope(1.0), knots[0] - knots[1]
+    found = sample("euler", reusing(denoise, spans), torch.zeros(1, 2), SIGMAS / 8, space)
+    expected = -A * knots[0] - B * (first * knots[0] + knots[1] ** 2 / 2)  # Euler's first step, then the integral
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert denoise.levels == pytest.approx(knots[:-1])
+
+
+def test_a_fitted_span_reached_with_too_few_slopes_keeps_the_last():
+    """Image to image begins in the middle of a schedule."""
+    span = ReuseSpan(4.0, 1.0, "fitted", (3.0, -2.0))
+    start = SIGMAS[2:]
+    denoise = Slope(1.0)
+    found = sample("euler", reusing(denoise, [span]), torch.zeros(1, 2), start, VE)
+    kept = sample("euler", reusing(Slope(1.0), [ReuseSpan(3.0, 1.0, "last")]), torch.zeros(1, 2), start, VE)
+    torch.testing.assert_close(found, kept)
+    assert denoise.levels == [4.0, 1.0, 0.5]
+
+
 def test_a_new_sampling_begins_without_slopes():
     denoise = Slope(0.0)
     reuse = CallReuse([ReuseSpan(8.0, 0.0, "last")])
@@ -93,3 +124,7 @@ def test_bad_spans_are_refused():
         ReuseSpan(1.0, 2.0)
     with pytest.raises(ValueError, match="Expected `kind`"):
         ReuseSpan(2.0, 1.0, "cubic")
+    with pytest.raises(ValueError, match="Expected 1 to 4 `weights` for the kind fitted"):
+        ReuseSpan(2.0, 1.0, "fitted")
+    with pytest.raises(ValueError, match="Expected no `weights` for last"):
+        ReuseSpan(2.0, 1.0, "last", (1.0,))

@@ -493,6 +493,10 @@ def test_a_broken_file_names_its_field(host: Any) -> None:
 
 LEVELS = (14.614647, 6.0, 3.0, 1.5, 0.7, 0.3, 0.0)
 REUSE = (ReuseSpan(3.0, 0.7), ReuseSpan(0.3, 0.0, "last"))
+FITTED = (
+    ReuseSpan(14.614647, 3.0, "fitted", (1.02,)), ReuseSpan(3.0, 0.7, "fitted", (1.4, -0.38)),
+    ReuseSpan(0.7, 0.0, "fitted", (1.2, -0.3, 0.1)),
+)  # fmt: skip
 
 
 def reusing(host: Any, name: str, sampler: str = "euler", reuse: tuple[ReuseSpan, ...] = REUSE) -> dict[str, Any]:
@@ -525,15 +529,17 @@ def test_reused_calls_are_not_made(host: Any, sampler: str, calls: int) -> None:
     assert not result.outputs.get("apply", {}).get("warnings")
 
 
-def test_reuse_in_the_host_is_the_library_s(host: Any) -> None:
+@pytest.mark.parametrize("reuse", [REUSE, FITTED], ids=["left out", "fitted"])
+def test_reuse_in_the_host_is_the_library_s(host: Any, reuse: tuple[ReuseSpan, ...]) -> None:
     import slipstream.search.paths as paths
 
-    result = host.run(reusing(host, "reuse library"))
+    result = host.run(reusing(host, f"reuse library {reuse[0].kind}", reuse=reuse))
+    assert not result.outputs.get("apply", {}).get("warnings")
     noise = torch.randn((1, 4, 4, 4), generator=torch.manual_seed(3))
     path = library_path()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "StackedNoise", fixed_noise(noise))
-        latents = path.sample(torch.tensor(LEVELS), [0], reuse=REUSE)
+        latents = path.sample(torch.tensor(LEVELS), [0], reuse=reuse)
     expected = (pocket().decode(latents)[0].numpy() * 255).round().astype(int)
     assert path.evaluations == 3
     assert np.abs(expected - pixels(result, "last")).max() <= 2
@@ -560,16 +566,39 @@ def test_a_search_of_call_reuse_is_applied_and_warns_of_other_sigmas(host: Any) 
     assert "the sampler's sigmas are not those of `schedule`" in event.data["text"]
 
 
-def test_a_model_with_easycache_is_refused(host: Any) -> None:
+def test_fitted_coefficients_want_euler(host: Any) -> None:
+    result = host.run(reusing(host, "reuse fitted", "dpmpp_2m", FITTED))
+    assert result.ok, result.explain()
+    (event,) = [e for e in result.events if e.type == "slipstream.warning"]
+    assert "the sampler is dpmpp_2m" in event.data["text"]
+
+
+def test_a_stream_leaves_call_reuse_out_with_a_warning(host: Any) -> None:
+    graph = reusing(host, "reuse stream")
+    for name in ("x", "last", "rows", "g2", "s"):
+        graph.pop(name, None)
+    graph["frames"] = node("EmptyImage", width=32, height=32, batch_size=2, color=0x1A3B64)
+    graph["stream"] = node(
+        "SlipstreamStreamFrames", model=["apply", 0], positive=["p", 0], negative=["n", 0], vae=["m", 2], frames=["frames", 0],
+        strength=0.6, steps=2, guidance="none", guidance_scale=1.2, seed=2,
+    )  # fmt: skip
+    graph["out"] = node("PreviewImage", images=["stream", 0])
+    result = host.run(graph)
+    assert result.ok, result.explain()
+    texts = [e.data["text"] for e in result.events if e.type == "slipstream.warning"]
+    assert any("Apply Call Reuse has no effect here" in text for text in texts)
+
+
+@pytest.mark.parametrize("other", ["EasyCache", "SlipstreamApplyCallReuse"])
+def test_a_model_that_reuses_calls_already_is_refused(host: Any, other: str) -> None:
     graph = reusing(host, "reuse twice")
-    graph["easy"] = node(
-        "EasyCache", model=["m", 0], reuse_threshold=0.2, start_percent=0.15, end_percent=0.95, verbose=False
-    )
+    easy = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+    graph["easy"] = node(other, model=["m", 0], **(easy if other == "EasyCache" else {"schedule": ["load", 0]}))
     graph["apply"]["inputs"]["model"] = ["easy", 0]
     del graph["rows"], graph["count"]
     result = host.run(graph)
     assert not result.ok
-    assert "EasyCache" in result.explain()
+    assert ("EasyCache" if other == "EasyCache" else "Apply Call Reuse") in result.explain()
 
 
 def test_a_file_that_reuses_its_first_step_is_refused(host: Any) -> None:

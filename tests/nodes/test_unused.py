@@ -97,7 +97,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("StretchMap", {"edit": WIRED, "radius": 9.0}, "radius"),
     ("SearchSchedule", {"custom_objective": WIRED, "objective": "same look as many steps"}, "objective"),
     ("SearchSchedule", {"clip": WIRED}, "clip"),
-    ("SearchSchedule", {"steps": 6, "computed": 6}, "computed"),
+    ("SearchSchedule", {"steps": 6, "computed": 6, "fit": False}, "computed"),
     ("CompareSchedules", {"clip": WIRED, "prompts": " \n"}, "clip"),
     ("ReferenceObjective", {"clip_vision": WIRED}, "clip_vision"),
     ("ReferenceObjective", {"images": WIRED, "folder": "photos"}, "folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,8 +11,12 @@ from slipstream.core import VE
 from slipstream.core.reuse import ReuseSpan
 from slipstream.core.schedules import make_sigmas
 from slipstream.search import Schedule, ScheduleError, SearchConfig, search
+from slipstream.search.charts import search_chart
+from slipstream.search.coefficients import Course, followed_weights, planned_weights, step_weights
+from slipstream.search.engine import SearchStep
 from slipstream.search.paths import Trajectory
-from slipstream.search.space import Space
+from slipstream.search.report import result_text
+from slipstream.search.space import Candidate, Space, candidate_of
 from slipstream.search.starts import cheapest_extrapolated_path, extrapolated_jump_costs
 from slipstream_tests.search import jobs
 
@@ -20,7 +25,7 @@ SIGMAS = [8.0, 6.0, 4.5, 3.0, 2.0, 1.0, 0.5]
 
 def trajectory(slope) -> tuple[Trajectory, torch.Tensor]:
     """The exact states of an ODE whose slope at sigma is `slope(sigma)`, for a batch of one with two values."""
-    integral = lambda s: torch.tensor([[slope(0) * s + (slope(1) - slope(0)) * s**2 / 2] * 2])  # noqa: E731
+    integral = lambda s: (slope(0) * s + (slope(1) - slope(0)) * s**2 / 2) * torch.ones(1, 2)  # noqa: E731
     states = [integral(s) for s in SIGMAS]
     denoised = [x - s * slope(s) for x, s in zip(states, SIGMAS)]
     return Trajectory(list(SIGMAS), states, denoised), integral(0.0)
@@ -47,6 +52,57 @@ def test_the_plan_begins_at_the_first_state_and_makes_the_calls_that_it_may():
     assert cheapest_extrapolated_path(costs, 2) == [0, 1]
 
 
+def test_planned_coefficients_are_exact_on_a_linear_slope():
+    """Levels of the run itself: two slopes give any linear one, so each step lands on the run's own state."""
+    course = Course.of(*trajectory(lambda s: torch.tensor([1 + 0.5 * s, 2 - 0.25 * s])))
+    levels = [8.0, 6.0, 3.0, 1.0, 0.0]
+    weights = planned_weights(course, levels, 2)
+    assert [len(w) for w in weights] == [1, 2, 2, 2]
+    x = course.state(6.0)
+    for i in range(1, 4):
+        slopes = (course.slope(levels[i]), course.slope(levels[i - 1]))
+        x = x + (levels[i + 1] - levels[i]) * sum(w * d for w, d in zip(weights[i], slopes))
+        torch.testing.assert_close(x, course.state(levels[i + 1]), atol=5e-3, rtol=0)
+
+
+def test_slopes_that_are_the_same_share_the_weight_and_stay_small():
+    slope = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    assert step_weights([slope, slope], 2 * slope) == pytest.approx((1.5, 0.5), abs=0.01)
+
+
+def test_coefficients_on_the_way_mend_what_the_first_step_missed():
+    path = jobs.make_path()
+    levels = make_sigmas("karras", path.model.levels, 3)
+    watch = Trajectory([], [], [])
+    final = path.sample(make_sigmas("karras", path.model.levels, 16), range(4), watch=watch)
+    course = Course.of(watch, final)
+    error = {}
+    for name, weights in {
+        "euler": (),
+        "planned": planned_weights(course, levels.tolist(), 2),
+        "followed": followed_weights(path, course, levels.tolist(), 2, range(4)),
+    }.items():
+        spans = Candidate(tuple(levels.tolist()), weights=weights).reuse_spans()
+        error[name] = float((path.sample(levels, range(4), reuse=spans) - final).pow(2).mean())
+    assert error["followed"] < error["planned"] < 0.5 * error["euler"]
+
+
+def test_a_course_comes_back_from_the_store_as_it_was():
+    course = Course.of(*trajectory(lambda s: 1 + 0.5 * s))
+    again = Course.unpack(course.pack())
+    for name in ("sigmas", "states", "slopes"):
+        assert torch.equal(getattr(course, name), getattr(again, name))
+
+
+@pytest.mark.parametrize("kinds", [(None, "last", None, "last", "last"), (None, None, None, "linear", None)])
+def test_a_schedule_s_spans_give_its_candidate_back(kinds):
+    calls = kinds.count(None)
+    weights = ((1.0,), (1.5, -0.5), (0.9, 0.2, -0.1), (1.0,))[:calls] if "last" in kinds else ()
+    candidate = Candidate((8.0, 6.0, 4.0, 2.0, 1.0, 0.0), (), kinds, weights)
+    assert candidate_of(candidate.levels, reuse=candidate.reuse_spans()) == candidate
+    assert len(candidate.reuse_spans()) == (calls if weights else kinds.count("linear"))
+
+
 def test_reused_steps_fill_the_widest_gaps():
     space = Space(torch.linspace(0.01, 10, 100, dtype=torch.float64), SearchConfig(steps=10, computed=3))
     fill = space.filled((99, 90, 30), "last")
@@ -71,19 +127,51 @@ def found(tmp_path_factory):
 def test_the_budget_is_exact_and_better_than_plain_steps(found):
     path, _, _, result = found
     schedule = result.schedule
-    assert (schedule.steps, schedule.nfe, len(schedule.reuse)) == (16, 5, 11)
+    assert (schedule.steps, schedule.nfe, len(schedule.reuse)) == (16, 5, 5)
+    assert [len(span.weights) for span in schedule.reuse] in ([1, 2, 2, 2, 2], [1, 2, 3, 3, 3])
     begin = path.calls
     path.sample(schedule.sigmas, [0], reuse=schedule.reuse)
     assert path.calls - begin == 5
     assert schedule.objective["value"] < 0.5 * min(result.baselines.values())
 
 
+def test_fitted_coefficients_pay(found):
+    path, config, _, result = found
+    plain = search(path, dataclasses.replace(config, fit=False))
+    assert {span.kind for span in plain.schedule.reuse} <= {"last", "linear"}
+    assert (plain.schedule.nfe, len(plain.schedule.reuse)) == (5, 11)
+    assert result.schedule.objective["value"] < 0.5 * plain.schedule.objective["value"]
+
+
+def test_another_solver_keeps_its_own_coefficients():
+    path = jobs.make_path(sampler="dpmpp_2m")
+    config = jobs.make_config(steps=8, computed=4, evaluations=6)
+    assert not any(span.weights for span in search(path, config).schedule.reuse)
+    with pytest.raises(ValueError, match="Expected the sampler euler with `fit`, but got dpmpp_2m"):
+        search(path, dataclasses.replace(config, fit=True))
+
+
 def test_the_same_search_again_evaluates_nothing(found):
     _, config, store, result = found
-    again = search(jobs.make_path(), config, store=store)
+    path = jobs.make_path()
+    again = search(path, config, store=store)
     assert again.evaluated_now == 0
+    assert path.calls == 5  # the calls of the winner are counted; no coefficient is fitted again
     assert again.schedule.levels == result.schedule.levels
     assert again.schedule.reuse == result.schedule.reuse
+
+
+def test_the_profile_tells_what_other_budgets_come_to(found):
+    result = found[3]
+    counts, errors = zip(*result.profile)
+    assert counts == (3, 4, 5, 6, 8, 10, 12)
+    assert errors[-1] < 0.1 * errors[0]
+    assert "3: " in result_text(result)
+    plain, wide = (
+        search_chart(SearchStep("final", 1, 1, 1.0, None), (8.0, 0.0), {}, p, 5) for p in ((), result.profile)
+    )
+    assert wide.shape[1] == plain.shape[1]
+    assert wide.shape[2] > plain.shape[2]
 
 
 def test_a_file_keeps_the_reuse_and_one_without_is_version_1(found, tmp_path):
@@ -100,7 +188,12 @@ def test_a_file_keeps_the_reuse_and_one_without_is_version_1(found, tmp_path):
     ("change", "message"),
     [
         ({"sigma_low": 5.0}, "sigma_low below sigma_high"),
-        ({"kind": "cubic"}, r"Expected `reuse\[0\].kind` one of last, linear"),
+        ({"kind": "cubic"}, r"Expected `reuse\[0\].kind` one of last, linear, fitted"),
+        ({"weights": [1.0]}, r"no `weights` for last"),
+        ({"kind": "fitted"}, r"1 to 4 `weights`"),
+        ({"kind": "fitted", "weights": [1.0] * 5}, r"1 to 4 `weights`"),
+        ({"kind": "fitted", "weights": [float("nan")]}, r"reuse\[0\].weights"),
+        ({"kind": "fitted", "weights": "1"}, r"reuse\[0\].weights"),
         ({"more": 1}, "an object with sigma_high, sigma_low and kind"),
         ({"sigma_high": 1e9}, r"Expected `reuse\[0\].sigma_high`"),
         ({"sigma_high": 80.0}, "first step has nothing to reuse"),
