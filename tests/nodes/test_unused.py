@@ -130,7 +130,7 @@ ALWAYS = {
     "InfluenceProfile": "other_latent other_guider other_sampler",
     "StretchMap": "edit",
     "SearchSchedule": (
-        "steps evaluations minutes pairs seed strategy layers batch custom_objective prompts search_first_level sigmas"
+        "steps evaluations minutes pairs seed strategy layers batch custom_objective prompts search_first_level sigmas fit"
     ),
     "CompareSchedules": (
         "stock_steps pairs repeats objective seed batch schedule sigmas schedules custom_objective prompts"
