@@ -17,6 +17,7 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from .files import stamp
 from .identity import Identity, identify
 
 log = logging.getLogger(__name__)
@@ -294,10 +295,9 @@ def fingerprint(*paths: pathlib.Path) -> str:
     """
     digest = hashlib.sha256()
     for path in paths:
-        stat = path.stat()
-        digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|".encode())
+        digest.update(stamp(path).encode())
         with path.open("rb") as file:
             digest.update(file.read(1 << 16))
-            file.seek(max(0, stat.st_size - (1 << 16)))
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
             digest.update(file.read())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import secrets
@@ -76,6 +77,15 @@ class Draft:
     def discard(self) -> None:
         if not self.in_place:
             self.file.unlink(missing_ok=True)
+
+
+def stamp(*files: PathLike) -> str:
+    """Return a digest that changes when one of `files` is added, left out or replaced: path, size and time of each."""
+    digest = hashlib.sha256()
+    for file in map(pathlib.Path, files):
+        stat = file.stat()
+        digest.update(f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|".encode())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer
-from ..core.identity import Identity
+from ..core.identity import Identity, identify
 from ..core.images import cover, read_image
 from .latent_fill import read_tensors, write_tensors
 
@@ -50,14 +50,15 @@ def encode_files(
 ) -> Tensor:
     """Return latents (N, C, h, w) of image files at `height` x `width` pixels, reading known ones from the `cache` folder.
 
-    With `mirror` every image counts twice, once flipped. An entry is keyed by the file's bytes, the size and the encoder, so
-    renaming or copying images encodes nothing. A file that cannot be read is left out with a warning; raises ValueError when
-    none can, and for latents with NaN. `callback(done, total)` may raise to stop; what was encoded stays in the cache.
-    `encoder` is what `encode` depends on; None looks at what it makes of a test image.
+    With `mirror` every image counts twice, once flipped. An entry is keyed by the file's bytes, the size, the encoder and the
+    code that reads and resizes images, so renaming or copying images encodes nothing. A file that cannot be read is left out
+    with a warning; raises ValueError when none can, and for latents with NaN. `callback(done, total)` may raise to stop; what
+    was encoded stays in the cache. `encoder` is what `encode` depends on; None looks at what it makes of a test image.
     """
     check_integer("height", height, 8)
     check_integer("width", width, 8)
-    name = probe(encode) if encoder is None or encoder.unnamed else encoder.digest[:16]
+    encoded_by = probe(encode) if encoder is None or encoder.unnamed else encoder.digest
+    name = identify(encoded_by, read_image, cover).digest[:16]
     found: list[Tensor] = []
     for done, path in enumerate(files, 1):
         latents = _latents_of(path, encode, height, width, cache, mirror, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_integer, check_range
+from ..core.images import image_files
 from ..core.samplers import SAMPLERS
 from ..core.schedules import SCHEDULES
 from ..lmd.latent_fill import SIZES
@@ -17,7 +17,7 @@ from ..lmd.mask_schedule import DIRECTIONS, KINDS
 from ..lmd.stretch import parse_points
 from ..lmd.training import MASK_KINDS, RATIO_KINDS
 from .unused import Unused
-from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, work_seed
+from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, watched, work_seed
 
 CATEGORY = "slipstream/lmd"
 FILL, TASKS = "SLIPSTREAM_LATENT_FILL", "SLIPSTREAM_EDIT"
@@ -367,14 +367,8 @@ class TrainLatentFill:
         return refusal(cls, file_stem, name=name)
 
     @classmethod
-    def IS_CHANGED(cls, folder: str = "", **_: Any) -> str:
-        from ..core.images import image_files
-
-        try:
-            files = image_files(image_folder(folder), below=True) if folder.strip() else []
-        except (ValueError, OSError, ImportError):
-            return folder
-        return hashlib.sha256(repr([(str(p), p.stat().st_mtime_ns) for p in files]).encode()).hexdigest()
+    def IS_CHANGED(cls, folder: str = "", **_: Any) -> str | float:
+        return watched(lambda: image_files(image_folder(folder), below=True) if folder.strip() else [])
 
     def train(
         self, model: Any, vae: Any, name: str, folder: str, steps: int, batch: int, learning_rate: float, size: str,
@@ -416,7 +410,6 @@ def _training_latents(
     """Return model-space latents of the batch, or of the folder through the disk cache."""
     import comfy.utils
 
-    from ..core.images import image_files
     from ..lmd.latents_cache import encode_files, encode_images
     from .host.identity import host_identity
     from .host.progress import check_interrupt
@@ -503,11 +496,9 @@ class LatentFill:
         return True  # the list may be older than the file; a missing one is explained when the node runs
 
     @classmethod
-    def IS_CHANGED(cls, fill_name: str = "", **_: Any) -> str:
-        try:
-            return f"{fill_name} {(fill_folder() / fill_name).stat().st_mtime_ns}"
-        except (OSError, ImportError):
-            return fill_name
+    def IS_CHANGED(cls, fill_name: str = "", fill: Any = False, **_: Any) -> str | float:
+        # A linked input is None here, and a wired fill goes before the file.
+        return watched(lambda: [] if fill is None else [fill_folder() / fill_name])
 
     def fill(
         self, model: Any, latent: dict[str, Any], mask: Tensor, fill_name: str, fill: Any = None

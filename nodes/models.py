@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.loading import POCKETS
 from ..core.loading import bundled as bundled_model
-from .widgets import choice
+from .widgets import choice, watched
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,8 @@ class LoadModel:
         return {"required": {"model": choice([*bundled(), *listed()], "pocket", tooltip)}}
 
     @classmethod
-    def IS_CHANGED(cls, model: str) -> str:
-        try:
-            files = [p for p in find(model).path.rglob("*") if p.is_file()]
-        except ValueError:
-            return model
-        return repr(sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+    def IS_CHANGED(cls, model: str) -> str | float:
+        return watched(lambda: sorted(p for p in find(model).path.rglob("*") if p.is_file()))
 
     def load(self, model: str) -> tuple[Any, Any, Any]:
         from .host.diffusers_folder import load_folder

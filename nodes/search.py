@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.images import image_files
 from ..search.config import STRATEGIES, SearchConfig
 from ..search.objectives import DISTANCES
 from .unused import Unused
-from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, work_seed
+from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, watched, work_seed
 
 CATEGORY = "slipstream/search"
 SCHEDULE, OBJECTIVE, ENTRIES = "SLIPSTREAM_SCHEDULE", "SLIPSTREAM_OBJECTIVE", "SLIPSTREAM_SCHEDULES"
@@ -327,9 +328,12 @@ class ReferenceObjective(_ObjectiveNode):
         return refusal(cls, check, features=features, inception_weights=inception_weights)
 
     @classmethod
-    def IS_CHANGED(cls, folder: str = "", **_: Any) -> Any:
-        path = pathlib.Path(folder).expanduser()
-        return sorted(f"{p} {p.stat().st_mtime_ns}" for p in path.iterdir()) if folder and path.is_dir() else folder
+    def IS_CHANGED(cls, folder: str = "", inception_weights: str = "", **_: Any) -> str | float:
+        def files() -> list[pathlib.Path]:
+            weights = [pathlib.Path(inception_weights).expanduser()] if inception_weights.strip() else []
+            return [*(image_files(folder) if folder.strip() else []), *weights]
+
+        return watched(files)
 
     def make(
         self, vae: Any, features: str, distance: str, folder: str, images: Tensor | None = None, clip_vision: Any = None,
@@ -562,9 +566,8 @@ class LoadSchedule:
         }
 
     @classmethod
-    def IS_CHANGED(cls, file: str, **_: Any) -> str:
-        path = schedule_files().get(file)
-        return f"{path} {path.stat().st_mtime_ns}" if path is not None else file
+    def IS_CHANGED(cls, file: str, **_: Any) -> str | float:
+        return watched(lambda: [schedule_files()[file]])
 
     def load(self, file: str, steps: int, guider: Any = None, sampler: Any = None) -> tuple[Any, Tensor, str]:
         from ..search import Schedule

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import pathlib
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..core.checks import check_choice, check_range
+from ..core.files import stamp
 
 Widget = tuple[Any, dict[str, Any]]
 
@@ -34,6 +37,17 @@ def string(default: str, tooltip: str, **more: Any) -> Widget:
 def seed(tooltip: str, default: int = 0, high: int = 2**64 - 1) -> Widget:
     """A seed of a sampling; the frontend may change it after each run."""
     return integer(default, 0, high, tooltip, control_after_generate=True)
+
+
+def watched(files: Callable[[], Iterable[pathlib.Path]]) -> str | float:
+    """Return what IS_CHANGED must for a node that reads `files()`: another value when one of them has changed.
+
+    Where they cannot be listed, because one is missing or its name is linked (None), it is NaN: the node runs in every run.
+    """
+    try:
+        return stamp(*files())
+    except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError):
+        return math.nan
 
 
 def refusal(node: type[Any], check: Callable[..., object], **values: Any) -> bool | str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from slipstream.core import images
 from slipstream.core.images import image_files
 from slipstream.lmd.latents_cache import encode_files, encode_images
 
@@ -61,6 +62,16 @@ def test_another_size_picture_or_encoder_is_encoded_again(folder: pathlib.Path, 
     Image.new("RGB", (40, 40), "red").save(folder / "a.png")
     encode_files(files, changed, 16, 24, cache)
     assert (other_size.seen, other_vae.seen, changed.seen) == (6, 6, 2)
+
+
+def test_another_way_to_resize_encodes_again(
+    folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, files, sharper = tmp_path / "cache", images_in(folder), Encoder()
+    encode_files(files, Encoder(), 16, 24, cache)
+    monkeypatch.setattr(images, "resize_pixels", lambda x, h, w, mode: F.interpolate(x, (h, w), mode="nearest"))
+    encode_files(files, sharper, 16, 24, cache)
+    assert sharper.seen == 6
 
 
 def test_a_damaged_entry_is_encoded_again(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
