@@ -638,6 +638,7 @@ def _sample(
     from ..edit import sample_edit
     from .host.descent import without_step_cache
     from .host.edit_model import HostEditModel, check_prompt, check_reference, has_image_prompt
+    from .host.guidance import asks_negative
     from .host.session import run_on_model
 
     config, inverted = prepared.config, {f"inversion_{n}": c for n, c in enumerate(conditionings)}
@@ -646,7 +647,7 @@ def _sample(
         plain = HostEditModel(session.denoiser, model)
         prompted = HostEditModel(session.denoiser, model, image_prompt=True) if has_image_prompt(model) else None
         sigmas = config.sigmas(plain.levels)[:-1]
-        for name in ("positive", "negative") if config.cfg_scale != 1 else ("positive",):
+        for name in ("positive", "negative") if asks_negative(model, config.cfg_scale) else ("positive",):
             check_prompt(name, session.conds[name], session.latents, sigmas)
         conds = [session.conds[name] for name in inverted]
         for cond, own in zip(conds, prepared.canvases):

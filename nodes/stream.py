@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.denoiser import Conditioning
+from ..core.identity import Identity
 from ..core.progress import Reporter
 from ..core.tensors import check_image, image_to_pixels, unchecked_pixels
 from ..stream import RCFG, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig, StreamFrame
@@ -192,12 +193,20 @@ class RCFGGuider:
         def end(session: Session, latents: Tensor) -> None:
             rcfg = running.pop(id(session), None)
             if rcfg is not None and rcfg.reference is not None and float(session.sigmas[-1]) > 0:
-                anchors.keep(rcfg.guidance, latents, rcfg.reference)
+                anchors.keep(rcfg.guidance, _asked(rcfg.guidance, session), latents, rcfg.reference)
 
         # A patch may set another cfg for some steps (CFG Override): without guidance that is cfg beside the negative prompt.
         guidance, cfg_scale = ("full", 1.0) if guidance == "none" else (guidance, guidance_scale)
         settings = ("rcfg", guidance, delta)
         return (make_guider(model, start, cfg_scale, settings, end, positive=positive, negative=negative),)
+
+
+def _asked(guidance: str, session: Session) -> Identity | None:
+    """Return what the anchor of a guidance depends on besides the latents: of `self` it is the image itself."""
+    from .host.identity import entries_of, host_identity
+
+    negative = session.guider.original_conds["negative"]
+    return host_identity(session.denoiser.identity, entries_of(negative)) if guidance == "onetime" else None
 
 
 def _anchored(guidance: str, session: Session) -> tuple[str, Tensor | None]:
@@ -215,14 +224,14 @@ def _anchored(guidance: str, session: Session) -> tuple[str, Tensor | None]:
         return guidance, session.latents if guidance == "self" else None
     # Without fresh noise the latents hold that of an earlier part. `self` from an empty latent has become `onetime` there.
     for kind in dict.fromkeys((guidance, "onetime")):
-        anchor = anchors.find(kind, session.latents)
+        anchor = anchors.find(kind, _asked(kind, session), session.latents)
         if anchor is not None:
             return kind, anchor
     does = "asks the negative prompt again" if guidance == "onetime" else "has no clean image, and `onetime` is used"
     warn(
         "RCFG Guider",
         f"the latent holds noise of an earlier part that was sampled by other means, so `{guidance}` {does}. Sample all parts "
-        "(SplitSigmas) through RCFG Guider in one session, or in one node.",
+        "(SplitSigmas) through RCFG Guider with one model and one negative prompt in one session, or in one node.",
     )
     return "onetime", None
 

@@ -43,6 +43,14 @@ def acts_on(patcher: Any) -> bool:
     return acts(patcher.model_options) or bool(patcher.wrappers.get(WrappersMP.PREDICT_NOISE))
 
 
+def asks_negative(patcher: Any, cfg_scale: float) -> bool:
+    """Whether a sampling on a MODEL asks the negative prompt: at scale 1 a patch may want it, or set another scale (CFG Override)."""
+    from comfy.patcher_extension import WrappersMP
+
+    wrapped = bool(patcher.wrappers.get(WrappersMP.PREDICT_NOISE))
+    return cfg_scale != 1 or bool(patcher.model_options.get(BOTH)) or wrapped
+
+
 def asks_itself(options: dict[str, Any], guider: Any = None) -> bool:
     """Whether the estimates must come from the host's own call for each level: what is around it reads or replaces that call."""
     return bool(options.get(CALCULATE) or options.get(BOTH)) or (guider is not None and bool(wrappers(options)))

@@ -149,25 +149,31 @@ def run_on_model(
         **conds: CONDITIONING by name; at least `positive`.
     """
     import comfy.sample
-    import comfy.samplers
 
     results: list[Result] = []
+    guider, sampler = _runner(model, lambda session: results.append(work(session)))
+    guider.inner_set_conds(conds)
+    guider.set_cfg(cfg_scale)
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    reserve = -(-rows // 2) if rows else len(samples)  # the host itself doubles the batch in its estimate
+    noise = samples.new_zeros((reserve, *samples.shape[1:]))
+    levels = model.get_model_object("model_sampling")
+    sigmas = torch.tensor([float(levels.sigma_max), 0.0])
+    guider.sample(noise, samples, sampler, sigmas, latent.get("noise_mask"), disable_pbar=True, seed=seed)
+    return results[0]
+
+
+def _runner(model: Any, work: Callable[[Session], object]) -> tuple[Any, Any]:
+    """Return a guider of the host and a sampler that, in place of sampling, runs `work(session)` once."""
+    import comfy.samplers
 
     class Work(comfy.samplers.Sampler):
         def sample(  # type: ignore[no-untyped-def]
-            self,
-            model_wrap,
-            sigmas,
-            extra_args,
-            callback,
-            noise,
-            latent_image=None,
-            denoise_mask=None,
-            disable_pbar=False,
-        ):
+            self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+        ):  # fmt: skip
             extra = {**extra_args, "denoise_mask": denoise_mask}
             session = session_of(model_wrap, bound_denoise(model_wrap, extra_args), extra, latent_image, noise, sigmas)
-            results.append(work(session))
+            work(session)
             return latent_image
 
     class Guider(comfy.samplers.CFGGuider):
@@ -177,13 +183,4 @@ def run_on_model(
             denoise_mask = None if denoise_mask is None else denoise_mask[:batch]
             return super().inner_sample(noise, latent_image, device, sampler, sigmas, denoise_mask, *args, **kwargs)
 
-    guider = Guider(model)
-    guider.inner_set_conds(conds)
-    guider.set_cfg(cfg_scale)
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    reserve = -(-rows // 2) if rows else len(samples)  # the host itself doubles the batch in its estimate
-    noise = samples.new_zeros((reserve, *samples.shape[1:]))
-    levels = model.get_model_object("model_sampling")
-    sigmas = torch.tensor([float(levels.sigma_max), 0.0])
-    guider.sample(noise, samples, Work(), sigmas, latent.get("noise_mask"), disable_pbar=True, seed=seed)
-    return results[0]
+    return Guider(model), Work()

@@ -286,8 +286,12 @@ def test_prompts_that_leave_something_without_any_are_refused_before_sampling(
     assert not result.progress("inv" if id == "Invert" else "ed")
 
 
-def test_a_negative_that_is_not_used_is_not_checked(host: Any) -> None:
+def test_a_negative_is_checked_at_cfg_1_where_a_patch_asks_it(host: Any) -> None:
     graph = base()
     span(graph, "c", "n", 0.0, 0.5)
     graph["ed"]["inputs"].update(negative=["c", 0], cfg=1.0)
     assert host.run(graph).ok
+    graph["patched"] = node("SelfAttentionGuidance", model=["m", 0], scale=0.5, blur_sigma=2.0)
+    for id in ("inv", "ed"):
+        graph[id]["inputs"]["model"] = ["patched", 0]
+    assert "Expected `negative` with a prompt at every step" in host.run(graph).explain()
