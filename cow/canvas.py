@@ -31,13 +31,14 @@ class Canvas:
 
 
 def place(
-    image: Tensor, keep: Tensor, background: Tensor, scale: float = 1.0, x: float = 0.5, y: float = 0.5, grid: int = 8
-) -> Canvas:
+    image: Tensor, keep: Tensor, background: Tensor, scale: float = 1.0, x: float = 0.5, y: float = 0.5, grid: int = 8,
+    mirror: bool = False,
+) -> Canvas:  # fmt: skip
     """Return `image` (B, H, W, C) cut out by `keep` (B, H, W; 1 = keep) on `background` (1 or B, H', W', 3).
 
     The subject is the mask's bounding box, resized by `scale` with its proportions kept. `x` and `y` share out the free
     space: 0 and 1 touch the edges, 0.5 is the middle; in between the corner snaps to multiples of `grid` pixels, so that
-    the subject falls on whole latent cells.
+    the subject falls on whole latent cells. `mirror` turns the subject left to right.
 
     Raises ValueError for an empty mask, a canvas smaller than the subject, and sides that are no multiples of `grid`.
     """
@@ -46,6 +47,8 @@ def place(
     check_range("y", y, 0, 1, "It is a share of the free space.")
     photo = (image_to_pixels(image) + 1) / 2
     masks = as_mask(keep, len(photo), photo.shape[-2], photo.shape[-1], "keep")
+    if mirror:
+        photo, masks = photo.flip(-1), masks.flip(-1)
     background = _matching(background, len(photo), grid)
     placed = [_place_one(*row, scale, x, y, grid) for row in zip(photo, masks, background)]
     return Canvas(*(torch.stack(part) for part in zip(*placed)))

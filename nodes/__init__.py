@@ -7,6 +7,7 @@ from types import ModuleType
 from . import cow, edit, lmd, models, search, stream
 from .host.memory import follow_host
 from .host.warnings import collecting
+from .words import ALIASES
 
 MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, search)
 
@@ -14,5 +15,8 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     id: collecting(id, node, name) for module in MODULES for id, (node, name) in module.NODES.items()
 }
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {id: name for module in MODULES for id, (_, name) in module.NODES.items()}
+
+for id, node in NODE_CLASS_MAPPINGS.items():
+    node.SEARCH_ALIASES = [word.strip() for word in ALIASES.get(id, "").split(",")]  # type: ignore[attr-defined]
 
 follow_host()

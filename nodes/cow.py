@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 from ..core.images import read_image, read_mask
-from ..core.masks import clean, touched
+from ..core.masks import clean, resize_mask, touched
 from ..core.noise import SeededNoise
 from ..core.progress import Callback, Step
 from ..cow import CowConfig, generate
 from ..cow.canvas import GREY, image_background, noise_background, parse_colour, paste_mask, place, plain_background
 from ..cow.photos import PHOTOS
+from .canvas import STORED_TIP, canvas, check_canvas, drawn_mask, shown
 from .unused import Unused
 from .widgets import choice, integer, number, refusal, string, switch
 
 if TYPE_CHECKING:
     from .host.session import Session
 
-CATEGORY = "slipstream/cow"
+CATEGORY = "slipstream/subject"
 BACKGROUNDS = ["colour", "noise", "picture"]
 UNITS = {"training time": "time", "noise level": "sigma"}
 
@@ -71,6 +72,7 @@ class SeedCanvas:
     # Not `noise_seed`: the frontend changes it by itself after each run.
     UNUSED = (
         Unused("colour", lambda v: v.background != "colour", "on this `background`. Choose `colour`."),
+        Unused("invert_keep", lambda v: v.keep is None, "without `keep`. Connect a mask, or paint the subject."),
         Unused("picture", lambda v: v.background != "picture", "on this `background`. Choose `picture`."),
     )
 
@@ -79,7 +81,6 @@ class SeedCanvas:
         return {
             "required": {
                 "image": ("IMAGE", {"tooltip": "The photo."}),
-                "keep": ("MASK", {"tooltip": "The subject: 1 = keep. Paint the subject, or switch invert_keep on."}),
                 "invert_keep": switch(
                     False, "On for masks that are 1 around the subject, as Load Image gives for cut-out PNGs."
                 ),
@@ -100,36 +101,52 @@ class SeedCanvas:
                 "softness": integer(2, 0, 256, "Pixels over which the paste mask fades inside the subject's edge."),
             },
             "optional": {
+                "keep": (
+                    "MASK",
+                    {
+                        "tooltip": "Marks the subject (1). What is painted on the canvas is added. Not needed when it is painted there."
+                    },
+                ),
                 "picture": (
                     "IMAGE",
                     {"tooltip": "Fills the background; its proportions are kept, its overhang cropped."},
-                )
+                ),
+                "mirror": switch(False, "Turns the subject left to right."),
+                "canvas": canvas(
+                    "Draw here: paint the subject on the photo, then press Move and place it. " + STORED_TIP
+                ),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, colour: str | None = None) -> bool | str:
-        return refusal(cls, parse_colour, colour=colour)
+    def VALIDATE_INPUTS(cls, colour: str | None = None, canvas: str | None = None) -> bool | str:
+        checked = refusal(cls, parse_colour, colour=colour)
+        return refusal(cls, check_canvas, canvas=canvas) if checked is True else checked
 
     def compose(
-        self, image: Tensor, keep: Tensor, invert_keep: bool, width: int, height: int, scale: float, x: float, y: float,
-        background: str, colour: str, noise_seed: int, softness: int, picture: Tensor | None = None,
+        self, image: Tensor, invert_keep: bool, width: int, height: int, scale: float, x: float, y: float, background: str,
+        colour: str, noise_seed: int, softness: int, keep: Tensor | None = None, picture: Tensor | None = None,
+        mirror: bool = False, canvas: str = "",
     ) -> dict[str, Any]:  # fmt: skip
         from .host.preview import preview_images
         from .host.warnings import warn
 
         ground = make_background(background, height, width, colour, noise_seed, picture)
-        canvas = place(image, 1 - keep if invert_keep else keep, ground, scale, x, y)
-        covered = touched(canvas.keep)
+        wired = 1 - keep if invert_keep and keep is not None else keep
+        if wired is not None and canvas:  # what is painted counts in pixels of the photo
+            wired = resize_mask(wired.reshape(-1, *wired.shape[-2:]).float(), *image.shape[1:3])
+        subject = drawn_mask("Place Subject", canvas, wired, image, "keep")
+        placed = place(image, subject, ground, scale, x, y, mirror=mirror)
+        covered = touched(placed.keep)
         for name, across in (("x", covered.any(-2)), ("y", covered.any(-1))):
             if bool(across.all()):
-                warn("Seed Canvas", f"`{name}` has no effect: the subject is as large as the canvas. Lower `scale`.")
+                warn("Place Subject", f"`{name}` has no effect: the subject is as large as the canvas. Lower `scale`.")
         most = min(width, height) - 1
         if softness > most:
-            warn("Seed Canvas", f"`softness` {softness} is more than this canvas allows: {most} is used.")
+            warn("Place Subject", f"`softness` {softness} is more than this canvas allows: {most} is used.")
         softness = min(softness, most)
-        result = canvas.image, canvas.keep, paste_mask(canvas.keep, softness), canvas.photo
-        return {"ui": preview_images(canvas.image), "result": result}
+        result = placed.image, placed.keep, paste_mask(placed.keep, softness), placed.photo
+        return {"ui": {**preview_images(placed.image), **shown(image, wired)}, "result": result}
 
 
 def make_background(kind: str, height: int, width: int, colour: str, noise_seed: int, picture: Tensor | None) -> Tensor:
@@ -266,7 +283,7 @@ class CowSampler:
         if bool((clean(keep) == 1).all()):
             warn(
                 "Cow Sampler",
-                "`keep` covers the whole canvas, so `cycles`, `low`, `high` and `eta` have no effect. Connect Seed Canvas's `keep`.",
+                "`keep` covers the whole canvas, so `cycles`, `low`, `high` and `eta` have no effect. Connect Place Subject's `keep`.",
             )
         extra = {name: c for name, c in (("suppress", suppress), ("enhance", enhance)) if c is not None}
         return (make_sampler(lambda session: sample(session, keep, config, extra), "Cow Sampler", replaces=True),)
@@ -278,7 +295,7 @@ def sample(session: Session, keep: Tensor, config: CowConfig, extra: dict[str, A
 
     if not torch.count_nonzero(session.latents):
         raise ValueError(
-            "Expected the encoded canvas as `latent_image`, but got an empty latent. Encode Seed Canvas's `canvas` with the VAE."
+            "Expected the encoded canvas as `latent_image`, but got an empty latent. Encode Place Subject's `canvas` with the VAE."
         )
     if "negative" not in session.conds and config.inversion_cfg != CowConfig().inversion_cfg:
         warn("Cow Sampler", "`inversion_cfg` has no effect without a negative prompt. Use CFGGuider.")
@@ -307,7 +324,7 @@ def progress(session: Session) -> Callback:
 
 
 NODES = {
-    "SlipstreamSeedCanvas": (SeedCanvas, "Seed Canvas (Slipstream)"),
-    "SlipstreamCowSampler": (CowSampler, "Cow Sampler (Slipstream)"),
-    "SlipstreamExamplePhoto": (ExamplePhoto, "Example Photo (Slipstream)"),
+    "SlipstreamSeedCanvas": (SeedCanvas, "Place Subject"),
+    "SlipstreamCowSampler": (CowSampler, "Cow Sampler"),
+    "SlipstreamExamplePhoto": (ExamplePhoto, "Example Photo"),
 }

@@ -16,7 +16,7 @@ from ..core.identity import Identity
 from ..core.points import Pair, read_pairs, read_points
 from ..edit.config import MEMORY
 from ..edit.tasks import CENTRES, DRAG_METHODS, check_points
-from .canvas import IMAGE_TIP, canvas, check_canvas, drawn_mask, shown
+from .canvas import IMAGE_TIP, STORED_TIP, canvas, check_canvas, drawn_mask, shown
 from .unused import Unused
 from .widgets import Widget, choice, integer, number, refusal, seed, string, switch
 
@@ -31,9 +31,8 @@ OBJECT_TIP = (
 )
 CANVAS_TIP = (
     "Draw here: paint the object or put a box around it, then pull it to its new place. Ctrl+Z takes a stroke back, arrow keys move by one "
-    "pixel. Stored as readable JSON (docs/canvas.md)."
+    "pixel. " + STORED_TIP
 )
-STORED_TIP = "Stored as readable JSON (docs/canvas.md)."
 
 
 def _pixels(default: int, tooltip: str) -> Widget:
@@ -684,11 +683,11 @@ def _check_made_with(model: Any, inversions: list[HostInversion]) -> None:
 
 
 NODES = {
-    "SlipstreamInvert": (Invert, "Invert Photo (Slipstream)"),
-    "SlipstreamMove": (MoveObject, "Move / Resize (Slipstream)"),
-    "SlipstreamPaste": (PasteObject, "Paste Object (Slipstream)"),
-    "SlipstreamAppearance": (ChangeAppearance, "Appearance (Slipstream)"),
-    "SlipstreamDrag": (DragPoints, "Drag Points (Slipstream)"),
-    "SlipstreamEditSampler": (EditSampler, "Edit (Slipstream)"),
-    "SlipstreamEditPreview": (EditPreview, "Edit Preview (Slipstream)"),
+    "SlipstreamInvert": (Invert, "Invert Photo"),
+    "SlipstreamMove": (MoveObject, "Move / Resize"),
+    "SlipstreamPaste": (PasteObject, "Paste Object"),
+    "SlipstreamAppearance": (ChangeAppearance, "Appearance"),
+    "SlipstreamDrag": (DragPoints, "Drag Points"),
+    "SlipstreamEditSampler": (EditSampler, "Edit"),
+    "SlipstreamEditPreview": (EditPreview, "Edit Preview"),
 }

@@ -19,7 +19,7 @@ from ..lmd.training import MASK_KINDS, RATIO_KINDS
 from .unused import Unused
 from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, watched, work_seed
 
-CATEGORY = "slipstream/lmd"
+CATEGORY = "slipstream/mask"
 FILL, TASKS = "SLIPSTREAM_LATENT_FILL", "SLIPSTREAM_EDIT"
 NO_FILE = "(none yet: train one)"
 
@@ -778,11 +778,11 @@ def _warps_of(edit: Any, height: int, width: int) -> Tensor:
 
 
 NODES = {
-    "SlipstreamMaskSchedule": (MaskSchedule, "Mask Schedule (Slipstream)"),
-    "SlipstreamMaskedRegenerate": (MaskedRegenerate, "Masked Regenerate (Slipstream)"),
-    "SlipstreamTrainLatentFill": (TrainLatentFill, "Train Latent Fill (Slipstream)"),
-    "SlipstreamLatentFill": (LatentFill, "Latent Fill (Slipstream)"),
-    "SlipstreamInfluenceProfile": (InfluenceProfile, "Influence Profile (Slipstream)"),
-    "SlipstreamInfluenceImages": (InfluenceImages, "Influence of an Edit (Slipstream)"),
-    "SlipstreamStretchMap": (StretchMap, "Stretch Map (Slipstream)"),
+    "SlipstreamMaskSchedule": (MaskSchedule, "Mask Schedule"),
+    "SlipstreamMaskedRegenerate": (MaskedRegenerate, "Masked Regenerate"),
+    "SlipstreamTrainLatentFill": (TrainLatentFill, "Train Latent Fill"),
+    "SlipstreamLatentFill": (LatentFill, "Latent Fill"),
+    "SlipstreamInfluenceProfile": (InfluenceProfile, "Influence Profile"),
+    "SlipstreamInfluenceImages": (InfluenceImages, "Influence of an Edit"),
+    "SlipstreamStretchMap": (StretchMap, "Stretch Map"),
 }

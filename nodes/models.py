@@ -90,4 +90,4 @@ class LoadModel:
         return load_folder(folder.path, folder.network, folder.scheduler)
 
 
-NODES = {"SlipstreamLoadModel": (LoadModel, "Load Model (Slipstream)")}
+NODES = {"SlipstreamLoadModel": (LoadModel, "Load Model")}

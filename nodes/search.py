@@ -17,7 +17,7 @@ from ..search.objectives import DISTANCES
 from .unused import Unused
 from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, watched, work_seed
 
-CATEGORY = "slipstream/search"
+CATEGORY = "slipstream/schedule"
 SCHEDULE, OBJECTIVE, ENTRIES = "SLIPSTREAM_SCHEDULE", "SLIPSTREAM_OBJECTIVE", "SLIPSTREAM_SCHEDULES"
 PRESETS = pathlib.Path(__file__).resolve().parent.parent / "search" / "presets"
 PAIRED, SELF = "same picture as many steps", "same look as many steps"
@@ -722,14 +722,14 @@ class ApplyLayerMask:
 
 
 NODES = {
-    "SlipstreamSearchSchedule": (SearchSchedule, "Search Schedule (Slipstream)"),
-    "SlipstreamCompareSchedules": (CompareSchedules, "Compare Schedules (Slipstream)"),
-    "SlipstreamAddSchedule": (AddSchedule, "Add Schedule to Compare (Slipstream)"),
-    "SlipstreamLoadSchedule": (LoadSchedule, "Load Schedule (Slipstream)"),
-    "SlipstreamSaveSchedule": (SaveSchedule, "Save Schedule (Slipstream)"),
-    "SlipstreamResampleSchedule": (ResampleSchedule, "Resample Schedule (Slipstream)"),
-    "SlipstreamApplyCallReuse": (ApplyCallReuse, "Apply Call Reuse (Slipstream)"),
-    "SlipstreamApplyLayerMask": (ApplyLayerMask, "Apply Layer Mask (Slipstream)"),
-    "SlipstreamReferenceObjective": (ReferenceObjective, "Objective: Reference Pictures (Slipstream)"),
-    "SlipstreamSelfObjective": (SelfObjective, "Objective: Own Many-Step Result (Slipstream)"),
+    "SlipstreamSearchSchedule": (SearchSchedule, "Search Schedule"),
+    "SlipstreamCompareSchedules": (CompareSchedules, "Compare Schedules"),
+    "SlipstreamAddSchedule": (AddSchedule, "Add Schedule to Compare"),
+    "SlipstreamLoadSchedule": (LoadSchedule, "Load Schedule"),
+    "SlipstreamSaveSchedule": (SaveSchedule, "Save Schedule"),
+    "SlipstreamResampleSchedule": (ResampleSchedule, "Resample Schedule"),
+    "SlipstreamApplyCallReuse": (ApplyCallReuse, "Apply Call Reuse"),
+    "SlipstreamApplyLayerMask": (ApplyLayerMask, "Apply Layer Mask"),
+    "SlipstreamReferenceObjective": (ReferenceObjective, "Objective: Reference Pictures"),
+    "SlipstreamSelfObjective": (SelfObjective, "Objective: Own Many-Step Result"),
 }

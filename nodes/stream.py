@@ -701,9 +701,9 @@ class StreamRun:
 
 
 NODES: dict[str, tuple[type, str]] = {
-    "SlipstreamStreamFrames": (StreamFrames, "Stream Frames (Slipstream)"),
-    "SlipstreamBlendPrompts": (BlendPrompts, "Blend Prompts (Slipstream)"),
-    "SlipstreamRCFGGuider": (RCFGGuider, "RCFG Guider (Slipstream)"),
-    "SlipstreamExampleClip": (ExampleClip, "Example Clip (Slipstream)"),
-    "SlipstreamSimilarityFilter": (SimilarityFilterNode, "Similarity Filter (Slipstream)"),
+    "SlipstreamStreamFrames": (StreamFrames, "Stream Frames"),
+    "SlipstreamBlendPrompts": (BlendPrompts, "Blend Prompts"),
+    "SlipstreamRCFGGuider": (RCFGGuider, "RCFG Guider"),
+    "SlipstreamExampleClip": (ExampleClip, "Example Clip"),
+    "SlipstreamSimilarityFilter": (SimilarityFilterNode, "Similarity Filter"),
 }

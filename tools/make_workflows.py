@@ -25,8 +25,10 @@ the example files to them:
 - A widget that is not given gets the node's default; unknown names and missing sockets raise ValueError.
 - `column=N` moves a node to another column (default: as far right as its consumers allow, loaders far left);
   `title=`, `color="#232"` and `mode=4` (bypassed) go to the node as they are.
-- `g.upload("assets/photo.jpg")` returns the name for LoadImage and puts the file there before a `--run`.
-- `g.note(text, column=0)` adds a Markdown note, `g.group("Title", a, b, c)` a frame around nodes.
+- `g.upload("assets/photo.jpg")` returns the name for LoadImage and puts the file, ours or the host's, there before a `--run`.
+- `g.note(text)` is the Read-me note: it comes first.
+- `g.section("1 Your photo", [a, b], [c], row=0)` lays nodes out in columns inside a frame, beside the sections before it in this row;
+  `size=(width, height)` of a node gives it more room. A workflow without sections is laid out in columns by its links.
 """
 
 from __future__ import annotations
@@ -45,8 +47,14 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COLUMN, GAP, WIDTH = 90, 50, 300
+# The first screen shows this much of a workflow at 1600 x 950, beside the side bar and below the tabs.
+SCREEN, CORNER = (1500, 800), (110, 110)
 EXTRA_HEIGHT = {
-    "SlipstreamSeedCanvas": 240,
+    "SlipstreamEditPreview": 280,
+    "SlipstreamMove": 340,
+    "SlipstreamPaste": 340,
+    "SlipstreamDrag": 340,
+    "SlipstreamSeedCanvas": 600,
     "SlipstreamCowSampler": 40,
     "SaveImage": 280,
     "PreviewImage": 280,
@@ -89,6 +97,7 @@ class Node:
     sockets: dict[str, Output]
     look: dict[str, Any] = field(default_factory=dict)
     column: int | None = None
+    given: tuple[int, int] | None = None
 
     def outputs(self) -> list[Output]:
         return [Output(self, i, str(kind)) for i, kind in enumerate(self.info["output"])]
@@ -107,13 +116,16 @@ class Node:
 
     @property
     def size(self) -> list[int]:
-        rows = max(len(self.sockets), len(self.info["output"]))
-        height = 16 + 21 * rows + EXTRA_HEIGHT.get(self.type, 0)
         inputs = host_graph.all_inputs(self.info)
+        sockets = [name for name, spec in inputs.items() if not host_graph.is_widget(spec)]
+        height = 16 + 21 * max(len(sockets), len(self.info["output"])) + EXTRA_HEIGHT.get(self.type, 0)
+        # Nodes 2.0 has higher widgets, and a line with the name of the pack.
+        height += 32 if self.type.startswith("Slipstream") else 6
         for name in host_graph.widget_names(self.info):
             options = (inputs[name] + [{}])[1] if name in inputs else {}
-            height += 90 if options.get("multiline") else 25
-        return [WIDTH, height]
+            height += 90 if options.get("multiline") else 28
+        width, least = self.given or (WIDTH, 0)
+        return [width, max(height, least)]
 
 
 class Graph:
@@ -122,11 +134,19 @@ class Graph:
     def __init__(self, object_info: dict[str, Any]) -> None:
         self.object_info = object_info
         self.nodes: list[Node] = []
-        self.notes: list[tuple[str, int, int]] = []
-        self.groups: list[tuple[str, tuple[Node, ...]]] = []
-        self.uploads: list[pathlib.Path] = []
+        self.notes: list[tuple[str, int]] = []
+        self.sections: list[tuple[str, tuple[list[Node], ...], int]] = []
+        self.uploads: list[str] = []
 
-    def add(self, type: str, *, column: int | None = None, title: str = "", **values: Any) -> Node:
+    def add(
+        self,
+        type: str,
+        *,
+        column: int | None = None,
+        title: str = "",
+        size: tuple[int, int] | None = None,
+        **values: Any,
+    ) -> Node:
         """Add a node; sockets take nodes or outputs, widgets take values."""
         if type not in self.object_info:
             raise ValueError(f"Expected a node type that the host knows, but got {type!r}.")
@@ -146,18 +166,18 @@ class Graph:
                 widgets[name] = host_graph.default_of(spec) if given is None or name in sockets else given
             elif name not in sockets and name in info["input"].get("required", {}):
                 raise ValueError(f"Expected a value for the socket `{name}` of {type}, but got none.")
-        node = Node(len(self.nodes) + 1, type, info, widgets, sockets, {**look, "title": title or None}, column)
+        node = Node(len(self.nodes) + 1, type, info, widgets, sockets, {**look, "title": title or None}, column, size)
         self.nodes.append(node)
         return node
 
-    def note(self, text: str, column: int = 0, height: int = 160) -> None:
-        self.notes.append((text, column, height))
+    def note(self, text: str, height: int = 0) -> None:
+        self.notes.append((text, max(height, 90 + 22 * (len(text) // 34))))
 
-    def group(self, title: str, *nodes: Node) -> None:
-        self.groups.append((title, nodes))
+    def section(self, title: str, *columns: list[Node], row: int = 0) -> None:
+        self.sections.append((title, columns, row))
 
     def upload(self, path: str) -> str:
-        self.uploads.append(ROOT / path)
+        self.uploads.append(path)
         return pathlib.Path(path).name
 
     def columns(self) -> dict[Node, int]:
@@ -179,25 +199,62 @@ class Graph:
             for name, source in node.sockets.items():
                 links.append([len(links) + 1, source.node.id, source.slot, node.id, name, source.type])
                 outgoing.setdefault((source.node.id, source.slot), []).append(len(links))
-        bottom: dict[int, int] = {}
-        boxes: dict[Node, list[int]] = {}
-        for node in self.nodes:
-            column = columns[node]
-            boxes[node] = [60 + column * (WIDTH + COLUMN), bottom.get(column, 80), *node.size]
-            bottom[column] = boxes[node][1] + node.size[1] + GAP
-        drawn = [self._node(node, boxes[node], links, outgoing, order) for order, node in enumerate(self.nodes)]
-        for text, column, height in self.notes:
-            box = [60 + column * (WIDTH + COLUMN), bottom.get(column, 80), WIDTH, height]
-            bottom[column] = box[1] + height + GAP
-            drawn.append(note_node(len(drawn) + 1, text, box))
+        boxes, right = self._note_boxes()
+        placed, frames = self._sectioned(right) if self.sections else (self._columned(columns, right), [])
+        drawn = [self._node(node, placed[node], links, outgoing, order) for order, node in enumerate(self.nodes)]
+        drawn += [note_node(len(drawn) + 1 + i, text, box) for i, ((text, _), box) in enumerate(zip(self.notes, boxes))]
         slots = {(n["id"], s["name"]): i for n in drawn for i, s in enumerate(n["inputs"])}
         for link in links:
             link[4] = slots[(link[3], link[4])]
         return {
             "last_node_id": len(drawn), "last_link_id": len(links), "nodes": drawn, "links": links,
-            "groups": [group_frame(title, [boxes[n] for n in nodes], i) for i, (title, nodes) in enumerate(self.groups)],
-            "config": {}, "extra": {}, "version": 0.4,
+            "groups": [group_frame(title, box, i) for i, (title, box) in enumerate(frames)],
+            "config": {}, "extra": {"ds": first_view([*boxes, *placed.values(), *(box for _, box in frames)])}, "version": 0.4,
         }  # fmt: skip
+
+    def _note_boxes(self) -> tuple[list[list[int]], int]:
+        """Return the boxes of the notes, one below the other, and where the nodes begin right of them."""
+        boxes, top = [], 80
+        for _, height in self.notes:
+            boxes.append([60, top, WIDTH, height])
+            top += height + GAP
+        return boxes, 60 + (WIDTH + COLUMN if boxes else 0)
+
+    def _columned(self, columns: dict[Node, int], left: int) -> dict[Node, list[int]]:
+        """Return the boxes of the nodes, in columns."""
+        bottom: dict[int, int] = {}
+        boxes = {}
+        for node in self.nodes:
+            column = columns[node]
+            boxes[node] = [left + column * (WIDTH + COLUMN), bottom.get(column, 80), *node.size]
+            bottom[column] = boxes[node][1] + node.size[1] + GAP
+        return boxes
+
+    def _sectioned(self, left: int) -> tuple[dict[Node, list[int]], list[tuple[str, list[int]]]]:
+        """Return the boxes of the nodes in their sections, and those of the sections, one row below the other."""
+        boxes: dict[Node, list[int]] = {}
+        frames = []
+        top = 80
+        for row in sorted({row for *_, row in self.sections}):
+            x, lowest = left, top
+            for title, columns, at in self.sections:
+                if at != row:
+                    continue
+                start, end = x, top
+                for nodes in columns:
+                    y = top + 70
+                    for node in nodes:
+                        boxes[node] = [x + 20, y, *node.size]
+                        y += node.size[1] + GAP
+                    x += max(node.size[0] for node in nodes) + 50
+                    end = max(end, y - GAP + 20)
+                frames.append((title, [start, top, x - start - 10, end - top]))
+                x, lowest = x + 20, max(lowest, end)
+            top = lowest + 50
+        lost = [node.type for node in self.nodes if node not in boxes]
+        if lost:
+            raise ValueError(f"Expected every node in a section, but got none for {lost}.")
+        return boxes, frames
 
     def _node(
         self, node: Node, box: list[int], links: list[list[Any]], outgoing: dict[Any, Any], order: int
@@ -235,13 +292,16 @@ def note_node(id: int, text: str, box: list[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def group_frame(title: str, boxes: list[list[int]], id: int) -> dict[str, Any]:
-    left, top = min(b[0] for b in boxes) - 20, min(b[1] for b in boxes) - 80
-    right, bottom = max(b[0] + b[2] for b in boxes) + 20, max(b[1] + b[3] for b in boxes) + 20
-    return {
-        "id": id + 1, "title": title, "bounding": [left, top, right - left, bottom - top],
-        "color": "#3f789e", "font_size": 24, "flags": {},
-    }  # fmt: skip
+def group_frame(title: str, box: list[int], id: int) -> dict[str, Any]:
+    return {"id": id + 1, "title": title, "bounding": box, "color": "#3f789e", "font_size": 24, "flags": {}}
+
+
+def first_view(boxes: list[list[int]]) -> dict[str, Any]:
+    """Return the stored view: all of the width where text stays readable, from the top left corner."""
+    left, top = min(b[0] for b in boxes), min(b[1] for b in boxes)
+    across, down = max(b[0] + b[2] for b in boxes) - left, max(b[1] + b[3] for b in boxes) - top
+    scale = round(min(1.0, max(0.7, min(SCREEN[0] / across, SCREEN[1] / down))), 2)
+    return {"scale": scale, "offset": [round(CORNER[0] / scale - left), round(CORNER[1] / scale - top)]}
 
 
 def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
@@ -300,7 +360,9 @@ def main(argv: list[str] | None = None) -> int:
             path.write_text(json.dumps(workflow, indent=1) + "\n")
             print(f"{path.relative_to(ROOT)}: {len(graph.nodes)} nodes")
             for upload in graph.uploads:
-                host.upload_image(upload)
+                host.upload_image(
+                    next(r / upload for r in (ROOT, pathlib.Path(os.environ["COMFYUI_PATH"])) if (r / upload).is_file())
+                )
             if args.run:
                 result = host.run(host_graph.to_api(workflow, info))
                 print(f"  {result.status} in {result.seconds:.1f} s, {len(result.files)} files")

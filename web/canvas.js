@@ -7,7 +7,7 @@ import { formatDrawing, formatPoints, parseDrawing, parsePairs } from "./canvas/
 import { imageOf } from "./canvas/sources.js";
 
 const MODES = { SlipstreamMove: "move", SlipstreamPaste: "paste", SlipstreamDrag: "drag", SlipstreamSeedCanvas: "seed" };
-const WIDGETS = ["dx", "dy", "scale", "angle", "about", "x", "y", "width", "height", "mirror", "colour"];
+const WIDGETS = ["dx", "dy", "scale", "angle", "about", "x", "y", "width", "height", "mirror", "colour", "background", "invert_keep"];
 const KEY = "slipstream_canvas"; // of the results that nodes/canvas.py sends
 const [HEIGHT, WIDTH] = [360, 380];
 const canvases = new Set();
@@ -83,21 +83,21 @@ class NodeCanvas {
       this.editor.mirrors = "mirror" in state;
       this.editor.setState(state);
     }
-    const subject = this.mode === "paste" ? ["reference", "image"] : ["image"];
     this.show("image", imageOf(this.node, ["image"]) ?? this.ran.image);
-    if (this.mode === "paste") this.show("reference", imageOf(this.node, subject) ?? this.ran.reference);
+    if (this.mode === "paste") this.show("reference", imageOf(this.node, ["reference", "image"]) ?? this.ran.reference);
     if (this.mode === "seed") this.show("reference", state.background === "picture" ? imageOf(this.node, ["picture"]) : null);
-    this.show("mask", imageOf(this.node, [this.mode === "seed" ? "keep" : "mask"], true) ?? this.ran.mask);
+    const mask = imageOf(this.node, [this.mode === "seed" ? "keep" : "mask"], true);
+    this.show("mask", mask ?? this.ran.mask, !mask ? "white" : state.invert_keep ? "shown" : "hidden");
   }
 
-  show(role, url) {
-    if (this.shown[role] === url) return;
-    this.shown[role] = url;
-    const set = (image) => (role === "mask" ? this.editor.setMask(image) : this.editor.setImage(role, image));
+  show(role, url, kind = "") {
+    if (this.shown[role] === kind + url) return;
+    this.shown[role] = kind + url;
+    const set = (image) => (role === "mask" ? this.editor.setMask(image, kind) : this.editor.setImage(role, image));
     if (!url) return set(null);
     const image = new Image();
-    image.onload = () => this.shown[role] === url && set(image);
-    image.onerror = () => this.shown[role] === url && set(null);
+    image.onload = () => this.shown[role] === kind + url && set(image);
+    image.onerror = () => this.shown[role] === kind + url && set(null);
     image.src = url;
   }
 

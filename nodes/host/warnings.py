@@ -111,7 +111,6 @@ def collecting(class_type: str, node: type[Any], title: str) -> type[Any]:
     """
     function = getattr(node, node.FUNCTION)
     signature = inspect.signature(function)
-    name = title.removesuffix(" (Slipstream)")
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -121,7 +120,7 @@ def collecting(class_type: str, node: type[Any], title: str) -> type[Any]:
         owner = Owner(executing, class_type) if executing is not None else None
         with _owner(owner):
             for text in unused(node, {k: v for k, v in bound.arguments.items() if k != "self"}):
-                warn(name, text)
+                warn(title, text)
             returned = function(*args, **kwargs)
         return returned if owner is None else with_warnings(returned, node.RETURN_NAMES, owner.texts)
 

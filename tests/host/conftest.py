@@ -79,6 +79,8 @@ def host(host_models: pathlib.Path) -> Iterator[Any]:
     with comfy_host.ComfyHost(
         packs, comfyui=found[0], python=found[1], models=models, args=["--preview-method", "auto"]
     ) as running:
+        # The examples edit the photo that every ComfyUI has; here the host has an input folder of its own.
+        running.upload_image(pathlib.Path(found[0]) / "input" / "example.png")
         yield running
 
 

@@ -47,7 +47,7 @@ def test_a_warning_is_sent_and_recorded_and_a_mended_setting_clears_it(host: Any
     result = host.run(canvas(softness=3))
     assert result.warnings == [("canvas", PICTURE)]
     assert recorded(result, "canvas") == [PICTURE]
-    assert f"Seed Canvas: {PICTURE}" in host.log()
+    assert f"Place Subject: {PICTURE}" in host.log()
     again = host.run(canvas(softness=3))
     assert "canvas" in again.cached_nodes
     assert recorded(again, "canvas") == [PICTURE]

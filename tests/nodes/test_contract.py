@@ -60,6 +60,14 @@ def test_identity(id: str) -> None:
 
 
 @each_node
+def test_a_node_is_found_by_what_people_type(id: str) -> None:
+    words = NODES[id].SEARCH_ALIASES
+    assert len(words) > 1
+    assert all(word == word.lower().strip() and word for word in words)
+    assert "slipstream" not in slipstream.NODE_DISPLAY_NAME_MAPPINGS[id].lower()  # the frontend has a badge for that
+
+
+@each_node
 def test_outputs_are_named_and_explained(id: str) -> None:
     node = NODES[id]
     assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)

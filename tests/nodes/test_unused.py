@@ -15,7 +15,7 @@ from slipstream.nodes.unused import unused
 from slipstream_tests.host import graph
 
 NODES: dict[str, type[Any]] = slipstream.NODE_CLASS_MAPPINGS
-TITLES = {id: name.removesuffix(" (Slipstream)") for id, name in slipstream.NODE_DISPLAY_NAME_MAPPINGS.items()}
+TITLES: dict[str, str] = slipstream.NODE_DISPLAY_NAME_MAPPINGS
 WIRED = object()  # any connected socket
 FRAMES, ONE = torch.zeros(3, 8, 8, 3), torch.zeros(1, 8, 8, 3)
 MASK = torch.ones(8, 8)
@@ -27,6 +27,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("SeedCanvas", {"colour": "#ff0000", "background": "noise"}, "colour"),
     ("SeedCanvas", {"colour": "#ff0000", "background": "picture", "picture": WIRED}, "colour"),
     ("SeedCanvas", {"picture": WIRED}, "picture"),
+    ("SeedCanvas", {"invert_keep": True}, "invert_keep"),
     ("CowSampler", {"repel": 2.0}, "repel"),
     ("CowSampler", {"repel": 0.0, "suppress": WIRED}, "suppress"),
     ("CowSampler", {"repel": 0.0, "enhance": WIRED}, "enhance"),
@@ -110,7 +111,7 @@ ALWAYS = {
     "LoadModel": "model",
     "ExamplePhoto": "photo",
     "ExampleClip": "clip frames",
-    "SeedCanvas": "invert_keep width height scale x y background noise_seed softness",
+    "SeedCanvas": "keep mirror canvas width height scale x y background noise_seed softness",
     "CowSampler": "cycles preserve low high range_unit inversion_cfg eta final_eta noise_limit",
     "SimilarityFilter": "similarity",
     "StreamFrames": "sigmas seed similarity consistency on_interrupt",

@@ -23,6 +23,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "`range_unit` to be one of 'training time', 'noise level', but got 'steps'",
     ),
     ("CowSampler", {"low": -1.0}, "`low` between 0.0 and 1000.0, but got -1.0"),
+    ("SeedCanvas", {"canvas": "a circle"}, "`canvas` as JSON"),
     ("Move", {"canvas": "a circle"}, '`canvas` as JSON such as {"size"'),
     ("Paste", {"canvas": '{"shapes": [{"box": [1, 2]}]}'}, "Clear it, or draw again"),
     ("Drag", {"canvas": "[1, 2]"}, "`canvas` as JSON"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 SIZE = 128
@@ -43,39 +44,106 @@ def _edit(
     return g.add("SaveImage", images=joined, filename_prefix=f"slipstream/{name}")
 
 
-def _invert(g: Any, model: Any, image: Any, prompt: Any, title: str = "Invert Photo (Slipstream)") -> Any:
-    return g.add("SlipstreamInvert", model=model, vae=model, image=image, positive=prompt, steps=16, title=title)
+def _invert(g: Any, model: Any, image: Any, prompt: Any, title: str = "", **settings: Any) -> Any:
+    return g.add(
+        "SlipstreamInvert", model=model, vae=model, image=image, positive=prompt, steps=16, title=title, **settings
+    )
+
+
+# Every ComfyUI has this photo among its inputs: 768 x 768.
+PHOTO = "input/example.png"
+CLOUD = [
+    [525, 80], [527, 48], [575, 30], [632, 34], [658, 56], [692, 56], [736, 96], [718, 126], [690, 126], [666, 154], [638, 140], [622, 126],
+    [641, 95], [634, 70], [608, 58], [560, 84],
+]  # fmt: skip
+
+
+def _drawing(size: tuple[int, int], *shapes: dict[str, Any]) -> str:
+    """Return what a person paints on the canvas."""
+    return json.dumps({"size": list(size), "shapes": list(shapes)})
+
+
+def _result(
+    g: Any, model: Any, photo: Any, inversion: Any, tasks: Any, prompt: Any, name: str, **settings: Any
+) -> tuple[Any, Any]:
+    """Add the edit and what it gives; returns (edit, result)."""
+    blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
+    edit = g.add(
+        "SlipstreamEditSampler", model=model, vae=model, inversion=inversion, tasks=tasks, positive=prompt, negative=blank, **settings
+    )  # fmt: skip
+    result = g.add(
+        "SaveImage", images=edit["image"], filename_prefix=f"slipstream/{name}", title="After", size=(440, 500)
+    )
+    return (blank, edit), result
+
+
+# The bundled model is tiny and has never seen a photo: it works at a low size, and a vacated area is held to a smooth fill.
+ON_A_PHOTO = {"cfg": 1.0, "guidance": 0.0, "hold_fill": 0.9}
+WITH_YOURS = (
+    "**Your own model**: pick an SD1.5 or SDXL checkpoint in *Load Model*, describe the photo in *What the photo shows*, set "
+    "megapixels 0.4 or 1.0, cfg 2, guidance 0.1 and hold_fill 0.3. The bundled model is tiny and has never seen a photo."
+)
+
+
+def _photo_workflow(
+    g: Any, name: str, second: str, task: Any, note: str, photo: Any = None, megapixels: float = 0.07, **settings: Any
+) -> None:
+    """Lay out an edit of one photo; `task(g, photo)` adds the node that says what happens."""
+    image = photo or g.add("LoadImage", image=g.upload(PHOTO), title="Your photo")
+    tasks = task(g, image)
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    prompt = g.add("CLIPTextEncode", clip=model, text="a photo", title="What the photo shows")
+    inversion = _invert(g, model, image["IMAGE" if photo is None else "image"], prompt, megapixels=megapixels)
+    (blank, edit), result = _result(g, model, image, inversion, tasks, prompt, name, **{**ON_A_PHOTO, **settings})
+    g.note(f"{note}\n\n{WITH_YOURS}")
+    g.section("1 Your photo", [image])
+    g.section(f"2 {second}", [tasks])
+    g.section("3 Result", [result])
+    g.section("Model and settings", [model, prompt], [inversion, blank], [edit], row=1)
 
 
 def edit_move(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt, image = _picture(g, model, "a small red circle on the left on a blue background", 3, "The photo's prompt")
-    inversion = _invert(g, model, image, prompt)
-    mask = _mask(g, 2, 42, 50, 48, title="Mask of the object")
-    tasks = g.add("SlipstreamMove", mask=mask, dx=56.0, dy=-14.0, scale=1.25)
-    wanted = "a small red circle on the right on a blue background"
-    _edit(g, model, image, prompt, wanted, tasks, inversion, "edit_move")
-    g.note(
-        "**Move and resize.** Left: before. Middle: the preview, which samples nothing. Right: after. Paint the mask in the mask editor of "
-        "your own photo; dx, dy are pixels. Invert runs once per photo: change dx and run again, only the edit is computed."
-    )
+    def task(g: Any, photo: Any) -> Any:
+        drawing = _drawing((768, 768), {"outline": CLOUD})
+        return g.add(
+            "SlipstreamMove", image=photo["IMAGE"], canvas=drawing, dx=-545.0, dy=160.0, scale=0.75, size=(440, 0)
+        )
+
+    _photo_workflow(
+        g, "edit_move", "What moves", task,
+        "# Move an object in a photo\n\n1. Load your photo.\n2. Press *Clear*, then *Paint*, *Box* or *Lasso*: mark the object.\n"
+        "3. Press *Move* and pull it to its place. Corners resize it, the blue knob turns it.\n4. Press **Run**.\n\n"
+        "Every pixel outside the edit stays the photo's own. Invert runs once per photo: after that a new place costs only the edit.",
+    )  # fmt: skip
 
 
 def edit_paste(g: Any) -> None:
+    photo = g.add("LoadImage", image=g.upload(PHOTO), title="Your photo")
+    other = g.add("LoadImage", image=g.upload(PHOTO), title="The other photo")
     model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt, image = _picture(g, model, "a small red circle on the left on a blue background", 3, "The photo's prompt")
-    other_prompt, other = _picture(
-        g, model, "a small yellow square in the center on a blue background", 5, "The other photo's prompt"
+    prompt = g.add("CLIPTextEncode", clip=model, text="a photo", title="What the photos show")
+    inversion = _invert(g, model, photo["IMAGE"], prompt, megapixels=0.07)
+    reference = _invert(g, model, other["IMAGE"], prompt, "Invert the other photo", megapixels=0.07)
+    drawing = _drawing((768, 768), {"outline": CLOUD})
+    tasks = g.add(
+        "SlipstreamPaste",
+        reference=reference,
+        image=photo["IMAGE"],
+        canvas=drawing,
+        dx=20.0,
+        dy=130.0,
+        scale=0.8,
+        size=(440, 0),
     )
-    inversion = _invert(g, model, image, prompt)
-    reference = _invert(g, model, other, other_prompt, "Invert the other photo")
-    mask = _mask(g, 40, 40, 48, 48, title="Mask on the other photo")
-    tasks = g.add("SlipstreamPaste", reference=reference, mask=mask, dx=24.0, dy=10.0, scale=0.9)
-    wanted = "a small red circle on the left and a small yellow square on the right on a blue background"
-    _edit(g, model, image, prompt, wanted, tasks, inversion, "edit_paste")
+    (blank, edit), result = _result(g, model, photo, inversion, tasks, prompt, "edit_paste", **ON_A_PHOTO)
     g.note(
-        "**Paste.** The object under the mask of the other photo goes into this one. dx, dy shift it from its place in its own photo."
+        "# Paste an object of another photo\n\n1. Load both photos.\n2. Press *Clear* and mark the object on the other photo.\n"
+        f"3. Press *Move* and place it on yours.\n4. Press **Run**.\n\n{WITH_YOURS}"
     )
+    g.section("1 Your photos", [photo, other])
+    g.section("2 What is pasted, and where", [tasks])
+    g.section("3 Result", [result])
+    g.section("Model and settings", [model, prompt], [inversion, reference], [edit], [blank], row=1)
 
 
 def edit_appearance(g: Any) -> None:
@@ -97,38 +165,34 @@ def edit_appearance(g: Any) -> None:
 
 
 def edit_drag(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt, image = _picture(g, model, "a large red circle in the center on a blue background", 7, "The photo's prompt")
-    inversion = _invert(g, model, image, prompt)
-    mask = _mask(g, 10, 10, 112, 108, title="What may change")
-    handles = '[{"x": 86, "y": 64}, {"x": 42, "y": 64}]'
-    targets = '[{"x": 106, "y": 50}, {"x": 42, "y": 65}]'
-    tasks = g.add("SlipstreamDrag", mask=mask, handles=handles, targets=targets, method="warp")
-    _edit(g, model, image, prompt, "", tasks, inversion, "edit_drag")
-    g.note(
-        "**Drag.** Each handle goes to its target; a handle that stays (here the left one) pins its place. The lists are what KJNodes' "
-        "Points Editor gives. Only what is under the mask may change."
-    )
+    def task(g: Any, photo: Any) -> Any:
+        points = [[{"x": 585, "y": 360}, {"x": 470, "y": 365}], [{"x": 585, "y": 310}, {"x": 470, "y": 365}]]
+        handles, targets = (json.dumps(each) for each in points)
+        return g.add(
+            "SlipstreamDrag", image=photo["IMAGE"], handles=handles, targets=targets, method="warp", size=(440, 0)
+        )
+
+    _photo_workflow(
+        g, "edit_drag", "What is pulled", task,
+        "# Pull points of a photo\n\n1. Load your photo.\n2. Press *Clear*, then press on a point and pull it to its target. A click pins "
+        "a point.\n3. Press **Run**.\n\nOnly the shaded area may change: paint another one where that is too much.",
+    )  # fmt: skip
 
 
 def edit_photo(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
     photo = g.add("SlipstreamExamplePhoto", photo="astronaut")
-    prompt = g.add("CLIPTextEncode", clip=model, text="a photo", title="What the photo shows")
-    inversion = g.add(
-        "SlipstreamInvert", model=model, vae=model, image=photo["image"], positive=prompt, steps=16, megapixels=0.07
-    )
-    square = _mask(g, 148, 361, 48, 48, (512, 512), title="Mask of the badge")
-    mask = g.add("GrowMask", mask=square, expand=19, tapered_corners=True)
-    tasks = g.add("SlipstreamMove", mask=mask, dx=-62.0, dy=36.0, scale=0.8)
-    _edit(g, model, photo["image"], prompt, "", tasks, inversion, "edit_photo", cfg=1.0, guidance=0.0, hold_fill=0.9)
-    g.note(
-        "**A real photo.** The badge moves and shrinks; every pixel outside the edit is the photo's own. The bundled model is tiny and has "
-        "never seen a photo, so the vacated fabric is held to a smooth fill (hold_fill 0.9) at a low working size (megapixels 0.07). With "
-        "an SD1.5 or SDXL checkpoint describe the photo in the prompt, set megapixels 0.4 or 1.0, cfg 2, guidance 0.1 and "
-        "hold_fill 0.2 to 0.4: then it makes up the texture.",
-        height=240,
-    )
+
+    def task(g: Any, photo: Any) -> Any:
+        drawing = _drawing((512, 512), {"brush": [[172, 385]], "width": 74})
+        return g.add(
+            "SlipstreamMove", image=photo["image"], canvas=drawing, dx=-62.0, dy=36.0, scale=0.8, size=(440, 0)
+        )
+
+    _photo_workflow(
+        g, "edit_photo", "What moves", task,
+        "# A badge moves\n\nThe badge moves and shrinks; every pixel outside the edit is the photo's own. The canvas shows the photo after "
+        "the first run, because it does not come from a Load Image.", photo=photo,
+    )  # fmt: skip
 
 
 WORKFLOWS = {

@@ -78,9 +78,9 @@ export class Editor {
     this.refresh();
   }
 
-  /** The connected mask: an image whose white, or whose transparency (`hidden`), marks the object. */
-  setMask(image) {
-    this.base = image ? alphaOf(image) : null;
+  /** The connected mask, of a `kind` of `alphaOf`. */
+  setMask(image, kind) {
+    this.base = image ? alphaOf(image, kind) : null;
     this.#mask = null;
     this.refresh();
   }

@@ -54,13 +54,16 @@ export function filled(mask, paint) {
   return canvas;
 }
 
-/** A luminance mask (white = painted) as the alpha of a layer. */
-export function alphaOf(image) {
+/** A mask as the alpha of a layer: an image whose white is painted, or what is "hidden" or "shown" by its transparency. */
+export function alphaOf(image, kind = "white") {
   const canvas = layer(image.naturalWidth, image.naturalHeight);
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0);
   const plane = context.getImageData(0, 0, canvas.width, canvas.height);
-  for (let i = 0; i < plane.data.length; i += 4) plane.data[i + 3] = plane.data[i];
+  for (let i = 0; i < plane.data.length; i += 4) {
+    const alpha = plane.data[i + 3];
+    plane.data[i + 3] = { white: plane.data[i], hidden: 255 - alpha, shown: alpha }[kind];
+  }
   context.putImageData(plane, 0, 0);
   return canvas;
 }
