@@ -47,8 +47,8 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COLUMN, GAP, WIDTH = 90, 50, 300
-# The first screen shows this much of a workflow at 1600 x 950, beside the side bar and below the tabs.
-SCREEN, CORNER = (1500, 800), (110, 110)
+# The first screen of 1600 x 950 shows this width of a workflow, beside the side bar; its corner lies below the tabs.
+SCREEN, CORNER = 1440, (110, 130)
 EXTRA_HEIGHT = {
     "SlipstreamEditPreview": 280,
     "SlipstreamMove": 340,
@@ -299,14 +299,14 @@ def group_frame(title: str, box: list[int], id: int) -> dict[str, Any]:
 def first_view(boxes: list[list[int]]) -> dict[str, Any]:
     """Return the stored view: all of the width where text stays readable, from the top left corner."""
     left, top = min(b[0] for b in boxes), min(b[1] for b in boxes)
-    across, down = max(b[0] + b[2] for b in boxes) - left, max(b[1] + b[3] for b in boxes) - top
-    scale = round(min(1.0, max(0.7, min(SCREEN[0] / across, SCREEN[1] / down))), 2)
+    across = max(b[0] + b[2] for b in boxes) - left
+    scale = round(min(1.0, max(0.7, SCREEN / across)), 2)
     return {"scale": scale, "offset": [round(CORNER[0] / scale - left), round(CORNER[1] / scale - top)]}
 
 
 def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
-    """Save the last node's pictures (up to four, side by side) as a JPEG of about `size` pixels; tiny ones are enlarged."""
-    from PIL import Image
+    """Save the last node's images (up to four, side by side) as a square JPEG of `size` pixels, whole, on grey."""
+    from PIL import Image, ImageOps
 
     # Saved pictures before previews: a node with a preview may run after the one that saves.
     files = [f for f in files if f.filename.endswith((".png", ".jpg", ".webp"))]
@@ -318,10 +318,7 @@ def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
     sheet = Image.new("RGB", (across * width, -(-len(images) // across) * height))
     for i, image in enumerate(images):
         sheet.paste(image.resize((width, height)), (i % across * width, i // across * height))
-    factor = size / max(sheet.size)
-    sheet.resize((round(sheet.width * factor), round(sheet.height * factor)), Image.Resampling.BICUBIC).save(
-        path, quality=88
-    )
+    ImageOps.pad(sheet, (size, size), Image.Resampling.BICUBIC, "#202020").save(path, quality=88)
 
 
 def collect(names: list[str]) -> dict[str, Callable[[Graph], None]]:

@@ -76,9 +76,9 @@ def host(host_models: pathlib.Path) -> Iterator[Any]:
         pytest.skip("no ComfyUI here")
     models = {kind: [str(host_models / kind)] for kind in MODEL_KINDS}
     packs = [(PACK_NAME, ROOT), ("zz-probe", HERE / "probe_pack")]
-    with comfy_host.ComfyHost(
-        packs, comfyui=found[0], python=found[1], models=models, args=["--preview-method", "auto"]
-    ) as running:
+    frontend = os.environ.get("COMFYUI_FRONTEND")
+    args = ["--preview-method", "auto", *(["--front-end-root", frontend] if frontend else [])]
+    with comfy_host.ComfyHost(packs, comfyui=found[0], python=found[1], models=models, args=args) as running:
         # The examples edit the photo that every ComfyUI has; here the host has an input folder of its own.
         running.upload_image(pathlib.Path(found[0]) / "input" / "example.png")
         yield running

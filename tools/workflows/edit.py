@@ -104,10 +104,10 @@ def _photo_workflow(
 
 def edit_move(g: Any) -> None:
     def task(g: Any, photo: Any) -> Any:
-        drawing = _drawing((768, 768), {"outline": CLOUD})
+        drawing = _drawing((768, 768), {"box": [449, 334, 604, 394]})
         return g.add(
-            "SlipstreamMove", image=photo["IMAGE"], canvas=drawing, dx=-545.0, dy=160.0, scale=0.75, size=(440, 0)
-        )
+            "SlipstreamMove", image=photo["IMAGE"], canvas=drawing, dx=-10.0, dy=-38.0, angle=-30.0, title="Move / Resize", size=(440, 0)
+        )  # fmt: skip
 
     _photo_workflow(
         g, "edit_move", "What moves", task,
@@ -135,7 +135,7 @@ def edit_paste(g: Any) -> None:
         scale=0.8,
         size=(440, 0),
     )
-    (blank, edit), result = _result(g, model, photo, inversion, tasks, prompt, "edit_paste", **ON_A_PHOTO)
+    (blank, edit), result = _result(g, model, photo, inversion, tasks, prompt, "edit_paste", cfg=1.0, guidance=0.0)
     g.note(
         "# Paste an object of another photo\n\n1. Load both photos.\n2. Press *Clear* and mark the object on the other photo.\n"
         f"3. Press *Move* and place it on yours.\n4. Press **Run**.\n\n{WITH_YOURS}"
@@ -166,11 +166,12 @@ def edit_appearance(g: Any) -> None:
 
 def edit_drag(g: Any) -> None:
     def task(g: Any, photo: Any) -> Any:
-        points = [[{"x": 585, "y": 360}, {"x": 470, "y": 365}], [{"x": 585, "y": 310}, {"x": 470, "y": 365}]]
+        points = [[{"x": 585, "y": 360}, {"x": 470, "y": 365}], [{"x": 590, "y": 322}, {"x": 470, "y": 365}]]
         handles, targets = (json.dumps(each) for each in points)
+        drawing = _drawing((768, 768), {"brush": [[470, 350], [600, 335]], "width": 120})
         return g.add(
-            "SlipstreamDrag", image=photo["IMAGE"], handles=handles, targets=targets, method="warp", size=(440, 0)
-        )
+            "SlipstreamDrag", image=photo["IMAGE"], handles=handles, targets=targets, method="warp", canvas=drawing, size=(440, 0)
+        )  # fmt: skip
 
     _photo_workflow(
         g, "edit_drag", "What is pulled", task,

@@ -25,7 +25,7 @@ function sourceOf(node, input) {
 }
 
 function followed(graph, link) {
-  if (link.origin_id === INPUT_OF_SUBGRAPH) {
+  if (Number(link.origin_id) === INPUT_OF_SUBGRAPH) {
     const owner = ownerOf(graph);
     return owner && sourceOf(owner, link.origin_slot);
   }

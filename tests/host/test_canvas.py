@@ -1,0 +1,236 @@
+"""A first-time user's way with mouse and keyboard: own photo, paint, pull, Run; and what becomes of the drawing afterwards.
+
+Needs the Python package `playwright` and a Chromium. COMFYUI_FRONTEND names another frontend's `static` folder. Both renderers are
+tried; a frontend without Nodes 2.0 is tried in the classic one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from slipstream_tests.host.conftest import load
+
+pytest.importorskip("playwright.sync_api", reason="no playwright here")
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SIZE = (320, 240)
+BALL, PLACE = (70, 90, 130, 150), (230, 120)  # box around the ball, and where its centre goes
+MOVE = "() => { const n = window.__host.app.graph._nodes.find((n) => n.comfyClass === 'SlipstreamMove'); return "
+VALUES = MOVE + "Object.fromEntries(n.widgets.map((w) => [w.name, w.value])) }"
+RECTANGLES = """() => {
+  const app = window.__host.app, scale = app.canvas.ds.scale;
+  return app.graph._nodes.map((n) => {
+    const drawn = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect();
+    const [width, height] = drawn ? [drawn.width / scale, drawn.height / scale - 30] : n.size;
+    return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + width, n.pos[1] + height];
+  });
+}"""
+
+
+def photo() -> Image.Image:
+    """A red ball on blue, as no model has seen it."""
+    image = Image.new("RGB", SIZE, (45, 85, 215))
+    ImageDraw.Draw(image).ellipse([75, 95, 125, 145], fill=(220, 40, 40))
+    return image
+
+
+@pytest.fixture(params=["classic", "nodes 2.0"])
+def browser(host: Any, request: pytest.FixtureRequest) -> Iterator[tuple[Any, dict[str, Any]]]:
+    wanted = request.param == "nodes 2.0"
+    with load("screenshot").frontend(host.url, size=(1600, 950), settings={"Comfy.VueNodes.Enabled": wanted}) as (
+        page,
+        report,
+    ):
+        if wanted and not page.evaluate("() => Boolean(window.LiteGraph.vueNodesMode)"):
+            pytest.skip("this frontend has no Nodes 2.0")
+        yield page, report
+
+
+class Hands:
+    """What a person does with the canvas of the Move node; counts the actions."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self.actions = page, 0
+        self.root = page.locator(".slipstream-canvas").first
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The place on the screen of a pixel of the photo, which is fitted into the stage with a margin of 6."""
+        stage = self.root.locator("canvas")
+        box, inner = stage.bounding_box(), stage.evaluate("(e) => [e.clientWidth, e.clientHeight]")
+        shown = box["width"] / inner[0]
+        scale = min((inner[0] - 12) / SIZE[0], (inner[1] - 12) / SIZE[1]) * shown
+        return box["x"] + box["width"] / 2 + (x - SIZE[0] / 2) * scale, box["y"] + box["height"] / 2 + (
+            y - SIZE[1] / 2
+        ) * scale
+
+    def press(self, button: str) -> None:
+        self.actions += 1
+        self.root.locator(f"[data-act={button}]").click()
+
+    def pull(self, *points: tuple[float, float]) -> None:
+        self.actions += 1
+        self.page.mouse.move(*self.at(*points[0]))
+        self.page.mouse.down()
+        for point in points[1:]:
+            self.page.mouse.move(*self.at(*point), steps=4)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(300)
+
+
+def load_photo(page: Any, host: Any, name: str) -> None:
+    """Give Load Image a file, as the host stores an upload."""
+    file = io.BytesIO()
+    photo().save(file, "PNG")
+    host.upload_image(file.getvalue(), name)
+    page.evaluate(
+        """(name) => {
+          const node = window.__host.app.graph._nodes.find((n) => n.type === 'LoadImage');
+          const widget = node.widgets.find((w) => w.name === 'image');
+          if (Array.isArray(widget.options?.values)) widget.options.values.push(name);
+          widget.value = name;
+          widget.callback?.(name);
+        }""",
+        name,
+    )
+    page.wait_for_timeout(1500)
+
+
+def test_from_a_photo_of_ones_own_to_a_moved_object(host: Any, browser: Any, tmp_path: pathlib.Path) -> None:
+    page, report = browser
+    screenshot = load("screenshot")
+    screenshot.load_workflow(page, report, ROOT / "example_workflows" / "edit_move.json")
+    assert not report["missing"]
+    load_photo(page, host, "ball.png")
+    hands, began = Hands(page), time.monotonic()
+    hands.press("clear")
+    hands.press("box")
+    hands.pull(BALL[:2], (100, 120), BALL[2:])
+    hands.pull((100, 120), (150, 110), PLACE)
+    values = page.evaluate(VALUES)
+    assert json.loads(values["canvas"]) == {"size": list(SIZE), "shapes": [{"box": pytest.approx(BALL, abs=1)}]}
+    assert (values["dx"], values["dy"]) == (pytest.approx(130, abs=2), pytest.approx(0, abs=2))
+    assert (values["scale"], values["angle"]) == (1, 0)
+    hands.actions += 1
+    screenshot.click_run(page)
+    assert screenshot.wait_for_run(page, report, 400) == "success", report["run"]
+    assert hands.actions <= 6
+    assert time.monotonic() - began < 120
+    page.screenshot(path=str(tmp_path / "result.png"))
+    result = saved(host)
+    before = np.asarray(photo()).astype(int)
+    assert result.shape == before.shape
+    assert result[PLACE[1], PLACE[0], 0] > 150  # the ball is there
+    assert result[120, 100, 0] < 120  # and gone from here
+    far = np.ones(before.shape[:2], bool)
+    for x, y in ((100, 120), PLACE):
+        far[max(0, y - 50) : y + 50, max(0, x - 50) : x + 50] = False
+    assert np.array_equal(result[far], before[far])
+    assert not report["page_errors"]
+
+
+def saved(host: Any) -> np.ndarray:
+    """Return the image that the last run saved."""
+    last = list(host.history().values())[-1]
+    (file,) = [f for ui in last["outputs"].values() for f in ui.get("images", []) if f["type"] == "output"]
+    image = Image.open(io.BytesIO(host.view(file["filename"], file["subfolder"])))
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_what_was_drawn_is_kept(host: Any, browser: Any) -> None:
+    page, report = browser
+    screenshot = load("screenshot")
+    screenshot.load_workflow(page, report, ROOT / "example_workflows" / "edit_move.json")
+    load_photo(page, host, "ball.png")
+    hands = Hands(page)
+    hands.press("clear")
+    hands.press("brush")
+    hands.pull((85, 120), (115, 120))
+    hands.press("place")
+    hands.pull((100, 120), (160, 100))
+    drawn = page.evaluate(VALUES)
+    assert (drawn["dx"], drawn["dy"]) == (pytest.approx(60, abs=2), pytest.approx(-20, abs=2))
+    # The knob lies 26 points of the stage above the box.
+    knob = hands.root.locator("canvas").evaluate("(e) => 26 * e.getBoundingClientRect().width / e.clientWidth")
+    top = hands.at(160, 100 - drawn_half(drawn))
+    page.mouse.move(top[0], top[1] - knob)
+    page.mouse.down()
+    page.mouse.move(*hands.at(240, 60), steps=4)
+    page.mouse.move(*hands.at(240, 100), steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    turned = page.evaluate(VALUES)
+    assert turned["angle"] == pytest.approx(90, abs=2)
+    page.keyboard.press("Control+z")
+    assert page.evaluate(VALUES) == drawn
+    page.keyboard.press("Control+Shift+Z")
+    page.keyboard.press("Shift+ArrowDown")
+    nudged = page.evaluate(VALUES)
+    assert (nudged["dy"], nudged["angle"]) == (drawn["dy"] + 10, turned["angle"])
+
+    # Copy and paste: the copy has the drawing, and another one of its own.
+    copies = page.evaluate(
+        MOVE
+        + """(() => {
+          const app = window.__host.app;
+          app.canvas.selectNode ? app.canvas.selectNode(n) : app.canvas.select(n);
+          app.canvas.copyToClipboard([n]);
+          app.canvas.pasteFromClipboard();
+          const moves = app.graph._nodes.filter((n) => n.comfyClass === 'SlipstreamMove');
+          return moves.map((n) => n.widgets.find((w) => w.name === 'canvas').value);
+        })() }"""
+    )
+    assert copies == [nudged["canvas"]] * 2
+
+    # Saved and loaded, also inside a sub-graph, where it shows the photo from outside.
+    stored = page.evaluate("() => window.__host.app.graph.serialize()")
+    screenshot.load_workflow(page, report, stored)
+    assert page.evaluate(VALUES) == nudged
+    inside = page.evaluate(
+        MOVE
+        + """(async () => {
+          const app = window.__host.app;
+          if (!app.graph.convertToSubgraph) return null;
+          const { subgraph } = app.graph.convertToSubgraph(new Set([n]));
+          const inner = subgraph.nodes[0];
+          await new Promise((done) => setTimeout(done, 1500));
+          const widget = inner.widgets.find((w) => w.name === 'canvas');
+          const stored = JSON.parse(JSON.stringify(app.graph.serialize()));
+          return [inner.comfyClass, widget.value, Boolean(widget.element.querySelector('.says').textContent.includes('right')), stored];
+        })() }"""
+    )
+    if inside is not None:
+        assert inside[:3] == ["SlipstreamMove", nudged["canvas"], True]
+        screenshot.load_workflow(page, report, inside[3])
+        again = page.evaluate(
+            "() => window.__host.app.graph._nodes.find((n) => n.subgraph).subgraph.nodes[0].widgets.find((w) => w.name === 'canvas').value"
+        )
+        assert again == nudged["canvas"]
+    assert not report["page_errors"]
+
+
+def drawn_half(values: dict[str, Any]) -> float:
+    """Half the height of the stroke that was painted."""
+    return json.loads(values["canvas"])["shapes"][0]["width"] / 2
+
+
+def test_no_example_has_nodes_that_overlap(browser: Any) -> None:
+    page, report = browser
+    screenshot = load("screenshot")
+    wrong = []
+    for path in sorted((ROOT / "example_workflows").glob("*.json")):
+        screenshot.load_workflow(page, report, path)
+        screenshot.fit(page)
+        boxes = page.evaluate(RECTANGLES)
+        for i, (a, *first) in enumerate(boxes):
+            for b, *second in boxes[:i]:
+                if all(first[k] < second[k + 2] and second[k] < first[k + 2] for k in (0, 1)):
+                    wrong.append(f"{path.stem}: {a} and {b}")
+    assert not wrong, "\n".join(wrong)
