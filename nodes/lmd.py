@@ -20,6 +20,7 @@ from .unused import Unused
 from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, watched, work_seed
 
 CATEGORY = "slipstream/mask"
+SHOWN = 8  # maps of a long clip that a node shows
 FILL, TASKS = "SLIPSTREAM_LATENT_FILL", "SLIPSTREAM_EDIT"
 NO_FILE = "(none yet: train one)"
 
@@ -541,6 +542,7 @@ class InfluenceProfile:
         "Reach and share outside the mask, one line a step.",
     )
     FUNCTION = "measure"
+    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -566,7 +568,7 @@ class InfluenceProfile:
     def measure(
         self, noise: Any, guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], mask: Tensor,
         other_latent: dict[str, Any] | None = None, other_guider: Any = None, other_sampler: Any = None,
-    ) -> tuple[Tensor, Tensor, float, str]:  # fmt: skip
+    ) -> dict[str, Any]:  # fmt: skip
         from .host.warnings import warn
 
         if other_latent is None and other_guider is None and other_sampler is None:
@@ -608,15 +610,17 @@ def _recorded_run(noise: Any, guider: Any, sampler: Any, sigmas: Tensor, latent:
     return recorded(inner or outer)
 
 
-def _influence_outputs(before: Tensor, after: Tensor, mask: Tensor, unit: str) -> tuple[Tensor, Tensor, float, str]:
+def _influence_outputs(before: Tensor, after: Tensor, mask: Tensor, unit: str) -> dict[str, Any]:
     from ..lmd import influence
     from ..lmd.charts import influence_chart, influence_heat_maps, influence_report
     from .host.charts import chart
+    from .host.preview import preview_images
 
     profile = influence(before, after, mask.amax(0) if mask.ndim == 3 else mask)
     curves = chart("Influence", lambda: influence_chart(profile, unit))
     heat = chart("Influence", lambda: influence_heat_maps(profile))
-    return curves, heat, float(profile.reach_e[-1]), influence_report(profile, unit)
+    result = curves, heat, float(profile.reach_e[-1]), influence_report(profile, unit)
+    return {"ui": preview_images(curves), "result": result}
 
 
 class InfluenceImages:
@@ -636,6 +640,7 @@ class InfluenceImages:
         "Reach and share outside the mask, one line a picture.",
     )
     FUNCTION = "measure"
+    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -647,7 +652,7 @@ class InfluenceImages:
             }
         }
 
-    def measure(self, before: Tensor, after: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, float, str]:
+    def measure(self, before: Tensor, after: Tensor, mask: Tensor) -> dict[str, Any]:
         return _influence_outputs(before.movedim(-1, 1)[:, None], after.movedim(-1, 1)[:, None], mask, "pixels")
 
 
@@ -668,6 +673,7 @@ class StretchMap:
         "Largest and median stretching, and the share that folds.",
     )
     FUNCTION = "draw"
+    OUTPUT_NODE = True
 
     UNUSED = (
         Unused("points", lambda v: v.edit is not None, "while `edit` is connected. Disconnect one of them."),
@@ -714,12 +720,11 @@ class StretchMap:
     def VALIDATE_INPUTS(cls, points: str | None = None) -> bool | str:
         return refusal(cls, parse_points, points=points)
 
-    def draw(
-        self, image: Tensor, points: str, radius: float, window: float, edit: Any = None
-    ) -> tuple[Tensor, Tensor, str]:
+    def draw(self, image: Tensor, points: str, radius: float, window: float, edit: Any = None) -> dict[str, Any]:
         from ..lmd import drag_field, stretch_map
         from ..lmd.charts import stretch_charts, stretch_report
         from .host.charts import chart
+        from .host.preview import preview_images
         from .host.progress import check_interrupt
 
         height, width = image.shape[1:3]
@@ -737,7 +742,8 @@ class StretchMap:
             )
         under = under.expand(len(result.stretch), -1, -1, -1)
         charts = chart("Stretch Map", lambda: stretch_charts(result, under, check_interrupt))
-        return charts, result.fold.float(), stretch_report(result)
+        shown = (charts, result.fold.float(), stretch_report(result))
+        return {"ui": preview_images(charts[:SHOWN]), "result": shown}
 
 
 def _stretch_between(frames: Tensor, window: float) -> Any:
