@@ -12,6 +12,7 @@ from ..core.schedules import SCHEDULES, Levels, make_sigmas
 
 Span = tuple[float, float]
 MEMORY = ("auto", "bank", "row")
+MODES = ("auto", "draft", "fine")
 # The method's own fractions of the steps (published for 50). Guided: every second step of GUIDE, and each step of DENSE.
 GUIDE: Span = (0.0, 0.6)
 DENSE: Span = (0.0, 0.2)
@@ -48,6 +49,8 @@ class EditConfig:
         memory: "bank" keeps keys and values in host memory, "row" computes them again in each step, "auto" chooses by
             `memory_limit` bytes.
         checkpoint: recompute activations in the gradient pass (less memory, a third more time).
+        mode: "fine" inverts the photo and guides by feature energies (UNets only); "draft" denoises the cut-and-paste inside what
+            may change, on any model, without inversion and gradients; "auto" is fine where the model allows it.
     """
 
     steps: int = 50
@@ -66,6 +69,7 @@ class EditConfig:
     memory: str = "auto"
     memory_limit: int = 4 << 30
     checkpoint: bool = False
+    mode: str = "auto"
 
     def __post_init__(self) -> None:
         check_integer("steps", self.steps, 1, 1000)
@@ -78,6 +82,7 @@ class EditConfig:
             _check_span(name, getattr(self, name))
         check_integer("feather", self.feather, 0, 1000)
         check_choice("memory", self.memory, MEMORY)
+        check_choice("mode", self.mode, MODES)
         check_integer("memory_limit", self.memory_limit, 0)
 
     @classmethod

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.masks import bounding_box, snapped
+from ..core.masks import bounding_box, snapped, touched
 from ..core.points import Point
 
 
@@ -64,7 +64,8 @@ class Placement:
     """A task in pixels: its target region (H, W), what it takes away, what of that stays uncovered, and where each pixel comes
     from (H, W, 2). `bends`: what it takes away is torn open by a bend, so that it is filled after the bend, not before. `source`
     is the object's mask (H_s, W_s) in the image that it comes from: colours are weighed by it, so that none of its surroundings
-    come along. `carries` is False where nothing is carried and the target is made anew."""
+    come along. `carries` is False where nothing is carried and the target is made anew, `keeps` where what is carried is only a
+    look to begin with."""
 
     target: Tensor
     removed: Tensor
@@ -73,6 +74,7 @@ class Placement:
     bends: bool = False
     source: Tensor | None = None
     carries: bool = True
+    keeps: bool = True
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,11 @@ def bent(points: Tensor, pairs: Sequence[tuple[Point, Point]], free: Tensor, pow
     weights = 1 / (torch.cdist(points.reshape(-1, 2), targets) ** power + 1e-6)
     weights = weights / weights.sum(-1, keepdim=True)
     return points + free[..., None] * (weights @ pulls).reshape(points.shape)
+
+
+def around(region: Tensor) -> Tensor:
+    """Return 1 on the cells (1, 1, h, w) that a region touches and their neighbours, else 0."""
+    return touched(F.max_pool2d(region, 3, 1, 1)).float()
 
 
 def depth(mask: Tensor, most: int) -> Tensor:

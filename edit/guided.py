@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,16 +13,14 @@ from torch import Tensor
 
 from ..core.attention import Attend, token_grid
 from ..core.denoiser import Rows
-from ..core.masks import feather, grow, touched
 from .config import EditConfig, steps_in
-from .geometry import Canvas, Placement
+from .geometry import Canvas, Placement, around
 from .invert import Inversion
 from .parts import Energy, KeyValue, Part, inverse, make_part, on_cells, similarity, weighted
-from .picture import EditResult, draft
+from .picture import EditResult, Encode, draft
 from .placing import Layout, lay_out
 from .tasks import Task, Tasks
 
-Encode = Callable[[Tensor], Tensor]
 # Largest guidance of a cell, relative to the noise estimate: single cells may stand out by orders of magnitude.
 LIMIT = 1.0
 
@@ -41,14 +39,23 @@ def prepare(
     with torch.inference_mode(False), torch.no_grad():
         layout = lay_out(Tasks.of(tasks).items, inversion)
         inversions = tuple(photo for photo in layout.photos if isinstance(photo, Inversion))
-        placed = zip(layout.tasks, layout.placements, layout.sources)
-        parts = covered([make_part(task, where, layout.canvases, source) for task, where, source in placed])
-        image = None if encode is None else layout.draft()
-        if encode is None or image is None:
-            clean = carried_cells(parts, inversions)
-        else:
-            clean = encode(image).detach().to("cpu", torch.float32, copy=True)
+        parts = parts_of(layout)
+        clean, image = drafted_latents(layout, parts, encode)
         return GuidedEdit(config or EditConfig(), inversions, layout, parts, Regions.of(parts), clean, image)
+
+
+def parts_of(layout: Layout) -> tuple[Part, ...]:
+    """Return the tasks of a layout on the latent grid."""
+    placed = zip(layout.tasks, layout.placements, layout.sources)
+    return covered([make_part(task, where, layout.canvases, source) for task, where, source in placed])
+
+
+def drafted_latents(layout: Layout, parts: Sequence[Part], encode: Encode | None) -> tuple[Tensor, Tensor | None]:
+    """Return the latents of the cut-and-paste and the IMAGE that they were encoded from: None where cells were carried instead."""
+    image = None if encode is None else layout.draft()
+    if encode is None or image is None:
+        return carried_cells(parts, [photo for photo in layout.photos if isinstance(photo, Inversion)]), None
+    return encode(image).detach().to("cpu", torch.float32, copy=True), image
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,16 +236,7 @@ class GuidedEdit:
 
     def result(self, latents: Tensor, notes: tuple[str, ...]) -> EditResult:
         """Return the result for the clean latents: only the edit in pixels, grown and feathered, may differ from the photo."""
-        height, width = self.canvases[0].size
-        mask, restore = torch.zeros(1, height, width), torch.ones(1, height, width)
-        for placed in self.layout.placements:
-            changed = touched(torch.maximum(placed.target, placed.removed)).float()[None]
-            mask = torch.maximum(mask, changed)
-            if not placed.carries:  # made anew: the old detail must not come back
-                restore = restore * (1 - changed)
-        reach = min(self.config.feather, min(height, width) // 2)
-        if reach:
-            mask = feather(grow(mask, reach), reach)
+        mask, restore = self.layout.changed(self.config.feather)
         latents = torch.where(self.regions.free > 0, latents, self.base.clean)
         return EditResult(latents, mask, notes, self.draft, None if self.draft is None else self.clean, restore)
 
@@ -264,17 +262,14 @@ def carried_cells(parts: Sequence[Part], inversions: Sequence[Inversion]) -> Ten
             placements.append((part.source_of, Placement(target, removed, vacated, part.points, part.bends)))
     canvases = [inversion.canvas for inversion in inversions]
     sizes = [(round(c.grid[0] * c.cell), round(c.grid[1] * c.cell)) for c in canvases]
-    return draft([inversion.clean for inversion in inversions], sizes, placements)
+    # Frames, of latents that have them, are further channels here.
+    carried = draft([inversion.clean.flatten(1, -3) for inversion in inversions], sizes, placements)
+    return carried.reshape(inversions[0].clean.shape)
 
 
 def union(weights: Sequence[Tensor], zero: Tensor) -> Tensor:
     """Return the cell-wise largest of several weights (1, 1, h, w); `zero` for none."""
     return torch.stack([zero, *weights]).amax(0)
-
-
-def around(region: Tensor) -> Tensor:
-    """Return 1 on the cells that a region touches and their neighbours, else 0."""
-    return touched(F.max_pool2d(region, 3, 1, 1)).float()
 
 
 def covered(parts: Sequence[Part]) -> tuple[Part, ...]:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Inversion(Generic[Cond]):
-    """One inverted picture.
+    """One inverted photo; in the draft mode, just the photo: its clean latents and the one level 0.
 
     `latents` (S + 1, C, h, w) are the picture at `sigmas` (S + 1,), from noise to clean, on the CPU, in the model's noise `space`.
     `canvas` tells how its pixels lie on the latents; `image` (1, H, W, 3) are those pixels, if they were given; `cond` is what it
@@ -87,17 +87,30 @@ def carried(x: Tensor, low: Tensor, high: Tensor, space: NoiseSpace) -> Tensor:
 
 
 def check_model(model: Denoiser) -> None:
-    """Raise ValueError for a model that cannot be edited with: a flow, or one without features or attention access."""
+    """Raise ValueError for a model that the fine mode cannot edit with: a flow, or one without features or attention access."""
     if model.space.name == "flow":
         raise ValueError(
-            "Expected an eps or v-prediction model (SD1.5, SD2, SDXL), but got a flow model (SD3, Flux): its feature blocks "
-            "are not defined yet. Use an SD1.5 or SDXL checkpoint."
+            "Expected an eps or v-prediction model (SD1.5, SD2, SDXL) for the fine mode, but got a flow model (SD3, Flux): its "
+            "feature blocks are not defined. Use mode draft."
         )
     for ability, name in ((FeatureModel, "features"), (AttentionModel, "self-attention")):
         if not isinstance(model, ability):
             raise ValueError(
-                f"Expected a model that shows its {name}, but {type(model).__name__} does not. Use an SD1.5, SD2 or SDXL UNet."
+                f"Expected a model that shows its {name} for the fine mode, but {type(model).__name__} does not. Use mode draft."
             )
+
+
+def is_fine(model: Denoiser, mode: str) -> bool:
+    """Return whether a photo is inverted for the fine mode; raises ValueError where that is asked for and cannot be."""
+    if mode == "draft":
+        return False
+    try:
+        check_model(model)
+    except ValueError:
+        if mode == "fine":
+            raise
+        return False
+    return True
 
 
 def device_of(model: Any) -> torch.device | str:
@@ -131,23 +144,48 @@ def invert(
     image: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Inversion[Cond]:
-    """Invert one picture: `steps` network rows, without guidance (arXiv 2010.02502 section 4.3).
+    """Invert one photo: `steps` network rows, without guidance (arXiv 2010.02502 section 4.3); none in the draft mode.
 
     Args:
-        latents: clean latents (1, C, h, w).
+        latents: clean latents (1, C, h, w); in the draft mode also (1, C, 1, h, w).
         cond: one row, the prompt that describes the picture.
         config: steps, schedule and memory; an edit must use the same ones.
         canvas: how the picture's pixels lie on the latents (`fit` returns it); eight pixels a cell when left out.
         image: the picture (1, H, W, 3), kept so that an edit can carry objects in pixels.
 
     Raises:
-        ValueError: for more than one picture, NaN, a flow model, or a network without features or attention access.
+        ValueError: for more than one photo, NaN, or a model without the abilities of mode fine where that is asked for.
     """
     config = config or EditConfig()
-    check_model(model)
+    fine = is_fine(model, config.mode)
     # Tensors made in a host's inference mode could not be part of the edit's gradients.
     with torch.inference_mode(False), torch.no_grad():
+        if not fine:
+            return taken(latents, cond, canvas, image)
         return _invert(model, latents, cond, config, canvas, image, callback)
+
+
+def taken(latents: Tensor, cond: Cond, canvas: Canvas | None = None, image: Tensor | None = None) -> Inversion[Cond]:
+    """Return a photo as the draft mode takes it: not inverted. Arguments as of `invert`; latents (1, C, h, w) or (1, C, 1, h, w)."""
+    if latents.ndim == 5 and latents.shape[2] > 1:
+        raise ValueError(
+            f"Expected the latents of one image, but got {latents.shape[2]} frames. Edit one image at a time."
+        )
+    check_shape("latents", latents, (1, *[None] * (latents.ndim - 1)), "Edit one image at a time.")
+    check_finite("latents", latents)
+    clean = latents.detach().to("cpu", torch.float32, copy=True)
+    return Inversion(clean, torch.zeros(1), cond, *_pixels(clean, canvas, image), memory="none")
+
+
+def _pixels(latents: Tensor, canvas: Canvas | None, image: Tensor | None) -> tuple[Canvas, Tensor | None]:
+    """Return the canvas of latents (8 pixels a cell when left out) and a copy of the image; raises ValueError if they do not fit."""
+    grid = (latents.shape[-2], latents.shape[-1])
+    canvas = canvas or Canvas((8 * grid[0], 8 * grid[1]), grid, 8)
+    if canvas.grid != grid or (image is not None and tuple(image.shape[1:3]) != canvas.size):
+        raise ValueError(
+            f"Expected `canvas` of these {grid} latents and this picture, but got {canvas}. Use the one `fit` returned for it."
+        )
+    return canvas, None if image is None else image.detach().to("cpu", torch.float32, copy=True)
 
 
 def _invert(
@@ -179,13 +217,7 @@ def _invert(
         bank.clear()
     stored = torch.cat(trajectory[::-1])
     check_finite("inverted latents", stored, "Use float32 or bfloat16 for the network.")
-    grid = (latents.shape[-2], latents.shape[-1])
-    canvas = canvas or Canvas((8 * grid[0], 8 * grid[1]), grid, 8)
-    if canvas.grid != grid or (image is not None and tuple(image.shape[1:3]) != canvas.size):
-        raise ValueError(
-            f"Expected `canvas` of these {grid} latents and this picture, but got {canvas}. Use the one `fit` returned for it."
-        )
-    kept = None if image is None else image.detach().to("cpu", torch.float32, copy=True)
+    canvas, kept = _pixels(latents, canvas, image)
     return Inversion(stored, sigmas, cond, canvas, kept, bank if keep else None, "bank" if keep else "row", space)
 
 
@@ -204,6 +236,10 @@ def _fits(bank: AttentionBank, steps: int) -> bool:
 def check_inversions(inversions: Sequence[Inversion], config: EditConfig, sigmas: Tensor) -> None:
     """Raise ValueError unless every inversion was made with the levels of this edit."""
     for inversion in inversions:
+        if inversion.steps == 0:
+            raise ValueError(
+                "Expected inversions of mode fine, but got a photo that is not inverted (mode draft). Use one mode for all of them."
+            )
         if inversion.sigmas.shape != sigmas.shape or not torch.allclose(inversion.sigmas, sigmas.cpu()):
             raise ValueError(
                 f"Expected inversions made with the {config.steps} steps of this edit, but got one with {inversion.steps} steps or "

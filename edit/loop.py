@@ -18,10 +18,11 @@ from ..core.guidance import guided
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Reporter
 from .config import IMAGE_PROMPT, KEYS, NOISE, EditConfig, steps_in
-from .guided import Encode, GuidedEdit, prepare
+from .drafted import drafts, prepare_draft, sample_draft
+from .guided import GuidedEdit, prepare
 from .invert import Inversion, check_inversions, check_model, denoise_on_device, device_of
 from .parts import Energy, KeyValue
-from .picture import EditResult
+from .picture import EditResult, Encode
 from .tasks import Task, Tasks
 
 log = logging.getLogger(__name__)
@@ -61,13 +62,19 @@ def edit(
     callback: Callback | None = None,
     encode: Encode | None = None,
 ) -> EditResult:
-    """Edit an inverted photo (DiffEditor, arXiv 2402.02583): `prepare`, then `sample_edit`.
+    """Edit a photo that `invert` returned, by the mode it was inverted for: `config.mode` "draft" takes an inverted one too.
+
+    Mode fine (DiffEditor, arXiv 2402.02583) is `prepare`, then `sample_edit`; mode draft is `prepare_draft`, then `sample_draft`.
 
     Args:
         inversion: what `invert` returned, with the same config.
         tasks: one task, or several that add up.
         encode: the VAE's encoder, see `prepare`.
     """
+    config = config or EditConfig()
+    if drafts(inversion, config):
+        drafted = prepare_draft(tasks, inversion, config, encode)
+        return sample_draft(model, drafted, inversion.cond if cond is None else cond, uncond, noise, callback)
     check_model(model)
     problem = prepare(tasks, inversion, config, encode)
     return sample_edit(model, problem, cond, uncond, noise, image_model, callback)

@@ -34,6 +34,9 @@ class EditResult:
     restore: Tensor
 
 
+Encode = Callable[[Tensor], Tensor]
+
+
 def fit(image: Tensor, factor: int, max_pixels: int | None = None, like: Canvas | None = None) -> tuple[Tensor, Canvas]:
     """Return an IMAGE (1, H, W, 3) ready for a VAE of `factor`, and the canvas that says where its pixels went.
 
@@ -94,7 +97,9 @@ def _carried(values: Tensor, placed: Placement, size: tuple[int, int]) -> Tensor
     weighted, weight = sample_at(torch.cat([values * alpha, alpha], 1), placed.points, size).split(
         [values.shape[1], 1], 1
     )
-    return weighted / weight.clamp(min=RESIDUE)
+    carried = weighted / weight.clamp(min=RESIDUE)
+    # A look reaches as far as its own object does; beyond, it goes on smoothly.
+    return carried if placed.keeps else fill(carried, touched(weight).to(carried))
 
 
 def refilled(values: Tensor, gone: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..core.masks import snapped, touched
+from ..core.masks import bounding_box, feather, grow, snapped, touched
 from .geometry import Affine, Canvas, Photo, Placement, bent, centre_of, freedom, sample_at
 from .invert import Inversion
 from .picture import draft
@@ -85,9 +85,24 @@ class Layout:
         drafted = draft(pixels, [canvas.size for canvas in self.canvases], self.carried)
         return rearrange(drafted, "b c h w -> b h w c").clamp(0, 1)
 
+    def changed(self, soft: int) -> tuple[Tensor, Tensor]:
+        """Return masks (1, H, W) of the image: what changes, with a soft edge of `soft` pixels, and where lost detail is put back."""
+        height, width = self.canvases[0].size
+        mask, restore = torch.zeros(1, height, width), torch.ones(1, height, width)
+        for placed in self.placements:
+            changed = touched(torch.maximum(placed.target, placed.removed)).float()[None]
+            mask = torch.maximum(mask, changed)
+            if not placed.carries or not placed.keeps:  # made anew: the old detail must not come back
+                restore = restore * (1 - changed)
+        reach = min(soft, min(height, width) // 2)
+        return (feather(grow(mask, reach), reach) if reach else mask), restore
 
-def lay_out(tasks: Sequence[Task], photo: Photo | Inversion) -> Layout:
-    """Return the tasks in their places on a photo, each placed once; raises ValueError for what cannot be done."""
+
+def lay_out(tasks: Sequence[Task], photo: Photo | Inversion, looks: bool = False) -> Layout:
+    """Return the tasks in their places on a photo, each placed once; raises ValueError for what cannot be done.
+
+    With `looks` an Appearance carries the look of its reference, for a draft; without, its target is made anew.
+    """
     photos, sources, notes = [photo], [], list[str]()
     for task in tasks:
         own = getattr(task, "reference", photo)
@@ -96,6 +111,10 @@ def lay_out(tasks: Sequence[Task], photo: Photo | Inversion) -> Layout:
         sources.append(next(n for n, other in enumerate(photos) if own is other))
     canvases = [p.canvas for p in photos]
     placements = [_place(task, canvases[0], canvases[source], notes) for task, source in zip(tasks, sources)]
+    if looks:
+        placements = [
+            _with_look(t, placed) if isinstance(t, Appearance) else placed for t, placed in zip(tasks, placements)
+        ]
     for (a, first), (b, second) in combinations(zip(tasks, placements), 2):
         _check_pair(a, first, b, second)
     return Layout(tuple(tasks), tuple(photos), tuple(sources), tuple(placements), tuple(notes))
@@ -140,6 +159,18 @@ def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement
     if share < 0.98:
         notes.append(f"{1 - share:.0%} of the object lies outside the picture after the edit and was cut off.")
     return placed
+
+
+def _with_look(task: Appearance, placed: Placement) -> Placement:
+    """Return the placement of a look: the bounding box of the reference's object stretched over that of the target."""
+    base, own = (
+        torch.tensor([[left, top], [right, bottom]])
+        for top, left, bottom, right in (bounding_box(task.mask), bounding_box(task.reference_mask))
+    )
+    share = (placed.points - base[0]) / (base[1] - base[0])
+    return replace(
+        placed, points=own[0] + share * (own[1] - own[0]), source=task.reference_mask, carries=True, keeps=False
+    )
 
 
 def _in_place(mask: Tensor, canvas: Canvas) -> Placement:

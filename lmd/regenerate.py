@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.checks import check_choice, check_finite, check_integer, check_latents, check_range, check_seed
 from ..core.denoiser import Cond, Denoiser
 from ..core.guidance import CFG, Denoise
+from ..core.holding import held
 from ..core.masks import as_mask, over, touched
 from ..core.noise import NoiseSource, StackedNoise
 from ..core.progress import Callback, Reporter, Step
@@ -93,24 +94,26 @@ class RegenerateResult:
 class Held:
     """A `Denoise` that sees and gives the known latents outside the mask, and sums up how badly the model explains them.
 
-    The known part is re-noised with the round's own noise before every call (as in RePaint, arXiv 2201.09865, without its
-    resampling), so the model sees it at the right level and any sampler keeps it on its path.
+    See `core.holding.held`.
     """
 
     def __init__(self, denoise: Denoise, model: Denoiser, latents: Tensor, noise: Tensor, mask: Tensor) -> None:
-        self.denoise, self.space = denoise, model.space
-        self.latents, self.noise, self.mask = latents, noise, mask
+        self.denoise = denoise
+        self.latents, self.noise = latents, noise
         self.visible = (mask == 0).expand_as(latents).float()
         self.error = latents.new_zeros(len(latents))
         self.calls = 0
+        self.held = held(self._watched, model.space, latents, noise, lambda sigma: mask)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        x = blend(self.space.add_noise(self.latents, self.noise, sigma), x, self.mask)
+        return self.held(x, sigma)
+
+    def _watched(self, x: Tensor, sigma: Tensor) -> Tensor:
         denoised = self.denoise(x, sigma)
         squared = ((denoised - self.latents) ** 2 * self.visible).flatten(1).sum(1)
         self.error = self.error + squared / self.visible.flatten(1).sum(1).clamp(min=1)
         self.calls += 1
-        return blend(self.latents, denoised, self.mask)
+        return denoised
 
 
 def regenerate(
@@ -185,19 +188,19 @@ def _one_round(
     others = noise.fork(f"candidates {index}")
     draws = [first, *(blend(first, others(latents), mask) for _ in range(config.candidates - 1))]
     known, hidden = (t.repeat(config.candidates, *[1] * (t.ndim - 1)) for t in (latents, mask))
-    held = Held(guided, model, known, torch.cat(draws), hidden)
+    problem = Held(guided, model, known, torch.cat(draws), hidden)
 
     def forward(step: Step) -> None:
         report(f"round {index + 1}", step.sigma, None if step.denoised is None else step.denoised[: len(latents)])
 
     top = float(sigmas[0])
-    start = model.space.add_noise(known, held.noise * (start_scale(model, top) / top), top)
+    start = model.space.add_noise(known, problem.noise * (start_scale(model, top) / top), top)
     x = sample(
-        config.sampler, held, start, sigmas, model.space, _sampler_noise(noise, index, config.candidates), forward
+        config.sampler, problem, start, sigmas, model.space, _sampler_noise(noise, index, config.candidates), forward
     )
     # The last estimate is blended already; a second blend would count a soft mask twice.
     results = torch.where(hidden == 0, known, x).unflatten(0, (config.candidates, -1))
-    error = (held.error / held.calls).unflatten(0, (config.candidates, -1))
+    error = (problem.error / problem.calls).unflatten(0, (config.candidates, -1))
     best, rows = error.argmin(0), torch.arange(len(latents), device=latents.device)
     return results[best, rows], error[best, rows]
 

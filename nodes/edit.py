@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.drawing import Shape
 from ..core.identity import Identity
 from ..core.points import Pair, read_pairs, read_points
-from ..edit.config import MEMORY
+from ..edit.config import MEMORY, MODES
 from ..edit.tasks import CENTRES, DRAG_METHODS, check_points
 from .canvas import IMAGE_TIP, STORED_TIP, canvas, check_canvas, drawn_mask, shown
 from .unused import Unused
@@ -58,17 +58,37 @@ def _single(image: Tensor, name: str) -> Tensor:
 
 def _factor(vae: Any) -> int:
     ratio = getattr(vae, "downscale_ratio", 8)
+    ratio = ratio[-1] if isinstance(ratio, tuple) else ratio  # of a video VAE: frames, height, width
     return ratio if isinstance(ratio, int) else 8
 
 
+def _decoded(vae: Any, samples: Tensor) -> Tensor:
+    """Return the IMAGE (B, H, W, 3) of latents; a video VAE gives one dimension more."""
+    image: Tensor = vae.decode(samples)
+    return image.reshape(-1, *image.shape[-3:])
+
+
+def _encoder(model: Any, vae: Any, canvas: Any) -> Callable[[Tensor], Tensor]:
+    """Return IMAGE at the photo's size -> latents in the MODEL's space."""
+    from ..edit import fit
+
+    def encode(image: Tensor) -> Tensor:
+        with torch.inference_mode():
+            samples = vae.encode(fit(image, _factor(vae), like=canvas)[0])
+            latents: Tensor = model.model.process_latent_in(samples)
+        return latents
+
+    return encode
+
+
 class Invert:
-    """Runs a picture backwards through the MODEL, once for all edits of it."""
+    """Prepares a photo for all edits of it: runs it backwards through the MODEL where the mode needs that."""
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Runs a photo backwards through the MODEL, so that it can be edited. Needed once per photo: while nothing upstream "
-        "changes the host keeps the result, and editing again costs only the sampling. DDIM inversion (arXiv 2010.02502), as "
-        "used by DiffEditor (arXiv 2402.02583)."
+        "Prepares a photo for Edit. Mode fine runs it backwards through the MODEL once (DDIM inversion, arXiv 2010.02502, as used by "
+        "DiffEditor, arXiv 2402.02583); while nothing upstream changes the host keeps the result. Mode draft only encodes it, for any "
+        "MODEL."
     )
     RETURN_TYPES = (INVERSION,)
     RETURN_NAMES = ("inversion",)
@@ -81,7 +101,7 @@ class Invert:
             "required": {
                 "model": (
                     "MODEL",
-                    {"tooltip": "SD1.5, SD2 or SDXL, eps or v-prediction. Quantised and flow models are refused."},
+                    {"tooltip": "Any image model in mode draft; SD1.5, SD2 or SDXL, not quantised, in mode fine."},
                 ),
                 "vae": ("VAE", {"tooltip": "The VAE of this model."}),
                 "image": (
@@ -99,22 +119,38 @@ class Invert:
                     "bank: keep attention keys and values in RAM (fast re-edits). row: compute them again "
                     "in each step (no memory). auto: bank up to 4 GiB.",
                 ),
-            }
+            },
+            "optional": {
+                "mode": choice(
+                    MODES,
+                    "auto",
+                    "draft: denoises the cut-and-paste inside the edit, on any MODEL, no gradients. fine: inversion, feature "
+                    "guidance and shared attention, UNets only. auto: fine where the MODEL allows it.",
+                )
+            },
         }
 
     def invert(
-        self, model: Any, vae: Any, image: Tensor, positive: list[Any], steps: int, megapixels: float, memory: str
+        self,
+        model: Any,
+        vae: Any,
+        image: Tensor,
+        positive: list[Any],
+        steps: int,
+        megapixels: float,
+        memory: str,
+        mode: str = "auto",
     ) -> tuple[HostInversion]:
         from ..core.cache import INVERSIONS
-        from ..edit import EditConfig, fit, invert
+        from ..edit import EditConfig, fit, invert, taken
         from .host.descent import without_step_cache
-        from .host.edit_model import HostEditModel, check_model, check_prompt, inversion_identity
+        from .host.edit_model import HostEditModel, check_prompt, inversion_identity, is_fine
         from .host.identity import entries_of, host_identity, model_identity
         from .host.session import run_on_model
         from .host.warnings import warn
 
-        check_model(model)
-        config = EditConfig(steps=steps, memory=memory)
+        fine = is_fine(model, mode)
+        config = EditConfig(steps=steps, memory=memory, mode="fine" if fine else "draft")
         picture = _single(image, "image")
         padded, canvas = fit(picture, _factor(vae), max_pixels=round(megapixels * 1e6))
         latent = {"samples": vae.encode(padded)}
@@ -128,6 +164,11 @@ class Invert:
             return replace(made, cond=None)
 
         made_with = inversion_identity(model)
+        if not fine:
+            if memory != "auto":
+                warn("Invert", "`memory` has no effect in mode draft, which keeps nothing. Use mode fine on a UNet.")
+            latents = model.model.process_latent_in(latent["samples"])
+            return (HostInversion(taken(latents, None, canvas, picture), positive, made_with, config),)
         # The host's own cache forgets a photo once another goes through the same node.
         inversion = INVERSIONS.get(
             host_identity(
@@ -474,14 +515,18 @@ def _any_task(v: Any, *names: str) -> bool:
     return any(type(task).__name__ in names for task in v.tasks)
 
 
+def _in_draft_mode(v: Any) -> bool:
+    return isinstance(v.inversion, HostInversion) and v.inversion.config.mode == "draft"
+
+
 class EditSampler:
     """Runs the edit."""
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Runs the tasks on an inverted photo (DiffEditor, arXiv 2402.02583; DragonDiffusion, arXiv 2307.02421). No training and no extra "
-        "model. Every pixel outside the edit comes back untouched. A MODEL patched by an IP-Adapter node gives its image prompt from 20 "
-        "to 40 % of the steps."
+        "Runs the tasks on a photo, in the mode that Invert prepared it for: draft (any MODEL) or fine (DiffEditor, arXiv 2402.02583; "
+        "DragonDiffusion, arXiv 2307.02421). No training and no extra model. Every pixel outside the edit comes back untouched. In mode "
+        "fine a MODEL patched by an IP-Adapter node gives its image prompt from 20 to 40 % of the steps."
     )
     RETURN_TYPES = ("IMAGE", "LATENT", "MASK", "STRING")
     RETURN_NAMES = ("image", "latent", "changed", "report")
@@ -494,6 +539,11 @@ class EditSampler:
     FUNCTION = "edit"
 
     UNUSED = (
+        Unused(
+            "guidance noise low_memory",
+            _in_draft_mode,
+            "in mode draft: it needs no gradients and adds no noise. Use mode fine of Invert on a UNet.",
+        ),
         Unused("low_memory", lambda v: v.guidance == 0, "at `guidance` 0: there is no gradient pass. Switch it off."),
         Unused(
             "hold_object",
@@ -501,7 +551,9 @@ class EditSampler:
             "on Appearance, which makes its region anew.",
         ),
         Unused(
-            "hold_fill", lambda v: not _any_task(v, "Move", "Drag"), "where nothing is vacated (Paste, Appearance)."
+            "hold_fill",
+            lambda v: not _any_task(v, "Move", "Drag", *["Appearance"] * _in_draft_mode(v)),
+            "where nothing is vacated (Paste, Appearance).",
         ),
     )
 
@@ -569,11 +621,9 @@ class EditSampler:
         feather: int,
         low_memory: bool,
     ) -> dict[str, Any]:
-        from ..edit import Drag, finish, fit, prepare
-        from .host.edit_model import check_model, left_out
+        from ..edit import finish
         from .host.warnings import warn
 
-        check_model(model)
         config = inversion.config.replace(
             cfg_scale=cfg,
             energy_scale=guidance,
@@ -585,29 +635,20 @@ class EditSampler:
         )
         inversions = inversions_of(inversion, tasks)
         _check_made_with(model, list(inversions.values()))
-        if guidance == 0 and any(isinstance(task, Drag) and task.method == "energy" for task in tasks):
-            warn("Edit", "Drag Points by energy pulls nothing at `guidance` 0. Raise it, or drag by warp.")
-        for name in left_out(model):
-            warn("Edit", f"The patch {name} of this MODEL has no effect on an edit and is left out.")
 
-        def encode(image: Tensor) -> Tensor:
-            with torch.inference_mode():
-                samples = vae.encode(fit(image, _factor(vae), like=inversion.inversion.canvas)[0])
-                latents: Tensor = model.model.process_latent_in(samples)
-            return latents
-
-        # The draft is encoded here, before the MODEL is loaded: both at once may not fit.
-        prepared = prepare(library_tasks(tasks), inversion.inversion, config, encode)
-        conditionings = [inversions[id(each)].conditioning for each in prepared.inversions]
+        encode = _encoder(model, vae, inversion.inversion.canvas)
+        sample = _sample_drafted if config.mode == "draft" else _sample_guided
         try:
-            run = _sample(model, prepared, conditionings, positive, negative, seed)
+            run = sample(model, inversion, inversions, library_tasks(tasks), config, encode, positive, negative, seed)
         except ValueError as error:
             raise ValueError(_as_widgets(str(error))) from error
-        decoded = iter(vae.decode(samples) for samples in run.latents)
+        decoded = iter(_decoded(vae, samples) for samples in run.latents)
         edited = finish(inversion.inversion.image, run.result, lambda latents: next(decoded))
         for note in run.result.notes:
             warn("Edit", _as_widgets(note))
-        report = f"{run.calls} network calls, {run.rows} rows. Keys and values: {inversion.inversion.memory}."
+        report = f"{run.calls} network calls, {run.rows} rows, mode {config.mode}."
+        if config.mode == "fine":
+            report += f" Keys and values: {inversion.inversion.memory}."
         return {"ui": {"text": [report]}, "result": (edited, {"samples": run.latents[0]}, run.result.mask, report)}
 
 
@@ -629,18 +670,81 @@ class _EditRun(NamedTuple):
     rows: int
 
 
-def _sample(
-    model: Any, prepared: Any, conditionings: list[Any], positive: list[Any], negative: list[Any], seed: int
+def _sample_drafted(
+    model: Any, inversion: HostInversion, inversions: dict[int, HostInversion], tasks: Any, config: Any, encode: Any,
+    positive: list[Any], negative: list[Any], seed: int,
+) -> _EditRun:  # fmt: skip
+    from ..edit import prepare_draft
+
+    return sample_prepared(
+        model, prepare_draft(tasks, inversion.inversion, config, encode), "Edit", positive, negative, seed
+    )
+
+
+def sample_prepared(
+    model: Any, prepared: Any, node: str, positive: list[Any], negative: list[Any], seed: int
 ) -> _EditRun:
-    """Sample a prepared edit on a MODEL; `conditionings` are those of its inversions, in their order."""
+    """Sample an edit of the draft mode on a MODEL, as the host's own sampling would: with all its patches."""
     from ..core.noise import SeededNoise
-    from ..edit import sample_edit
+    from ..edit import sample_draft
     from .host.descent import without_step_cache
-    from .host.edit_model import HostEditModel, check_prompt, check_reference, has_image_prompt
+    from .host.edit_model import check_prompt
     from .host.guidance import asks_negative
     from .host.session import run_on_model
 
-    config, inverted = prepared.config, {f"inversion_{n}": c for n, c in enumerate(conditionings)}
+    config = prepared.config
+
+    def work(session: Any) -> _EditRun:
+        sigmas = config.sigmas(session.denoiser.levels)[prepared.first_step : -1]
+        for name in ("positive", "negative") if asks_negative(model, config.cfg_scale) else ("positive",):
+            check_prompt(name, session.conds[name], session.latents, sigmas)
+        result = sample_draft(
+            session.denoiser, prepared, session.conds["positive"], session.conds["negative"], SeededNoise(seed),
+            session.callback(prepared.calls),
+        )  # fmt: skip
+        latents = [session.process_out(t) for t in (result.latents, result.draft_latents) if t is not None]
+        return _EditRun(result, latents, session.denoiser.calls, session.denoiser.rows)
+
+    return run_on_model(
+        without_step_cache(model, node),
+        {"samples": torch.zeros_like(prepared.photo)},
+        work,
+        rows=2,
+        seed=seed,
+        cfg_scale=config.cfg_scale,
+        positive=positive,
+        negative=negative,
+    )
+
+
+def _sample_guided(
+    model: Any, inversion: HostInversion, inversions: dict[int, HostInversion], tasks: Any, config: Any, encode: Any,
+    positive: list[Any], negative: list[Any], seed: int,
+) -> _EditRun:  # fmt: skip
+    """Sample an edit of mode fine on a MODEL."""
+    from ..core.noise import SeededNoise
+    from ..edit import Drag, prepare, sample_edit
+    from .host.descent import without_step_cache
+    from .host.edit_model import (
+        HostEditModel,
+        check_model,
+        check_prompt,
+        check_reference,
+        has_image_prompt,
+        left_out,
+    )
+    from .host.guidance import asks_negative
+    from .host.session import run_on_model
+    from .host.warnings import warn
+
+    check_model(model)
+    if config.energy_scale == 0 and any(isinstance(task, Drag) and task.method == "energy" for task in tasks):
+        warn("Edit", "Drag Points by energy pulls nothing at `guidance` 0. Raise it, or drag by warp.")
+    for name in left_out(model):
+        warn("Edit", f"The patch {name} of this MODEL has no effect on an edit in mode fine and is left out.")
+    # The draft is encoded here, before the MODEL is loaded: both at once may not fit.
+    prepared = prepare(tasks, inversion.inversion, config, encode)
+    inverted = {f"inversion_{n}": inversions[id(each)].conditioning for n, each in enumerate(prepared.inversions)}
 
     def work(session: Any) -> _EditRun:
         plain = HostEditModel(session.denoiser, model)
@@ -662,7 +766,7 @@ def _sample(
         without_step_cache(model, "Edit"),
         {"samples": torch.zeros(1, 4, *prepared.canvases[0].grid)},
         work,
-        rows=2 + len(conditionings),
+        rows=2 + len(inverted),
         seed=seed,
         cfg_scale=config.cfg_scale,
         positive=positive,
@@ -682,6 +786,106 @@ def _check_made_with(model: Any, inversions: list[HostInversion]) -> None:
         )
 
 
+class Harmonise:
+    """Makes a composition one image."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Makes an image that was composed by hand one image: seams are painted anew, pasted objects take on the light around them, and "
+        "every pixel elsewhere stays. Any MODEL. Between the host's Compositor (or any two images and a mask) and Save Image."
+    )
+    RETURN_TYPES = ("IMAGE", "LATENT", "MASK", "STRING")
+    RETURN_NAMES = ("image", "latent", "changed", "report")
+    OUTPUT_TOOLTIPS = (
+        "The image; pixels away from the pasted objects are the composition's.",
+        "Its latent, for further sampling.",
+        "What changed, with a soft edge.",
+        "Cost, and what you should know.",
+    )
+    FUNCTION = "harmonise"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "Any image model."}),
+                "vae": ("VAE", {"tooltip": "The VAE of this model."}),
+                "image": ("IMAGE", {"tooltip": "The composition, or the image to paste if `background` is connected."}),
+                "mask": ("MASK", {"tooltip": "White = what was pasted. Size of the image."}),
+                "positive": ("CONDITIONING", {"tooltip": "What the whole image shows."}),
+                "negative": ("CONDITIONING", {"tooltip": "What to keep out. Unused at cfg 1."}),
+                "seed": seed("Noise of what is painted anew. Same seed, same result."),
+                "steps": integer(
+                    16, 2, 200, "Steps of a whole sampling; the first ones, that leave all as it is, are left out."
+                ),
+                "cfg": number(2.0, 0.0, 30.0, "Classifier-free guidance. 1 halves the cost.", 0.1),
+                "hold_object": number(
+                    0.7,
+                    0.0,
+                    1.0,
+                    "Share of the steps in which a pasted object follows the composition. Lower: blends in more, keeps less.",
+                ),
+                "hold_seam": number(
+                    0.4, 0.0, 1.0, "The same for the seam around it. Lower: more is painted anew there."
+                ),
+                "seam": integer(8, 0, 512, "Width of the seam on both sides of the edge, in pixels."),
+                "megapixels": number(
+                    1.0, 0.01, 16.0, "Larger images are worked on at this size; untouched pixels keep theirs."
+                ),
+            },
+            "optional": {
+                "background": (
+                    "IMAGE",
+                    {"tooltip": "Connected: the image is pasted on this one under the mask. Same size."},
+                )
+            },
+        }
+
+    def harmonise(
+        self,
+        model: Any,
+        vae: Any,
+        image: Tensor,
+        mask: Tensor,
+        positive: list[Any],
+        negative: list[Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        hold_object: float,
+        hold_seam: float,
+        seam: int,
+        megapixels: float,
+        background: Tensor | None = None,
+    ) -> dict[str, Any]:
+        from ..core.tensors import composite
+        from ..edit import HARMONISE, finish, fit, prepare_harmony
+        from ..edit.placing import check_size
+        from ..edit.tasks import check_mask
+
+        config = HARMONISE.replace(
+            steps=steps, cfg_scale=cfg, anchor_object=(0.0, hold_object), anchor_fill=(0.0, hold_seam)
+        )
+        picture = _single(image, "image")
+        if background is not None:
+            under = _single(background, "background")
+            if under.shape != picture.shape:
+                raise ValueError(
+                    f"Expected `background` of the image's size {picture.shape[2]} x {picture.shape[1]}, but got "
+                    f"{under.shape[2]} x {under.shape[1]}. Resize one of them."
+                )
+            region = check_mask("mask", mask)
+            check_size("mask", region, (picture.shape[1], picture.shape[2]))
+            picture = composite(under, picture, region[None])
+        _, canvas = fit(picture, _factor(vae), max_pixels=round(megapixels * 1e6))
+        prepared = prepare_harmony(picture, mask, canvas, _encoder(model, vae, canvas), config, seam)
+        run = sample_prepared(model, prepared, "Harmonise", positive, negative, seed)
+        decoded = iter(_decoded(vae, samples) for samples in run.latents)
+        made = finish(picture, run.result, lambda latents: next(decoded))
+        report = f"{run.calls} network calls, {run.rows} rows."
+        return {"ui": {"text": [report]}, "result": (made, {"samples": run.latents[0]}, run.result.mask, report)}
+
+
 NODES = {
     "SlipstreamInvert": (Invert, "Invert Photo"),
     "SlipstreamMove": (MoveObject, "Move / Resize"),
@@ -690,4 +894,5 @@ NODES = {
     "SlipstreamDrag": (DragPoints, "Drag Points"),
     "SlipstreamEditSampler": (EditSampler, "Edit"),
     "SlipstreamEditPreview": (EditPreview, "Edit Preview"),
+    "SlipstreamHarmonise": (Harmonise, "Harmonise"),
 }

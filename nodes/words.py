@@ -13,6 +13,7 @@ ALIASES: dict[str, str] = {
     "SlipstreamAppearance": "style transfer, texture, recolour, recolor, diffeditor",
     "SlipstreamDrag": "drag, dragdiffusion, draggan, points editor, warp, liquify, canvas, diffeditor",
     "SlipstreamEditSampler": "edit image, diffeditor, dragondiffusion, move object, inpaint",
+    "SlipstreamHarmonise": "harmonize, blend, compositor, composite, seam, inpaint",
     "SlipstreamEditPreview": "arrows, ghost, preview edit",
     "SlipstreamMaskSchedule": "latent mask, progressive mask, latent masking diffusion",
     "SlipstreamMaskedRegenerate": "inpaint, latent mask, masked diffusion, repaint, variation",

@@ -18,8 +18,8 @@ from ...core.attention import Attend, AttentionHook, attend_heads, token_grid
 from ...core.features import captured, input_gradients
 from ...core.identity import Identity
 from ...core.layers import blocks_of
-from .denoiser import HostConditioning, HostDenoiser
-from .gradients import grad_ready
+from .denoiser import HostConditioning, HostDenoiser, noise_space
+from .gradients import check_weights, grad_ready
 from .identity import model_identity, network_options
 
 OURS_ALONE = ("attn1_patch", "attn1_output_patch", "output_block_patch", "middle_patch")
@@ -34,21 +34,39 @@ def upsampling_blocks(unet: Any) -> list[int]:
 
 
 def check_model(patcher: Any) -> None:
-    """Raise ValueError for a MODEL that cannot be edited with: no native UNet, or its self-attention taken by another node."""
+    """Raise ValueError for a MODEL that mode fine cannot edit with: no native UNet, or its self-attention taken by another node."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     network = patcher.model.diffusion_model
     if not isinstance(network, UNetModel) or len(upsampling_blocks(network)) < 2:
         raise ValueError(
-            f"Expected `model` with a UNet (SD1.5, SD2, SDXL), but got {type(network).__name__}. Feature guidance and shared attention "
-            "are not defined for it: use an SD1.5 or SDXL checkpoint."
+            f"Expected `model` with a UNet (SD1.5, SD2, SDXL) for mode fine, but got {type(network).__name__}. Feature guidance and "
+            "shared attention are not defined for it: use mode draft."
         )
     replaced = patcher.model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn1", {})
     if any(key[0] == "output" for key in replaced):
         raise ValueError(
-            "Expected `model` with its own self-attention, but another node has replaced it (PerturbedAttentionGuidance, SAG and the "
-            "like). Connect the MODEL from before that node."
+            "Expected `model` with its own self-attention for mode fine, but another node has replaced it (PerturbedAttentionGuidance, "
+            "SAG and the like). Connect the MODEL from before that node, or use mode draft."
         )
+
+
+def is_fine(patcher: Any, mode: str) -> bool:
+    """Return whether a photo is inverted for mode fine; raises ValueError where that is asked for and the MODEL does not allow it."""
+    if mode == "draft":
+        return False
+    try:
+        check_model(patcher)
+        check_weights(patcher.model.diffusion_model)
+        if noise_space(patcher.get_model_object("model_sampling")).name == "flow":
+            raise ValueError(
+                "Expected `model` with eps or v-prediction for mode fine, but got a flow model. Use mode draft."
+            )
+    except ValueError:
+        if mode == "fine":
+            raise
+        return False
+    return True
 
 
 def left_out(patcher: Any) -> list[str]:
@@ -116,11 +134,13 @@ def _uncovered(cond: HostConditioning, latents: Tensor, sigma: Tensor) -> float:
 
 
 def _window(x: Tensor, area: Sequence[int] | None) -> Tensor:
-    """Return the part of `x` (B, C, h, w) under the host's area: sizes, then offsets."""
+    """Return the part of `x` (B, C, ..., h, w) under the host's area: sizes, then offsets."""
     if area is None:
         return x
-    height, width, top, left = area
-    return x[..., top : top + height, left : left + width]
+    sides = len(area) // 2
+    for dim, (size, start) in enumerate(zip(area[:sides], area[sides:]), x.ndim - sides):
+        x = x.narrow(dim, start, size)
+    return x
 
 
 def _without(options: dict[str, Any], names: Sequence[str], replaced: Sequence[str]) -> None:

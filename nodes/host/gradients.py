@@ -26,7 +26,7 @@ def grad_ready(model: Any) -> Iterator[None]:
         ValueError: quantised weights (fp8, GGUF, nf4): they have no gradient; or weights only partly on the device.
     """
     network = model.model.diffusion_model
-    _check_weights(network)
+    check_weights(network)
     with torch.inference_mode(False), torch.enable_grad():
         for module in model.model.modules():
             renew_tensors(module)
@@ -49,7 +49,8 @@ def renew_tensors(module: nn.Module) -> int:
     return renewed
 
 
-def _check_weights(network: nn.Module) -> None:
+def check_weights(network: nn.Module) -> None:
+    """Raise ValueError for weights that have no gradient, or that lie on more than one device."""
     devices = set()
     for name, parameter in network.named_parameters():
         devices.add(parameter.device.type)
@@ -57,7 +58,7 @@ def _check_weights(network: nn.Module) -> None:
         if quantised or type(parameter) is not nn.Parameter:
             raise ValueError(
                 f"Expected `model` with float32, float16 or bfloat16 weights, but got {parameter.dtype} in {name}. "
-                "Editing needs gradients, which quantised weights do not have: load the model with weight_dtype default."
+                "Editing in mode fine needs gradients, which quantised weights do not have: use mode draft, or weight_dtype default."
             )
     if len(devices) > 1:
         raise ValueError(

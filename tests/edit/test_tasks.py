@@ -95,7 +95,7 @@ def test_an_object_partly_out_of_the_picture_is_cut_and_said(inverted: Any) -> N
         ({"steps": 0}, "steps"), ({"steps": 2.5}, "steps"), ({"schedule": "x"}, "schedule"), ({"cfg_scale": -1.0}, "cfg_scale"),
         ({"energy_scale": math.nan}, "energy_scale"), ({"travel": (0.6, 0.2)}, "travel"), ({"anchor_fill": (0.0, 2.0)}, "anchor_fill"),
         ({"travel": 0.5}, "travel"), ({"eta": 2.0}, "eta"), ({"feather": -1}, "feather"), ({"memory": "disk"}, "memory"),
-        ({"w_edit": -1.0}, "w_edit"),
+        ({"w_edit": -1.0}, "w_edit"), ({"mode": "best"}, "mode"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
@@ -127,15 +127,15 @@ def test_latents_are_checked(latents: torch.Tensor, message: str) -> None:
         invert(small.network(), latents, small.cond(), small.FAST)
 
 
-def test_models_that_cannot_be_edited_with_are_refused() -> None:
+def test_models_that_mode_fine_cannot_edit_with_are_refused() -> None:
     from slipstream.core import DiffusersDenoiser
     from slipstream_tests.analytic import GaussianDenoiser
 
-    flow = DiffusersDenoiser(small.network().unet, prediction_type="flow")
+    flow, fine = DiffusersDenoiser(small.network().unet, prediction_type="flow"), small.FAST.replace(mode="fine")
     with pytest.raises(ValueError, match="flow model"):
-        invert(flow, torch.zeros(1, 4, 8, 12), small.cond(), small.FAST)
-    with pytest.raises(ValueError, match="shows its features"):
-        invert(GaussianDenoiser(), torch.zeros(1, 4, 8, 12), small.cond(), small.FAST)  # type: ignore[arg-type]
+        invert(flow, torch.zeros(1, 4, 8, 12), small.cond(), fine)
+    with pytest.raises(ValueError, match=r"shows its features.*mode draft"):
+        invert(GaussianDenoiser(), torch.zeros(1, 4, 8, 12), small.cond(), fine)
 
 
 def test_an_inversion_of_another_schedule_is_refused(inverted: Any) -> None:

@@ -45,7 +45,7 @@ def base(size: tuple[int, int] = (128, 128), steps: int = 8, model: list[Any] | 
         "i": node("ImageCompositeMasked", destination=["blue", 0], source=["red", 0], x=0, y=0, resize_source=False, mask=["mask", 0]),
         "inv": node(
             "SlipstreamInvert", model=model or ["1", 0], vae=["1", 2], image=["i", 0], positive=["p", 0], steps=steps,
-            megapixels=1.0, memory="auto",
+            megapixels=1.0, memory="auto", mode="fine",
         ),
     }  # fmt: skip
     box(graph, "mask", 24, 40, 32, 32, size)

@@ -101,7 +101,7 @@ def base(memory: str = "bank") -> dict[str, Any]:
         "k": node("MaskComposite", destination=["k0", 0], source=["k1", 0], x=40, y=40, operation="add"),
         "inv": node(
             "SlipstreamInvert", model=["m", 0], vae=["m", 2], image=["i", 0], positive=["p", 0], steps=6, megapixels=1.0,
-            memory=memory,
+            memory=memory, mode="fine",
         ),
         "t": node("SlipstreamMove", mask=["k", 0], dx=24.0, dy=0.0, scale=1.0, about="object"),
         "ed": node(

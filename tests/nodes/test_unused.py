@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import slipstream
 import torch
-from slipstream.edit import Appearance, Move
+from slipstream.core.identity import Identity
+from slipstream.edit import Appearance, EditConfig, Move
+from slipstream.nodes.edit import HostInversion
 from slipstream.nodes.unused import unused
 from slipstream_tests.host import graph
 
@@ -20,6 +22,8 @@ WIRED = object()  # any connected socket
 FRAMES, ONE = torch.zeros(3, 8, 8, 3), torch.zeros(1, 8, 8, 3)
 MASK = torch.ones(8, 8)
 MOVE = [Move(MASK, dx=2)]
+# What Invert gives in mode draft.
+DRAFTED = HostInversion(None, [], Identity(""), EditConfig(mode="draft"))
 APPEARANCE = [Appearance(MASK, None, MASK)]  # type: ignore[arg-type]
 
 # (node, settings beside the defaults, the input that has no effect)
@@ -68,6 +72,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("Move", {"fill_from": WIRED, "scale": 2.0}, "fill_from"),
     ("Paste", {"about": "image", "dx": 3.0}, "about"),
     ("EditSampler", {"low_memory": True, "guidance": 0.0}, "low_memory"),
+    *(("EditSampler", {name: 0.7, "inversion": DRAFTED}, name) for name in ("guidance", "noise")),
+    ("EditSampler", {"low_memory": True, "inversion": DRAFTED}, "low_memory"),
     ("EditSampler", {"hold_object": 0.5, "tasks": APPEARANCE}, "hold_object"),
     ("EditSampler", {"hold_fill": 0.5, "tasks": APPEARANCE}, "hold_fill"),
     *(("MaskSchedule", {"kind": "fixed", name: value}, name) for name, value in (("low", 0.3), ("direction", "increasing"))),
@@ -116,12 +122,13 @@ ALWAYS = {
     "SimilarityFilter": "similarity",
     "StreamFrames": "sigmas seed similarity consistency on_interrupt",
     "BlendPrompts": "weight frames",
-    "Invert": "steps megapixels memory",
+    "Invert": "steps megapixels memory mode",
     "Move": "dx dy scale angle tasks mask image canvas",
     "Paste": "dx dy scale angle tasks mask image canvas",
     "Appearance": "tasks",
     "Drag": "handles targets method tasks mask image canvas",
-    "EditSampler": "seed cfg guidance noise feather",
+    "EditSampler": "seed cfg feather",
+    "Harmonise": "seed steps cfg hold_object hold_seam seam megapixels background",
     "MaskSchedule": "steps high width height patch seed region",
     "MaskedRegenerate": "seed steps cfg sampler_name schedule strength candidates mask masks",
     "TrainLatentFill": (

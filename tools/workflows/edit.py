@@ -196,10 +196,35 @@ def edit_photo(g: Any) -> None:
     )  # fmt: skip
 
 
+def harmonise(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    _, image = _picture(g, model, "a small red circle on the left on a blue background", 3, "The background's prompt")
+    _, other = _picture(
+        g, model, "a small yellow square in the center on a green background", 5, "The other image's prompt"
+    )
+    # The host's Compositor does the same with a mouse.
+    cut = g.add("ImageCrop", image=other, width=64, height=64, x=32, y=32)
+    pasted = g.add("ImageCompositeMasked", destination=image, source=cut, x=56, y=40, resize_source=False)
+    there = _mask(g, 56, 40, 64, 64, title="Where it was pasted")
+    text = "a small red circle on the left and a small yellow square on the right on a blue background"
+    wanted = g.add("CLIPTextEncode", clip=model, text=text, title="What the result shows")
+    blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
+    made = g.add(
+        "SlipstreamHarmonise", model=model, vae=model, image=pasted, mask=there, positive=wanted, negative=blank, seed=1, hold_seam=0.0
+    )  # fmt: skip
+    joined = g.add("ImageStitch", image1=pasted, image2=made["image"], direction="right", spacing_width=4)
+    g.add("SaveImage", images=joined, filename_prefix="slipstream/harmonise")
+    g.note(
+        "**Harmonise.** Left: composed by hand; the pasted piece has brought its own background along. Right: made one image. Compose "
+        "with any node, the host's Compositor too, and give the mask of what was pasted."
+    )
+
+
 WORKFLOWS = {
     "edit_move": edit_move,
     "edit_paste": edit_paste,
     "edit_appearance": edit_appearance,
     "edit_drag": edit_drag,
     "edit_photo": edit_photo,
+    "harmonise": harmonise,
 }

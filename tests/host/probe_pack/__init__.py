@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import edit_probe, guidance_probe, layers_probe
+from . import edit_probe, flow_probe, guidance_probe, layers_probe
 
 TESTS = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = {"model": ("MODEL",), "positive": ("CONDITIONING",), "negative": ("CONDITIONING",)}
@@ -475,6 +475,7 @@ NODE_CLASS_MAPPINGS = {
     "ProbeCompare": Compare,
     "ProbeDump": Dump,
     **edit_probe.NODES,
+    **flow_probe.NODES,
     **guidance_probe.NODES,
     **layers_probe.NODES,
 }
