@@ -1,13 +1,16 @@
 """Edits on the bundled model against rendered ground truth, beside what a user would do instead, at equal network rows.
 
-    python benchmarks/edit_quality.py [--scenes 24] [--search 0] [--out benchmarks/out]
+    python benchmarks/edit_quality.py [--model pocket] [--scenes 16] [--search 0] [--out benchmarks/out]
+
+`--model pocket-flow`, or a folder of that kind, edits scenes of its own world: textured backgrounds and small images of everyday objects.
 
 A scene with one known object is rendered, the object is moved (every third is resized too), and the same scene is rendered with
 the object in its new place: the truth. Every method gets the same picture, mask and caption of the result. Means over scenes:
 
 - position: distance of the object from where it should be, in latent cells (8 pixels); found: share within 1 cell.
-- colour, shape: share of scenes whose object the attribute checker reads as the right colour, the right shape.
-- vacated: error where the object was, 0 to 255, root mean square. background: PSNR of everything but the object's new place.
+- colour, shape (pocket), recognised (pocket-flow): share of scenes whose object the attribute checker reads right.
+- object: error within the object, vacated: error where it was, both 0 to 255, root mean square. background: PSNR of everything but
+  the object's new place.
 - rows: network rows of the whole edit, inversion included.
 
 (a) and (b) start from the same cut-and-paste that our draft is (hole filled smoothly), which is more than most users would do, and
@@ -30,6 +33,7 @@ import numpy as np
 import slipstream
 import torch
 from slipstream.core import CFG, SeededNoise, make_sigmas, sample
+from slipstream.core.holding import held
 from slipstream.core.tensors import composite
 from slipstream.edit import Canvas, Drag, EditConfig, Inversion, Move, edit, finish, invert
 from slipstream.edit.picture import draft
@@ -43,36 +47,52 @@ SIZE, CELL = 128, 8
 CANVAS = Canvas((SIZE, SIZE), (SIZE // CELL, SIZE // CELL), CELL)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A scene, the move that is asked for, and the truth."""
+    """A photo, the move that is asked for, and the truth: images (1, H, W, 3), exact coverages (H, W) of the object.
 
-    before: pocket.Scene
-    after: pocket.Scene
+    `at` is where the object's centre should be, in shares of the image; `read` holds what the checker should read.
+    """
+
+    photo: Tensor
+    truth: Tensor
+    empty: Tensor
+    old: Tensor
+    new: Tensor
+    at: tuple[float, float]
     dx: float
     dy: float
     scale: float
-
-    @property
-    def item(self) -> pocket.Item:
-        return self.after.items[0]
-
-    def image(self, scene: pocket.Scene) -> Tensor:
-        return (pocket.render([scene], SIZE).permute(0, 2, 3, 1) + 1) / 2
+    before: str
+    prompt: str
+    read: dict[str, int]
+    reach: float = 0.0
 
     @property
     def mask(self) -> Tensor:
         """What a user paints: the object and a pixel around it."""
-        covered = (pocket.coverage(self.before.items[0], SIZE) > 0.05).float()
+        covered = (self.old > 0.05).float()
         return torch.nn.functional.max_pool2d(covered[None, None], 3, 1, 1)[0, 0]
 
     @property
     def task(self) -> Move:
         return Move(self.mask, self.dx, self.dy, self.scale)
 
-    @property
-    def prompt(self) -> str:
-        return pocket.caption(self.after)
+
+def to_image(rendered: Tensor) -> Tensor:
+    return (rendered.permute(0, 2, 3, 1) + 1) / 2
+
+
+def pocket_case(before: pocket.Scene, after: pocket.Scene, scale: float = 1.0) -> Case:
+    old, new = before.items[0], after.items[0]
+    photo, truth, empty = (
+        to_image(pocket.render([scene], SIZE)) for scene in (before, after, dataclasses.replace(after, items=()))
+    )
+    return Case(
+        photo, truth, empty, pocket.coverage(old, SIZE), pocket.coverage(new, SIZE), (new.x, new.y), (new.x - old.x) * SIZE,
+        (new.y - old.y) * SIZE, scale, pocket.caption(before), pocket.caption(after),
+        {"colour": pocket.COLOURS.index(new.colour), "shape": pocket.SHAPES.index(new.shape)}, old.radius,
+    )  # fmt: skip
 
 
 def make_cases(count: int, seed: int = 0) -> list[Case]:
@@ -88,8 +108,32 @@ def make_cases(count: int, seed: int = 0) -> list[Case]:
         if other.place == item.place or not inside:
             continue
         moved = dataclasses.replace(item, x=other.x, y=other.y, radius=radius, place=other.place)
-        after = dataclasses.replace(before, items=(moved,))
-        cases.append(Case(before, after, (moved.x - item.x) * SIZE, (moved.y - item.y) * SIZE, scale))
+        cases.append(pocket_case(before, dataclasses.replace(before, items=(moved,)), scale))
+    return cases
+
+
+def make_flow_cases(count: int, seed: int = 0) -> list[Case]:
+    """Return scenes of pocket-flow's world whose one object moves to the place of another scene's object of its size."""
+    from slipstream_tools.pocket import flow_scenes as flow
+
+    atlas, rng, cases = flow.make_atlas(), np.random.default_rng([7, seed]), []
+    while len(cases) < count:
+        scenes = flow.sample_scenes(2, rng, pairs=0.0)
+        before, other = scenes[:1], scenes[1:]
+        if bool(other.size[0, 0] != before.size[0, 0]) or bool(other.place[0, 0] == before.place[0, 0]):
+            continue
+        after = dataclasses.replace(before, corner=other.corner, place=other.place)
+        photo, truth = (to_image(flow.render(scene, atlas)) for scene in (before, after))
+        old, new = (flow.coverage(scene, atlas)[0, 0] for scene in (before, after))
+        dx, dy = (float(v) for v in (after.corner - before.corner)[0, 0])
+        x, y = (after.corner[0, 0] + flow.SIDES[int(before.size[0, 0])] / 2).tolist()
+        read = {"object": int(before.noun[0, 0]), "background": int(before.background[0])}
+        cases.append(
+            Case(
+                photo, truth, flow.backgrounds(before).permute(0, 2, 3, 1), old, new, (x / SIZE, y / SIZE), dx, dy, 1.0,
+                flow.caption(before, 0), flow.caption(after, 0), read,
+            )
+        )  # fmt: skip
     return cases
 
 
@@ -98,7 +142,7 @@ class Bench:
     """The model, and one method after another over the cases."""
 
     pipe: slipstream.core.Pipeline
-    checker: torch.nn.Module
+    checker: torch.nn.Module | None
 
     def measure(self, cases: list[Case], method: Callable[[Case], Tensor]) -> dict[str, float]:
         rows, began = self.pipe.model.rows, time.process_time()
@@ -110,41 +154,42 @@ class Bench:
         return out
 
     def score(self, case: Case, result: Tensor) -> dict[str, float]:
-        truth = case.image(case.after)
-        new = pocket.coverage(case.item, SIZE) > 0.01
-        old = (pocket.coverage(case.before.items[0], SIZE) > 0.5) & ~new
-        error = (result - truth).square().mean(-1)[0]
+        new, old = case.new > 0.01, (case.old > 0.5) & (case.new <= 0.01)
+        error = (result - case.truth).square().mean(-1)[0]
         outside = error[~torch.nn.functional.max_pool2d(new[None].float(), 5, 1, 2)[0].bool()].mean()
-        read = predict(self.checker, result.permute(0, 3, 1, 2) * 2 - 1)
-        labels = {k: int(v[0]) for k, v in read.items()}
-        x, y, found = locate(result, truth, case)
+        x, y, found = locate(result, case)
+        away = math.hypot(x - case.at[0] * SIZE, y - case.at[1] * SIZE) / CELL
+        read = {} if self.checker is None else predict(self.checker, result.permute(0, 3, 1, 2) * 2 - 1)
         return {
-            "position": math.hypot(x - case.item.x * SIZE, y - case.item.y * SIZE) / CELL,
-            "found": float(found and math.hypot(x - case.item.x * SIZE, y - case.item.y * SIZE) <= CELL),
-            "colour": float(pocket.COLOURS[labels["colour"]] == case.item.colour),
-            "shape": float(pocket.SHAPES[labels["shape"]] == case.item.shape),
+            "position": away,
+            "found": float(found and away <= 1),
+            **{name: float(int(read[name][0]) == wanted) for name, wanted in case.read.items() if name in read},
+            "object": 255 * float(error[case.new > 0.5].mean().sqrt()),
             "vacated": 255 * float(error[old].mean().sqrt()),
             "background PSNR": min(-10 * math.log10(float(outside) + 1e-9), 60.0),
         }
 
 
-def locate(result: Tensor, truth: Tensor, case: Case) -> tuple[float, float, bool]:
-    """Return the centroid of what is nearer to the object's colour than to the true background, anywhere in the picture."""
-    empty = case.image(dataclasses.replace(case.after, items=()))[0]
-    colour = truth[0][pocket.coverage(case.item, SIZE) > 0.95].mean(0)
-    to_object = (result[0] - colour).norm(dim=-1)
-    to_background = (result[0] - empty).norm(dim=-1)
-    share = (to_object < to_background).float()
+def unlike(image: Tensor, case: Case) -> Tensor:
+    """Return where (H, W) an image (1, H, W, 3) is nearer to the object's own colour than to the true background."""
+    colour = case.truth[0][case.new > 0.95].mean(0)
+    return ((image[0] - colour).norm(dim=-1) < (image[0] - case.empty[0]).norm(dim=-1)).float()
+
+
+def centroid(share: Tensor) -> Tensor:
+    at = CANVAS.pixel_centres()
+    return (at * share[..., None]).sum((0, 1)) / share.sum()
+
+
+def locate(result: Tensor, case: Case) -> tuple[float, float, bool]:
+    """Return the centre of what looks like the object, anywhere in the image."""
+    share = unlike(result, case)
     if share.sum() < 10:
         return SIZE / 2, SIZE / 2, False
-    at = CANVAS.pixel_centres()
-    truth_share = pocket.coverage(case.item, SIZE)
-    # A triangle's or a star's centroid is not its centre: compare with the centroid of the truth.
-    offset = (at * truth_share[..., None]).sum((0, 1)) / truth_share.sum() - torch.tensor(
-        [case.item.x, case.item.y]
-    ) * SIZE
-    centroid = (at * share[..., None]).sum((0, 1)) / share.sum() - offset
-    return float(centroid[0]), float(centroid[1]), True
+    # A star's centroid is not its centre, and an object of many colours is covered in part: compare with the truth.
+    reference = case.new if case.reach else unlike(case.truth, case)
+    x, y = (centroid(share) - centroid(reference)).tolist()
+    return x + case.at[0] * SIZE, y + case.at[1] * SIZE, True
 
 
 # --- methods ---
@@ -158,9 +203,8 @@ class Methods:
     uncond: slipstream.core.Conditioning
 
     def invert(self, case: Case, config: EditConfig) -> Inversion:
-        image = case.image(case.before)
-        cond = self.pipe.encode_text([pocket.caption(case.before)])
-        return invert(self.pipe.model, self.pipe.encode_image(image), cond, config, CANVAS, image)
+        cond = self.pipe.encode_text([case.before])
+        return invert(self.pipe.model, self.pipe.encode_image(case.photo), cond, config, CANVAS, case.photo)
 
     def ours(
         self, config: EditConfig, composite_back: bool = True, kept: dict | None = None, task: Drag | None = None
@@ -168,7 +212,7 @@ class Methods:
         """`kept` keeps inversions between runs (a search); `task` is the case's move when left out."""
 
         def run(case: Case) -> Tensor:
-            image = case.image(case.before)
+            image = case.photo
             key = (case.dx, config.steps)
             inversion = kept[key] if kept and key in kept else self.invert(case, config)
             if kept is not None:
@@ -190,8 +234,8 @@ class Methods:
 
     def published(self, case: Case, task: Move | Drag, name: str) -> Tensor:
         """The published code with its defaults of a task."""
-        image, pipe, config = case.image(case.before), self.pipe, DEFAULTS[name]
-        cond = pipe.encode_text([pocket.caption(case.before)])
+        image, pipe, config = case.photo, self.pipe, DEFAULTS[name]
+        cond = pipe.encode_text([case.before])
         inversion = invert_published(pipe.model, pipe.encode_image(image), cond, config, CANVAS, image)
         target = pipe.encode_text([case.prompt])
         result = edit_published(pipe.model, inversion, task, target, self.uncond, config, SeededNoise(1))
@@ -200,7 +244,7 @@ class Methods:
     def cut_paste(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
         """Return the pasted picture, its hole filled from around it, and the masks (1, H, W) of hole and object."""
         placed = place(case.task, CANVAS, CANVAS)
-        pixels = draft([case.image(case.before).movedim(-1, 1)], [(SIZE, SIZE)], [(0, placed)])
+        pixels = draft([case.photo.movedim(-1, 1)], [(SIZE, SIZE)], [(0, placed)])
         return pixels.movedim(1, -1), (placed.removed > 0.02).float()[None], placed.target[None]
 
     def img2img(self, steps: int, strength: float, composite_back: bool = False) -> Callable[[Case], Tensor]:
@@ -210,7 +254,7 @@ class Methods:
             pasted, hole, target = self.cut_paste(case)
             sigmas = make_sigmas("leading", self.pipe.model.levels, steps, strength)
             x = self.pipe.encode_image(pasted)
-            x = x + sigmas[0] * SeededNoise(1)(x)
+            x = self.pipe.model.space.add_noise(x, SeededNoise(1)(x), sigmas[0])
             guided = CFG(self.pipe.model, self.pipe.encode_text([case.prompt]), self.uncond, 3.0)
             decoded = self.pipe.decode(sample("euler", guided, x, sigmas, self.pipe.model.space))
             return self._back(case, decoded, hole, target) if composite_back else decoded
@@ -226,14 +270,13 @@ class Methods:
             known = self.pipe.encode_image(pasted)
             noise = SeededNoise(1)(known)
             mask = (CANVAS.to_grid(hole[0]) > 0.02).float()
-            guided = CFG(self.pipe.model, self.pipe.encode_text([case.prompt]), self.uncond, 3.0)
-
-            def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-                x = mask * x + (1 - mask) * (known + sigma * noise)
-                return mask * guided(x, sigma) + (1 - mask) * known
-
+            guided, space = (
+                CFG(self.pipe.model, self.pipe.encode_text([case.prompt]), self.uncond, 3.0),
+                self.pipe.model.space,
+            )
+            start = space.add_noise(known, noise, sigmas[0])
             decoded = self.pipe.decode(
-                sample("euler", denoise, known + sigmas[0] * noise, sigmas, self.pipe.model.space)
+                sample("euler", held(guided, space, known, noise, lambda sigma: mask), start, sigmas, space)
             )
             return self._back(case, decoded, hole, target) if composite_back else decoded
 
@@ -242,7 +285,7 @@ class Methods:
     @staticmethod
     def _back(case: Case, decoded: Tensor, hole: Tensor, target: Tensor) -> Tensor:
         grown = torch.nn.functional.max_pool2d(torch.maximum(hole, (target > 0.02).float()), 9, 1, 4)
-        return composite(case.image(case.before), decoded, slipstream.core.masks.feather(grown, 4))
+        return composite(case.photo, decoded, slipstream.core.masks.feather(grown, 4))
 
 
 # --- drags ---
@@ -257,19 +300,16 @@ def make_drags(count: int, seed: int = 7) -> list[Case]:
         angle, length = rng.uniform(0, 2 * math.pi), rng.uniform(16, 24) / SIZE
         x, y = item.x + length * math.cos(angle), item.y + length * math.sin(angle)
         if all(item.radius + 0.06 < v < 0.94 - item.radius for v in (x, y, item.x, item.y)):
-            after = dataclasses.replace(before, items=(dataclasses.replace(item, x=x, y=y),))
-            cases.append(Case(before, after, (x - item.x) * SIZE, (y - item.y) * SIZE, 1.0))
+            cases.append(pocket_case(before, dataclasses.replace(before, items=(dataclasses.replace(item, x=x, y=y),))))
     return cases
 
 
 def drag_task(case: Case, method: str) -> Drag:
     """Five handles on the object, all pulled by the same shift; the mask covers old and new place and a margin."""
-    item, there = case.before.items[0], case.item
-    reach = item.radius * SIZE * 0.6
-    handles = [
-        (item.x * SIZE + u * reach, item.y * SIZE + v * reach) for u, v in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
-    ]
-    covered = torch.maximum(pocket.coverage(item, SIZE), pocket.coverage(there, SIZE))
+    reach = case.reach * SIZE * 0.6
+    x, y = case.at[0] * SIZE - case.dx, case.at[1] * SIZE - case.dy
+    handles = [(x + u * reach, y + v * reach) for u, v in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
+    covered = torch.maximum(case.old, case.new)
     mask = torch.nn.functional.max_pool2d((covered > 0.01).float()[None, None], 17, 1, 8)[0, 0]
     return Drag(mask, [(h, (h[0] + case.dx, h[1] + case.dy)) for h in handles], method)
 
@@ -283,12 +323,11 @@ def drag_error(
     """
     rows, distances, errors = bench.pipe.model.rows, [], []
     for case in cases:
-        task, truth = drag_task(case, method), case.image(case.after)
+        task = drag_task(case, method)
         out = methods.published(case, task, "drag") if config is None else methods.ours(config, task=task)(case)
-        x, y, _ = locate(out, truth, case)
-        distances.append(math.hypot(x - case.item.x * SIZE, y - case.item.y * SIZE) / CELL)
-        outside = pocket.coverage(case.item, SIZE) < 0.01
-        errors.append(255 * float((out - truth)[0][outside].square().mean().sqrt()))
+        x, y, _ = locate(out, case)
+        distances.append(math.hypot(x - case.at[0] * SIZE, y - case.at[1] * SIZE) / CELL)
+        errors.append(255 * float((out - case.truth)[0][case.new < 0.01].square().mean().sqrt()))
     rows = (bench.pipe.model.rows - rows) / len(cases)
     return {"mean distance": float(np.mean(distances)), "background error": float(np.mean(errors)), "rows": rows}
 
@@ -309,7 +348,7 @@ def search(bench: Bench, methods: Methods, tries: int, seed: int = 0) -> None:
     rng, cases, kept, found = random.Random(seed), make_cases(8, seed=100), {}, []
     for _ in range(tries):
         change = {name: rng.choice(values) for name, values in CHOICES.items()}
-        figures = bench.measure(cases, methods.ours(EditConfig.fast(**change), kept=kept))
+        figures = bench.measure(cases, methods.ours(EditConfig.fast(mode="fine", **change), kept=kept))
         found.append((figures["background PSNR"] - 20 * figures["position"], change, figures))
     for merit, change, figures in sorted(found, key=lambda f: -f[0]):
         print(f"{merit:6.2f} {json.dumps(change)} {line(figures)}")
@@ -321,51 +360,81 @@ def line(figures: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pocket", help="pocket, pocket-flow, or a folder of pocket-flow")
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--search", type=int, default=0, metavar="N")
     parser.add_argument("--out", type=pathlib.Path, default=_common.OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pipe = slipstream.load("pocket")
-    bench, methods = Bench(pipe, load_checker()), Methods(pipe, pipe.encode_text([""]))
+    pipe = slipstream.load(args.model)
+    unet = args.model == "pocket"
+    bench, methods = Bench(pipe, load_checker() if unet else flow_checker()), Methods(pipe, pipe.encode_text([""]))
     if args.search:
         return search(bench, methods, args.search)
-    cases = make_cases(args.scenes)
-    fast = EditConfig.fast()
-    ours = methods.ours(fast)
-    rows = pipe.model.rows
-    ours(cases[0])
-    steps = -(-(pipe.model.rows - rows) // 2)  # the rivals' steps of two rows each: at least our rows
-    table: dict[str, Callable[[Case], Tensor]] = {
-        "truth": lambda case: case.image(case.after),
-        "(a) cut, paste, img2img 0.3": methods.img2img(steps, 0.3),
-        "(a) cut, paste, img2img 0.5": methods.img2img(steps, 0.5),
-        "(b) paste, inpaint the hole": methods.inpaint(steps),
-        "(b) with our composite": methods.inpaint(steps, composite_back=True),
-        "ours, 16 steps": ours,
-        "ours, 16 steps, latents only": methods.ours(fast, composite_back=False),
-        "ours, 8 steps": methods.ours(fast.replace(steps=8)),
-        "ours, 50 steps": methods.ours(EditConfig()),
-        "published DiffEditor, 50 steps": lambda case: methods.published(case, case.task, "move"),
-    }
+    cases = make_cases(args.scenes) if unet else make_flow_cases(args.scenes)
     results: dict[str, dict[str, float]] = {}
-    for name, method in table.items():
+    for name, method in (unet_table if unet else draft_table)(bench, methods).items():
         results[name] = bench.measure(cases, method)
         if len(results) == 1:
             print("| method | " + " | ".join(results[name]) + " |")
             print("|---" * (len(results[name]) + 1) + "|")
         print(f"| {name} | {line(results[name])} |", flush=True)
-    drags = make_drags(args.scenes // 2)
+    if unet:
+        results |= report_drags(bench, methods, make_drags(args.scenes // 2))
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = "edit_quality.json" if unet else "edit_quality_flow.json"
+    (args.out / name).write_text(json.dumps(results, indent=1))
+
+
+def flow_checker() -> torch.nn.Module | None:
+    """Return the checker of pocket-flow's scenes, None where it was not trained yet."""
+    from slipstream_tools.pocket.flow_checker import WEIGHTS, load_flow_checker
+
+    return load_flow_checker() if WEIGHTS.exists() else None
+
+
+FAST = EditConfig.fast(mode="fine")
+DRAFT = EditConfig.fast(mode="draft")
+
+
+def draft_table(bench: Bench, methods: Methods) -> dict[str, Callable[[Case], Tensor]]:
+    """The draft mode, and what a user would do instead in 24 steps of two rows."""
+    return {
+        "truth": lambda case: case.truth,
+        "(a) cut, paste, img2img 0.3": methods.img2img(24, 0.3),
+        "(b) paste, inpaint the hole": methods.inpaint(24),
+        "(b) with our composite": methods.inpaint(24, composite_back=True),
+        "draft, 16 steps": methods.ours(DRAFT),
+        "draft, 16 steps, latents only": methods.ours(DRAFT, composite_back=False),
+        "draft, 16 steps, cfg 1": methods.ours(DRAFT.replace(cfg_scale=1.0)),
+        "draft, 16 steps, nothing held in the vacated area": methods.ours(DRAFT.replace(anchor_fill=(0.0, 0.0))),
+        "draft, 40 steps": methods.ours(DRAFT.replace(steps=40)),
+    }
+
+
+def unet_table(bench: Bench, methods: Methods) -> dict[str, Callable[[Case], Tensor]]:
+    """All of that, mode fine and the published code."""
+    return {
+        **draft_table(bench, methods),
+        "fine, 16 steps": methods.ours(FAST),
+        "fine, 8 steps": methods.ours(FAST.replace(steps=8)),
+        "fine, 50 steps": methods.ours(EditConfig(mode="fine")),
+        "published DiffEditor, 50 steps": lambda case: methods.published(case, case.task, "move"),
+    }
+
+
+def report_drags(bench: Bench, methods: Methods, drags: list[Case]) -> dict[str, dict[str, float]]:
     print("\n| drag | mean distance | background error | rows |\n|---|---|---|---|")
+    results = {}
     for name, config, method in (
-        ("warp, 16 steps", fast, "warp"),
-        ("energy, 16 steps", fast, "energy"),
+        ("warp, draft, 16 steps", DRAFT, "warp"),
+        ("warp, fine, 16 steps", FAST, "warp"),
+        ("energy, fine, 16 steps", FAST, "energy"),
         ("energy, published, 50 steps", None, "energy"),
     ):
         results[name] = drag_error(bench, drags, methods, config, method)
         print(f"| {name} | {line(results[name])} |", flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "edit_quality.json").write_text(json.dumps(results, indent=1))
+    return results
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ..core.checks import check_finite
 from ..core.denoiser import Cond, Denoiser
 from ..core.guidance import guided
 from ..core.holding import held
+from ..core.masks import over
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Step
 from ..core.samplers import sample
@@ -64,7 +65,7 @@ class DraftedEdit:
     @property
     def free(self) -> Tensor:
         """Where the latents may change, shaped to broadcast over them."""
-        return _over(self._released < self.config.steps, self.clean)
+        return over(self._released[:, 0] < self.config.steps, self.clean)
 
     @property
     def _released(self) -> Tensor:
@@ -73,17 +74,12 @@ class DraftedEdit:
 
     def levels(self, sigmas: Tensor) -> Tensor:
         """Return the level at and below which a cell is free, shaped to broadcast over the latents."""
-        return _over(sigmas[self._released], self.clean)
+        return over(sigmas[self._released[:, 0]], self.clean)
 
     def result(self, latents: Tensor) -> EditResult:
         latents = torch.where(self.free, latents, self.photo)
         draft_latents = None if self.draft is None else self.clean
         return EditResult(latents, self.mask, self.notes, self.draft, draft_latents, self.restore)
-
-
-def _over(values: Tensor, latents: Tensor) -> Tensor:
-    """Return values (1, 1, h, w) shaped to broadcast over latents (1, C, ..., h, w)."""
-    return values.reshape(1, 1, *[1] * (latents.ndim - 4), *values.shape[-2:])
 
 
 def drafts(photo: Inversion, config: EditConfig) -> bool:

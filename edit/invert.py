@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.attention import AttentionBank, AttentionHook, AttentionModel
 from ..core.cache import INVERSIONS
-from ..core.checks import check_finite, check_shape
+from ..core.checks import check_finite, check_latents, check_shape
 from ..core.denoiser import VE, Cond, Denoiser, NoiseSpace, Rows
 from ..core.features import FeatureModel
 from ..core.inversion import invert_step
@@ -171,7 +171,9 @@ def taken(latents: Tensor, cond: Cond, canvas: Canvas | None = None, image: Tens
         raise ValueError(
             f"Expected the latents of one image, but got {latents.shape[2]} frames. Edit one image at a time."
         )
-    check_shape("latents", latents, (1, *[None] * (latents.ndim - 1)), "Edit one image at a time.")
+    check_latents("latents", latents, remedy="Give the latents of one image.")
+    if len(latents) > 1:
+        raise ValueError(f"Expected the latents of one image, but got {len(latents)}. Edit one image at a time.")
     check_finite("latents", latents)
     clean = latents.detach().to("cpu", torch.float32, copy=True)
     return Inversion(clean, torch.zeros(1), cond, *_pixels(clean, canvas, image), memory="none")

@@ -41,6 +41,17 @@ def test_a_moved_object_is_where_it_should_be_and_the_rest_is_the_truth(bench: A
         assert ours["background PSNR"] > other["background PSNR"] + 3
 
 
+def test_the_draft_mode_is_as_good_in_fewer_than_half_the_rows(bench: Any) -> None:
+    pipe = bench.slipstream.load("pocket")
+    measured, methods = bench.Bench(pipe, bench.load_checker()), bench.Methods(pipe, pipe.encode_text([""]))
+    cases = bench.make_cases(2)
+    draft = measured.measure(cases, methods.ours(bench.DRAFT))
+    assert draft["rows"] == 20
+    assert draft["position"] <= 0.1
+    assert draft["background PSNR"] >= 50
+    assert draft["vacated"] < 5  # mode fine: 4.9 over eight scenes
+
+
 def test_a_drag_by_warp_lands_within_a_cell(bench: Any) -> None:
     pipe = bench.slipstream.load("pocket")
     measured, methods = bench.Bench(pipe, bench.load_checker()), bench.Methods(pipe, pipe.encode_text([""]))
