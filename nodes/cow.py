@@ -97,7 +97,7 @@ class SeedCanvas:
                 ),
                 "background": choice(BACKGROUNDS, "colour", "What the scene starts from. The paper uses grey."),
                 "colour": string(GREY, "Of the background colour, as #rrggbb."),
-                "noise_seed": integer(0, 0, 2**32 - 1, "Of the background noise."),
+                "noise_seed": integer(0, 0, 2**32 - 1, "Of the background noise.", advanced=True),
                 "softness": integer(2, 0, 256, "Pixels over which the paste mask fades inside the subject's edge."),
             },
             "optional": {
@@ -222,6 +222,7 @@ class CowSampler:
                     UNITS,
                     "training time",
                     "What low and high mean: shares of training time (0 to 1), or noise levels (sigmas).",
+                    advanced=True,
                 ),
                 "inversion_cfg": number(
                     d.inversion_cfg,
@@ -229,12 +230,17 @@ class CowSampler:
                     100.0,
                     "Guidance of the inversion, 1 to 2; 1 costs half. The published 7.5 drifts on photos.",
                     0.1,
+                    advanced=True,
                 ),
                 "eta": number(
-                    d.eta, 0.0, 1.0, "Fresh noise in the cycles: 1 ancestral, 0 deterministic. The paper's code uses 1."
+                    d.eta,
+                    0.0,
+                    1.0,
+                    "Fresh noise in the cycles: 1 ancestral, 0 deterministic. The paper's code uses 1.",
+                    advanced=True,
                 ),
                 "final_eta": number(
-                    d.final_eta, 0.0, 1.0, "Fresh noise in the final phase. The paper's code uses 0.1."
+                    d.final_eta, 0.0, 1.0, "Fresh noise in the final phase. The paper's code uses 0.1.", advanced=True
                 ),
                 "noise_limit": number(
                     d.noise_limit,
@@ -243,6 +249,7 @@ class CowSampler:
                     "The subject's inverted noise is scaled back to this strength, against speckle around subjects that the "
                     "model does not know. 1 is right; 1000 is off.",
                     0.05,
+                    advanced=True,
                 ),
                 "repel": number(d.repel, 0.0, 100.0, "Weight of suppress and enhance. No effect without them.", 0.05),
             },

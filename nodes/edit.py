@@ -118,6 +118,7 @@ class Invert:
                     "auto",
                     "bank: keep attention keys and values in RAM (fast re-edits). row: compute them again "
                     "in each step (no memory). auto: bank up to 4 GiB.",
+                    advanced=True,
                 ),
             },
             "optional": {
@@ -211,7 +212,10 @@ def _transform_inputs() -> dict[str, Any]:
         "dy": _pixels(0, "Shift down, in pixels of the picture; negative = up."),
         "scale": number(1.0, 0.125, 8.0, "Size: 1 keeps it, 2 doubles it, 0.5 halves it."),
         "about": choice(
-            CENTRES, "object", "What stays in place when scaling or turning: the object's or the image's centre."
+            CENTRES,
+            "object",
+            "What stays in place when scaling or turning: the object's or the image's centre.",
+            advanced=True,
         ),
     }
 
@@ -595,11 +599,17 @@ class EditSampler:
                     "Share of the steps in which a vacated area follows a smooth fill. Lower: more is made up there.",
                 ),
                 "noise": number(
-                    0.4, 0.0, 1.0, "Fresh noise within the edit, from 22 to 40 % of the steps (paper: 0.4)."
+                    0.4,
+                    0.0,
+                    1.0,
+                    "Fresh noise within the edit, from 22 to 40 % of the steps (paper: 0.4).",
+                    advanced=True,
                 ),
-                "feather": integer(4, 0, 256, "Soft seam around the edit, in pixels."),
+                "feather": integer(4, 0, 256, "Soft seam around the edit, in pixels.", advanced=True),
                 "low_memory": switch(
-                    False, "Recompute activations in the gradient pass: a third slower, a fifth of the memory."
+                    False,
+                    "Recompute activations in the gradient pass: a third slower, a fifth of the memory.",
+                    advanced=True,
                 ),
             }
         }

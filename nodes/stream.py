@@ -434,15 +434,16 @@ def _filter_inputs(similarity: float) -> dict[str, Any]:
             0.001,
             display="slider",
         ),
-        "max_skip": integer(10, 0, 1000, "Process a frame after more than this many skips."),
+        "max_skip": integer(10, 0, 1000, "Process a frame after more than this many skips.", advanced=True),
         "blocks": integer(
             8,
             1,
             64,
             "Compare in blocks x blocks parts and take the least alike: small moving things count. 1 compares "
             "the whole picture, as published.",
+            advanced=True,
         ),
-        "filter_seed": integer(0, 0, 2**32 - 1, "Of the filter's own random choice."),
+        "filter_seed": integer(0, 0, 2**32 - 1, "Of the filter's own random choice.", advanced=True),
     }
 
 

@@ -1,4 +1,7 @@
-"""The widgets of the nodes: each returns one entry of INPUT_TYPES, with further options of the host as keywords; and their checks."""
+"""The widgets of the nodes: each returns one entry of INPUT_TYPES, with further options of the host as keywords; and their checks.
+
+`advanced=True` is for what experts change: the frontend shows it on demand.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ def number(default: float, low: float, high: float, tooltip: str, step: float = 
     return "FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip, **more}
 
 
-def choice(choices: Iterable[str], default: str, tooltip: str) -> Widget:
-    return list(choices), {"default": default, "tooltip": tooltip}
+def choice(choices: Iterable[str], default: str, tooltip: str, **more: Any) -> Widget:
+    return list(choices), {"default": default, "tooltip": tooltip, **more}
 
 
-def switch(default: bool, tooltip: str) -> Widget:
-    return "BOOLEAN", {"default": default, "tooltip": tooltip}
+def switch(default: bool, tooltip: str, **more: Any) -> Widget:
+    return "BOOLEAN", {"default": default, "tooltip": tooltip, **more}
 
 
 def string(default: str, tooltip: str, **more: Any) -> Widget:
