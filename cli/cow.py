@@ -14,7 +14,7 @@ from ..core.images import read_image, read_mask, save_image, side_by_side
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
 from ..core.unused import Unused
-from ..cow.canvas import GREY, Canvas, image_background, noise_background, paste_back, place, plain_background
+from ..cow.canvas import GREY, Canvas, image_background, noise_background, padded, paste_back, place, plain_background
 from ..cow.config import CowConfig
 from ..cow.photos import PHOTOS
 from ..cow.sampling import CowResult, generate
@@ -120,7 +120,7 @@ def run_cow(args: argparse.Namespace) -> int:
     canvas = place(photo, keep, background, args.scale, args.x, args.y)
     pipe = load_pipeline(args)
     result = _generate(pipe, canvas, args.prompt, args.negative, config, args.seed)
-    image = pipe.decode(result.latents)
+    image = _decoded(pipe, result.latents, canvas)
     final = image if args.no_paste else paste_back(image, canvas, args.softness)
     print(save_image(final, args.out))
     if args.strip:
@@ -152,6 +152,7 @@ def _background(value: str, height: int, width: int, seed: int) -> Tensor:
 def _generate(
     pipe: Pipeline, canvas: Canvas, prompt: str, negative: str, config: CowConfig, seed: int
 ) -> CowResult:  # fmt: skip
+    canvas = padded(canvas, pipe.downscale)
     cond, uncond = (
         pipe.encode_text([text], size=(canvas.keep.shape[1], canvas.keep.shape[2])) for text in (prompt, negative)
     )
@@ -161,11 +162,17 @@ def _generate(
         )
 
 
+def _decoded(pipe: Pipeline, latents: Tensor, canvas: Canvas) -> Tensor:
+    """Return IMAGE of latents at the size of the canvas, which was padded to whole cells."""
+    height, width = canvas.keep.shape[1:]
+    return pipe.decode(latents)[:, :height, :width]
+
+
 def strip(pipe: Pipeline, canvas: Canvas, result: CowResult, final: Tensor, shown: int = 4) -> Tensor:
     """Return canvas, a few cycles' estimates and the result in one row (1, H, W, 3)."""
     count = len(result.cycles)
     picks = sorted({round(i * (count - 1) / (shown - 1)) for i in range(shown)}) if count else []
-    grown = [paste_back(pipe.decode(result.cycles[i][:1]), canvas) for i in picks]
+    grown = [paste_back(_decoded(pipe, result.cycles[i][:1], canvas), canvas) for i in picks]
     return side_by_side([canvas.image, *grown, final])
 
 
@@ -187,7 +194,7 @@ def run_demo(args: argparse.Namespace) -> int:
     pipe = load_pipeline(args)
     for prompt, canvas in scenes:
         result = _generate(pipe, canvas, prompt, "", config, args.seed)
-        final = paste_back(pipe.decode(result.latents), canvas, 1)
+        final = paste_back(_decoded(pipe, result.latents, canvas), canvas, 1)
         rows.append(strip(pipe, canvas, result, final))
         print(save_image(final, args.out / f"cow_{len(rows)}.png"))
     space = torch.ones(1, 4, rows[0].shape[2], 3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range
-from ..core.images import cover, resize_premultiplied
+from ..core.images import cover, pad_to_multiple, resize_premultiplied
 from ..core.masks import RESIDUE, as_mask, bounding_box, feather, grow, snapped
 from ..core.noise import NoiseSource
 from ..core.tensors import composite, image_to_pixels, pixels_to_image
@@ -40,7 +40,7 @@ def place(
     space: 0 and 1 touch the edges, 0.5 is the middle; in between the corner snaps to multiples of `grid` pixels, so that
     the subject falls on whole latent cells. `mirror` turns the subject left to right.
 
-    Raises ValueError for an empty mask, a canvas smaller than the subject, and sides that are no multiples of `grid`.
+    Raises ValueError for an empty mask and a canvas smaller than the subject.
     """
     check_range("scale", scale, 0.001, 100)
     check_range("x", x, 0, 1, "It is a share of the free space.")
@@ -49,7 +49,7 @@ def place(
     masks = as_mask(keep, len(photo), photo.shape[-2], photo.shape[-1], "keep")
     if mirror:
         photo, masks = photo.flip(-1), masks.flip(-1)
-    background = _matching(background, len(photo), grid)
+    background = _matching(background, len(photo))
     placed = [_place_one(*row, scale, x, y, grid) for row in zip(photo, masks, background)]
     return Canvas(*(torch.stack(part) for part in zip(*placed)))
 
@@ -81,17 +81,12 @@ def _snap(share: float, room: int, grid: int) -> int:
     return room if share == 1 else min(round(share * room / grid) * grid, room)
 
 
-def _matching(background: Tensor, batch: int, grid: int) -> Tensor:
+def _matching(background: Tensor, batch: int) -> Tensor:
     if background.ndim != 4 or background.shape[-1] not in (3, 4):
         raise ValueError(
             f"Expected `background` of shape (batch, height, width, 3), but got {tuple(background.shape)}."
         )
     check_finite("background", background)
-    for name, size in zip(("height", "width"), background.shape[1:3]):
-        if size % grid:
-            raise ValueError(
-                f"Expected a canvas {name} that is a multiple of {grid}, but got {size}. Use {max(grid, round(size / grid) * grid)}."
-            )
     if len(background) not in (1, batch):
         raise ValueError(f"Expected `background` with 1 or {batch} pictures, but got {len(background)}.")
     return background[..., :3].float().expand(batch, -1, -1, -1)
@@ -131,6 +126,14 @@ def paste_mask(keep: Tensor, softness: int = 0) -> Tensor:
     """Return where original pixels come back, from a canvas's `keep` (B, H, W): faded over `softness` pixels inside its edge."""
     check_integer("softness", softness, 0, max(0, min(keep.shape[-2:]) - 1))
     return keep if softness == 0 else torch.minimum(keep, feather(grow(keep, -softness), softness))
+
+
+def padded(canvas: Canvas, multiple: int) -> Canvas:
+    """Return the canvas with its last row and column repeated until both sides are multiples, as a VAE wants them."""
+    image, keep, photo = (
+        pad_to_multiple(part, multiple) for part in (canvas.image, canvas.keep[..., None], canvas.photo)
+    )
+    return Canvas(image, keep[..., 0], photo)
 
 
 def paste_back(image: Tensor, canvas: Canvas, softness: int = 0) -> Tensor:

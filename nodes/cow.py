@@ -119,9 +119,19 @@ class SeedCanvas:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, colour: str | None = None, canvas: str | None = None) -> bool | str:
-        checked = refusal(cls, parse_colour, colour=colour)
-        return refusal(cls, check_canvas, canvas=canvas) if checked is True else checked
+    def VALIDATE_INPUTS(
+        cls, colour: str | None = None, canvas: str | None = None, width: int | None = None, height: int | None = None
+    ) -> bool | str:
+        for check, value in (
+            (parse_colour, {"colour": colour}),
+            (check_canvas, {"canvas": canvas}),
+            (check_side, {"width": width}),
+            (check_side, {"height": height}),
+        ):
+            found = refusal(cls, check, **value)
+            if found is not True:
+                return found
+        return True
 
     def compose(
         self, image: Tensor, invert_keep: bool, width: int, height: int, scale: float, x: float, y: float, background: str,
@@ -131,6 +141,8 @@ class SeedCanvas:
         from .host.preview import preview_images
         from .host.warnings import warn
 
+        check_side(width=width)
+        check_side(height=height)
         ground = make_background(background, height, width, colour, noise_seed, picture)
         wired = 1 - keep if invert_keep and keep is not None else keep
         if wired is not None and canvas:  # what is painted counts in pixels of the photo
@@ -147,6 +159,15 @@ class SeedCanvas:
         softness = min(softness, most)
         result = placed.image, placed.keep, paste_mask(placed.keep, softness), placed.photo
         return {"ui": {**preview_images(placed.image), **shown(image, wired)}, "result": result}
+
+
+def check_side(**side: int) -> None:
+    """Raise ValueError unless a side of the canvas is a multiple of 8: the host's VAE Encode would crop it, and shift the subject."""
+    for name, pixels in side.items():
+        if pixels % 8:
+            raise ValueError(
+                f"Expected `{name}` as a multiple of 8, but got {pixels}. Use {max(8, round(pixels / 8) * 8)}."
+            )
 
 
 def make_background(kind: str, height: int, width: int, colour: str, noise_seed: int, picture: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from slipstream.core import SeededNoise
 from slipstream.cow.canvas import (
     image_background,
     noise_background,
+    padded,
     paste_back,
     paste_mask,
     place,
@@ -107,7 +108,6 @@ def test_each_picture_of_a_batch_has_its_own_subject():
         ({"keep": subject() * 0}, "`mask` with at least one painted pixel"),
         ({"keep": subject() * float("nan")}, "`keep` to be finite"),
         ({"keep": subject().expand(3, -1, -1)}, "`keep` with 1 or 1 masks, but got 3"),
-        ({"background": plain_background(64, 90)}, "canvas width that is a multiple of 8, but got 90. Use 88"),
         ({"image": photo()[..., :2]}, "`image` of shape"),
         ({"x": 1.5}, "`x` between 0 and 1, but got 1.5. It is a share of the free space"),
         ({"scale": 0.0}, "`scale` between 0.001 and 100, but got 0.0"),
@@ -116,6 +116,21 @@ def test_each_picture_of_a_batch_has_its_own_subject():
 def test_bad_input(more, message):
     with pytest.raises(ValueError, match=message):
         place(**{"image": photo(), "keep": subject(), "background": GREY, **more})
+
+
+@pytest.mark.parametrize(("height", "width"), [(63, 90), (61, 96), (64, 97)])
+def test_a_canvas_of_any_size_is_padded_to_whole_cells(height, width):
+    """In the corner, where the subject touches the edges that are repeated."""
+    canvas = place(photo(), subject(), plain_background(height, width), x=1.0, y=1.0)
+    whole = padded(canvas, 8)
+    assert canvas.image.shape == (1, height, width, 3)
+    assert whole.image.shape == (1, 64, -(-width // 8) * 8, 3)
+    assert whole.keep.shape == whole.image.shape[:3]
+    assert torch.equal(whole.image[:, :height, :width], canvas.image)
+    assert torch.equal(whole.keep[:, :height, :width], canvas.keep)
+    assert torch.equal(whole.photo[:, :height, :width], canvas.photo)
+    assert bool((whole.keep[:, -1, width - 2] == 1).all())
+    assert padded(whole, 8).image is whole.image
 
 
 @pytest.mark.parametrize("scale", [0.37, 0.5, 1.3])

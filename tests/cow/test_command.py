@@ -39,6 +39,18 @@ def test_same_seed_same_picture_and_another_seed_another(tmp_path):
     assert not torch.equal(a, c)
 
 
+def test_odd_sizes_keep_their_size(tmp_path):
+    """The subject stands in the corner, where cells are padded; its pixels are the photo's own there too."""
+    sizes = {"width": 61, "height": 75, "x": 1.0, "steps": 5, "softness": 0, "strip": tmp_path / "strip.png"}
+    assert cow(tmp_path / "a.png", **sizes) == 0
+    image, strip = read_image(tmp_path / "a.png"), read_image(tmp_path / "strip.png")
+    assert image.shape == (1, 75, 61, 3)
+    canvas = strip[:, :, :61]
+    same = ((canvas - image).abs().amax(-1)[0] <= 1 / 255 + 1e-6).float()
+    assert float(same[60:, 45:57].mean()) > 0.8
+    assert float(same[:20].mean()) < 0.2
+
+
 def test_alpha_serves_as_the_mask(tmp_path):
     photo, keep = Image.open(PHOTO).convert("RGB"), Image.open(MASK).convert("L")
     photo.putalpha(keep)
@@ -55,7 +67,6 @@ def test_alpha_serves_as_the_mask(tmp_path):
         ({"mask": None}, "Expected `--mask` for a picture without transparent parts"),
         ({"scale": 1.0}, "a canvas of at least"),
         ({"steps": 2}, "but got none in 2 steps"),
-        ({"width": 60}, "multiple of 8"),
         ({"background": "#xyz"}, "as #rrggbb"),
         ({"model": "nowhere"}, "nowhere"),
         ({"cycles": 0}, "`cycles`"),

@@ -14,6 +14,8 @@ VALIDATING = [id for id, node in NODES.items() if hasattr(node, "VALIDATE_INPUTS
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("SeedCanvas", {"colour": "red"}, "`colour` as #rrggbb, but got 'red'"),
     ("SeedCanvas", {"colour": "#12345"}, "`colour` as #rrggbb"),
+    ("SeedCanvas", {"width": 90}, "`width` as a multiple of 8, but got 90. Use 88"),
+    ("SeedCanvas", {"height": 9}, "`height` as a multiple of 8, but got 9. Use 8"),
     ("CowSampler", {"low": 0.7}, "`low` below `high` 0.6, but got 0.7"),
     ("CowSampler", {"high": 3.0}, "`high` between 0 and 1.0, but got 3.0"),
     ("CowSampler", {"low": 20.0, "high": 10.0, "range_unit": "noise level"}, "`low` below `high` 10.0, but got 20.0"),
