@@ -195,7 +195,7 @@ def threads(pipe: Pipeline, put: Put) -> Found:
 
 
 def edits(pipe: Pipeline, put: Put) -> Found:
-    config = EditConfig(steps=4, anchor_object=(0.0, 0.3), anchor_fill=(0.0, 0.3), checkpoint=False)
+    config = EditConfig(steps=3, anchor_object=(0.0, 0.3), anchor_fill=(0.0, 0.3), checkpoint=False)
     cond, uncond = texts(pipe, put)
     padded, canvas = fit(put(image()), pipe.downscale)
     inversion = invert(pipe.model, pipe.encode_image(padded), cond, config, canvas, put(image()))
@@ -274,7 +274,7 @@ def searches(pipe: Pipeline, put: Put) -> Found:
     pixels, latent = PixelFeatures(pipe.decode), LatentFeatures(pipe.encode_image, (64, 64))
     reference = [put(image()[0]), put(image().flip(1)[0]), put(image().flip(2)[0])]
     objectives = [Paired(pixels), SelfDistribution(distance="mmd")]
-    objectives += [ReferenceImages(reference, features, "mmd") for features in (latent, pixels)]
+    objectives += [ReferenceImages(reference, latent, "mmd")]
     schedules = {"a": put(torch.tensor([9.0, 2.0, 0.0])), "b": put(torch.tensor([14.0, 1.0, 0.0]))}
     compared = compare(path, schedules, objectives, pairs=2, repeats=1, teacher_steps=2)
     scores = [interval.mean for row in compared.rows for interval in row.scores.values()]
@@ -302,7 +302,7 @@ def expected() -> dict[Any, Found]:
 def moved(pipe: Pipeline, place: Place) -> Pipeline:
     """Return a copy of `pipe` with its networks on the device."""
     model = copy.copy(pipe.model)
-    model.unet, vae = (place.put_module(copy.deepcopy(network)) for network in (pipe.model.unet, pipe.vae))
+    model.network, vae = (place.put_module(copy.deepcopy(network)) for network in (pipe.model.network, pipe.vae))
     text = [replace(t, encoder=place.put_module(copy.deepcopy(t.encoder))) for t in pipe.text]
     return replace(pipe, model=model, vae=vae, text=text, device=place.device, key=None)
 

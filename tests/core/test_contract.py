@@ -55,8 +55,8 @@ def small(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
 def on(place: Place, dtype: torch.dtype, model: Any, *conds: Any) -> tuple[Any, Any, Any]:
     """Return the model with its network in `dtype` on the device, and the conditionings there."""
     moved = copy.copy(model)
-    unet = copy.deepcopy(model.unet)
-    moved.unet = place.put_module(unet if dtype == torch.float32 else unet.to(dtype))
+    network = copy.deepcopy(model.network)
+    moved.network = place.put_module(network if dtype == torch.float32 else network.to(dtype))
     return moved, *(cond.map(place.put) for cond in conds)  # type: ignore[return-value]
 
 
