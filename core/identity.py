@@ -151,6 +151,11 @@ def _(value: Tensor) -> Parts:
     return _face(plain) + plain.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+def _is_empty(value: Any) -> bool:
+    """Whether a value is a container or a tensor that holds nothing; a tensor without dimensions holds one number."""
+    return not value.numel() if isinstance(value, Tensor) else hasattr(value, "__len__") and not len(value)
+
+
 @parts.register(torch.Generator)
 def _(value: torch.Generator) -> Parts:
     return [("", value.get_state())]
@@ -225,7 +230,7 @@ def _(value: _Layer) -> Parts:
         for k, v in state.items()
         if isinstance(v, PLAIN) or (type(v) is tuple and all(isinstance(i, PLAIN) for i in v))
     }
-    rest = {k: v for k, v in state.items() if k not in plain and not (hasattr(v, "__len__") and not len(v))}
+    rest = {k: v for k, v in state.items() if k not in plain and not _is_empty(v)}
     if isinstance(config := rest.get("_internal_dict"), dict):  # diffusers: with a list whose order changes by process
         rest["_internal_dict"] = {k: v for k, v in config.items() if k != "_use_default_values"}
     face = f"{_full_name(type(value.module))} {sorted((k, repr(v)) for k, v in plain.items())}".encode()

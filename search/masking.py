@@ -23,15 +23,15 @@ def proposals(space: Space, longer: Sequence[Genome]) -> Probes:
 
     Every schedule of `longer` is probed, and the best one taken. Each block is probed alone, at all steps; then blocks are
     chained, harmless ones first, leaving out those that are harmful together with the chain; then longer and longer pieces
-    of the chain are probed at each step alone; and dynamic programming takes the pieces with the least sum of damages that
-    save a whole step.
+    of the chain, and runs of neighbouring blocks, are probed at each step alone; and dynamic programming takes the pieces with
+    the least sum of damages that save a whole step.
     """
     scores = yield Ask([space.candidate(g) for g in longer], probe=True)
     base, genome = min(zip(scores, longer))
     steps = space.candidate(genome).steps
     alone = yield from _alone(space, genome, steps, base)
     chain = yield from _chained(space, genome, steps, base, alone)
-    pieces = _pieces(space, chain)
+    pieces = list(dict.fromkeys([*_pieces(space, chain), *_runs(space, alone)]))
     asked = [(i, piece) for i in range(steps) for piece in pieces]
     masks = [tuple(piece if j == i else frozenset() for j in range(steps)) for i, piece in asked]
     scores = (yield Ask([space.candidate(genome, m) for m in masks], probe=True)) if masks else []
@@ -79,6 +79,29 @@ def _pieces(space: Space, chain: Sequence[str]) -> list[frozenset[str]]:
         piece = frozenset(chain[:count])
         if piece and piece not in found:
             found.append(piece)
+    return found
+
+
+def _runs(space: Space, alone: dict[str, float]) -> list[frozenset[str]]:
+    """Return, for each of `SHARES`, the blocks in a row that save so much and do least harm by themselves.
+
+    In a deep network neighbours do much the same: without a run of them the next block still gets what it knows.
+    """
+    names = list(space.costs)  # in the order of the network
+    harm = {name: max(alone[name], 0.0) * space.costs[name] for name in names}
+    found = []
+    for share in SHARES:
+        runs = []
+        for first in range(len(names)):
+            last, saved = first, 0.0
+            while last < len(names) and saved < share:
+                saved += space.costs[names[last]]
+                last += 1
+            run = names[first:last]
+            if saved >= share and 1 < len(run) <= space.most_skipped():
+                runs.append((sum(harm[name] for name in run), run))
+        if runs and math.isfinite(min(runs)[0]):
+            found.append(frozenset(min(runs)[1]))
     return found
 
 

@@ -27,7 +27,6 @@ from .guidance import Group, acts, asks_itself
 from .identity import entries_of, model_identity
 
 WRAPPER_KEY = "slipstream"
-LAST = TRAIN_STEPS - 1.0
 # Written by Blend Prompts: the tokens of each row of a batch of prompts of unequal length.
 TOKENS = "slipstream_tokens"
 # What makes one entry of a CONDITIONING depend on where or when it applies, so that its rows cannot be mixed with others'.
@@ -193,37 +192,12 @@ def noise_space(model_sampling: Any) -> NoiseSpace:
     )
 
 
-class HostLevels:
-    """Noise levels of a host `model_sampling` that is no table of 1000 nor a shifted flow (EDM, v of angles, LCM, Cascade, Cosmos).
-
-    Its own time, whatever it counts, is scaled to training steps as in all levels: 0 at `sigma_min`, 999 at `sigma_max`. One that
-    counts in training steps itself (LCM's table of 50) keeps them.
-    """
-
-    def __init__(self, model_sampling: Any) -> None:
-        self.model_sampling = model_sampling
-        self.sigma_min = float(model_sampling.sigma_min)
-        self.sigma_max = float(model_sampling.sigma_max)
-        ends = torch.tensor([self.sigma_min, self.sigma_max], dtype=torch.float64)
-        first, last = (float(t) for t in model_sampling.timestep(ends))
-        self.first, self.last = (0.0 if abs(last - LAST) < 1 else first), last
-
-    def t_to_sigma(self, timestep: Tensor) -> Tensor:
-        t = torch.as_tensor(timestep).detach().cpu().double().clamp(0, LAST) / LAST
-        own = self.first + (self.last - self.first) * t
-        # One by one: some of the host's functions compare their argument.
-        sigmas = [float(self.model_sampling.sigma(one)) for one in own.flatten()]
-        return torch.tensor(sigmas).clamp(self.sigma_min, self.sigma_max).reshape(own.shape)
-
-    def sigma_to_t(self, sigma: Tensor) -> Tensor:
-        sigma = torch.as_tensor(sigma)
-        own = self.model_sampling.timestep(sigma.detach().cpu().double())
-        t = LAST * (own.double() - self.first) / (self.last - self.first)
-        return t.clamp(0, LAST).to(sigma.device, torch.float32)
-
-
 def levels_of(model_sampling: Any) -> Levels:
-    """Return core `Levels` for a host `model_sampling`: its sigma table, its flow shift, or the host's own functions."""
+    """Return core `Levels` for a host `model_sampling`: its sigma table, its flow shift, or a table of 1000 shares of its own time.
+
+    The last is for all that count otherwise (EDM, v of angles, LCM's table of 50, Cascade, Cosmos): the host's `percent_to_sigma`
+    knows what a share of the sampling is for each.
+    """
     import comfy.model_sampling as kinds
 
     plain = getattr(type(model_sampling), "timestep", None) is kinds.ModelSamplingDiscrete.timestep
@@ -234,7 +208,13 @@ def levels_of(model_sampling: Any) -> Levels:
         return FlowLevels(float(model_sampling.shift))
     if isinstance(model_sampling, kinds.ModelSamplingFlux):
         return FlowLevels(float(torch.tensor(model_sampling.shift).exp()))
-    return HostLevels(model_sampling)
+    last = TRAIN_STEPS - 1
+    inner = [float(model_sampling.percent_to_sigma(1 - step / last)) for step in range(1, last)]
+    ends = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
+    sigmas = torch.tensor([ends[0], *inner, ends[1]], dtype=torch.float64).clamp(*ends)
+    # Some hold the level of their ends for several steps: each step needs a level of its own, if only by its seventh digit.
+    rising = 1 + 1e-7 * torch.linspace(0, 1, TRAIN_STEPS, dtype=torch.float64)
+    return DiscreteLevels(1 / ((sigmas * rising) ** 2 + 1))
 
 
 class HostDenoiser:
@@ -388,6 +368,9 @@ class HostDenoiser:
         there = x.to(self.device), sigma.to(self.device)
         try:
             return comfy.samplers.calc_cond_batch(self.model, [entries], *there, self.options)[0].to(x.device)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            refuse_shape(self.model, x, entries, error)
+            raise
         finally:
             self._labels = []
 
@@ -409,6 +392,33 @@ class HostDenoiser:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.counter.add(len(x))
         return execute(x, *args, **kwargs)
+
+
+def refuse_shape(model: Any, x: Tensor, entries: Sequence[dict[str, Any]], error: Exception) -> None:
+    """Raise ValueError in the place of `error` where the shape of `x` must be the reason.
+
+    Some networks do not pad sides that are no multiple of their patch; an image-to-video model knows how many frames it makes.
+    """
+    import comfy.model_management
+
+    if isinstance(error, comfy.model_management.OOM_EXCEPTION):
+        return
+    conds = [c.cond for e in entries for c in e["model_conds"].values() if type(c).__name__ == "CONDNoiseShape"]
+    frames = {c.shape[2] for c in conds if isinstance(c, Tensor) and c.ndim == 5}
+    if x.ndim == 5 and frames - {x.shape[2]}:
+        raise ValueError(
+            f"Expected latents of a video of {max(frames)} frames like the conditioning, but got {x.shape[2]}. Use the number of frames "
+            "that the image-to-video node was given; a frame of a stream is one image."
+        ) from error
+    network = model.diffusion_model
+    patch = getattr(network, "patch_size", getattr(network, "patch_spatial", 1))
+    patch = int(patch[-1]) if isinstance(patch, (list, tuple)) else int(patch)
+    height, width = x.shape[-2:]
+    if height % patch or width % patch:
+        raise ValueError(
+            f"Expected a latent whose sides are a multiple of {patch} cells for this model, but got {height} x {width}. Resize or crop "
+            "the image."
+        ) from error
 
 
 def group_rows(

@@ -85,6 +85,16 @@ def test_modules_count_by_weights_and_state(edit: Callable[[Any], object]):
     assert identify(one) == before
 
 
+def test_a_tensor_without_dimensions_is_an_attribute_like_any_other():
+    """As the host's StableCascadeSampling holds one."""
+    one, other = nn.Identity(), nn.Identity()
+    one.shift, other.shift = torch.tensor(1.0), torch.tensor(2.0)
+    assert identify(one) == identify(one) != identify(other)
+    empty = nn.Identity()
+    empty.shift = torch.zeros(0)
+    assert identify(empty) == identify(nn.Identity())
+
+
 def test_the_place_of_weights_does_not_count():
     one, two = networks()
     assert identify(one) == identify(two.to(memory_format=torch.channels_last))

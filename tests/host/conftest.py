@@ -62,6 +62,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def checkout() -> tuple[str, str]:
+    """The host's folder and its Python, for tests that run code inside it without a server."""
+    found = find_host()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
 def host_models(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     base = tmp_path_factory.mktemp("host_models")
     for kind in MODEL_KINDS:

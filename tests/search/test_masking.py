@@ -14,7 +14,7 @@ from slipstream.search import search
 from slipstream.search.config import SearchConfig
 from slipstream.search.engine import Search
 from slipstream.search.evaluation import Task
-from slipstream.search.masking import cheapest, proposals, stretched
+from slipstream.search.masking import _runs, cheapest, proposals, stretched
 from slipstream.search.objectives import Paired
 from slipstream.search.space import Space
 from slipstream.search.store import Store
@@ -63,6 +63,20 @@ def test_an_idle_block_pays_for_a_step_more() -> None:
     assert "vital" not in skipped
     assert 4 - sum(COSTS[n] for n in skipped) <= 3 + 1e-9
     assert result.schedule.objective["value"] < 0.8 * alone.schedule.objective["value"]
+
+
+def test_blocks_in_a_row_are_proposed() -> None:
+    """Each block alone does harm, so that a chain would not begin with the best run, and the least harmful run is found."""
+    costs = {f"b{i}": 0.1 for i in range(6)}
+    space = Space(jobs.make_path().table(), jobs.make_config(layers=True, max_skip=0.7), costs)
+    alone = {"b0": 9.0, "b1": 1.0, "b2": 9.0, "b3": 2.0, "b4": 2.0, "b5": 9.0}
+    runs = _runs(space, alone)
+    assert runs[0] == runs[1] == {"b3", "b4"}  # the shares of two blocks; b1 is better alone, but has worse neighbours
+    assert runs[2] == {"b1", "b2", "b3"}  # of three
+    assert all(max(order) - min(order) == len(order) - 1 for run in runs for order in [[int(n[1:]) for n in run]])
+    assert all(len(run) <= space.most_skipped() for run in runs)
+    assert _runs(space, {**alone, "b3": float("inf"), "b1": float("inf")})[0] == {"b4", "b5"}
+    assert _runs(space, dict.fromkeys(alone, float("inf"))) == []
 
 
 def test_where_every_block_matters_the_full_network_is_returned() -> None:

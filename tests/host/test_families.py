@@ -1,0 +1,64 @@
+"""Every family of models in the host: rows, odd sizes and levels of all, and every technique on those that differ in kind.
+
+The networks are the host's own at a tiny size (tiny_models.py); one process tries all (family_checks.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+from typing import Any
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+# Where every technique is tried; of the others the calls and the levels. `FAMILIES=all` tries everything everywhere.
+WHOLE = ("sd15", "playground", "cosmos predict2", "flux kontext", "lumina2", "qwen-edit", "wan")
+CHEAP = ("rows", "odd size", "levels")
+
+
+def run_checks(host: tuple[str, str], folder: pathlib.Path, *arguments: str) -> str:
+    """Return what family_checks.py prints, run by the Python of the host."""
+    (folder / "slipstream").symlink_to(ROOT, target_is_directory=True)
+    paths = [host[0], str(folder), str(HERE)]
+    done = subprocess.run(
+        [host[1], str(HERE / "family_checks.py"), *arguments], cwd=host[0], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, timeout=3000, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def said(checkout: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
+    everything = os.environ.get("FAMILIES") == "all"
+    arguments = [] if everything else [f"--whole={','.join(WHOLE)}", f"--cheap={','.join(CHEAP)}"]
+    printed = run_checks(checkout, tmp_path_factory.mktemp("families"), *arguments)
+    lines = [json.loads(line) for line in printed.splitlines()]
+    return {(line["family"], line["check"]): line["said"] for line in lines}
+
+
+def test_all_families_do_what_is_promised(said: dict[tuple[str, str], str]) -> None:
+    wrong = {" ".join(key): what for key, what in said.items() if what != "yes" and key not in REFUSED}
+    assert not wrong, json.dumps(wrong, indent=1)
+    assert len({family for family, _ in said}) >= 28
+
+
+# What is refused in one sentence, with what the sentence names.
+REFUSED: dict[tuple[str, str], str] = {
+    ("wan i2v", "Stream Frames"): "a video",
+    ("pixart", "odd size"): "multiple of 2",
+    ("cosmos predict2", "odd size"): "multiple of 2",
+    ("hunyuan video", "odd size"): "multiple of 2",
+}
+
+
+def test_what_is_refused_is_refused_in_one_sentence(said: dict[tuple[str, str], Any]) -> None:
+    for key, named in REFUSED.items():
+        if key in said:
+            assert said[key].startswith("refused: Expected "), (key, said[key])
+            assert named in said[key]
+            assert "\n" not in said[key]
