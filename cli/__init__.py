@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .options import UsageError, joined_sizes
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # our own limit is lower
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text

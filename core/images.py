@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Formats whose further frames come after the first in time; pages of a TIFF and the views of an MPO do not.
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+# A file of a few kilobytes may hold any number of pixels, and each takes 16 bytes in memory and more on the way.
+MAX_PIXELS = 1 << 26
 # TIFF 6.0
 SAMPLE_FORMAT, BITS_PER_SAMPLE, PHOTOMETRIC = 339, 258, 262
 SIGNED, WHITE_IS_ZERO = 2, 0
@@ -73,13 +75,14 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[PilImage]:
             raise FileNotFoundError(f"Expected an image at {file}, but {got}.")
         # Given a name, Pillow maps some TIFF files into memory and mixes up the sides of turned ones.
         with file.open("rb") as stream, Image.open(stream) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
             yield image
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
     except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ValueError(
-            f"Expected an image of at most {limit:.3g} megapixels, but {file} is larger. Reduce it first."
+            f"Expected an image of at most {MAX_PIXELS / 1e6:.3g} megapixels, but {file} is larger. Reduce it first."
         ) from error
     except Exception as error:  # a decoder may raise anything on damaged bytes
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error

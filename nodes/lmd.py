@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_integer, check_range
-from ..core.images import image_files
 from ..core.samplers import SAMPLERS
 from ..core.schedules import SCHEDULES
 from ..lmd.latent_fill import SIZES
 from ..lmd.mask_schedule import DIRECTIONS, KINDS
 from ..lmd.stretch import parse_points
 from ..lmd.training import MASK_KINDS, RATIO_KINDS
+from .host.places import readable_images
 from .unused import Unused
 from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, watched, work_seed
 
@@ -289,14 +289,6 @@ def fill_path(name: str) -> pathlib.Path:
     return fill_folder() / f"{file_stem(name)}.safetensors"
 
 
-def image_folder(folder: str) -> pathlib.Path:
-    """Return an absolute path, or one below the host's input folder."""
-    import folder_paths
-
-    path = pathlib.Path(folder.strip()).expanduser()
-    return path if path.is_absolute() else pathlib.Path(folder_paths.get_input_directory()) / path
-
-
 class TrainLatentFill:
     """Trains a latent fill in the queue."""
 
@@ -332,7 +324,7 @@ class TrainLatentFill:
                 ),
                 "vae": ("VAE", {"tooltip": "The VAE of that model."}),
                 "name": string("my_fill", "File name in models/latent_fill."),
-                "folder": string("", "Folder of pictures, below the input folder or absolute. A few hundred or more."),
+                "folder": string("", "Folder of images, below the input folder. A few hundred or more."),
                 "steps": integer(2000, 1, 1_000_000, "Training steps. Some thousand for a real folder."),
                 "batch": integer(32, 1, 4096, "Pictures a step."),
                 "learning_rate": number(
@@ -369,7 +361,7 @@ class TrainLatentFill:
 
     @classmethod
     def IS_CHANGED(cls, folder: str = "", **_: Any) -> str | float:
-        return watched(lambda: image_files(image_folder(folder), below=True) if folder.strip() else [])
+        return watched(lambda: readable_images("folder", folder, below=True) if folder.strip() else [])
 
     def train(
         self, model: Any, vae: Any, name: str, folder: str, steps: int, batch: int, learning_rate: float, size: str,
@@ -423,7 +415,7 @@ def _training_latents(
         return encode_images(images, encode, height, width, mirror)
     if not folder.strip():
         raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of pictures or wire a batch.")
-    files = image_files(image_folder(folder), below=True)
+    files = readable_images("folder", folder, below=True)
     bar = comfy.utils.ProgressBar(len(files))
     return encode_files(
         files,

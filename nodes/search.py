@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.images import image_files
 from ..search.config import STRATEGIES, SearchConfig
 from ..search.objectives import DISTANCES
+from .host.places import readable, readable_images
 from .unused import Unused
 from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, watched, work_seed
 
@@ -23,6 +23,7 @@ PRESETS = pathlib.Path(__file__).resolve().parent.parent / "search" / "presets"
 PAIRED, SELF = "same picture as many steps", "same look as many steps"
 PIXELS, LATENT, CLIP_VISION, INCEPTION = "pixels", "latent", "clip vision", "inception"
 FRECHET, MMD = "frechet", "mmd"
+LARGEST = 5000  # images of a reference folder
 GUIDER = (
     "GUIDER",
     {"tooltip": "The model with its prompt and cfg, as for SamplerCustomAdvanced: from CFGGuider or any other."},
@@ -303,15 +304,15 @@ class ReferenceObjective(_ObjectiveNode):
                     "file of weights.",
                 ),
                 "distance": choice(DISTANCES, FRECHET, "mmd needs fewer pictures; frechet is FID's formula."),
-                "folder": string("", "A folder of pictures of any size. Or connect images."),
+                "folder": string("", "A folder of images of any size, below the input folder. Or connect images."),
             },
             "optional": {
                 "images": ("IMAGE", {"tooltip": "Reference pictures as a batch, instead of a folder."}),
                 "clip_vision": ("CLIP_VISION", {"tooltip": "For the clip vision features."}),
                 "inception_weights": string(
                     "",
-                    "File with Inception v3 weights (torch-fidelity's for FID, or torchvision's). "
-                    "Nothing is downloaded.",
+                    "File with Inception v3 weights (torch-fidelity's for FID, or torchvision's), in the input or models "
+                    "folders. Nothing is downloaded.",
                 ),
             },
         }
@@ -319,7 +320,7 @@ class ReferenceObjective(_ObjectiveNode):
     @classmethod
     def VALIDATE_INPUTS(cls, features: str | None = None, inception_weights: str | None = None) -> bool | str:
         def check(features: str, inception_weights: str) -> None:
-            if features == INCEPTION and not pathlib.Path(inception_weights).expanduser().is_file():
+            if features == INCEPTION and not readable("inception_weights", inception_weights).is_file():
                 raise ValueError(
                     f"Expected `inception_weights` to be a file for the features {INCEPTION}, but got {inception_weights!r}. "
                     "Name one, or choose other features."
@@ -330,8 +331,8 @@ class ReferenceObjective(_ObjectiveNode):
     @classmethod
     def IS_CHANGED(cls, folder: str = "", inception_weights: str = "", **_: Any) -> str | float:
         def files() -> list[pathlib.Path]:
-            weights = [pathlib.Path(inception_weights).expanduser()] if inception_weights.strip() else []
-            return [*(image_files(folder) if folder.strip() else []), *weights]
+            weights = [readable("inception_weights", inception_weights)] if inception_weights.strip() else []
+            return [*(readable_images("folder", folder) if folder.strip() else []), *weights]
 
         return watched(files)
 
@@ -340,11 +341,11 @@ class ReferenceObjective(_ObjectiveNode):
         inception_weights: str = "",
     ) -> tuple[Any]:  # fmt: skip
         from ..search import ReferenceImages
-        from ..search.features import load_images
+        from ..search.features import ImageFolder
 
         if images is None and not folder.strip():
             raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of pictures.")
-        pictures = list(images) if images is not None else load_images(folder)
+        pictures = list(images) if images is not None else ImageFolder(readable_images("folder", folder)[:LARGEST])
         return (
             ReferenceImages(
                 pictures, make_features(features, vae, clip_vision, pictures[0], inception_weights), distance
@@ -406,7 +407,8 @@ def make_features(kind: str, vae: Any, clip_vision: Any, sample: Tensor | None =
     if kind == INCEPTION:
         from ..search.inception import inception_embedding
 
-        return NetworkFeatures(decode, inception_embedding(weights), INCEPTION, (299, 299))
+        file = readable("inception_weights", weights)
+        return NetworkFeatures(decode, inception_embedding(file), INCEPTION, (299, 299))
     if clip_vision is None:
         raise ValueError(
             "Expected `clip_vision` for these features, but got none. Connect Load CLIP Vision, or compare pixels."

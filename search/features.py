@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -105,14 +105,32 @@ class NetworkFeatures:
         return torch.cat([self.embed(self.decode(part)).float().cpu().flatten(1) for part in latents.split(self.batch)])
 
     def of_images(self, images: Sequence[Tensor]) -> Tensor:
-        fitted = [cover(image[..., :3].float().cpu(), *self.size) for image in images]
-        batches = [torch.stack(fitted[i : i + self.batch]) for i in range(0, len(fitted), self.batch)]
-        return torch.cat([self.embed(batch).float().cpu().flatten(1) for batch in batches])
+        found = []
+        for first in range(0, len(images), self.batch):
+            part = [images[i] for i in range(first, min(first + self.batch, len(images)))]
+            fitted = torch.stack([cover(image[..., :3].float().cpu(), *self.size) for image in part])
+            found.append(self.embed(fitted).float().cpu().flatten(1))
+        return torch.cat(found)
 
 
-def load_images(folder: str | pathlib.Path, limit: int = 5000) -> list[Tensor]:
+class ImageFolder(Sequence[Tensor]):
+    """Image files as (H, W, 3) in [0, 1], each read when it is asked for: a folder of photos need not fit into memory."""
+
+    def __init__(self, files: Sequence[pathlib.Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return ImageFolder(self.files[index])
+        return read_image(self.files[index])[0, ..., :3]
+
+
+def load_images(folder: str | pathlib.Path, limit: int = 5000) -> ImageFolder:
     """Return the images in a folder (not below it) as (H, W, 3) in [0, 1], in natural order of their names, at most `limit`.
 
-    Raises ValueError for a folder without images and for a file that is not one.
+    Raises ValueError for a folder without images, and for a file that is not one when it is read.
     """
-    return [read_image(path)[0, ..., :3] for path in image_files(folder)[:limit]]
+    return ImageFolder(image_files(folder)[:limit])

@@ -8,12 +8,17 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..core.reuse import REUSE_KINDS, ReuseSpan
 
 METADATA_KEY = "slipstream_schedule"
+MAX_BYTES = 1 << 20
 MAX_LEVELS = 1001
 MAX_SIGMA = 1e5
 MODEL_FIELDS = ("name", "hash", "class", "prediction", "sigma_min", "sigma_max", "shift")
+SEARCH_TEXTS = ("method", "objective", "job")
+SEARCH_NUMBERS = ("evaluations", "calls", "seconds", "seed", "pairs", "holdout_pairs")
 
 
 class ScheduleError(ValueError):
@@ -28,9 +33,15 @@ def from_metadata(path: pathlib.Path) -> Any:
             text = (file.metadata() or {}).get(METADATA_KEY)
     except SafetensorError as error:
         raise ScheduleError(f"Expected a safetensors file, but got what cannot be read as one ({error}).") from error
+    if text is not None and len(text) > MAX_BYTES:
+        raise too_large(len(text))
     if text is None:
         raise ScheduleError(f"Expected {METADATA_KEY!r} in the metadata of the safetensors file, but it has none.")
     return parse(text)
+
+
+def too_large(size: int) -> ScheduleError:
+    return ScheduleError(f"Expected a file of at most {MAX_BYTES} bytes, but got {size}. This is not a schedule file.")
 
 
 def parse(text: str | bytes) -> Any:
@@ -51,9 +62,10 @@ def check_levels(levels: Sequence[float]) -> None:
     for i, sigma in enumerate(levels):
         if not math.isfinite(sigma) or not 0 <= sigma <= MAX_SIGMA:
             raise ScheduleError(f"Expected `sigmas` between 0 and {MAX_SIGMA:g}, but got {sigma} at {i}.")
-        if i and sigma >= levels[i - 1]:
+        # Samplers take them in float32, where close levels are one.
+        if i and np.float32(sigma) >= np.float32(levels[i - 1]):
             raise ScheduleError(
-                f"Expected `sigmas` that descend strictly, but got {levels[i - 1]} then {sigma} at {i}."
+                f"Expected `sigmas` that descend strictly in float32, but got {levels[i - 1]} then {sigma} at {i}."
             )
 
 
@@ -63,8 +75,11 @@ def check_length(data: dict[str, Any], levels: Sequence[float]) -> None:
         raise ScheduleError(
             f"Expected `steps` {len(levels) - 1} for {len(levels)} sigmas (the last is where it ends), but got {steps}."
         )
-    if data.get("logsnr") is not None and len(a_list(data["logsnr"], "logsnr")) != len(levels):
+    if data.get("logsnr") is None:
+        return
+    if len(a_list(data["logsnr"], "logsnr")) != len(levels):
         raise ScheduleError(f"Expected `logsnr` with {len(levels)} values like sigmas, but got {len(data['logsnr'])}.")
+    numbers([value for value in data["logsnr"] if value is not None], "logsnr")  # None is infinite
 
 
 def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
@@ -102,7 +117,12 @@ def text(value: Any, name: str, optional: bool = False) -> str | None:
         return None
     if not isinstance(value, str) or len(value) > 2000:
         raise ScheduleError(f"Expected `{name}` as a text of at most 2000 characters, but got {value!r:.60}.")
-    return value
+    return printable(value)
+
+
+def printable(value: str) -> str:
+    """Return a text without what moves the cursor, clears the screen or turns the direction of writing."""
+    return "".join(c if c.isprintable() else " " for c in value)
 
 
 def mapping(value: Any, name: str) -> dict[str, Any] | None:
@@ -116,7 +136,7 @@ def model_of(value: Any) -> dict[str, Any]:
     for name in model:
         if name not in MODEL_FIELDS:
             raise ScheduleError(
-                f"Expected no field `model.{name}`, but got one. A model has {', '.join(MODEL_FIELDS)}."
+                f"Expected no field `model.{printable(name):.60}`, but got one. A model has {', '.join(MODEL_FIELDS)}."
             )
     for name in ("sigma_min", "sigma_max"):
         if name not in model:
@@ -124,9 +144,55 @@ def model_of(value: Any) -> dict[str, Any]:
         number(model[name], f"model.{name}", 0, MAX_SIGMA)
     if model.get("shift") is not None:
         number(model["shift"], "model.shift", 0, 1000)
-    for name in ("name", "hash", "class", "prediction"):
-        text(model.get(name), f"model.{name}", optional=True)
-    return model
+    texts = {
+        name: text(model[name], f"model.{name}", optional=True)
+        for name in ("name", "hash", "class", "prediction")
+        if name in model
+    }
+    return {**model, **texts}
+
+
+def objective_of(value: Any) -> dict[str, Any] | None:
+    """Return the checked {"id", "value", "baselines": {name: value}} of a searched schedule."""
+    objective = mapping(value, "objective")
+    if objective is None:
+        return None
+    _check_fields(objective, "objective", ("id", "value"), ("baselines",))
+    baselines = mapping(objective.get("baselines"), "objective.baselines") or {}
+    return {
+        "id": text(objective["id"], "objective.id"),
+        "value": number(objective["value"], "objective.value"),
+        "baselines": {
+            text(name, "objective.baselines"): number(score, f"objective.baselines.{printable(name):.60}")
+            for name, score in baselines.items()
+        },
+    }
+
+
+def search_of(value: Any) -> dict[str, Any] | None:
+    """Return the checked record of how a schedule was searched: texts and numbers by name."""
+    record = mapping(value, "search")
+    if record is None:
+        return None
+    _check_fields(record, "search", (), SEARCH_TEXTS + SEARCH_NUMBERS)
+    return {
+        name: text(v, f"search.{name}", optional=True) if name in SEARCH_TEXTS else v if v is None else _plain(v, name)
+        for name, v in record.items()
+    }
+
+
+def _plain(value: Any, name: str) -> float | int:
+    found = number(value, f"search.{name}")
+    return value if isinstance(value, int) else found
+
+
+def _check_fields(data: dict[str, Any], name: str, required: Sequence[str], optional: Sequence[str]) -> None:
+    for field in required:
+        if field not in data:
+            raise ScheduleError(f"Expected `{name}.{field}`, but it is missing.")
+    for field in data:
+        if field not in (*required, *optional):
+            raise ScheduleError(f"Expected no field `{name}.{printable(field):.60}`, but got one. Remove it.")
 
 
 def masks_of(value: Any) -> list[tuple[float, float, tuple[str, ...]]]:

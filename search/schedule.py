@@ -17,12 +17,11 @@ from ..core.files import save_tensors, write_beside
 from ..core.layers import LayerMask
 from ..core.reuse import ReuseSpan
 from . import parsing
-from .parsing import MAX_LEVELS, METADATA_KEY, ScheduleError
+from .parsing import MAX_BYTES, MAX_LEVELS, METADATA_KEY, ScheduleError
 
 FORMAT = "slipstream-schedule"
 # Version 2 adds `reuse`; a schedule without it is written as version 1, which older releases read.
 VERSIONS = (1, 2)
-MAX_BYTES = 1 << 20
 REQUIRED = ("format", "version", "sigmas", "model", "sampler", "cfg", "steps", "nfe")
 OPTIONAL = ("name", "timesteps", "logsnr", "masks", "reuse", "objective", "search", "source", "warnings")
 
@@ -158,18 +157,18 @@ class Schedule:
             raise ScheduleError(f"Expected the schedule file to hold a JSON object, but got {type(data).__name__}.")
         if data.get("format") != FORMAT:
             raise ScheduleError(
-                f"Expected `format` {FORMAT!r}, but got {data.get('format')!r}. This is not a schedule file."
+                f"Expected `format` {FORMAT!r}, but got {data.get('format')!r:.60}. This is not a schedule file."
             )
-        if data.get("version") not in VERSIONS:
+        if data.get("version") not in VERSIONS or isinstance(data["version"], bool):
             raise ScheduleError(
-                f"Expected `version` 1 or 2, but got {data.get('version')!r}. Update Slipstream or save the schedule again."
+                f"Expected `version` 1 or 2, but got {data.get('version')!r:.60}. Update Slipstream or save the schedule again."
             )
         for name in REQUIRED:
             if name not in data:
                 raise ScheduleError(f"Expected `{name}`, but it is missing. This schedule file is not complete.")
         for name in data:
             if name not in REQUIRED + OPTIONAL:
-                raise ScheduleError(f"Expected no field `{name}`, but got one. Remove it.")
+                raise ScheduleError(f"Expected no field `{parsing.printable(name):.60}`, but got one. Remove it.")
         levels = parsing.numbers(data["sigmas"], "sigmas")
         parsing.check_levels(levels)
         parsing.check_length(data, levels)
@@ -183,8 +182,8 @@ class Schedule:
             timesteps=None if data.get("timesteps") is None else parsing.numbers(data["timesteps"], "timesteps"),
             masks=tuple(LayerMask(*m) for m in parsing.masks_of(data.get("masks", []))),
             reuse=parsing.reuse_of(data.get("reuse", []), levels),
-            objective=parsing.mapping(data.get("objective"), "objective"),
-            search=parsing.mapping(data.get("search"), "search"),
+            objective=parsing.objective_of(data.get("objective")),
+            search=parsing.search_of(data.get("search")),
             source=parsing.text(data.get("source", ""), "source") or "",
             warnings=tuple(
                 parsing.text(w, "warnings") or "" for w in parsing.a_list(data.get("warnings", []), "warnings")
@@ -208,9 +207,7 @@ class Schedule:
         if path.suffix == ".safetensors":
             return cls.from_dict(parsing.from_metadata(path))
         if path.stat().st_size > MAX_BYTES:
-            raise ScheduleError(
-                f"Expected a file of at most {MAX_BYTES} bytes, but got {path.stat().st_size}. This is not a schedule file."
-            )
+            raise parsing.too_large(path.stat().st_size)
         return cls.from_dict(parsing.parse(path.read_bytes()))
 
 

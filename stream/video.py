@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_range
-from ..core.images import IMAGE_SUFFIXES, count_frames, image_files, read_frames, read_image
+from ..core.images import IMAGE_SUFFIXES, MAX_PIXELS, count_frames, image_files, read_frames, read_image
 
 MAX_RATE = 240  # what FFmpeg guesses beyond is the resolution of the times, not a rate
 # What a video calls its matrix, and what swscale does: BT.709, FCC, BT.470BG and SMPTE 170M (both BT.601), SMPTE 240M.
@@ -96,6 +96,11 @@ class VideoSource:
             raise ValueError(f"Expected a video with pictures, but {path} has none. Give another file.")
         self.path, self.live, self.problem = path, format is not None, ""
         self.stream = self.container.streams.video[0]
+        if self.stream.width * self.stream.height > MAX_PIXELS:
+            self.container.close()
+            raise ValueError(
+                f"Expected frames of at most {MAX_PIXELS / 1e6:.3g} megapixels, but {path} has larger ones. Reduce it first."
+            )
         self.stream.thread_type = "AUTO"
         self.count = self.stream.frames
         self.rate = Fraction(self.stream.average_rate or 25)

@@ -528,6 +528,7 @@ class ComfyHost:
         self.port = free_port()
         env = {
             **os.environ,
+            "SLIPSTREAM_FOLDERS": tempfile.gettempdir(),  # tests keep their images there
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_OFFLINE": "1",

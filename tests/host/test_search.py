@@ -308,6 +308,8 @@ def test_reference_pictures_and_prompts(host: Any, tmp_path: pathlib.Path) -> No
     graph["objective"]["inputs"]["folder"] = str(tmp_path / "empty")
     graph["search"] = searching(custom_objective=["objective", 0])
     assert "Expected `folder` with images" in host.run(graph).explain()
+    graph["objective"]["inputs"]["folder"] = "/usr/share"
+    assert "Expected `folder` in ComfyUI's input or models folders" in host.run(graph).explain()
 
 
 VISION = {

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import pathlib
 import sys
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from slipstream.core.images import save_image
+from slipstream.search import features
 from slipstream.search.features import LatentFeatures, NetworkFeatures, PixelFeatures, grid_features, load_images
 from slipstream.search.inception import inception_embedding
 from slipstream.search.objectives import Paired, ReferenceImages, SelfDistribution, score_or_worst
@@ -125,7 +128,25 @@ def test_folders_that_cannot_be_used(tmp_path: pathlib.Path) -> None:
         load_images(tmp_path / "nowhere")
     (tmp_path / "a.png").write_bytes(b"\x89PNG nonsense")
     with pytest.raises(ValueError, match=r"a\.png to be an image, but it cannot be read"):
-        load_images(tmp_path)
+        list(load_images(tmp_path))
+
+
+def test_a_folder_of_photos_is_never_held_whole(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(6):
+        save_image(torch.rand(1, 8, 9, 3), tmp_path / f"{i}.png")
+    alive: list[weakref.ref] = []
+    read = features.read_image
+
+    def reading(path: pathlib.Path) -> torch.Tensor:
+        assert sum(ref() is not None for ref in alive) <= 2
+        alive.append(weakref.ref(image := read(path)))
+        return image
+
+    monkeypatch.setattr(features, "read_image", reading)
+    network = NetworkFeatures(decode, lambda images: images.mean((1, 2)), "mean", (4, 4), batch=1)
+    for each in (PixelFeatures(decode), LatentFeatures(lambda images: images.movedim(-1, 1), (8, 8)), network):
+        assert len(each.of_images(load_images(tmp_path))) == 6
+    assert len(alive) == 18
 
 
 def test_latent_features_of_pictures_need_a_vae() -> None:

@@ -80,7 +80,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         ("sigmas", "14 4 1 0", "Expected `sigmas` as a list, but got str"),
         ("sigmas", [14.6, 4.0, "1.0", 0.2, 0.0], "Expected `sigmas` as a number, but got '1.0'"),
         ("sigmas", [14.6, 4.0, True, 0.2, 0.0], "Expected `sigmas` as a number, but got True"),
-        ("sigmas", [14.6, 1.0, 4.0, 0.2, 0.0], "Expected `sigmas` that descend strictly, but got 1.0 then 4.0 at 2"),
+        ("sigmas", [14.6, 1.0, 4.0, 0.2, 0.0], "Expected `sigmas` that descend strictly in float32, but got 1.0 then 4.0 at 2"),
         ("sigmas", [14.6, 4.0, 4.0, 0.2, 0.0], "descend strictly"),
         ("sigmas", [14.6, 4.0, float("nan"), 0.2, 0.0], "Expected `sigmas` as a finite number"),
         ("sigmas", [1e9, 4.0, 1.0, 0.2, 0.0], "Expected `sigmas` between 0 and 100000"),
@@ -106,6 +106,19 @@ def broken(**changes: Any) -> dict[str, Any]:
         ("masks", [{"sigma_high": 1.0, "sigma_low": 2.0, "skip": []}], r"Expected `masks\[0\]` with sigma_low below"),
         ("masks", [{"sigma_high": 1.0, "sigma_low": 0.0, "skip": [3]}], r"Expected `masks\[0\].skip` as a text"),
         ("objective", [1], "Expected `objective` as an object or null"),
+        ("objective", {"id": "a"}, "Expected `objective.value`, but it is missing"),
+        ("objective", {"id": "a", "value": "low"}, "Expected `objective.value` as a number"),
+        ("objective", {"id": 3, "value": 1.0}, "Expected `objective.id` as a text"),
+        ("objective", {"id": "a", "value": 1.0, "baselines": [1]}, "Expected `objective.baselines` as an object"),
+        ("objective", {"id": "a", "value": 1.0, "baselines": {"karras": None}}, "`objective.baselines.karras` as a number"),
+        ("objective", {"id": "a", "value": 1.0, "url": "x"}, "Expected no field `objective.url`"),
+        ("search", {"seed": "x"}, "Expected `search.seed` as a number"),
+        ("search", {"method": []}, "Expected `search.method` as a text"),
+        ("search", {"command": "rm"}, "Expected no field `search.command`"),
+        ("logsnr", [1.0, 2.0, "x", None, None], "Expected `logsnr` as a number"),
+        ("version", True, "Expected `version` 1 or 2, but got True"),
+        ("sigmas", [1.0, 0.5 + 1e-9, 0.5, 0.1, 0.0], "Expected `sigmas` that descend strictly in float32"),
+        ("sigmas", [1.0, 0.5, 0.1, 1e-50, 0.0], "Expected `sigmas` that descend strictly in float32"),
         ("warnings", "none", "Expected `warnings` as a list"),
         ("comment", "hello", "Expected no field `comment`, but got one"),
     ],
@@ -113,6 +126,19 @@ def broken(**changes: Any) -> dict[str, Any]:
 def test_each_error_names_its_field(field: str, value: Any, says: str) -> None:
     with pytest.raises(ScheduleError, match=says):
         Schedule.from_dict(broken(**{field: value}))
+
+
+def test_texts_are_shown_without_control_characters() -> None:
+    evil = "a\x1b[2J\nb\u202ec"
+    schedule = Schedule.from_dict(
+        broken(name=evil, model={**MODEL, "name": evil}, source=evil, warnings=[evil], sampler=evil,
+               objective={"id": evil, "value": 1.0, "baselines": {evil: 2.0}}, search={"method": evil})
+    )  # fmt: skip
+    assert schedule.name == schedule.model["name"] == schedule.objective["id"] == "a [2J b c"
+    assert json.dumps(schedule.to_dict(), ensure_ascii=False).isprintable()
+    with pytest.raises(ScheduleError) as caught:
+        Schedule.from_dict(broken(**{evil: 1}))
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
