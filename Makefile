@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # `make demo TORCH=torch PIP_EXTRA_INDEX_URL=<index of CPU builds>`. A torch that the venv has already is kept.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test fuzz lint bench clean
 
 $(BIN)/.base: pyproject.toml
 	$(PYTHON) -m venv $$($(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages) $(VENV)
@@ -31,6 +31,10 @@ lint: $(BIN)/.test
 
 test: $(BIN)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Odd and hostile inputs: `make test` tries 25 of each kind, this 10,000 in all.
+fuzz: $(BIN)/.test
+	SLIPSTREAM_FUZZ=600 $(BIN)/python -m pytest tests/fuzz -n 2 -q
 
 bench: $(BIN)/.base
 	for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

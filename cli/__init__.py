@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .options import Parser
 
 log = logging.getLogger(__name__)
-COMMANDS: tuple[str, ...] = ("cow", "edit", "lmd", "search", "stream")
+COMMANDS: tuple[str, ...] = ("cow", "edit", "lmd", "search", "stream", "doctor")
 
 
 def build_parser() -> Parser:
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Ctrl-C, SIGTERM and SIGHUP end it in good order, print one line and return 128 and the signal's number.
     """
+    from ..core.checks import printable
     from .options import UsageError, joined_sizes
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(joined_sizes(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     parser = vars(args).pop("parser")
     for text in parser.warnings(args):
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _signals_as_ctrl_c(ended):
             return args.run(args) or 0
     except (ValueError, OSError, MemoryError) as error:
-        print(parser.explain(error), file=sys.stderr)
+        print(printable(parser.explain(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"{parser.prog}: cancelled{f': {error}' if str(error) else ''}", file=sys.stderr)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
+from ..core.checks import check_text
 from ..core.device import DTYPES
 from ..core.files import check_output
 from ..core.images import check_image_name
@@ -112,12 +113,8 @@ def _within(value: float, low: float, high: float) -> float:
 
 @checked
 def text(value: str) -> str:
-    """The type of text for a model: bytes that are no UTF-8 arrive as lone surrogates, which no tokenizer takes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"Expected text in UTF-8, but got {value!a}.") from None
-    return value
+    """The type of text for a model."""
+    return check_text("text", value)
 
 
 def parse_size(value: str) -> tuple[int, int]:

@@ -242,14 +242,14 @@ def run_compare(args: argparse.Namespace) -> int:
     task = make_task(args)
     identity = task.path.identity()
     entries: dict[str, Any] = {}
+    stock = task.path.stock(args.stock_steps) if args.stock_steps else {}
     for name, schedule in schedules.items():
         print(schedule_text(schedule))
         for text in schedule.mismatches(identity["model"], identity["sampler"], identity["cfg"]):
             logger.warning("%s: %s", name, text)
         stem = pathlib.Path(name).stem
-        entries[name if stem in entries else stem] = schedule
-    if args.stock_steps:
-        entries |= task.path.stock(args.stock_steps)
+        entries[name if stem in entries or stem in stock else stem] = schedule
+    entries |= stock
     with Progress() as progress:
         result = compare(task.path, entries, [task.objective], args.pairs, args.repeats, callback=progress)
     print(result.table())

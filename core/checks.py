@@ -12,7 +12,23 @@ from torch import Tensor
 UNFINITE = "Check what made it: a VAE in fp16 is the usual source."
 
 
-def _refuse(name: str, expected: str, got: object, remedy: str = "") -> ValueError:
+def printable(text: str) -> str:
+    """Return a text without what moves the cursor, clears the screen or turns the direction of writing."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Return a value for a message: in one line, and shortened."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    try:
+        text = printable(repr(value))
+    except ValueError:  # an integer of more than 4300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _refuse(name: str, expected: str, got: str, remedy: str = "") -> ValueError:
     return ValueError(f"Expected `{name}` {expected}, but got {got}.{' ' + remedy if remedy else ''}")
 
 
@@ -20,13 +36,13 @@ def check_range(name: str, value: float, low: float, high: float = math.inf, rem
     """Raise ValueError unless `low <= value <= high` and `value` is a finite number."""
     if isinstance(value, Real) and -math.inf < value < math.inf and low <= value <= high:
         return
-    raise _refuse(name, f"of at least {low}" if high == math.inf else f"between {low} and {high}", value, remedy)
+    raise _refuse(name, f"of at least {low}" if high == math.inf else f"between {low} and {high}", shown(value), remedy)
 
 
 def check_integer(name: str, value: int, low: int, high: float = math.inf, remedy: str = "") -> None:
     """Raise ValueError unless `value` is an integer (not a bool) with `low <= value <= high`."""
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise _refuse(name, "to be an integer", repr(value), remedy)
+        raise _refuse(name, "to be an integer", shown(value), remedy)
     check_range(name, value, low, high, remedy)
 
 
@@ -36,10 +52,19 @@ def check_seed(name: str, value: int) -> int:
     return int(value)
 
 
+def check_text(name: str, value: str) -> str:
+    """Return `value`; raises ValueError unless it is text in UTF-8: other bytes arrive as lone surrogates, which no tokenizer takes."""
+    try:
+        value.encode()
+    except (UnicodeEncodeError, AttributeError):
+        raise _refuse(name, "to be text in UTF-8", shown(value)) from None
+    return value
+
+
 def check_choice(name: str, value: str, choices: Collection[str], remedy: str = "") -> None:
     """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise _refuse(name, "to be one of " + ", ".join(repr(c) for c in choices), repr(value), remedy)
+    if not isinstance(value, str) or value not in choices:
+        raise _refuse(name, "to be one of " + ", ".join(repr(c) for c in choices), shown(value), remedy)
 
 
 def check_finite(name: str, tensor: Tensor, remedy: str = UNFINITE) -> None:
@@ -58,7 +83,7 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], rem
     shape = tuple(tensor.shape)
     if len(shape) != len(expected) or any(e is not None and s != e for s, e in zip(shape, expected)):
         wanted = tuple("any" if e is None else e for e in expected)
-        raise _refuse(name, f"of shape {wanted}".replace("'", ""), shape, remedy)
+        raise _refuse(name, f"of shape {wanted}".replace("'", ""), str(shape), remedy)
 
 
 def check_latents(name: str, latents: Tensor, channels: int | None = None, remedy: str = "") -> None:
@@ -70,8 +95,9 @@ def check_latents(name: str, latents: Tensor, channels: int | None = None, remed
 def check_sigmas(name: str, sigmas: Tensor, minimum: int = 2) -> None:
     """Raise ValueError unless `sigmas` is a 1-D, finite, strictly descending tensor of at least `minimum` levels >= 0."""
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < minimum:
-        got = tuple(sigmas.shape) if isinstance(sigmas, Tensor) else type(sigmas).__name__
+        got = str(tuple(sigmas.shape)) if isinstance(sigmas, Tensor) else type(sigmas).__name__
         raise _refuse(name, f"to be a 1-D tensor of at least {minimum} noise levels", got)
+    sigmas = sigmas.float()  # as samplers compute: close levels are one there
     check_finite(name, sigmas, "Take SIGMAS from a scheduler node.")
     rising = (sigmas[1:] >= sigmas[:-1]).nonzero().flatten().tolist()
     if rising or sigmas[-1] < 0:

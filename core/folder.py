@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from .checkpoint import refuse_pickle
+from .checks import printable
+from .files import PathLike
 from .schedules import alphas_cumprod_of
 
 UNETS = ("UNet2DConditionModel",)
@@ -67,6 +70,23 @@ class Folder:
     alphas_cumprod: Tensor | None
     prediction_type: str
     shift: float = 1.0
+
+
+@contextmanager
+def described_by(path: PathLike) -> Iterator[None]:
+    """Turn what a library raises over the files of a model into one ValueError that names them; our own errors are left."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, (ValueError, OSError)) and str(error).startswith("Expected"):
+            raise
+        reason = printable(str(error)).strip()[:200]
+        raise ValueError(
+            f"Expected files of a model that belong together in {path}, but got {type(error).__name__}: {reason}. "
+            "Download it again, config and weights together."
+        ) from error
 
 
 def read_folder(

@@ -20,7 +20,7 @@ from .checks import check_choice
 from .denoiser import PREDICTIONS
 from .device import pick_device, pick_dtype, with_memory
 from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
-from .folder import Network, read_folder, read_vae
+from .folder import Network, described_by, read_folder, read_vae
 from .pipeline import Pipeline
 from .schedules import scaled_linear_alphas_cumprod, zero_terminal_snr
 from .text import LanguageEncoder, TextEncoder
@@ -86,8 +86,8 @@ class Part:
 
         library = ARCHITECTURES[self.architecture]
         cls = getattr(importlib.import_module(library), self.architecture)
-        config = init_config(self.config, self.architecture)
-        with Unfilled():
+        with described_by(self.files[0].parent), Unfilled():
+            config = init_config(self.config, self.architecture)
             return cls(cls.config_class(**config)) if library == "transformers" else cls.from_config(config)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -170,7 +170,9 @@ def load(
     dtype = pick_dtype(device, dtype)
     if prediction_type is not None:
         check_choice("prediction_type", prediction_type, PREDICTIONS)
-    parts = _file_parts(pathlib.Path(source).expanduser(), vae) if _is_file(source) else _folder_parts(source, vae)
+    with described_by(source):
+        parts = _file_parts(pathlib.Path(source).expanduser(), vae) if _is_file(source) else _folder_parts(source, vae)
+        parts.check()
     if tokenizer is not None:
         parts.tokenizers = [tokenizer] * len(parts.text)
     remedy = "Close what else uses the device, or choose another `device` or `dtype`."
@@ -204,8 +206,6 @@ class Parts:
     def pipeline(
         self, device: torch.device, dtype: torch.dtype, prediction_type: str | None, quantize: bool = False
     ) -> Pipeline:
-        self._check_channels()
-        self._check_conditioning()
         is_xl = self.network.config.get("addition_embed_type") == "text_time"
         # SDXL's VAE overflows in float16 and says so; SD1.5's says so too by default, but does not.
         upcast = is_xl and dtype == torch.float16 and self.vae.config.get("force_upcast", True)
@@ -240,6 +240,11 @@ class Parts:
             return LanguageEncoder(network, _tokenizer(tokenizer, clip=False), reading)
         penultimate = self.family.penultimate if self.family else is_xl
         return TextEncoder(network, _tokenizer(tokenizer), penultimate, pad_id)
+
+    def check(self) -> None:
+        """Raise ValueError for networks that do not fit each other or are of a kind that is not sampled here."""
+        self._check_channels()
+        self._check_conditioning()
 
     def _check_channels(self) -> None:
         """Raise ValueError for a network that takes more channels than it gives, and for a VAE of another family."""
@@ -308,7 +313,8 @@ def _tokenizer(source: Any, clip: bool = True) -> Any:
     import transformers
 
     cls = transformers.CLIPTokenizer if clip else transformers.AutoTokenizer
-    return cls.from_pretrained(str(source), local_files_only=True)
+    with described_by(source):
+        return cls.from_pretrained(str(source), local_files_only=True)
 
 
 def _holds_tokenizer(folder: pathlib.Path) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .cache import PROMPTS
-from .checks import check_finite, check_shape
+from .checks import check_finite, check_shape, check_text, shown
 from .denoiser import Conditioning
 from .device import with_memory
 from .diffusers_model import NetworkDenoiser
@@ -60,8 +60,8 @@ class Pipeline:
         `size` (height, width) is the image size that SDXL is conditioned on.
         """
         if isinstance(prompts, str) or not len(prompts):
-            raise ValueError(f"Expected `prompts` to be a list of at least one prompt, but got {prompts!r}.")
-        unique = tuple(dict.fromkeys(prompts))
+            raise ValueError(f"Expected `prompts` to be a list of at least one prompt, but got {shown(prompts)}.")
+        unique = tuple(dict.fromkeys(check_text("prompts", prompt) for prompt in prompts))
 
         def encode() -> Conditioning:
             return with_memory(lambda: self._encode(unique, size), f"encode {len(unique)} prompts")

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 Point = tuple[float, float]
 Pair = tuple[Point, Point]
 
+FARTHEST = 1e6  # pixels
 EXAMPLE = '[{"x": 120, "y": 80}]'
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _POINT = re.compile(rf"\s*{_NUMBER}\s*,\s*{_NUMBER}\s*")
@@ -26,7 +28,7 @@ def read_points(text: str, name: str = "points") -> list[Point]:
         if text.lstrip()[:1] in ("[", "{"):
             return _listed(json.loads(text))
         return _scanned(text)
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError):
         raise ValueError(
             f"Expected `{name}` as a JSON list of points in pixels such as {EXAMPLE}, but got {text[:80]!r}."
         ) from None
@@ -39,7 +41,7 @@ def read_pairs(text: str, name: str = "points") -> list[Pair]:
             return [(spline[0], spline[-1]) for spline in map(_spline, json.loads(text))]
         lines = filter(None, (line.strip() for line in text.splitlines()))
         return [pair for line in lines for pair in _arrows(line)]
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
         bad = error.args[0] if isinstance(error, _NoArrowError) else text[:80]
         raise ValueError(
             f"Expected `{name}` as lines of 'x, y -> x, y', but got {bad!r}. Example: 60, 60 -> 90, 60."
@@ -69,7 +71,14 @@ def _listed(found: object) -> list[Point]:
         raise TypeError
     if len(found) == 1 and isinstance(found[0], list) and found[0] and not isinstance(found[0][0], (int, float)):
         found = found[0]  # the only one of a list of splines
-    return [(float(p["x"]), float(p["y"])) if isinstance(p, dict) else (float(p[0]), float(p[1])) for p in found]
+    return [_point(p["x"], p["y"]) if isinstance(p, dict) else _point(p[0], p[1]) for p in found]
+
+
+def _point(x: Any, y: Any) -> Point:
+    found = float(x), float(y)
+    if not all(abs(value) < FARTHEST for value in found):  # false for NaN too
+        raise ValueError
+    return found
 
 
 def _scanned(text: str) -> list[Point]:
@@ -79,7 +88,7 @@ def _scanned(text: str) -> list[Point]:
         found = _POINT.match(text, at)
         if found is None:
             raise ValueError
-        points.append((float(found[1]), float(found[2])))
+        points.append(_point(found[1], found[2]))
         between = _BETWEEN.match(text, found.end())
         at = between.end() if between else found.end()
     return points
@@ -94,7 +103,10 @@ def _arrows(line: str) -> list[Pair]:
         target = _POINT.match(line, arrow.end()) if arrow else None
         if handle is None or target is None:
             raise _NoArrowError(line)
-        pairs.append(((float(handle[1]), float(handle[2])), (float(target[1]), float(target[2]))))
+        try:
+            pairs.append((_point(handle[1], handle[2]), _point(target[1], target[2])))
+        except ValueError:
+            raise _NoArrowError(line) from None
         between = _BETWEEN.match(line, target.end())
         at = between.end() if between else target.end()
     return pairs

@@ -106,4 +106,6 @@ def sample(
     check_choice("sampler", name, SAMPLERS)
     check_sigmas("sigmas", sigmas)
     check_finite("x", x)
-    return SAMPLERS[name](denoise, x, sigmas.to(x.device), space, noise, callback)
+    # Differences of half-precision levels would be rounded to nothing.
+    levels = sigmas.to(x.device, torch.promote_types(sigmas.dtype, torch.float32))
+    return SAMPLERS[name](denoise, x, levels, space, noise, callback)

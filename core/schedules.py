@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_integer, check_range
+from .checks import check_choice, check_integer, check_range, shown
 
 TRAIN_STEPS = 1000
 
@@ -150,12 +150,15 @@ def alphas_cumprod_of(config: Mapping[str, Any]) -> Tensor:
     kind, start, end = (config.get(f"beta_{name}", value) for name, value in zip(("schedule", "start", "end"), default))
     check_choice("beta_schedule", kind, BETAS, "Load an SD1.5, SD2.x or SDXL model.")
     given = config.get("trained_betas")
-    betas = (
-        BETAS[kind](start, end, config.get("num_train_timesteps", TRAIN_STEPS))
-        if given is None
-        else torch.tensor(given)
-    )
+    steps = config.get("num_train_timesteps", TRAIN_STEPS)
+    check_integer("num_train_timesteps", steps, 2, 1_000_000, "The scheduler's config is damaged.")
+    betas = BETAS[kind](start, end, steps) if given is None else torch.tensor(given)
     alphas = torch.cumprod(1 - betas.float(), 0)
+    if alphas.ndim != 1 or len(alphas) < 2 or not bool(((betas > 0) & (betas < 1)).all()) or not alphas[-1] > 0:
+        raise ValueError(
+            f"Expected betas between 0 and 1 in the scheduler's config, but got {shown(start)} to {shown(end)} in {steps} steps. "
+            "Download the config again."
+        )
     return zero_terminal_snr(alphas) if config.get("rescale_betas_zero_snr") else alphas
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..core.checks import check_choice, check_range
+from ..core.checks import check_choice, check_range, shown
 from ..core.masks import painted
 from .geometry import Point
 
@@ -141,9 +141,9 @@ def check_points(points: Sequence[tuple[Point, Point]]) -> tuple[tuple[Point, Po
     """Return (handle, target) pairs as floats; raises ValueError for none, NaN, a handle on its target or shared targets."""
     try:
         pairs = tuple(((float(hx), float(hy)), (float(tx), float(ty))) for (hx, hy), (tx, ty) in points)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(
-            f"Expected `points` as ((x, y), (x, y)) pairs of handle and target, but got {points!r}."
+            f"Expected `points` as ((x, y), (x, y)) pairs of handle and target, but got {shown(points)}."
         ) from None
     if not pairs:
         raise ValueError("Expected `points` with at least one pair of handle and target, but got none.")

@@ -260,6 +260,9 @@ class LatentFill(nn.Module):
             self.predict(t[None], h[None]) if h.any() else t[None] for t, h in zip(tokens, hidden.to(tokens.device))
         ]
         predicted = from_tokens(torch.cat(filled), self.config.patch, *latents.shape[-2:]) * self.std + self.mean
+        check_finite(
+            "the filled latents", predicted, "The file of the fill is damaged, or of another model: train it again."
+        )
         return torch.where(cells[:, None], predicted.to(latents), latents)
 
     def check_fits(self, latents: Tensor, kind: str = "") -> None:
@@ -296,9 +299,10 @@ class LatentFill(nn.Module):
     def from_tensors(cls, tensors: dict[str, Tensor], config: FillConfig, path: str | os.PathLike[str]) -> LatentFill:
         """Build from a file's tensors, leaving its training state aside."""
         try:
-            return cls(
-                config, weights={name: value for name, value in tensors.items() if not name.startswith("train.")}
-            )
+            weights = {
+                n: v.float() if v.is_floating_point() else v for n, v in tensors.items() if not n.startswith("train.")
+            }
+            return cls(config, weights=weights)
         except ValueError as error:
             raise bad_file(path, str(error)) from error
 
@@ -307,6 +311,7 @@ class LatentFill(nn.Module):
         wrong = sorted(
             name for name in expected.keys() | weights.keys()
             if name not in expected or name not in weights or expected[name].shape != weights[name].shape
+            or not weights[name].is_floating_point()
         )  # fmt: skip
         if wrong:
             raise ValueError(f"tensors that do not fit its config: {', '.join(wrong[:3])}")

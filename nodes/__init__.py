@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import cow, edit, lmd, models, search, stream
+from . import cow, doctor, edit, lmd, models, search, stream
 from .host.memory import follow_host
 from .host.warnings import collecting
 from .words import ALIASES
 
-MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, search)
+MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, search, doctor)
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
     id: collecting(id, node, name) for module in MODULES for id, (node, name) in module.NODES.items()

@@ -6,10 +6,12 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from ..core.checks import printable, shown
 from ..core.reuse import REUSE_KINDS, ReuseSpan
 
 METADATA_KEY = "slipstream_schedule"
@@ -57,11 +59,13 @@ def parse(text: str | bytes) -> Any:
 
 
 def check_levels(levels: Sequence[float]) -> None:
+    if not isinstance(levels, (tuple, list)) or not all(isinstance(sigma, Real) for sigma in levels):
+        raise ScheduleError(f"Expected `sigmas` as a list of numbers, but got {shown(levels)}.")
     if not 2 <= len(levels) <= MAX_LEVELS:
         raise ScheduleError(f"Expected `sigmas` with 2 to {MAX_LEVELS} levels, but got {len(levels)}.")
     for i, sigma in enumerate(levels):
-        if not math.isfinite(sigma) or not 0 <= sigma <= MAX_SIGMA:
-            raise ScheduleError(f"Expected `sigmas` between 0 and {MAX_SIGMA:g}, but got {sigma} at {i}.")
+        if not 0 <= sigma <= MAX_SIGMA:  # false for NaN
+            raise ScheduleError(f"Expected `sigmas` between 0 and {MAX_SIGMA:g}, but got {shown(sigma)} at {i}.")
         # Samplers take them in float32, where close levels are one.
         if i and np.float32(sigma) >= np.float32(levels[i - 1]):
             raise ScheduleError(
@@ -118,11 +122,6 @@ def text(value: Any, name: str, optional: bool = False) -> str | None:
     if not isinstance(value, str) or len(value) > 2000:
         raise ScheduleError(f"Expected `{name}` as a text of at most 2000 characters, but got {value!r:.60}.")
     return printable(value)
-
-
-def printable(value: str) -> str:
-    """Return a text without what moves the cursor, clears the screen or turns the direction of writing."""
-    return "".join(c if c.isprintable() else " " for c in value)
 
 
 def mapping(value: Any, name: str) -> dict[str, Any] | None:

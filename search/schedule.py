@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_integer
+from ..core.checks import check_integer, printable
 from ..core.files import save_tensors, write_beside
 from ..core.layers import LayerMask
 from ..core.reuse import ReuseSpan
@@ -168,7 +168,7 @@ class Schedule:
                 raise ScheduleError(f"Expected `{name}`, but it is missing. This schedule file is not complete.")
         for name in data:
             if name not in REQUIRED + OPTIONAL:
-                raise ScheduleError(f"Expected no field `{parsing.printable(name):.60}`, but got one. Remove it.")
+                raise ScheduleError(f"Expected no field `{printable(name):.60}`, but got one. Remove it.")
         levels = parsing.numbers(data["sigmas"], "sigmas")
         parsing.check_levels(levels)
         parsing.check_length(data, levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,9 +78,23 @@ def rgb_of(frame: Any) -> np.ndarray:
     return pixels
 
 
-def upright(picture: np.ndarray, rotation: int) -> np.ndarray:
-    """Return a picture (H, W, C) turned counterclockwise by `rotation` degrees: phones film sideways and say so."""
-    return np.rot90(picture, round(rotation / 90) % 4)
+def matrix_of(frame: Any) -> tuple[int, int, int, int]:
+    """Return (a, b, c, d) of a frame's display matrix, -1, 0 or 1 each: it is shown at x' = a x + c y, y' = b x + d y."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5]
+            straight = abs(a) >= abs(b)  # a matrix of another angle is rounded to a quarter turn
+            first, second = (a, d) if straight else (b, c)
+            x, y = (-1 if first < 0 else 1), (-1 if second < 0 else 1)
+            return (x, 0, 0, y) if straight else (0, x, y, 0)
+    return 1, 0, 0, 1
+
+
+def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Return an image (H, W, C) turned and mirrored as its display matrix says: phones film sideways, front cameras mirror."""
+    a, b, c, d = matrix
+    shown = image if a else image.transpose(1, 0, 2)
+    return shown[:: -1 if b + d < 0 else 1, :: -1 if a + c < 0 else 1]
 
 
 class VideoSource:
@@ -107,8 +122,17 @@ class VideoSource:
         guessed = Fraction(self.stream.base_rate or self.rate)
         self.base_rate = guessed if self.rate <= guessed <= MAX_RATE else self.rate
         self.time_base = Fraction(self.stream.time_base or 1 / self.rate)
+        self.promised = self._seconds()
         self.damaged = self.discarded = 0
         self.has_sound = bool(self.container.streams.audio) and not self.live
+
+    def _seconds(self) -> float:
+        """Return how long the pictures last by the header, 0 where it does not tell; Matroska and WebM count no frames."""
+        clock = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", self.stream.metadata.get("DURATION", ""))
+        if clock:
+            return 3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3])
+        alone = len(self.container.streams) == 1 and not self.live
+        return (self.container.duration or 0) / 1e6 if alone else 0.0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
         """Decode frames in order of display; times never go back."""
@@ -120,12 +144,13 @@ class VideoSource:
                     first = frame.pts or 0  # a camera counts from when it was switched on
                 pts = max(frame.pts - first, pts + 1) if frame.pts is not None else pts + step if read else 0
                 read += 1
-                picture = upright(rgb_of(frame), getattr(frame, "rotation", 0))
+                picture = upright(rgb_of(frame), matrix_of(frame))
                 stamp = Stamp(pts, self.time_base, getattr(frame, "duration", None) or 0)
                 yield torch.from_numpy(np.ascontiguousarray(picture)), stamp
         # AVI counts the steps at which it shows no new frame too.
         reached = pts + 1 if "avi" in self.container.format.name else read + self.discarded
-        if reached < self.count or self.damaged:
+        missing = self.promised - float((pts + 1.5 * step) * self.time_base) if read and not self.count else 0.0
+        if reached < self.count or self.damaged or missing > 0.1:
             self.problem = (
                 f"the video is damaged or cut off: {read} of {self.count or 'an unknown number of'} frames read"
             )

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from slipstream.lmd import FillConfig, LatentFill, latents_kind
 from slipstream.lmd.latent_fill import FORMAT, interpolate, position_embedding, read_tensors
@@ -225,3 +226,27 @@ def test_damaged_and_foreign_files_are_refused_with_their_name(tmp_path: pathlib
 def test_the_suffix_is_part_of_the_format(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"end in .safetensors, but got 'a.pt'"):
         LatentFill(TINY).save(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_in_half_precision_is_run_in_float32(tmp_path: pathlib.Path, dtype: torch.dtype) -> None:
+    LatentFill(TINY).save(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "a.safetensors")
+    save_file({name: value.to(dtype) for name, value in tensors.items()}, tmp_path / "half.safetensors", metadata)
+    whole, half = (
+        LatentFill.load(tmp_path / name).fill(latents_of(), hole()) for name in ("a.safetensors", "half.safetensors")
+    )
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, rtol=0.05, atol=0.05)
+    save_file({name: value.long() for name, value in tensors.items()}, tmp_path / "whole.safetensors", metadata)
+    with pytest.raises(ValueError, match="tensors that do not fit its config"):
+        LatentFill.load(tmp_path / "whole.safetensors")
+
+
+def test_weights_that_overflow_are_named() -> None:
+    fill = LatentFill(TINY)
+    fill.head.weight.data.fill_(1e38)
+    with pytest.raises(ValueError, match="Expected `the filled latents` to be finite everywhere"):
+        fill.fill(latents_of(), hole())

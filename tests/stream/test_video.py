@@ -7,6 +7,7 @@ import itertools
 import logging
 import pathlib
 import re
+import struct
 import time
 from fractions import Fraction
 
@@ -324,10 +325,46 @@ def test_stamp() -> None:
     assert Stamp(45, Fraction(1, 30)).seconds == 1.5
 
 
-@pytest.mark.parametrize(("rotation", "corner"), [(0, (0, 0)), (90, (3, 0)), (-90, (0, 1)), (180, (1, 3))])
-def test_pictures_are_turned_as_the_camera_says(rotation, corner) -> None:
-    """The display matrix counts counterclockwise: a mark in the first corner of 2 x 4 pixels ends in another."""
+TURNS = {
+    (1, 0, 0, 1): (0, 0), (0, 1, -1, 0): (0, 1), (0, -1, 1, 0): (3, 0), (-1, 0, 0, -1): (1, 3),
+    (-1, 0, 0, 1): (0, 3), (1, 0, 0, -1): (1, 0), (0, 1, 1, 0): (0, 0), (0, -1, -1, 0): (3, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("matrix", "corner"), TURNS.items())
+def test_frames_are_turned_and_mirrored_as_the_camera_says(tmp_path, matrix, corner) -> None:
+    """A mark in the first corner ends in another; in a file, the matrix lies in the header of the track."""
     picture = np.zeros((2, 4, 3), np.uint8)
     picture[0, 0] = 255
-    turned = upright(picture, rotation)
-    assert tuple(np.argwhere(turned[..., 0])[0]) == corner
+    assert tuple(np.argwhere(upright(picture, matrix)[..., 0])[0]) == corner
+    large = picture.repeat(16, 0).repeat(16, 1)
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=10, width=64, height=32, pix_fmt="yuv420p")
+        for packet in (*stream.encode(av.VideoFrame.from_ndarray(large, format="rgb24")), *stream.encode(None)):
+            file.mux(packet)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    at = data.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "a.mp4").write_bytes(data)
+    (frame,) = [image for image, _ in open_source(str(tmp_path / "a.mp4"))]
+    bright = frame.float().mean(-1)[8::16, 8::16] > 128
+    assert tuple(bright.nonzero()[0].tolist()) == corner
+    assert int(bright.sum()) == 1
+
+
+@pytest.mark.parametrize("sound", ["aac", None])
+@pytest.mark.parametrize("suffix", [".mkv", ".webm"])
+def test_a_matroska_file_that_was_cut_off_is_named(tmp_path, suffix, sound) -> None:
+    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
+    sound = "libopus" if sound and suffix == ".webm" else sound
+    path = make_video(tmp_path / f"a{suffix}", range(90), codec=codec, sound=sound)
+    whole = open_source(str(path))
+    assert len(list(whole)) == 90
+    assert whole.problem == ""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    cut = open_source(str(path))
+    read = len(list(cut))
+    assert read < 85
+    assert cut.problem == f"the video is damaged or cut off: {read} of an unknown number of frames read"

@@ -16,6 +16,8 @@ def text_to_image(g: Any) -> None:
     )  # fmt: skip
     image = g.add("VAEDecode", samples=samples, vae=model)
     g.add("SaveImage", images=image, filename_prefix="slipstream/text_to_image")
+    report = g.add("SlipstreamDoctor", model=model, vae=model)
+    g.add("PreviewAny", source=report["report"], title="Report")
     g.note(
         "The bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows 128 x 128 "
         "pictures of coloured shapes, for example *two small yellow squares on a green background*."

@@ -1,0 +1,339 @@
+"""Odd and hostile inputs of every kind: a result, or one documented error in one line. SLIPSTREAM_FUZZ=N tries N of each kind.
+
+A failure names the case: `SLIPSTREAM_FUZZ_CASE=N pytest tests/fuzz -k KIND` runs that one alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+import pytest
+import slipstream
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from slipstream.cli import main
+from slipstream.core.images import mask_of, read_frames, read_image, read_mask
+from slipstream.core.loading import BUNDLED
+from slipstream.core.masks import as_mask, bounding_box, feather, grow, painted
+from slipstream.core.noise import SeededNoise
+from slipstream.core.samplers import SAMPLERS, sample
+from slipstream.core.schedules import SCHEDULES, make_sigmas
+from slipstream.cow import CowConfig
+from slipstream.cow.canvas import parse_colour, place, plain_background
+from slipstream.cow.config import make_plan
+from slipstream.edit import Drag, EditConfig, Move
+from slipstream.lmd import FillConfig, LatentFill, RegenerateConfig, TrainConfig, mask_schedule
+from slipstream.lmd.stretch import parse_points
+from slipstream.nodes.edit import read_drags
+from slipstream.search import Schedule, SearchConfig
+from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
+from slipstream.stream.video import open_source
+from slipstream_tests.analytic import GaussianDenoiser, constant_cond
+from slipstream_tests.conftest import ROOT
+from slipstream_tests.fuzz.inputs import Inputs, numbers_in
+from slipstream_tests.test_cli import EVERY, Loaded
+
+COUNT = int(os.environ.get("SLIPSTREAM_FUZZ", "25"))
+CASES = [int(os.environ["SLIPSTREAM_FUZZ_CASE"])] if "SLIPSTREAM_FUZZ_CASE" in os.environ else range(COUNT)
+PRESETS = sorted((ROOT / "search/presets").glob("*.json"))
+Kind = Callable[[Inputs, pathlib.Path], Any]
+
+
+def one_line(text: str) -> bool:
+    return bool(text) and text.isprintable()
+
+
+def finite(values: Any) -> None:
+    """Whatever came out is numbers."""
+    for value in values if isinstance(values, (tuple, list)) else [values]:
+        if isinstance(value, torch.Tensor):
+            assert bool(torch.isfinite(value.float()).all()), "the result is not finite"
+
+
+def configs(inputs: Inputs, folder: pathlib.Path) -> None:
+    kind = inputs.choice(
+        (CowConfig, StreamConfig, SearchConfig, EditConfig, TrainConfig, RegenerateConfig, FillConfig, SimilarityFilter)
+    )
+    if kind is SimilarityFilter:
+        SimilarityFilter(inputs.number(), inputs.number(), seed=inputs.number(), blocks=inputs.number())
+        return
+    given = {name: 8 for name in ("channels", "height", "width")} if kind is FillConfig else {}
+    if kind is StreamConfig and inputs.random() < 0.3:
+        given = {"sigmas": inputs.sigmas(), "strength": None}
+    config = kind(**inputs.settings(kind, **given))
+    assert all(math.isfinite(n) for n in numbers_in(config)), config
+    repr(config)
+
+
+def cow_plans(inputs: Inputs, folder: pathlib.Path) -> None:
+    config = CowConfig(**inputs.settings(CowConfig))
+    levels = GaussianDenoiser().levels
+    made = make_sigmas(config.schedule, levels, config.steps)
+    finite(make_plan(config, levels, made if inputs.random() < 0.7 else inputs.sigmas()).levels)
+
+
+def schedules(inputs: Inputs, folder: pathlib.Path) -> None:
+    good = json.loads(inputs.choice(PRESETS).read_text())
+    path = folder / "s.json"
+    path.write_text(json.dumps(inputs.json_like(good)))
+    schedule = Schedule.load(path)
+    assert bool((schedule.sigmas.diff() < 0).all())
+    finite(schedule.sigmas)
+    assert Schedule.from_dict(json.loads(json.dumps(schedule.to_dict(), allow_nan=False))) == schedule
+    assert json.dumps(schedule.to_dict(), ensure_ascii=False).isprintable()
+    schedule.mismatches({"name": "m", "hash": "h", "sigma_max": 1.0}, "euler", 3.0)
+
+
+def schedule_bytes(inputs: Inputs, folder: pathlib.Path) -> None:
+    path = folder / "s.json"
+    path.write_bytes(inputs.bytes_like(inputs.choice(PRESETS).read_bytes()))
+    Schedule.load(path)
+
+
+def sigmas(inputs: Inputs, folder: pathlib.Path) -> None:
+    model, noise = GaussianDenoiser(), SeededNoise(3)
+    x = torch.randn(1, 4, 4, 4, generator=inputs.generator()) * 10
+    levels = inputs.sigmas()
+    cond = constant_cond()
+    finite(
+        sample(
+            inputs.choice(list(SAMPLERS)),
+            lambda x, sigma: model(x, sigma.expand(len(x)), cond),
+            x,
+            levels,
+            model.space,
+            noise,
+        )
+    )
+
+
+def made_sigmas(inputs: Inputs, folder: pathlib.Path) -> None:
+    levels = GaussianDenoiser().levels
+    found = make_sigmas(
+        inputs.choice([*SCHEDULES, "x"]), levels, inputs.number(), inputs.choice((1.0, inputs.number()))
+    )
+    finite(found)
+    assert bool((found.diff() < 0).all())
+
+
+def streams(inputs: Inputs, folder: pathlib.Path) -> None:
+    strange = {"sigmas": inputs.sigmas(), "strength": None} if inputs.random() < 0.5 else {}
+    config = StreamConfig(**{"steps": inputs.randrange(1, 4), **strange}, seed=inputs.number())
+    batch = StreamBatch(GaussianDenoiser(), constant_cond(), constant_cond(), config)
+    shape = (inputs.size(), inputs.size())
+    frames = [f for _ in range(3) for f in batch.push(torch.randn(1, 4, *shape, generator=inputs.generator()))]
+    finite([frame.latents for frame in [*frames, *batch.drain()]])
+
+
+def points(inputs: Inputs, folder: pathlib.Path) -> None:
+    pairs = [", ".join(str(inputs.number()) for _ in range(2)) for _ in range(4)]
+    text = inputs.choice(
+        (inputs.text(), f"{pairs[0]} -> {pairs[1]}", f"{pairs[0]}->{pairs[1]}\n{pairs[2]} -> {pairs[3]}")
+    )
+    finite(parse_points(text))
+
+
+def drags(inputs: Inputs, folder: pathlib.Path) -> None:
+    def text() -> str:
+        good = [{"x": inputs.random() * 60, "y": 4.0}, [inputs.random() * 9, 7]]
+        return inputs.choice((inputs.text(), json.dumps(inputs.json_like(good)), json.dumps(good)))
+
+    for handle, target in read_drags(text(), text()):
+        assert all(map(math.isfinite, (*handle, *target)))
+
+
+def tasks(inputs: Inputs, folder: pathlib.Path) -> None:
+    kind = inputs.choice((Move, Drag))
+    given = {"mask": inputs.mask()}
+    if kind is Drag:
+        given["points"] = [
+            tuple((inputs.number(), inputs.number()) for _ in range(2)) for _ in range(inputs.randrange(3))
+        ]
+    task = kind(**inputs.settings(kind, **given))
+    assert all(math.isfinite(n) for n in numbers_in(task))
+
+
+def masks(inputs: Inputs, folder: pathlib.Path) -> None:
+    mask = inputs.mask() if inputs.random() < 0.8 else inputs.tensor()
+    finite(as_mask(mask, inputs.choice((1, 2, 3)), inputs.size(), inputs.size()))
+    clean = painted(mask)
+    finite((grow(clean, inputs.randrange(-3, 4)), feather(clean, inputs.randrange(5))))
+    bounding_box(clean[0])
+
+
+def mask_schedules(inputs: Inputs, folder: pathlib.Path) -> None:
+    height, width = inputs.size(), inputs.size()
+    made = mask_schedule(
+        inputs.randrange(-1, 6), inputs.choice(("linear", "cosine", "fixed", "x")), inputs.number(), inputs.number(),
+        inputs.choice(("increasing", "decreasing")), inputs.number(), inputs.number(), inputs.random() < 0.5, height, width,
+        inputs.choice((None, inputs.mask())),
+    )  # fmt: skip
+    finite(made.masks)
+
+
+def canvases(inputs: Inputs, folder: pathlib.Path) -> None:
+    parse_colour(inputs.text())
+    found = place(
+        inputs.image(), inputs.mask(), plain_background(*inputs.choice(((64, 64), (32, 48)))),
+        *(inputs.choice((0.5, inputs.number())) for _ in range(3)),
+    )  # fmt: skip
+    finite((found.image, found.keep))
+
+
+def image_files(inputs: Inputs, folder: pathlib.Path) -> None:
+    """A damaged, cut off, tiny or odd file of every format, as image, mask, animation and video."""
+    suffix = inputs.choice((".png", ".jpg", ".gif", ".webp", ".bmp", ".tif"))
+    modes = {".jpg": ("RGB", "L", "CMYK"), ".png": ("RGB", "RGBA", "L", "P", "1", "I;16", "LA")}.get(
+        suffix, ("RGB", "L")
+    )
+    buffer = io.BytesIO()
+    picture = Image.effect_noise((inputs.size(), inputs.size()), 90).convert(inputs.choice(modes))
+    picture.save(buffer, Image.registered_extensions()[suffix])
+    path = folder / f"image{suffix}"
+    path.write_bytes(inputs.bytes_like(buffer.getvalue()) if inputs.random() < 0.8 else buffer.getvalue())
+    image = read_image(path)
+    finite((image, read_mask(path), mask_of(image)))
+    for frame, seconds in read_frames(path):
+        finite(frame)
+        assert seconds >= 0
+    for frame, _ in open_source(str(path)):
+        finite(frame)
+
+
+def fill_files(inputs: Inputs, folder: pathlib.Path) -> None:
+    path = folder / "fill.safetensors"
+    if not path.exists():
+        LatentFill(
+            FillConfig(2, 4, 4, 2, dim=16, depth=1, heads=2, decoder_dim=16, decoder_depth=1, decoder_heads=2)
+        ).save(path)
+    other = folder / "changed.safetensors"
+    other.write_bytes(inputs.bytes_like(path.read_bytes()))
+    fill = LatentFill.load(other)
+    finite(fill.fill(torch.randn(1, 2, 4, 4, generator=inputs.generator()), torch.eye(4)[None]))
+
+
+def model_folders(inputs: Inputs, folder: pathlib.Path) -> None:
+    """The bundled model with one of its files changed, cut off or gone, or one weight of it missing."""
+    model = folder / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    files = [p for p in BUNDLED.rglob("*") if p.is_file() and "_lcm" not in str(p) and p.suffix not in (".md", ".jpg")]
+    for file in files:
+        (model / file.relative_to(BUNDLED)).parent.mkdir(parents=True, exist_ok=True)
+        (model / file.relative_to(BUNDLED)).symlink_to(file)
+    chosen = inputs.choice([file for file in files if file.suffix == ".json"] + files)
+    changed = model / chosen.relative_to(BUNDLED)
+    changed.unlink()
+    if chosen.suffix == ".safetensors":
+        tensors = load_file(chosen)
+        del tensors[inputs.choice(sorted(tensors))]
+        save_file(tensors, changed, {"format": "pt"})
+    elif chosen.suffix == ".json" and inputs.random() < 0.8:
+        changed.write_text(json.dumps(inputs.json_like(json.loads(chosen.read_text())), default=str), errors="replace")
+    elif inputs.random() < 0.8:
+        changed.write_bytes(inputs.bytes_like(chosen.read_bytes()))
+    try:
+        pipe = slipstream.load(model)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    finite(pipe.encode_text(["a red circle"]).context)
+
+
+def prompts(inputs: Inputs, folder: pathlib.Path) -> None:
+    pipe = slipstream.load("pocket")
+    cond = pipe.encode_text([inputs.text() for _ in range(inputs.randrange(1, 4))])
+    finite(cond.context)
+
+
+VALUES = ("1", "0", "-1", "nan", "1e400", "0.5", "64x64", "7x9", "1x1", "99999999x1", "in/1.png", "mask.png", "x.h5", ".", "/",
+          "no/such.png", "a\ud800", "", "8:8:24:24", "4:4:4:4", "1,1 -> 2,2", "#ff0000", "karras", "cuda", "float8")  # fmt: skip
+
+
+def command_lines(inputs: Inputs, folder: pathlib.Path) -> None:
+    """Whatever is wrong is one line on stderr and exit code 2, before a model is loaded."""
+    command = inputs.choice(list(EVERY))
+    flags = sorted(set(re.findall(r"--[a-z-]+", HELP[command])) - {"--help", "--version"})
+    words = EVERY[command].split()
+    for _ in range(inputs.randrange(1, 4)):
+        words.append(inputs.choice(flags))
+        words += [inputs.choice((inputs.choice(VALUES), inputs.text())) for _ in range(inputs.choice((0, 1, 1, 1, 2)))]
+    err, out = io.StringIO(), io.StringIO()
+    with redirect_stderr(err), redirect_stdout(out):
+        try:
+            code = main([*command.split(), *words])
+        except Loaded:
+            return
+    shown = [
+        line for line in err.getvalue().splitlines() if "it/s" not in line and not line.startswith(("WARNING", "INFO"))
+    ]
+    assert code in (0, 2), (code, words)
+    if code == 2:
+        assert len(shown) == 1, (words, shown)
+        assert one_line(shown[0]), shown
+
+
+HELP: dict[str, str] = {}
+KINDS: tuple[Kind, ...] = (
+    configs, cow_plans, schedules, schedule_bytes, sigmas, made_sigmas, streams, points, drags, tasks, masks, mask_schedules,
+    canvases, image_files, fill_files, command_lines, model_folders, prompts,
+)  # fmt: skip
+
+
+@pytest.fixture
+def place_for_files(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> pathlib.Path:
+    if request.getfixturevalue("kind") is command_lines:
+        from slipstream_tests.test_cli import folder
+
+        made = getattr(folder, "__wrapped__", None) or folder.__pytest_wrapped__.obj
+        made(tmp_path, monkeypatch)
+
+        def load(*args: Any, **kwargs: Any) -> None:
+            raise Loaded
+
+        monkeypatch.setattr("slipstream.core.loading.load", load)
+        HELP.update({command: help_of(command) for command in EVERY})
+    return tmp_path
+
+
+def help_of(command: str) -> str:
+    with redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    return out.getvalue()
+
+
+def failures(kind: Kind, cases: Iterable[int], folder: pathlib.Path) -> list[str]:
+    """Return a line for each case that neither works nor fails as documented."""
+    found = []
+    for case in cases:
+        try:
+            kind(Inputs(f"{kind.__name__} {case}"), folder)
+        except ValueError as error:
+            if not (one_line(str(error)) and str(error).startswith("Expected")):
+                found.append(f"case {case}: the message {str(error)!r:.300}")
+        except Exception as error:
+            trace, inner = error.__traceback__, ""
+            while trace is not None:
+                inner = f"{pathlib.Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+                trace = trace.tb_next
+            found.append(f"case {case}: {type(error).__name__} at {inner}: {str(error)!r:.300}")
+    return found
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_result_or_one_documented_error(kind: Kind, place_for_files: pathlib.Path) -> None:
+    # Models take a second each.
+    cases = range(max(len(CASES) // 10, 2)) if kind is model_folders and len(CASES) > 1 else CASES
+    found = failures(kind, cases, place_for_files)
+    assert not found, f"{len(found)} of {len(cases)}:\n" + "\n".join(found[:20])
