@@ -48,4 +48,4 @@ class Doctor:
         return {"ui": {"text": (text,)}, "result": (text,)}
 
 
-NODES = {"SlipstreamDoctor": (Doctor, "Doctor (Slipstream)")}
+NODES = {"SlipstreamDoctor": (Doctor, "Doctor")}

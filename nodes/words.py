@@ -25,6 +25,7 @@ ALIASES: dict[str, str] = {
     "SlipstreamStreamFrames": "streamdiffusion, real time, realtime, lcm, turbo, video to video, vid2vid, webcam, stream batch",
     "SlipstreamBlendPrompts": "prompt travel, prompt schedule, slerp, interpolate prompts, crossfade",
     "SlipstreamRCFGGuider": "residual cfg, rcfg, streamdiffusion, guidance, negative prompt, cfg guider",
+    "SlipstreamDoctor": "debug info, system info, versions, bug report, vram",
     "SlipstreamExampleClip": "sample video, test clip, frames",
     "SlipstreamSimilarityFilter": "duplicate frames, skip frames, streamdiffusion, still image",
     "SlipstreamSearchSchedule": "ays, align your steps, autodiffusion, optimal steps, few steps, sigmas, fast, lcm, turbo",

@@ -36,7 +36,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("Drag", {"handles": "[]", "targets": ""}, "at least one pair"),
     ("Drag", {"handles": "[[1, 2]]", "targets": "[[1, 2]]"}, "a target away from its handle"),
     ("Drag", {"handles": "[[1, 2], [5, 5]]", "targets": "[[9, 9], [9, 9]]"}, "targets that differ"),
-    ("Drag", {"handles": "[[NaN, 2]]", "targets": "[[1, 2]]"}, "finite"),
+    ("Drag", {"handles": "[[NaN, 2]]", "targets": "[[1, 2]]"}, "JSON list of points in pixels"),
     ("MaskSchedule", {"low": 0.9}, "`high` between 0.9 and 1, but got 0.75"),
     ("MaskSchedule", {"patch": 600}, "`patch` between 1 and 512, but got 600"),
     ("MaskSchedule", {"patch": 0}, "`patch` between 1 and 4096, but got 0"),
