@@ -1,4 +1,4 @@
-"""Pictures on their way in and out: padding to whole cells, the draft of an edit, and the composite that leaves the rest untouched."""
+"""Images on their way in and out: padding to whole cells, the draft of an edit, and the composite that leaves the rest untouched."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer
@@ -21,7 +22,7 @@ from .geometry import Canvas, Placement, sample_at
 class EditResult:
     """What `edit` returns.
 
-    `latents` (1, C, h, w) are clean. `mask` (1, H, W) at picture size is the soft region that changed; `finish` composites with
+    `latents` (1, C, h, w) are clean. `mask` (1, H, W) at image size is the soft region that changed; `finish` composites with
     it. `notes` tell what the user should know (clipped objects, exploded energies, memory choice). `draft` (1, H, W, 3) is the
     cut-and-paste in pixels with its `draft_latents`, and `restore` (1, H, W) where its detail may be put back.
     """
@@ -40,24 +41,24 @@ Encode = Callable[[Tensor], Tensor]
 def fit(image: Tensor, factor: int, max_pixels: int | None = None, like: Canvas | None = None) -> tuple[Tensor, Canvas]:
     """Return an IMAGE (1, H, W, 3) ready for a VAE of `factor`, and the canvas that says where its pixels went.
 
-    Sides that are no multiple of `factor` are padded on the right and below by replication; a picture of more than `max_pixels`
-    is reduced first, and coordinates stay those of the picture that was given. `like` repeats what made that canvas.
+    Sides that are no multiple of `factor` are padded on the right and below by replication; an image of more than `max_pixels`
+    is reduced first, and coordinates stay those of the image that was given. `like` repeats what made that canvas.
     """
     if image.ndim != 4 or len(image) != 1 or image.shape[-1] != 3:
         raise ValueError(
-            f"Expected `image` as one RGB picture (1, height, width, 3), but got {tuple(image.shape)}. Edit one picture at a time."
+            f"Expected `image` as one RGB image (1, height, width, 3), but got {tuple(image.shape)}. Edit one image at a time."
         )
     check_finite("image", image)
     check_integer("factor", factor, 1)
     height, width = image.shape[1:3]
     shrink = 1.0 if not max_pixels else min(1.0, math.sqrt(max_pixels / (height * width)))
     shrink = shrink if like is None else factor / like.cell
-    pixels = image.movedim(-1, 1)
+    pixels = rearrange(image, "b h w c -> b c h w")
     if shrink < 1:
         # One factor for both axes keeps every coordinate exact: the rest of the last cell is padding.
         size = (round(height * shrink), round(width * shrink))
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-    padded = pad_to_multiple(pixels.movedim(1, -1), factor)
+    padded = pad_to_multiple(rearrange(pixels, "b c h w -> b h w c"), factor)
     grid = padded.shape[1] // factor, padded.shape[2] // factor
     return padded, Canvas((height, width), grid, factor / shrink)
 
@@ -79,12 +80,12 @@ def draft(
 ) -> Tensor:
     """Return the cut-and-paste of an edit: objects carried to their places, vacated areas filled from around them.
 
-    `values[i]` (1, C, H_i, W_i) is picture i in any space (pixels, latents), `sizes[i]` its extent in the unit of the placements'
-    points. Placements are (picture index, Placement) at the resolution of `values[0]`; later ones lie on top.
+    `values[i]` (1, C, H_i, W_i) is image i in any space (pixels, latents), `sizes[i]` its extent in the unit of the placements'
+    points. Placements are (image index, Placement) at the resolution of `values[0]`; later ones lie on top.
     """
     out = refilled(values[0], [placed.removed for _, placed in placements if not placed.bends])
-    for picture, placed in placements:
-        carried = _carried(values[picture], placed, sizes[picture])
+    for index, placed in placements:
+        carried = _carried(values[index], placed, sizes[index])
         out = out + placed.target[None, None].to(out) * (carried - out)
     return refilled(out, [placed.removed for _, placed in placements if placed.bends])
 
@@ -115,7 +116,7 @@ def finish(image: Tensor, result: EditResult, decode: Callable[[Tensor], Tensor]
     """Return the edited IMAGE (1, H, W, 3); every pixel where `result.mask` is 0 is the original's, bit for bit.
 
     What the VAE loses is put back: objects that were carried in pixels get the difference between the draft and its decoded self.
-    `decode` (latents -> IMAGE) may give padded or reduced pictures (see `fit`); they are cropped and scaled back.
+    `decode` (latents -> IMAGE) may give padded or reduced images (see `fit`); they are cropped and scaled back.
     """
     size = (image.shape[1], image.shape[2])
     edited = to_size(decode(result.latents), size)
@@ -129,8 +130,8 @@ def to_size(decoded: Tensor, size: tuple[int, int]) -> Tensor:
     """Return a decoded IMAGE (1, H', W', 3) scaled back and cropped to `size` (height, width)."""
     height, width = size
     scale = max(height / decoded.shape[1], width / decoded.shape[2])
-    pixels = decoded.movedim(-1, 1)
+    pixels = rearrange(decoded, "b h w c -> b c h w")
     if scale > 1:
         grown = (max(height, round(decoded.shape[1] * scale)), max(width, round(decoded.shape[2] * scale)))
         pixels = F.interpolate(pixels, grown, mode="bicubic", antialias=True).clamp(0, 1)
-    return pixels[..., :height, :width].movedim(1, -1)
+    return rearrange(pixels[..., :height, :width], "b c h w -> b h w c")

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..core.checks import check_finite, check_integer, check_range, check_shape
@@ -120,8 +121,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "b t (qkv heads d) -> qkv b heads t d", qkv=3, heads=self.heads)
+        x = x + self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads t d -> b t (heads d)"))
         return x + self.mlp(self.norm2(x))
 
 

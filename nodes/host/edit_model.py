@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ...core.attention import Attend, AttentionHook, attend_heads, token_grid
@@ -168,7 +169,7 @@ def on_whole(
     hook: AttentionHook, layer: str, area: Sequence[int] | None, q: Tensor, k: Tensor, v: Tensor, attend: Attend,
     grid: tuple[int, int],
 ) -> Tensor:  # fmt: skip
-    """Let a hook see the queries (B, T, C) of an area at their place in the whole picture of `grid` cells."""
+    """Let a hook see the queries (B, T, C) of an area at their place in the whole image of `grid` cells."""
     if area is None:
         return hook(layer, q, k, v, attend)
     height, width, top, left = area
@@ -177,9 +178,10 @@ def on_whole(
     total_rows, total_columns = (-(-side // 2**halvings) for side in grid)
     top, left = min(top >> halvings, total_rows - rows), min(left >> halvings, total_columns - columns)
     whole = q.new_zeros(len(q), total_rows, total_columns, q.shape[2])
-    whole[:, top : top + rows, left : left + columns] = q.unflatten(1, (rows, columns))
-    out = hook(layer, whole.flatten(1, 2), k, v, attend).unflatten(1, (total_rows, total_columns))
-    return out[:, top : top + rows, left : left + columns].flatten(1, 2)
+    whole[:, top : top + rows, left : left + columns] = rearrange(q, "b (h w) c -> b h w c", h=rows)
+    out = hook(layer, rearrange(whole, "b h w c -> b (h w) c"), k, v, attend)
+    out = rearrange(out, "b (h w) c -> b h w c", h=total_rows)
+    return rearrange(out[:, top : top + rows, left : left + columns], "b h w c -> b (h w) c")
 
 
 class HostEditModel:
