@@ -608,3 +608,18 @@ def test_a_file_that_reuses_its_first_step_is_refused(host: Any) -> None:
     result = host.run(graph)
     assert not result.ok
     assert "first step has nothing to reuse" in result.explain()
+
+
+@pytest.mark.parametrize(
+    "sampler", ["euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "lcm", "churned"]
+)
+def test_a_pair_has_its_own_noise_in_any_batch(host: Any, report: Any, sampler: str) -> None:
+    """A batch halved when memory runs out must not change what is measured."""
+    graph = base()
+    graph["s"] = node("KSamplerSelect", sampler_name=sampler)
+    if sampler == "churned":
+        graph["s"] = node("ProbeChurned", churn=2.0)
+    graph["b"] = node("BasicScheduler", model=["m", 0], scheduler="karras", steps=3, denoise=1.0)
+    graph["pairs"] = node("ProbePairs", guider=["g", 0], sampler=["s", 0], latent=["l", 0], sigmas=["b", 0])
+    difference, effect = report(host.run(graph))
+    assert difference < 1e-3 * effect

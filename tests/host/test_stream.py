@@ -617,3 +617,20 @@ def test_two_streams_on_one_model_in_one_graph(host) -> None:
     graph["out2"] = node("SaveImage", images=["s2", 0], filename_prefix="second")
     result = host.run(graph)
     assert len([f for f in result.files if f.node == "out2"]) == 3
+
+
+def test_a_stream_that_was_cancelled_runs_again(host) -> None:
+    """The half result that a cancelled run returned must not answer the same prompt from the host's cache."""
+    graph = base()
+    graph["e"] = node("EmptyImage", width=64, height=64, batch_size=80, color=0x3050A1)
+    add_stream(graph, ["e", 0], steps=4, on_interrupt="return finished frames")
+    running = host.submit(graph)
+    running.wait_for(
+        lambda e: e.type == "progress" and e.data.get("value", 0) >= 8 and e.data.get("node") == "s", timeout=120
+    )
+    running.interrupt()
+    assert 4 < len(pictures(running.wait())) < 80
+    whole = host.run(graph)
+    assert len(pictures(whole)) == 80
+    assert "(interrupted)" not in text_of(whole)
+    assert not host.run(graph).progress("s"), "a whole result is kept"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import pathlib
 import sys
 import time
@@ -362,30 +363,48 @@ class ImagePrompt:
         return (patched,)
 
 
+class AnyType(str):
+    """An output type that fits every input."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
 COUNTS: dict[str, list[int]] = {}
+RUN: dict[str, int] = {}
+FACTOR: dict[str, float] = {}
 LATE: dict[str, int] = {}  # of these, calls that began when cancel had been pressed already
 
 
 class Count:
-    """Counts the rows of every network call of a MODEL under a name, by the host's own keyed wrapper."""
+    """Counts the rows of every network call of a MODEL under a name, by the host's own keyed wrapper.
+
+    Nodes of one `run` count together; another run begins at none, and the host's cache answers for nothing behind this node.
+    A run with `spoiled` gives NaN, as a passing fault of a device does: nothing of the MODEL tells it from another one.
+    """
 
     CATEGORY, FUNCTION, RETURN_TYPES = "probe", "count", ("MODEL",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "name": ("STRING", {})}}
+        return {
+            "required": {"model": ("MODEL",), "name": ("STRING", {})},
+            "optional": {"run": ("INT", {}), "spoiled": ("BOOLEAN", {})},
+        }
 
-    def count(self, model: Any, name: str) -> Any:
+    def count(self, model: Any, name: str, run: int = 0, spoiled: bool = False) -> Any:
         import comfy.model_management as management
         import comfy.patcher_extension as extension
 
-        COUNTS[name], LATE[name] = [], 0
+        if not run or RUN.get(name) != run:
+            COUNTS[name], LATE[name], RUN[name] = [], 0, run
         counted = model.clone()
+        FACTOR[name] = math.nan if spoiled else 1.0
 
         def call(execute: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
             COUNTS[name].append(len(x))
             LATE[name] += management.processing_interrupted()
-            return execute(x, *args, **kwargs)
+            return FACTOR[name] * execute(x, *args, **kwargs)
 
         counted.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, "probe-count", call)
         return (counted,)
@@ -398,7 +417,7 @@ class Counted:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"after": ("LATENT",), "name": ("STRING", {})}}
+        return {"required": {"after": (AnyType("*"),), "name": ("STRING", {})}}
 
     def run(self, after: Any, name: str) -> Any:
         return {"ui": {"report": [json.dumps(COUNTS[name])]}}
@@ -421,11 +440,23 @@ class Late:
         return {"ui": {"report": [json.dumps([len(COUNTS[name]), LATE[name]])]}}
 
 
-class AnyType(str):
-    """An output type that fits every input."""
+class Edited:
+    """Multiplies some weights of a MODEL or a VAE in place, as scripts do that edit `.data`, and returns the same object."""
 
-    def __ne__(self, other: object) -> bool:
-        return False
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "edit", (AnyType("*"),)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"whose": (AnyType("*"),), "factor": ("FLOAT", {"step": 0.01})},
+            "optional": {"run": ("INT", {})},
+        }
+
+    def edit(self, whose: Any, factor: float, run: int = 0) -> Any:
+        patcher = getattr(whose, "patcher", whose)
+        for weight in patcher.model.parameters():
+            weight.data.mul_(factor)
+        return (whose,)
 
 
 class Strings:
@@ -456,11 +487,46 @@ class PromptDump:
         return {"ui": {"report": [json.dumps(report)]}}
 
 
+class Churned:
+    """The host's euler with noise added before each step."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("SAMPLER",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"churn": ("FLOAT", {})}}
+
+    def make(self, churn: float) -> Any:
+        import comfy.samplers
+
+        return (comfy.samplers.ksampler("euler", {"s_churn": churn}),)
+
+
+class Pairs:
+    """Samples pairs of a schedule search together and one by one, and reports the largest difference and how far pairs differ."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        inputs = ("guider", "GUIDER"), ("sampler", "SAMPLER"), ("latent", "LATENT"), ("sigmas", "SIGMAS")
+        return {"required": {name: (kind,) for name, kind in inputs}}
+
+    def run(self, guider: Any, sampler: Any, latent: Any, sigmas: Any) -> Any:
+        path = ours("nodes.host.search_path").HostPath
+        together, alone = (path(guider, sampler, latent, 3, batch).sample(sigmas, [0, 1, 2]) for batch in (3, 1))
+        report = [float((together - alone).abs().max()), float((together[0] - together[1]).abs().max())]
+        return {"ui": {"report": [json.dumps(report)]}}
+
+
 NODE_CLASS_MAPPINGS = {
+    "ProbePairs": Pairs,
+    "ProbeChurned": Churned,
     "ProbePromptDump": PromptDump,
     "ProbeStrings": Strings,
     "ProbeCount": Count,
     "ProbeCounted": Counted,
+    "ProbeEdited": Edited,
     "ProbeLate": Late,
     "ProbeImagePrompt": ImagePrompt,
     "ProbePreviews": Previews,
