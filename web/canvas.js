@@ -42,7 +42,9 @@ class NodeCanvas {
     const text = String(value ?? "");
     if (text === this.text) return;
     this.text = text;
-    this.editor.setState({ shapes: parseDrawing(text) });
+    const shapes = parseDrawing(text);
+    this.editor.setState({ shapes });
+    if (shapes.length && this.mode !== "drag") this.editor.setTool("place"); // what was painted waits for its place
   }
 
   /** Write what the editor changed into the node's widgets. */

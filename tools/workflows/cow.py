@@ -10,30 +10,35 @@ def cow_photo(g: Any) -> None:
     photo = g.add("SlipstreamExamplePhoto", photo="astronaut")
     canvas = g.add(
         "SlipstreamSeedCanvas", image=photo["image"], keep=photo["keep"], width=256, height=192, scale=0.25, x=0.5, y=1.0,
-        softness=1,
+        softness=1, size=(440, 0),
     )  # fmt: skip
     prompt = g.add(
         "CLIPTextEncode", clip=model, text="a small white star at the top on a blue background", title="Prompt"
     )
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
     encoded = g.add("VAEEncode", pixels=canvas["canvas"], vae=model)
+    noise = g.add("RandomNoise", noise_seed=0)
+    guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0)
+    sampler = g.add("SlipstreamCowSampler", keep=canvas["keep"])
+    sigmas = g.add("BasicScheduler", model=model, scheduler="simple", steps=20, denoise=1.0)
     sampled = g.add(
-        "SamplerCustomAdvanced", noise=g.add("RandomNoise", noise_seed=0),
-        guider=g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0),
-        sampler=g.add("SlipstreamCowSampler", keep=canvas["keep"]),
-        sigmas=g.add("BasicScheduler", model=model, scheduler="simple", steps=20, denoise=1.0), latent_image=encoded,
+        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=encoded
     )  # fmt: skip
     grown = g.add("VAEDecode", samples=sampled["output"], vae=model)
     pasted = g.add(
         "ImageCompositeMasked", destination=grown, source=canvas["photo"], mask=canvas["paste"], x=0, y=0,
         resize_source=False, title="Original pixels back",
     )  # fmt: skip
-    g.add("SaveImage", images=pasted, filename_prefix="slipstream/cow_photo")
+    result = g.add("SaveImage", images=pasted, filename_prefix="slipstream/cow_photo", title="After", size=(440, 500))
+    g.section("1 Your photo and the scene", [photo, prompt, model])
+    g.section("2 Where the subject goes", [canvas])
+    g.section("3 Result", [result])
+    g.section("How", [encoded, blank, noise], [guider, sigmas], [sampler], [sampled, grown, pasted], row=1)
     g.note(
-        "The astronaut is kept, the scene grows around her. The bundled model is tiny and knows coloured shapes on coloured "
+        "# Grow a scene around a subject\n\nFor a photo of your own: put **Load Image** in place of Example Photo, paint the subject on the "
+        "canvas, press *Move* and place it, write the scene, **Run**.\n\nThe astronaut is kept, the scene grows around her. The bundled model is tiny and knows coloured shapes on coloured "
         "backgrounds only; with your own checkpoint use its own words, a canvas of its size, and cfg 7. Bypass the last "
         "composite node to see what the model makes of the subject.",
-        height=220,
     )
 
 

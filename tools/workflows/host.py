@@ -15,11 +15,17 @@ def text_to_image(g: Any) -> None:
         seed=7, steps=20, cfg=3.0, sampler_name="euler", scheduler="normal",
     )  # fmt: skip
     image = g.add("VAEDecode", samples=samples, vae=model)
-    g.add("SaveImage", images=image, filename_prefix="slipstream/text_to_image")
-    report = g.add("SlipstreamDoctor", model=model, vae=model)
-    g.add("PreviewAny", source=report["report"], title="Report")
+    doctor = g.add("SlipstreamDoctor", model=model, vae=model)
+    report = g.add("PreviewAny", source=doctor["report"], title="Report")
+    result = g.add(
+        "SaveImage", images=image, filename_prefix="slipstream/text_to_image", title="Result", size=(440, 500)
+    )
+    g.section("1 Prompt", [prompt, blank])
+    g.section("2 Model", [model, latent], [samples, image])
+    g.section("3 Result", [result])
+    g.section("What this model can do", [doctor], [report], row=1)
     g.note(
-        "The bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows 128 x 128 "
+        "# Draw with the bundled model\n\nThe bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows 128 x 128 "
         "pictures of coloured shapes, for example *two small yellow squares on a green background*."
     )
 

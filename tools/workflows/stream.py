@@ -25,12 +25,16 @@ def stream_video(g: Any) -> None:
     )  # fmt: skip
     both = g.add("ImageStitch", image1=clip["frames"], image2=stream, direction="right", spacing_width=4)
     result = g.add("CreateVideo", images=both, fps=clip["fps"])
-    g.add("SaveVideo", video=result, filename_prefix="slipstream/stream")
-    g.add("PreviewAny", source=stream["report"], title="Report")
+    video = g.add("SaveVideo", video=result, filename_prefix="slipstream/stream", size=(440, 460))
+    report = g.add("PreviewAny", source=stream["report"], title="Report", size=(440, 200))
     some = g.add("ImageFromBatch", image=both, batch_index=6, length=4)
-    g.add("PreviewImage", images=some, title="Frames 6 to 9")
+    frames = g.add("PreviewImage", images=some, title="Frames 6 to 9", size=(440, 360))
+    g.section("1 Your clip and the look", [clip, prompt, model])
+    g.section("2 How it is repainted", [stream])
+    g.section("3 Result", [video])
+    g.section("More", [blank], [both, result], [some, report], [frames], row=1)
     g.note(
-        "Every frame of the clip is repainted by the same noise, so what rests does not flicker. **strength** says how much; "
+        "# Repaint a clip\n\nEvery frame of the clip is repainted by the same noise, so what rests does not flicker. **strength** says how much; "
         "**steps** 1 to 4 are enough for LCM and Turbo models, which need no guidance; for others choose onetime and 4 steps "
         "or more. For a clip of your own put **Load Video** and **Get Video Components** in place of Example Clip, and connect "
         "images, audio and fps: the sound is kept."
