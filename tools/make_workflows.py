@@ -28,7 +28,8 @@ the example files to them:
 - `g.upload("assets/photo.jpg")` returns the name for LoadImage and puts the file, ours or the host's, there before a `--run`.
 - `g.note(text)` is the Read-me note: it comes first.
 - `g.section("1 Your photo", [a, b], [c], row=0)` lays nodes out in columns inside a frame, beside the sections before it in this row;
-  `size=(width, height)` of a node gives it more room. A workflow without sections is laid out in columns by its links.
+  `size=(width, height)` of a node gives it more room. A workflow without sections gets them by its types of nodes: what goes in,
+  what our nodes do, the result, and the rest below.
 """
 
 from __future__ import annotations
@@ -66,6 +67,32 @@ EXTRA_HEIGHT = {
     "LoadVideo": 310,
     "LoadImageMask": 300,
 }
+
+
+TITLES = {
+    "compare_schedules": "Compare schedules",
+    "compare_to_pictures": "Judge a schedule by images of your own",
+    "edit_appearance": "Give an object another look",
+    "fewer_calls": "Find my fastest schedule",
+    "influence_of_edit": "How far does an edit reach?",
+    "influence_profile": "How far does a change reach?",
+    "latent_fill": "Fill a hole",
+    "masked_regenerate": "Repaint a masked area in rounds",
+    "rcfg_guider": "Guidance at half the cost",
+    "search_layers": "Which layers can be left out?",
+    "search_schedule": "Find my best few-step schedule",
+    "similarity_filter": "Leave out frames that repeat",
+    "stream_blend": "From one prompt to another over a clip",
+    "stretch_map": "Where does a drag tear?",
+}
+INPUTS = (
+    "CLIPTextEncode",
+    "EmptyLatentImage",
+    "LoadImage",
+    "SlipstreamLoadModel",
+    "SlipstreamExamplePhoto",
+    "SlipstreamExampleClip",
+)
 
 
 def load_module(path: pathlib.Path) -> ModuleType:
@@ -135,8 +162,9 @@ class Node:
 class Graph:
     """A workflow that is being described."""
 
-    def __init__(self, object_info: dict[str, Any]) -> None:
+    def __init__(self, object_info: dict[str, Any], name: str = "") -> None:
         self.object_info = object_info
+        self.title = TITLES.get(name, name.replace("_", " ").capitalize())
         self.nodes: list[Node] = []
         self.notes: list[tuple[str, int]] = []
         self.sections: list[tuple[str, tuple[list[Node], ...], int]] = []
@@ -175,6 +203,8 @@ class Graph:
         return node
 
     def note(self, text: str, height: int = 0) -> None:
+        if not self.notes and not text.startswith("#"):
+            text = f"# {self.title}\n\n{text}"
         self.notes.append((text, max(height, 90 + 22 * (len(text) // 34))))
 
     def section(self, title: str, *columns: list[Node], row: int = 0) -> None:
@@ -204,7 +234,8 @@ class Graph:
                 links.append([len(links) + 1, source.node.id, source.slot, node.id, name, source.type])
                 outgoing.setdefault((source.node.id, source.slot), []).append(len(links))
         boxes, right = self._note_boxes()
-        placed, frames = self._sectioned(right) if self.sections else (self._columned(columns, right), [])
+        self.sections = self.sections or self._by_role(columns)
+        placed, frames = self._sectioned(right)
         drawn = [self._node(node, placed[node], links, outgoing, order) for order, node in enumerate(self.nodes)]
         drawn += [note_node(len(drawn) + 1 + i, text, box) for i, ((text, _), box) in enumerate(zip(self.notes, boxes))]
         slots = {(n["id"], s["name"]): i for n in drawn for i, s in enumerate(n["inputs"])}
@@ -224,15 +255,15 @@ class Graph:
             top += height + GAP
         return boxes, 60 + (WIDTH + COLUMN if boxes else 0)
 
-    def _columned(self, columns: dict[Node, int], left: int) -> dict[Node, list[int]]:
-        """Return the boxes of the nodes, in columns."""
-        bottom: dict[int, int] = {}
-        boxes = {}
-        for node in self.nodes:
-            column = columns[node]
-            boxes[node] = [left + column * (WIDTH + COLUMN), bottom.get(column, 80), *node.size]
-            bottom[column] = boxes[node][1] + node.size[1] + GAP
-        return boxes
+    def _by_role(self, columns: dict[Node, int]) -> list[tuple[str, tuple[list[Node], ...], int]]:
+        """Return sections by what nodes do; within one, nodes follow their links."""
+        roles: dict[str, list[Node]] = {"1 What goes in": [], "2 What happens": [], "3 Result": [], "How": []}
+        for node in sorted(self.nodes, key=lambda node: columns[node]):
+            shows = node.type.startswith(("Save", "Preview"))
+            ours = node.type.startswith("Slipstream")
+            role = 0 if node.type in INPUTS else 2 if shows else 1 if ours else 3
+            list(roles.values())[role].append(node)
+        return [(title, stacked(nodes), int(title == "How")) for title, nodes in roles.items() if nodes]
 
     def _sectioned(self, left: int) -> tuple[dict[Node, list[int]], list[tuple[str, list[int]]]]:
         """Return the boxes of the nodes in their sections, and those of the sections, one row below the other."""
@@ -287,6 +318,19 @@ class Graph:
             "mode": 0, "inputs": inputs, "outputs": outputs, "properties": {"Node name for S&R": node.type},
             "widgets_values": values, **look,
         }  # fmt: skip
+
+
+def stacked(nodes: list[Node], most: int = 780) -> tuple[list[Node], ...]:
+    """Return nodes in columns that are not much higher than the screen."""
+    columns: list[list[Node]] = []
+    height = most
+    for node in nodes:
+        height += node.size[1] + GAP
+        if height > most:
+            columns.append([])
+            height = node.size[1] + GAP
+        columns[-1].append(node)
+    return tuple(columns)
 
 
 def note_node(id: int, text: str, box: list[int]) -> dict[str, Any]:
@@ -354,7 +398,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, describe in collect(args.techniques).items():
             if args.only and name not in args.only:
                 continue
-            graph = Graph(info)
+            graph = Graph(info, name)
             describe(graph)
             workflow = graph.build()
             path = ROOT / "example_workflows" / f"{name}.json"

@@ -35,8 +35,10 @@ def cow_photo(g: Any) -> None:
     g.section("3 Result", [result])
     g.section("How", [encoded, blank, noise], [guider, sigmas], [sampler], [sampled, grown, pasted], row=1)
     g.note(
-        "# Grow a scene around a subject\n\nFor a photo of your own: put **Load Image** in place of Example Photo, paint the subject on the "
-        "canvas, press *Move* and place it, write the scene, **Run**.\n\nThe astronaut is kept, the scene grows around her. The bundled model is tiny and knows coloured shapes on coloured "
+        "# Grow a scene around a subject\n\n"
+        "For a photo of your own: put **Load Image** in place of Example Photo, paint the subject on the "
+        "canvas, press *Move* and place it, write the scene, **Run**.\n\n"
+        "The astronaut is kept, the scene grows around her. The bundled model is tiny and knows coloured shapes on coloured "
         "backgrounds only; with your own checkpoint use its own words, a canvas of its size, and cfg 7. Bypass the last "
         "composite node to see what the model makes of the subject.",
     )

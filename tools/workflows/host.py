@@ -25,7 +25,8 @@ def text_to_image(g: Any) -> None:
     g.section("3 Result", [result])
     g.section("What this model can do", [doctor], [report], row=1)
     g.note(
-        "# Draw with the bundled model\n\nThe bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows 128 x 128 "
+        "# Draw with the bundled model\n\n"
+        "The bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows 128 x 128 "
         "pictures of coloured shapes, for example *two small yellow squares on a green background*."
     )
 

@@ -34,7 +34,8 @@ def stream_video(g: Any) -> None:
     g.section("3 Result", [video])
     g.section("More", [blank], [both, result], [some, report], [frames], row=1)
     g.note(
-        "# Repaint a clip\n\nEvery frame of the clip is repainted by the same noise, so what rests does not flicker. **strength** says how much; "
+        "# Repaint a clip\n\n"
+        "Every frame of the clip is repainted by the same noise, so what rests does not flicker. **strength** says how much; "
         "**steps** 1 to 4 are enough for LCM and Turbo models, which need no guidance; for others choose onetime and 4 steps "
         "or more. For a clip of your own put **Load Video** and **Get Video Components** in place of Example Clip, and connect "
         "images, audio and fps: the sound is kept."
