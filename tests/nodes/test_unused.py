@@ -115,6 +115,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
 # The other inputs: each changes the result in every state, or its node warns of it while it runs (tests of that node).
 ALWAYS = {
     "LoadModel": "model",
+    "Doctor": "model vae",
     "ExamplePhoto": "photo",
     "ExampleClip": "clip frames",
     "SeedCanvas": "keep mirror canvas width height scale x y background noise_seed softness",
