@@ -16,7 +16,7 @@ from ..core.pipeline import Pipeline
 from ..core.points import Pair, read_pairs
 from ..core.progress import Callback
 from ..core.unused import Unused
-from ..edit.config import MEMORY, EditConfig
+from ..edit.config import MEMORY, MODES, EditConfig
 from ..edit.geometry import Canvas
 from ..edit.invert import Inversion, invert
 from ..edit.loop import edit
@@ -44,19 +44,25 @@ EXAMPLE = "example: slipstream edit --image photo.jpg --prompt 'a dog on grass' 
 
 UNUSED = (
     Unused(
-        "prompt result_prompt negative steps cfg_scale energy_scale hold_object hold_fill feather max_pixels size memory seed model "
-        "vae device dtype", lambda v: v.only_preview, "with --only-preview, which loads no model. Leave one of them out.",
+        "prompt result_prompt negative steps cfg_scale mode energy_scale hold_object hold_fill feather max_pixels size memory seed "
+        "model vae device dtype", lambda v: v.only_preview, "with --only-preview, which loads no model. Leave one of them out.",
     ),
     Unused("out", lambda v: v.only_preview and v.preview is not None, "with --only-preview and --preview. Leave one of them out."),
     Unused("negative", lambda v: v.cfg_scale == 1 and not v.only_preview, NEGATIVE_RULE.why),
     Unused("drag_method", lambda v: not v.drag, "without --drag. Give one."),
-    Unused("memory", lambda v: v.energy_scale == 0 and not v.only_preview, "at --energy 0: there is no gradient pass. Leave it out."),
+    Unused(
+        "energy_scale memory", lambda v: v.mode == "draft" and not v.only_preview, "in mode draft. Leave it out, or give --mode fine.",
+    ),
+    Unused(
+        "memory", lambda v: v.energy_scale == 0 and v.mode == "fine" and not v.only_preview,
+        "at --energy 0: there is no gradient pass. Leave it out.",
+    ),
     Unused(
         "hold_object", lambda v: not (v.move or v.paste or v.drag or v.only_preview),
         "on --appearance, which makes its region new. Leave it out.",
     ),
     Unused(
-        "hold_fill", lambda v: not (v.move or v.drag or v.only_preview),
+        "hold_fill", lambda v: not (v.move or v.drag or v.only_preview or (v.appearance and v.mode == "draft")),
         "where nothing is vacated (--paste, --appearance). Leave it out.",
     ),
 )  # fmt: skip
@@ -99,6 +105,10 @@ def _add_run(group: Any) -> None:
     add_steps(group, default.steps, help="denoising steps, 16 is fast, 50 as published")
     add_cfg(group, default.cfg_scale)
     group.add_argument(
+        "--mode", choices=MODES, default=default.mode,
+        help="draft: any model, no gradients; fine: inversion and feature guidance, UNets only (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
         "--energy", "--guidance", dest="energy_scale", type=number(), default=default.energy_scale,
         help="strength of the feature guidance (default %(default)s)",
     )  # fmt: skip
@@ -125,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
     config = EditConfig(
         steps=args.steps, cfg_scale=args.cfg_scale, energy_scale=args.energy_scale, anchor_object=(0.0, args.hold_object),
-        anchor_fill=(0.0, args.hold_fill), feather=args.feather, memory=args.memory,
+        anchor_fill=(0.0, args.hold_fill), feather=args.feather, memory=args.memory, mode=args.mode,
     )  # fmt: skip
     pipe = load_pipeline(args)
     with Progress() as progress:

@@ -12,7 +12,7 @@ from ..core.schedules import SCHEDULES, Levels, make_sigmas
 
 Span = tuple[float, float]
 MEMORY = ("auto", "bank", "row")
-MODES = ("auto", "draft", "fine")
+MODES = ("draft", "fine")
 # The method's own fractions of the steps (published for 50). Guided: every second step of GUIDE, and each step of DENSE.
 GUIDE: Span = (0.0, 0.6)
 DENSE: Span = (0.0, 0.2)
@@ -49,8 +49,9 @@ class EditConfig:
         memory: "bank" keeps keys and values in host memory, "row" computes them again in each step, "auto" chooses by
             `memory_limit` bytes.
         checkpoint: recompute activations in the gradient pass (less memory, a third more time).
-        mode: "fine" inverts the photo and guides by feature energies (UNets only); "draft" denoises the cut-and-paste inside what
-            may change, on any model, without inversion and gradients; "auto" is fine where the model allows it.
+        mode: "draft" denoises the cut-and-paste inside what may change, on any model, without inversion and gradients; "fine" inverts
+            the photo and guides by feature energies (UNets only). `energy_scale`, the weights, `eta`, `travel`, `memory` and
+            `checkpoint` are those of mode fine.
     """
 
     steps: int = 50
@@ -69,7 +70,7 @@ class EditConfig:
     memory: str = "auto"
     memory_limit: int = 4 << 30
     checkpoint: bool = False
-    mode: str = "auto"
+    mode: str = "draft"
 
     def __post_init__(self) -> None:
         check_integer("steps", self.steps, 1, 1000)

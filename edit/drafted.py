@@ -86,7 +86,7 @@ def drafts(photo: Inversion, config: EditConfig) -> bool:
     """Return whether an edit runs in the draft mode; raises ValueError where mode fine is asked for and the photo is not inverted."""
     if photo.steps == 0 and config.mode == "fine":
         raise ValueError(
-            "Expected an inverted photo for mode fine, but got one of mode draft. Use mode auto, or invert it with mode fine."
+            "Expected an inverted photo for mode fine, but got one of mode draft. Use one mode for `invert` and `edit`."
         )
     return photo.steps == 0 or config.mode == "draft"
 
@@ -102,11 +102,10 @@ def prepare_draft(
     """
     config = config or EditConfig()
     items = Tasks.of(tasks).items
-    notes = ("Drag by energy needs gradients: this is a drag by warp. Use mode fine on a UNet.",)
+    notes: tuple[str, ...] = ()
     if any(isinstance(task, Drag) and task.method == "energy" for task in items):
         items = tuple(replace(task, method="warp") if isinstance(task, Drag) else task for task in items)
-    else:
-        notes = ()
+        notes = ("Drag by energy needs gradients: this is a drag by warp. Use mode fine on a UNet.",)
     layout = lay_out(items, photo, looks=True)
     clean, image = drafted_latents(layout, parts_of(layout), encode)
     if image is None and any(isinstance(task, Appearance) for task in items):

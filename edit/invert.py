@@ -100,19 +100,6 @@ def check_model(model: Denoiser) -> None:
             )
 
 
-def is_fine(model: Denoiser, mode: str) -> bool:
-    """Return whether a photo is inverted for the fine mode; raises ValueError where that is asked for and cannot be."""
-    if mode == "draft":
-        return False
-    try:
-        check_model(model)
-    except ValueError:
-        if mode == "fine":
-            raise
-        return False
-    return True
-
-
 def device_of(model: Any) -> torch.device | str:
     return getattr(model, "device", "cpu")
 
@@ -154,13 +141,14 @@ def invert(
         image: the picture (1, H, W, 3), kept so that an edit can carry objects in pixels.
 
     Raises:
-        ValueError: for more than one photo, NaN, or a model without the abilities of mode fine where that is asked for.
+        ValueError: for more than one photo, NaN, or in mode fine a model without its abilities.
     """
     config = config or EditConfig()
-    fine = is_fine(model, config.mode)
+    if config.mode == "fine":
+        check_model(model)
     # Tensors made in a host's inference mode could not be part of the edit's gradients.
     with torch.inference_mode(False), torch.no_grad():
-        if not fine:
+        if config.mode == "draft":
             return taken(latents, cond, canvas, image)
         return _invert(model, latents, cond, config, canvas, image, callback)
 

@@ -124,9 +124,9 @@ class Invert:
             "optional": {
                 "mode": choice(
                     MODES,
-                    "auto",
-                    "draft: denoises the cut-and-paste inside the edit, on any MODEL, no gradients. fine: inversion, feature "
-                    "guidance and shared attention, UNets only. auto: fine where the MODEL allows it.",
+                    "draft",
+                    "draft: denoises the cut-and-paste inside the edit, on any MODEL, without gradients. fine: inversion, feature "
+                    "guidance and shared attention (DiffEditor), UNets only.",
                 )
             },
         }
@@ -140,18 +140,19 @@ class Invert:
         steps: int,
         megapixels: float,
         memory: str,
-        mode: str = "auto",
+        mode: str = "draft",
     ) -> tuple[HostInversion]:
         from ..core.cache import INVERSIONS
         from ..edit import EditConfig, fit, invert, taken
         from .host.descent import without_step_cache
-        from .host.edit_model import HostEditModel, check_prompt, inversion_identity, is_fine
+        from .host.edit_model import HostEditModel, check_model, check_prompt, inversion_identity
         from .host.identity import entries_of, host_identity, model_identity
         from .host.session import run_on_model
         from .host.warnings import warn
 
-        fine = is_fine(model, mode)
-        config = EditConfig(steps=steps, memory=memory, mode="fine" if fine else "draft")
+        if mode == "fine":
+            check_model(model)
+        config = EditConfig(steps=steps, memory=memory, mode=mode)
         picture = _single(image, "image")
         padded, canvas = fit(picture, _factor(vae), max_pixels=round(megapixels * 1e6))
         latent = {"samples": vae.encode(padded)}
@@ -165,7 +166,7 @@ class Invert:
             return replace(made, cond=None)
 
         made_with = inversion_identity(model)
-        if not fine:
+        if mode == "draft":
             if memory != "auto":
                 warn("Invert", "`memory` has no effect in mode draft, which keeps nothing. Use mode fine on a UNet.")
             latents = model.model.process_latent_in(latent["samples"])

@@ -195,7 +195,7 @@ def threads(pipe: Pipeline, put: Put) -> Found:
 
 
 def edits(pipe: Pipeline, put: Put) -> Found:
-    config = EditConfig(steps=3, anchor_object=(0.0, 0.3), anchor_fill=(0.0, 0.3), checkpoint=False)
+    config = EditConfig(steps=3, mode="fine", anchor_object=(0.0, 0.3), anchor_fill=(0.0, 0.3), checkpoint=False)
     cond, uncond = texts(pipe, put)
     padded, canvas = fit(put(image()), pipe.downscale)
     inversion = invert(pipe.model, pipe.encode_image(padded), cond, config, canvas, put(image()))

@@ -35,7 +35,7 @@ CASES: list[tuple[str, str, str]] = [
     *(
         ("edit", f"--only-preview {option}", option.split()[0])
         for option in (
-            "--prompt x", "--result-prompt y", "--negative z", "--steps 3", "--cfg 3", "--energy 0.5", "--hold-object 0.4",
+            "--prompt x", "--result-prompt y", "--negative z", "--steps 3", "--cfg 3", "--mode fine", "--energy 0.5", "--hold-object 0.4",
             "--hold-fill 0.77", "--feather 9", "--max-pixels 5000", "--size 64x64", "--memory row", "--seed 3", "--model m",
             "--vae v", "--device cpu", "--dtype float32",
         )
@@ -43,9 +43,11 @@ CASES: list[tuple[str, str, str]] = [
     ("edit", "--only-preview --preview p.png --out o.png", "--out"),
     ("edit", "--cfg 1 --negative y", "--negative"),
     ("edit", "--drag-method energy", "--drag-method"),
-    ("edit", "--energy 0 --memory row", "--memory"),
+    ("edit", "--mode fine --energy 0 --memory row", "--memory"),
+    ("edit", "--memory row", "--memory"),
+    ("edit", "--energy 0.3", "--energy"),
     ("edit", f"{APPEARANCE} --hold-object 0.4", "--hold-object"),
-    ("edit", f"{APPEARANCE} --hold-fill 0.77", "--hold-fill"),
+    ("edit", f"--mode fine {APPEARANCE} --hold-fill 0.77", "--hold-fill"),
     ("edit", f"{PASTE} --hold-fill 0.77", "--hold-fill"),
     ("stream", "--guidance none --cfg 2", "--cfg"),
     ("stream", "--guidance full --cfg 1", "--guidance"),
@@ -156,7 +158,8 @@ def test_an_option_without_effect_is_named(command: str, options: str, name: str
         ("stream", "--graph --device cuda:1"),
         ("cow", "--negative y --softness 5"),
         ("cow", "--model pocket-lcm --negative y"),
-        ("edit", "--negative y --memory row --hold-object 0.9 --hold-fill 0.9"),
+        ("edit", f"{APPEARANCE} --hold-fill 0.77"),
+        ("edit", "--mode fine --negative y --energy 0.3 --memory row --hold-object 0.9 --hold-fill 0.9"),
         ("edit", "--only-preview --out o.png"),
         ("search", "--objective reference-mmd --reference . --steps 6 --computed 2 --ray local --workers 2"),
         ("search", "--full karras --computed 2"),

@@ -19,8 +19,8 @@ from ...core.attention import Attend, AttentionHook, attend_heads, token_grid
 from ...core.features import captured, input_gradients
 from ...core.identity import Identity
 from ...core.layers import blocks_of
-from .denoiser import HostConditioning, HostDenoiser, noise_space
-from .gradients import check_weights, grad_ready
+from .denoiser import HostConditioning, HostDenoiser
+from .gradients import grad_ready
 from .identity import model_identity, network_options
 
 OURS_ALONE = ("attn1_patch", "attn1_output_patch", "output_block_patch", "middle_patch")
@@ -50,24 +50,6 @@ def check_model(patcher: Any) -> None:
             "Expected `model` with its own self-attention for mode fine, but another node has replaced it (PerturbedAttentionGuidance, "
             "SAG and the like). Connect the MODEL from before that node, or use mode draft."
         )
-
-
-def is_fine(patcher: Any, mode: str) -> bool:
-    """Return whether a photo is inverted for mode fine; raises ValueError where that is asked for and the MODEL does not allow it."""
-    if mode == "draft":
-        return False
-    try:
-        check_model(patcher)
-        check_weights(patcher.model.diffusion_model)
-        if noise_space(patcher.get_model_object("model_sampling")).name == "flow":
-            raise ValueError(
-                "Expected `model` with eps or v-prediction for mode fine, but got a flow model. Use mode draft."
-            )
-    except ValueError:
-        if mode == "fine":
-            raise
-        return False
-    return True
 
 
 def left_out(patcher: Any) -> list[str]:

@@ -26,7 +26,7 @@ def grad_ready(model: Any) -> Iterator[None]:
         ValueError: quantised weights (fp8, GGUF, nf4): they have no gradient; or weights only partly on the device.
     """
     network = model.model.diffusion_model
-    check_weights(network)
+    _check_weights(network)
     with torch.inference_mode(False), torch.enable_grad():
         for module in model.model.modules():
             renew_tensors(module)
@@ -49,7 +49,7 @@ def renew_tensors(module: nn.Module) -> int:
     return renewed
 
 
-def check_weights(network: nn.Module) -> None:
+def _check_weights(network: nn.Module) -> None:
     """Raise ValueError for weights that have no gradient, or that lie on more than one device."""
     devices = set()
     for name, parameter in network.named_parameters():

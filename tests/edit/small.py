@@ -12,7 +12,7 @@ from torch import Tensor
 
 HEIGHT, WIDTH = 64, 96
 CANVAS = Canvas((HEIGHT, WIDTH), (8, 12), 8)
-FAST = EditConfig(steps=6, anchor_object=(0.0, 0.5), anchor_fill=(0.0, 0.34), travel=(0.0, 0.0))
+FAST = EditConfig(steps=6, mode="fine", anchor_object=(0.0, 0.5), anchor_fill=(0.0, 0.34), travel=(0.0, 0.0))
 
 
 def network(prediction: str = "epsilon") -> DiffusersDenoiser:

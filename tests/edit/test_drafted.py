@@ -164,8 +164,8 @@ def test_an_image_model_with_frames_is_as_one_without() -> None:
 
 def test_the_mode_follows_the_model_and_what_the_photo_was_prepared_for() -> None:
     model = GaussianDenoiser()
-    assert invert(model, torch.zeros(1, 4, 8, 12), COND, CONFIG.replace(mode="auto")).steps == 0
-    with pytest.raises(ValueError, match=r"mode fine.*mode auto"):
+    assert invert(model, torch.zeros(1, 4, 8, 12), COND).steps == 0
+    with pytest.raises(ValueError, match=r"mode fine.*one mode"):
         edit(model, photo(model), Move(box(), 40.0), config=CONFIG.replace(mode="fine"))
     unet, inversion = small.inverted()
     assert inversion.steps == small.FAST.steps

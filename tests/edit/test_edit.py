@@ -397,13 +397,13 @@ def test_odd_and_non_square_pictures(size: tuple[int, int]) -> None:
 
 
 def test_too_few_steps_for_guidance_are_said() -> None:
-    config = EditConfig(steps=2, anchor_fill=(0.0, 0.5), anchor_object=(0.0, 0.5))
+    config = EditConfig(steps=2, mode="fine", anchor_fill=(0.0, 0.5), anchor_object=(0.0, 0.5))
     inverted = small.inverted(config=config)
     assert any("None of the 2 steps is guided" in note for note in run(inverted, config=config).notes)
 
 
 def test_time_travel_to_the_end_stays_finite() -> None:
-    config = EditConfig(steps=7, travel=(0.6, 1.0), anchor_fill=(0.0, 0.5), anchor_object=(0.0, 0.5))
+    config = EditConfig(steps=7, mode="fine", travel=(0.6, 1.0), anchor_fill=(0.0, 0.5), anchor_object=(0.0, 0.5))
     result = run(small.inverted(config=config), config=config)
     assert bool(torch.isfinite(result.latents).all())
 

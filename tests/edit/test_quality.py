@@ -30,7 +30,7 @@ def test_a_moved_object_is_where_it_should_be_and_the_rest_is_the_truth(bench: A
     pipe = bench.slipstream.load("pocket")
     measured, methods = bench.Bench(pipe, bench.load_checker()), bench.Methods(pipe, pipe.encode_text([""]))
     cases = bench.make_cases(2)
-    ours = measured.measure(cases, methods.ours(bench.EditConfig.fast()))
+    ours = measured.measure(cases, methods.ours(bench.FAST))
     rival = measured.measure(cases, methods.inpaint(16, composite_back=True))
     pasted = measured.measure(cases, methods.img2img(16, 0.3))
     assert ours["found"] == 1.0  # within one latent cell
@@ -55,7 +55,7 @@ def test_the_draft_mode_is_as_good_in_fewer_than_half_the_rows(bench: Any) -> No
 def test_a_drag_by_warp_lands_within_a_cell(bench: Any) -> None:
     pipe = bench.slipstream.load("pocket")
     measured, methods = bench.Bench(pipe, bench.load_checker()), bench.Methods(pipe, pipe.encode_text([""]))
-    cases, config = bench.make_drags(2), bench.EditConfig.fast()
+    cases, config = bench.make_drags(2), bench.DRAFT
     warp = bench.drag_error(measured, cases, methods, config, "warp")
     assert warp["mean distance"] < 1.0
     assert torch.isfinite(torch.tensor(list(warp.values()))).all()

@@ -130,7 +130,14 @@ def test_the_node_equals_the_library(host: Any) -> None:
     image = torch.from_numpy(pixels(result, "orig").copy())[None].float() / 255
     pipe = slipstream.load("pocket", dtype=torch.float32)
     config = EditConfig(
-        steps=8, cfg_scale=2.0, energy_scale=0.1, anchor_object=(0.0, 0.9), anchor_fill=(0.0, 0.4), eta=0.4, feather=4
+        mode="fine",
+        steps=8,
+        cfg_scale=2.0,
+        energy_scale=0.1,
+        anchor_object=(0.0, 0.9),
+        anchor_fill=(0.0, 0.4),
+        eta=0.4,
+        feather=4,
     )
     mask = torch.zeros(128, 128)
     mask[40:72, 24:56] = 1

@@ -78,10 +78,10 @@ def _result(
 
 
 # The bundled model is tiny and has never seen a photo: it works at a low size, and a vacated area is held to a smooth fill.
-ON_A_PHOTO = {"cfg": 1.0, "guidance": 0.0, "hold_fill": 0.9}
+ON_A_PHOTO = {"cfg": 1.0, "hold_fill": 0.9}
 WITH_YOURS = (
     "**Your own model**: pick an SD1.5 or SDXL checkpoint in *Load Model*, describe the photo in *What the photo shows*, set "
-    "megapixels 0.4 or 1.0, cfg 2, guidance 0.1 and hold_fill 0.3. The bundled model is tiny and has never seen a photo."
+    "megapixels 0.4 or 1.0, cfg 2 and hold_fill 0.3. The bundled model is tiny and has never seen a photo."
 )
 
 
@@ -135,7 +135,7 @@ def edit_paste(g: Any) -> None:
         scale=0.8,
         size=(440, 0),
     )
-    (blank, edit), result = _result(g, model, photo, inversion, tasks, prompt, "edit_paste", cfg=1.0, guidance=0.0)
+    (blank, edit), result = _result(g, model, photo, inversion, tasks, prompt, "edit_paste", cfg=1.0)
     g.note(
         "# Paste an object of another photo\n\n1. Load both photos.\n2. Press *Clear* and mark the object on the other photo.\n"
         f"3. Press *Move* and place it on yours.\n4. Press **Run**.\n\n{WITH_YOURS}"
