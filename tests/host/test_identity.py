@@ -24,7 +24,8 @@ POCKET = pathlib.Path(__file__).resolve().parents[2] / "pocket" / "vae"
 # in tests/nodes/test_kept.py; those that sample are run twice below.
 KEPT_BY_THE_HOST = {
     "SlipstreamAddSchedule", "SlipstreamAppearance", "SlipstreamApplyCallReuse", "SlipstreamApplyLayerMask", "SlipstreamBlendPrompts",
-    "SlipstreamDrag", "SlipstreamEditPreview", "SlipstreamExampleClip", "SlipstreamExamplePhoto", "SlipstreamInfluenceImages",
+    "SlipstreamDoctor", "SlipstreamDrag", "SlipstreamEditPreview", "SlipstreamExampleClip", "SlipstreamExamplePhoto",
+    "SlipstreamInfluenceImages",
     "SlipstreamLatentFill", "SlipstreamLoadModel", "SlipstreamLoadSchedule", "SlipstreamMaskSchedule", "SlipstreamMove",
     "SlipstreamPaste", "SlipstreamReferenceObjective", "SlipstreamResampleSchedule", "SlipstreamSaveSchedule",
     "SlipstreamSeedCanvas", "SlipstreamSelfObjective", "SlipstreamSimilarityFilter", "SlipstreamStretchMap",
