@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...core.folder import Folder, Network, read_folder, read_vae
 from ...core.loading import init_config
 from ...core.schedules import DiscreteLevels
+from .folder_weights import preview_factors, read_weights
 
 # Settings of UNet2DConditionModel that the host's UNet has built in: (field, the only value it can do).
 BUILT_IN = (
@@ -56,23 +57,6 @@ def load_folder(path: pathlib.Path, network: str = "unet", scheduler: str = "sch
         if folder.network.kind == KIND:
             return load_lumina(folder, made), load_text_encoder(folder), made
         return load_unet(folder, made), load_text_encoder(folder), made
-
-
-def read_weights(network: Network) -> dict[str, Tensor]:
-    """Return a network's tensors, memory-mapped on the CPU."""
-    import comfy.utils
-    from safetensors import SafetensorError
-
-    state: dict[str, Tensor] = {}
-    for file in network.files:
-        try:
-            state |= comfy.utils.load_torch_file(str(file), safe_load=True)
-        except (SafetensorError, ValueError, OSError) as error:
-            raise ValueError(
-                f"Expected a whole safetensors file at {file.parent.name}/{file.name}, but it is damaged "
-                f"({str(error).splitlines()[0]}). Download it again."
-            ) from None
-    return state
 
 
 # --------------------------------------------------------------------------------------------------------- known families
@@ -389,16 +373,3 @@ class quiet:  # noqa: N801
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger().removeFilter(self)
-
-
-def preview_factors(vae: Any, scale_factor: float, shift_factor: float = 0.0) -> tuple[list[list[float]], list[float]]:
-    """Return latent-to-RGB (factors (C, 3), bias (3,)) for the host's previews, fitted on a sheet of plain colours."""
-    factor = vae.downscale_ratio
-    generator = torch.Generator().manual_seed(0)
-    colours = torch.rand((8, 8, 3), generator=generator)
-    image = colours.repeat_interleave(4 * factor, 0).repeat_interleave(4 * factor, 1)[None]
-    latents = ((vae.encode(image) - shift_factor) * scale_factor)[0].flatten(1).T.float()
-    target = colours.repeat_interleave(4, 0).repeat_interleave(4, 1).reshape(-1, 3) * 2 - 1
-    inputs = torch.cat([latents, torch.ones(len(latents), 1)], dim=1)
-    solution = torch.linalg.lstsq(inputs, target.to(inputs)).solution
-    return solution[:-1].tolist(), solution[-1].tolist()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.folder import Folder
-from .diffusers_folder import preview_factors, read_weights
+from .folder_weights import preview_factors, read_weights
 
 KIND = "Lumina2Transformer2DModel"
 # Names within a block and outside of the blocks: diffusers' beginning of a name -> the host's.
