@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -38,7 +39,7 @@ from .pocket import sampling
 from .pocket.emoji import OBJECTS
 from .pocket.flow_checker import FlowCheckerSettings, load_flow_checker, train_flow_checker
 from .pocket.flow_checker import score as flow_score
-from .pocket.flow_sampling import FlowPipeline, held_out
+from .pocket.flow_sampling import FlowPipeline, held_out, plain_shapes, read_by_pixels
 from .pocket.flow_scenes import FEW_OBJECTS, make_atlas
 from .pocket.flow_scenes import render as render_flow
 from .pocket.scenes import caption, sample_scene
@@ -148,21 +149,28 @@ def drawn(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def flow_eval(args: argparse.Namespace) -> None:
-    """Print what the checker reads from rendered scenes, from scenes through the autoencoder, and from images of held-out captions."""
+    """Print what is read from rendered scenes, from scenes through the autoencoder, and from images of held-out captions.
+
+    Of coloured shapes on plain backgrounds by their pixels; of all others by the checker, where it is trained.
+    """
+    pipe, atlas = FlowPipeline(args.out, args.device), make_atlas()
+    cases = [("one coloured shape on a plain background, read by pixels", *plain_shapes(args.n), read_by_pixels)]
     found = args.work / "flow_checker.safetensors"
-    checker = load_flow_checker(*([found] if found.exists() else []))
-    pipe = FlowPipeline(args.out, args.device)
-    for objects, pairs in (("one object", 0.0), ("two objects", 1.0)):
-        scenes, captions = held_out(args.n, pairs, drawn(args))
-        real = render_flow(scenes, make_atlas())
-        columns = {
-            "real": flow_score(checker, real, scenes),
-            "vae": flow_score(checker, pipe.rebuilt(real), scenes),
-            f"{args.steps} steps": flow_score(checker, pipe.draw(captions, args.steps), scenes),
-        }
-        print(f"\n{objects}, {args.n} captions\n\n| % right | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
-        for name in columns["real"]:
-            print(f"| {name} | {' | '.join(f'{100 * c[name]:.1f}' for c in columns.values())} |")
+    if found.exists():
+        read = functools.partial(flow_score, load_flow_checker(found))
+        for pairs, objects in enumerate(("one object", "two objects")):
+            cases.append((f"{objects}, read by the checker", *held_out(args.n, pairs, drawn(args)), read))
+    for title, scenes, captions, read in cases:
+        real = render_flow(scenes, atlas)
+        columns = {"real": real, "vae": pipe.rebuilt(real), f"{args.steps} steps": pipe.draw(captions, args.steps)}
+        print_table(f"{title}, {len(captions)} captions", {name: read(x, scenes) for name, x in columns.items()})
+
+
+def print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
+    """Markdown, attributes down and columns across, in percent."""
+    print(f"\n{title}\n\n| % right | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
+    for name in next(iter(columns.values())):
+        print(f"| {name} | {' | '.join(f'{100 * c[name]:.1f}' for c in columns.values())} |")
 
 
 def flow_sheet(args: argparse.Namespace) -> None:

@@ -165,6 +165,16 @@ def test_the_checker_asks_for_what_is_there(scenes):
     assert (flow_checker.labels(single)["object2"] == flow_scenes.UNSAID).all()
 
 
+def test_pixels_of_rendered_shapes_say_what_is_there():
+    scenes, captions = flow_sampling.plain_shapes(24)
+    assert len(captions) == 24
+    images = flow_scenes.render(scenes, flow_scenes.make_atlas())
+    found = flow_sampling.read_by_pixels(images, scenes)
+    assert list(found) == ["background", "colour", "place"]
+    assert min(found.values()) >= 0.95
+    assert max(flow_sampling.read_by_pixels(images.flip(0), scenes).values()) < 0.5
+
+
 def test_a_gpu_needs_less_than_nine_minutes():
     settings = [train_pocket.flow_settings(stage, "cuda", None) for stage in train_pocket.FLOW_STAGES]
     assert sum(s.minutes for s in settings) <= 8

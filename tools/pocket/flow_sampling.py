@@ -14,6 +14,7 @@ from .flow_models import SIDE, Trainer
 from .flow_scenes import Scenes, caption, sample_scenes
 from .models import tokenize
 from .sampling import decode
+from .scenes import COLOURS, PLACES, pixel_check
 from .train_flow import Frozen
 from .train_flow_vae import LATENT_CHANNELS
 
@@ -22,6 +23,24 @@ def held_out(count: int, pairs: float, objects: Sequence[str], seed: int = 4242)
     """Scenes and complete captions that no training draws."""
     scenes = sample_scenes(count, np.random.default_rng(seed), pairs, objects=objects)
     return scenes, [caption(scenes, i) for i in range(count)]
+
+
+def read_by_pixels(images: Tensor, scenes: Scenes) -> dict[str, float]:
+    """Share of images of one coloured shape on a plain background with the right background, colour and place, without a network."""
+    seen = pixel_check(images)
+    truth = {
+        "background": [COLOURS[i] for i in scenes.background],
+        "colour": [COLOURS[i] for i in scenes.colour[:, 0]],
+        "place": [[*PLACES][i] for i in scenes.place[:, 0]],
+    }
+    return {name: sum(s[name] == t for s, t in zip(seen, wanted)) / len(seen) for name, wanted in truth.items()}
+
+
+def plain_shapes(count: int, seed: int = 4242) -> tuple[Scenes, list[str]]:
+    """Scenes of one coloured shape on a plain background, which `read_by_pixels` can read, with complete captions."""
+    scenes = sample_scenes(8 * count, np.random.default_rng(seed), pairs=0.0, shapes=1.0)
+    chosen = scenes[(scenes.kind == 0).nonzero()[:count, 0]]
+    return chosen, [caption(chosen, i) for i in range(len(chosen))]
 
 
 def shifted_sigmas(steps: int, shift: float) -> Tensor:
