@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,10 +28,25 @@ def grad_ready(model: Any) -> Iterator[None]:
     """
     network = model.model.diffusion_model
     _check_weights(network)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), training_kernels():
         for module in model.model.modules():
             renew_tensors(module)
         yield
+
+
+@contextmanager
+def training_kernels() -> Iterator[None]:
+    """Make newer hosts leave fused kernels aside that have no gradient, as they do for their own training (rotary embeddings)."""
+    management = sys.modules.get("comfy.model_management")
+    before = getattr(management, "in_training", None)
+    if management is None or before is None:  # this host has no such kernels
+        yield
+        return
+    management.in_training = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        management.in_training = before  # type: ignore[attr-defined]
 
 
 def renew_tensors(module: nn.Module) -> int:
