@@ -119,7 +119,7 @@ def test_an_installation_has_every_file(tmp_path: pathlib.Path) -> None:
     for package in packages:
         wanted = {p.name for p in (ROOT / package).glob("*.py")}
         assert wanted == {p.name for p in (installed / package).glob("*.py")}, package
-    for data in ("pocket", "web"):
+    for data in ("pocket", "pocket_flow", "web"):
         wanted = {p.relative_to(ROOT) for p in (ROOT / data).rglob("[!.]*") if p.is_file()}
         assert not {p for p in wanted if not (installed / p).is_file()}, data
     assert list((installed / "pocket").rglob("*.safetensors"))

@@ -23,10 +23,14 @@ from torch import Tensor
 PROMPTS = ["a red circle on a blue background", "a large green square"]
 
 
-def pocket(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    pipe = slipstream.load("pocket")
+def pocket(place: Place, dtype: torch.dtype, name: str = "pocket") -> tuple[Any, Any, Any]:
+    pipe = slipstream.load(name)
     cond = pipe.encode_text(PROMPTS)
     return on(place, dtype, pipe.model, cond.take([0]), cond.take([1]))
+
+
+def pocket_flow(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    return pocket(place, dtype, "pocket-flow")
 
 
 def sdxl(place: Place, dtype: torch.dtype) -> tuple[Any, Any, Any]:
@@ -81,6 +85,7 @@ MODELS = {
     "gaussian flow": gaussian(FLOW),
     "small": small,
     "pocket": pocket,
+    "pocket-flow": pocket_flow,
     "sdxl v": sdxl,
     "flow": flow,
     "replayed": replay,
@@ -122,7 +127,7 @@ def test_contract(
         assert isinstance(model, Denoiser)
         limit = {} if dtype == torch.float32 else {"tolerance": TOLERANCE[dtype]}
         more = {"other": other} if check is contract.conditioning_is_batched else {}
-        check(model, cond, (4, 16, 16), **limit, **more)
+        check(model, cond, (getattr(model, "latent_channels", 4), 16, 16), **limit, **more)
 
 
 class Broken(GaussianDenoiser):
