@@ -427,13 +427,20 @@ def objectives(lora: str) -> dict[str, Graph]:
     def own(**changes: Any) -> Graph:
         return {"o": node("SlipstreamSelfObjective", **{**OBJECTIVE, **changes})}
 
-    def reference(image: str, features: str = "pixels") -> Graph:
-        inputs = {"vae": ["load", 2], "features": features, "distance": "frechet", "folder": "", "images": [image, 0]}
-        return {"o": node("SlipstreamReferenceObjective", **inputs)}
+    def reference(other: str, features: str = "pixels") -> Graph:
+        images = node("ImageBatch", image1=["i", 0], image2=[other, 0])
+        inputs = {
+            "vae": ["load", 2],
+            "features": features,
+            "distance": "frechet",
+            "folder": "",
+            "images": ["images", 0],
+        }
+        return {"images": images, "o": node("SlipstreamReferenceObjective", **inputs)}
 
     return {
         "own": own(), "own, another VAE": own(vae=["vae2", 0]), "own, latent": own(features="latent"), "own, mmd": own(distance="mmd"),
-        "references": reference("i"), "references, others": reference("i2"), "references, latent": reference("i", "latent"),
+        "references": reference("i0"), "references, others": reference("i2"), "references, latent": reference("i0", "latent"),
     }  # fmt: skip
 
 
