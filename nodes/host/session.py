@@ -120,6 +120,18 @@ def bound_denoise(model: Any, extra_args: dict[str, Any]) -> Denoise:
     return denoise
 
 
+def check_channels(model: Any, samples: Tensor) -> None:
+    """Raise ValueError for LATENT samples (B, C, ...) of another number of channels than the MODEL's, as of another family's VAE."""
+    if getattr(samples, "is_nested", False):  # sound and picture packed together
+        return
+    wanted, got = int(model.get_model_object("latent_format").latent_channels), samples.shape[1]
+    if wanted != got:
+        raise ValueError(
+            f"Expected a latent of {wanted} channels for this model, but got {got}. Encode the image with the VAE that belongs to "
+            "this model."
+        )
+
+
 def run_on_model(
     model: Any,
     latent: dict[str, Any],
@@ -155,6 +167,7 @@ def run_on_model(
     guider.inner_set_conds(conds)
     guider.set_cfg(cfg_scale)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    check_channels(model, samples)
     reserve = -(-rows // 2) if rows else len(samples)  # the host itself doubles the batch in its estimate
     noise = samples.new_zeros((reserve, *samples.shape[1:]))
     levels = model.get_model_object("model_sampling")

@@ -238,6 +238,18 @@ def influence_profile(tiny: Tiny) -> None:
     expect(not math.isnan(found[2]), "the reach is NaN")
 
 
+def other_channels(tiny: Tiny) -> None:
+    """A latent of another family's VAE is refused in one sentence."""
+    wrong = torch.ones(1, tiny.shape[0] + 3, *tiny.shape[1:])
+    try:
+        run_on_model(tiny.model, {"samples": wrong}, lambda session: None, positive=tiny.prompts[0])
+    except ValueError as error:
+        said = f"a latent of {tiny.shape[0]} channels for this model, but got {tiny.shape[0] + 3}. Encode"
+        expect(said in str(error), f"said {error}")
+    else:
+        raise AssertionError("was taken")
+
+
 def fake_vae(tiny: Tiny) -> Any:
     """A VAE of the family's shape without weights: pixels averaged over a cell, in as many channels as the latents have."""
     channels, video, factor = tiny.shape[0], len(tiny.shape) == 4, 4
@@ -265,7 +277,8 @@ def fake_vae(tiny: Tiny) -> Any:
 
 
 CHECKS: dict[str, Callable[[Tiny], None]] = {
-    "rows": rows, "odd size": odd_size, "levels": levels, "RCFG Guider": rcfg, "Stream Frames": stream_frames,
+    "rows": rows, "odd size": odd_size, "levels": levels, "other channels": other_channels,
+    "RCFG Guider": rcfg, "Stream Frames": stream_frames,
     "Cow Sampler": cow_sampler, "Masked Regenerate": masked_regenerate, "Influence Profile": influence_profile,
 }  # fmt: skip
 TECHNIQUES = ("RCFG Guider", "Stream Frames", "Cow Sampler", "Masked Regenerate", "Influence Profile")
@@ -297,12 +310,9 @@ def table(found: dict[str, dict[str, str]]) -> str:
     for technique in TECHNIQUES:
         cells = []
         for column in columns:
-            said = {
-                found[name][technique].split(":")[0]
-                for name, (own, _) in FAMILIES.items()
-                if own == column and name in found
-            }
-            cells.append(said.pop() if len(said) == 1 else "in part")
+            said = {n: found[n][technique] for n, (own, _) in FAMILIES.items() if own == column and n in found}
+            others = [f"{name} {answer.split(':')[0]}" for name, answer in said.items() if answer != "yes"]
+            cells.append("; ".join([*(["yes"] if len(others) < len(said) else []), *others]))
         lines.append(f"| {technique} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -324,7 +334,8 @@ def main() -> None:
         for check in CHECKS if not whole or name in whole else cheap:
             begun = time.perf_counter()
             found[name][check] = said = result(CHECKS[check], tiny)
-            line = {"family": name, "check": check, "said": said, "seconds": round(time.perf_counter() - begun, 1)}
+            seconds = round(time.perf_counter() - begun, 1)
+            line = {"family": name, "column": FAMILIES[name][0], "check": check, "said": said, "seconds": seconds}
             print(json.dumps(line), file=sys.stderr if as_table else sys.stdout, flush=True)
     if as_table:
         print(table(found))

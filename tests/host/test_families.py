@@ -17,7 +17,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # Where every technique is tried; of the others the calls and the levels. `FAMILIES=all` tries everything everywhere.
 WHOLE = ("sd15", "playground", "cosmos predict2", "flux kontext", "lumina2", "qwen-edit", "wan")
-CHEAP = ("rows", "odd size", "levels")
+CHEAP = ("rows", "odd size", "levels", "other channels")
 
 
 def run_checks(host: tuple[str, str], folder: pathlib.Path, *arguments: str) -> str:
@@ -33,11 +33,16 @@ def run_checks(host: tuple[str, str], folder: pathlib.Path, *arguments: str) -> 
 
 
 @pytest.fixture(scope="module")
-def said(checkout: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
+def lines(checkout: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """One line for each family and check: family, column of the README's table, check, what was said."""
     everything = os.environ.get("FAMILIES") == "all"
     arguments = [] if everything else [f"--whole={','.join(WHOLE)}", f"--cheap={','.join(CHEAP)}"]
     printed = run_checks(checkout, tmp_path_factory.mktemp("families"), *arguments)
-    lines = [json.loads(line) for line in printed.splitlines()]
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def said(lines: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     return {(line["family"], line["check"]): line["said"] for line in lines}
 
 
@@ -62,3 +67,19 @@ def test_what_is_refused_is_refused_in_one_sentence(said: dict[tuple[str, str], 
             assert said[key].startswith("refused: Expected "), (key, said[key])
             assert named in said[key]
             assert "\n" not in said[key]
+
+
+def test_the_table_of_the_readme_is_what_was_found(lines: list[dict[str, Any]]) -> None:
+    """Cell by cell, for what was tried here; `family_checks.py --table` prints all of it."""
+    table = [
+        line.strip("| ").split(" | ") for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")
+    ]
+    columns = next(line for line in table if line[0].startswith("SD1.5, SD2"))
+    cells = {(row[0], column): cell for row in table for column, cell in zip(columns, row[1:])}
+    tried = [line for line in lines if line["check"] not in CHEAP]
+    assert {line["column"] for line in lines} == set(columns)
+    for line in tried:
+        cell = cells[line["check"], line["column"]]
+        refused = line["said"].startswith("refused")
+        assert (f"{line['family']} refused" in cell) == refused, line
+        assert refused or cell.startswith("yes"), line

@@ -309,13 +309,11 @@ def ltxv() -> Tiny:
     return Tiny(build(supported.LTXV, config), (128, 3, 8, 8), made)
 
 
-UNETS, FLOWS, QWEN, VIDEO, OTHERS = (
-    "SD1.5, SD2, SDXL",
-    "flow transformers",
-    "Qwen-Image",
-    "video",
-    "EDM, Cosmos, Cascade",
-)
+# The columns of the README's support table.
+UNETS = "SD1.5, SD2, SDXL, inpaint models"
+OTHERS = "EDM (Playground, CosXL), Cascade, Cosmos-Predict2"
+FLOWS = "Flux, Flux.2, SD3, Chroma, Lumina 2, Z-Image, HiDream, AuraFlow, OmniGen2, PixArt"
+QWEN, VIDEO = "Qwen-Image, Qwen-Edit", "Wan, Hunyuan Video, LTX"
 # name: (column of the support table, builder)
 FAMILIES: dict[str, tuple[str, Callable[[], Tiny]]] = {
     "sd15": (UNETS, sd15),
