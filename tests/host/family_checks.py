@@ -31,7 +31,7 @@ from slipstream.nodes.host.denoiser import levels_of  # noqa: E402
 from slipstream.nodes.host.session import Session, run_on_model  # noqa: E402
 from slipstream.stream import StreamConfig  # noqa: E402
 from slipstream.stream.config import stage_sigmas  # noqa: E402
-from tiny_models import FAMILIES, NEWER, OLD, Tiny  # noqa: E402
+from tiny_models import FAMILIES, NEWER, OLD, SAMPLINGS, Tiny  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 # -- the host's sampling, as SamplerCustomAdvanced does it
@@ -324,14 +324,18 @@ def listed(option: str) -> list[str]:
 
 
 def main() -> None:
-    """--whole=family,... has all checks, every other family those of --cheap=check,...; without them all have all."""
+    """--whole=family,... has all checks, every other family those of --cheap=check,...; without them all have all.
+
+    Where a family is the network of another with other levels, only those are tried.
+    """
     as_table, whole, cheap = "--table" in FAMILY_ARGUMENTS, listed("whole"), listed("cheap")
     wanted = [a for a in FAMILY_ARGUMENTS if not a.startswith("--")] or list(FAMILIES)
     found: dict[str, dict[str, str]] = {}
     for name in (name for name in wanted if not (OLD and name in NEWER)):
         tiny = tiny_models.make(name)
         found[name] = {}
-        for check in CHECKS if not whole or name in whole else cheap:
+        few = ["levels"] if name in SAMPLINGS else cheap
+        for check in CHECKS if not whole or name in whole else few:
             begun = time.perf_counter()
             found[name][check] = said = result(CHECKS[check], tiny)
             seconds = round(time.perf_counter() - begun, 1)

@@ -349,6 +349,8 @@ FAMILIES: dict[str, tuple[str, Callable[[], Tiny]]] = {
     "hunyuan video": (VIDEO, hunyuan_video),
     "ltx": (VIDEO, ltxv),
 }
+# The network of sd15 or sdxl with other levels.
+SAMPLINGS = {"sd15 lcm", "sd15 x0", "sd15 v zsnr", "sdxl v zsnr", "continuous edm", "continuous v", "cascade", "cosxl"}
 NEWER = {"flux2", "z-image"}  # not in the oldest host
 
 
