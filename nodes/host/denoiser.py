@@ -193,17 +193,17 @@ def noise_space(model_sampling: Any) -> NoiseSpace:
 
 
 def levels_of(model_sampling: Any) -> Levels:
-    """Return core `Levels` for a host `model_sampling`: its sigma table, its flow shift, or a table of 1000 shares of its own time.
+    """Return core `Levels` for a host `model_sampling`: its table of 1000, its flow shift, or a table of 1000 shares of its own time.
 
     The last is for all that count otherwise (EDM, v of angles, LCM's table of 50, Cascade, Cosmos): the host's `percent_to_sigma`
     knows what a share of the sampling is for each.
     """
     import comfy.model_sampling as kinds
 
-    plain = getattr(type(model_sampling), "timestep", None) is kinds.ModelSamplingDiscrete.timestep
-    if plain and len(model_sampling.sigmas) == TRAIN_STEPS:
+    if isinstance(model_sampling, kinds.ModelSamplingDiscrete) and len(model_sampling.sigmas) == TRAIN_STEPS:
         sigmas = model_sampling.sigmas.detach().to("cpu", torch.float64)
-        return DiscreteLevels(1 / (sigmas**2 + 1), quantize=True)
+        whole_steps = type(model_sampling).timestep is kinds.ModelSamplingDiscrete.timestep
+        return DiscreteLevels(1 / (sigmas**2 + 1), quantize=whole_steps)
     if isinstance(model_sampling, kinds.ModelSamplingDiscreteFlow):
         return FlowLevels(float(model_sampling.shift))
     if isinstance(model_sampling, kinds.ModelSamplingFlux):
