@@ -55,7 +55,7 @@ def test_all_families_do_what_is_promised(said: dict[tuple[str, str], str]) -> N
     assert len({family for family, _ in said}) >= 28
 
 
-# What is refused in one sentence, with what the sentence names.
+# What is refused in one sentence, with what the sentence names; a newer host may pad an odd size.
 REFUSED: dict[tuple[str, str], str] = {
     ("wan i2v", "Stream Frames"): "a video",
     ("pixart", "odd size"): "multiple of 2",
@@ -66,7 +66,8 @@ REFUSED: dict[tuple[str, str], str] = {
 
 def test_what_is_refused_is_refused_in_one_sentence(said: dict[tuple[str, str], Any]) -> None:
     for key, named in REFUSED.items():
-        if key in said:
+        padded = key[1] == "odd size" and said.get(key) == "yes"
+        if key in said and not padded:
             assert said[key].startswith("refused: Expected "), (key, said[key])
             assert named in said[key]
             assert "\n" not in said[key]
