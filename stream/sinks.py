@@ -305,6 +305,7 @@ class _Output:
 
     def __init__(self, file: pathlib.Path) -> None:
         self.error: OSError | None = None
+        self._end = 0
         self._raw = file.open("r+b", buffering=0)
 
     def write(self, data: Any) -> int:
@@ -315,7 +316,17 @@ class _Output:
                 done += self._raw.write(view[done:])
         except OSError as error:
             self.error = error
+        self._end = max(self._end, self._raw.tell()) if self._raw.seekable() else 0
         return len(view)
+
+    def reserve(self, size: int) -> None:
+        """Take the place of the index first: FFmpeg gives up the fragments before it writes it."""
+        if self._raw.seekable() and self.error is None:
+            at, end = self._raw.tell(), self._end
+            self._raw.seek(end)
+            self.write(bytes(size))
+            self._end = end
+            self._raw.seek(at)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._raw.seek(offset, whence)
@@ -327,6 +338,9 @@ class _Output:
         return self._raw.seekable()
 
     def close(self) -> None:
+        if self._raw.seekable():
+            with suppress(OSError):
+                self._raw.truncate(self._end)
         self._raw.close()
 
 
@@ -475,6 +489,7 @@ class VideoSink:
                 self.container.mux(self._video.encode(None))
                 if self._sound is not None:
                     self._sound.finish(self.end)
+                self._output.reserve(64 * (1024 + self.written + int(100 * self.end)))
 
     def _settle(self, error: BaseException | None) -> None:
         """Give the finished file its name; raises OSError when a part of it could not be written."""
