@@ -13,7 +13,8 @@ and of the bundled flow model, by one command that goes through its stages and c
     python -m tools.train_pocket flow --work out/flow_work --out out/pocket_flow
 
 Its stages alone: flow-text, flow-vae, flow-dit, flow-decoder (while flow-dit runs), flow-checker, flow-eval, flow-sheet. It needs
-fonts-noto-color-emoji. On one GPU it ends within nine minutes; on a CPU it may run for hours in the background.
+fonts-noto-color-emoji. On one GPU it is made to end within nine minutes; on a CPU it may run for hours in the background: --minutes is
+the time of flow-dit, and a longer one continues a training that had ended.
 
 Run from the root of the repository. Each stage stops when its --minutes are over, saves itself once a minute into --work, and
 continues from there when it is started again. On a CPU two processes of one thread train nearly twice as fast as one of two:
@@ -199,7 +200,7 @@ def run_flow(args: argparse.Namespace) -> None:
     match args.stage:
         case "flow":
             for stage in FLOW_STAGES:
-                flow_stage(stage, args, None)
+                flow_stage(stage, args, args.minutes if stage == "flow-dit" else None)
             flow_sheet(args)
         case "flow-eval":
             flow_eval(args)
