@@ -1,14 +1,17 @@
 """What our techniques do on every family of models, by the host's own networks at a tiny size; runs inside the host's Python.
 
-    cd COMFYUI; PYTHONPATH=.:FOLDER_WITH_slipstream:tests/host python .../family_checks.py [--table] [family ...]
+    COMFYUI_PATH=... PYTHON_OF_THE_HOST tests/host/family_checks.py [--table] [family ...]
 
 prints one JSON line for each family and check: "yes", "refused: ..." or "WRONG ...". `--table` prints the README's table instead.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import os
+import pathlib
 import sys
 import time
 import traceback
@@ -16,6 +19,16 @@ from collections.abc import Callable
 from typing import Any
 
 FAMILY_ARGUMENTS, sys.argv = sys.argv[1:], [sys.argv[0], "--cpu"]
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, os.path.expanduser(os.environ.get("COMFYUI_PATH", ".")))
+if importlib.util.find_spec("slipstream") is None:  # whatever the checkout's folder is called
+    spec = importlib.util.spec_from_file_location(
+        "slipstream", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["slipstream"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
