@@ -164,13 +164,8 @@ class ModelPath:
         return table_of(self.model.levels)
 
     def stock(self, steps: int) -> dict[str, Tensor]:
-        """The library's schedules and Align Your Steps at this length; those that need scipy are left out without it."""
-        found = {}
-        for name in SCHEDULES:
-            try:
-                found[name] = make_sigmas(name, self.model.levels, steps)
-            except ImportError:
-                continue
+        """The library's schedules and Align Your Steps at this length."""
+        found = {name: make_sigmas(name, self.model.levels, steps) for name in SCHEDULES}
         if self.model.levels.sigma_max > 1 and not isinstance(self.model.levels, FlowLevels):
             found |= {name: align_your_steps(self.model.levels, steps, name) for name in ALIGN_YOUR_STEPS}
         return found

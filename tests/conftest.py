@@ -48,26 +48,22 @@ if os.environ.get("SLIPSTREAM_PRETEND_CUDA"):
 torch.set_num_threads(1)
 
 
+# What a reason to skip contains, and what is said of it at the end: nobody reads a list of skips.
+UNTESTED = {
+    "no ComfyUI here": "in a real ComfyUI, as there is no checkout with its .venv at COMFYUI_PATH or ~/ComfyUI. Nothing is known about "
+    "the nodes in the host.",
+    "no browser here": "in a browser, as there is no playwright or no Chromium. Nothing is known about what a person sees.",
+    "no Chromium here": "of the canvas, as there is no Chromium at CHROMIUM or on the PATH.",
+}  # fmt: skip
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     # Here and not beside the host tests: with several workers only this file is loaded where the summary is written.
-    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "no ComfyUI here" in str(r.longrepr)]
-    if skipped:
-        terminalreporter.write_line(
-            f"WARNING: {len(skipped)} tests in a real ComfyUI were SKIPPED: no checkout with its .venv at COMFYUI_PATH "
-            "or ~/ComfyUI. Nothing is known about the nodes in the host.",
-            red=True, bold=True,
-        )  # fmt: skip
-    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "no browser here" in str(r.longrepr)]
-    if skipped:
-        terminalreporter.write_line(
-            f"WARNING: {len(skipped)} tests in a browser were SKIPPED: no playwright or no Chromium. Nothing is known about "
-            "what a person sees.", red=True, bold=True,
-        )  # fmt: skip
-
-    if any("no Chromium here" in str(r.longrepr) for r in terminalreporter.stats.get("skipped", [])):
-        terminalreporter.write_line(
-            "WARNING: the canvas was NOT tested: no Chromium at CHROMIUM or on the PATH.", red=True, bold=True
-        )
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for reason, what in UNTESTED.items():
+        count = sum(reason in text for text in skipped)
+        if count:
+            terminalreporter.write_line(f"WARNING: {count} tests were SKIPPED {what}", red=True, bold=True)
 
 
 GOLDEN = ROOT / "tests" / "golden"
