@@ -41,6 +41,7 @@ from slipstream.edit.placing import place
 from slipstream_tests.reference.edit import DEFAULTS, edit_published, invert_published
 from slipstream_tools.pocket import scenes as pocket
 from slipstream_tools.pocket.checker import load_checker, predict
+from slipstream_tools.pocket.flow_checker import load_flow_checker
 from torch import Tensor
 
 SIZE, CELL = 128, 8
@@ -361,6 +362,9 @@ def line(figures: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="pocket, pocket-flow, or a folder of pocket-flow")
+    parser.add_argument(
+        "--checker", type=pathlib.Path, help="of pocket-flow's scenes: flow_checker.safetensors of its training"
+    )
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--search", type=int, default=0, metavar="N")
     parser.add_argument("--out", type=pathlib.Path, default=_common.OUT)
@@ -368,7 +372,8 @@ def main() -> None:
     torch.set_num_threads(1)
     pipe = slipstream.load(args.model)
     unet = args.model == "pocket"
-    bench, methods = Bench(pipe, load_checker() if unet else flow_checker()), Methods(pipe, pipe.encode_text([""]))
+    checker = None if args.checker is None else load_flow_checker(args.checker)
+    bench, methods = Bench(pipe, load_checker() if unet else checker), Methods(pipe, pipe.encode_text([""]))
     if args.search:
         return search(bench, methods, args.search)
     cases = make_cases(args.scenes) if unet else make_flow_cases(args.scenes)
@@ -384,13 +389,6 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     name = "edit_quality.json" if unet else "edit_quality_flow.json"
     (args.out / name).write_text(json.dumps(results, indent=1))
-
-
-def flow_checker() -> torch.nn.Module | None:
-    """Return the checker of pocket-flow's scenes, None where it was not trained yet."""
-    from slipstream_tools.pocket.flow_checker import WEIGHTS, load_flow_checker
-
-    return load_flow_checker() if WEIGHTS.exists() else None
 
 
 FAST = EditConfig.fast(mode="fine")
