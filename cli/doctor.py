@@ -28,6 +28,6 @@ def run_doctor(args: argparse.Namespace) -> int:
     height, width = size_of(args, SIZE)
     pipe = load_pipeline(args)
     check_cells(pipe, height, width)
-    model = {"model": f"{type(pipe.model.unet).__name__}, {pipe.device}, {str(pipe.dtype).removeprefix('torch.')}"}
+    model = {"model": f"{type(pipe.model.network).__name__}, {pipe.device}, {str(pipe.dtype).removeprefix('torch.')}"}
     print(doctor.report(model, doctor.stages(pipe, height, width)))
     return 0

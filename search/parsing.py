@@ -143,7 +143,7 @@ def model_of(value: Any) -> dict[str, Any]:
         number(model[name], f"model.{name}", 0, MAX_SIGMA)
     if model.get("shift") is not None:
         number(model["shift"], "model.shift", 0, 1000)
-    texts = {
+    texts: dict[str, Any] = {
         name: text(model[name], f"model.{name}", optional=True)
         for name in ("name", "hash", "class", "prediction")
         if name in model
