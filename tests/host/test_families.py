@@ -16,7 +16,7 @@ import pytest
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # Where every technique is tried; of the others the calls and the levels. `FAMILIES=all` tries everything everywhere.
-WHOLE = ("playground", "cosmos predict2", "flux kontext", "lumina2", "qwen-edit", "wan i2v")
+WHOLE = ("playground", "cosmos predict2", "flux kontext", "qwen-edit", "wan i2v")
 CHEAP = ("rows", "odd size", "levels", "other channels")
 
 
