@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # `make demo TORCH=torch PIP_EXTRA_INDEX_URL=<index of CPU builds>`. A torch that the venv has already is kept.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test fuzz lint bench clean
+.PHONY: demo test hosts fuzz lint bench clean
 
 $(BIN)/.base: pyproject.toml
 	$(PYTHON) -m venv $$($(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages) $(VENV)
@@ -31,6 +31,12 @@ lint: $(BIN)/.test
 
 test: $(BIN)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The host tests on every checkout of ComfyUI in COMFYUI_PATHS, separated by colons; all are tried, and one that fails fails the target.
+hosts: $(BIN)/.test
+	@test -n "$(COMFYUI_PATHS)" || { echo "Set COMFYUI_PATHS to checkouts of ComfyUI, separated by colons."; exit 2; }
+	@failed=0; for path in $$(echo "$(COMFYUI_PATHS)" | tr ':' ' '); do echo "== $$path"; \
+	COMFYUI_PATH=$$path $(BIN)/python -m pytest tests/host -q || failed=1; done; exit $$failed
 
 # Odd and hostile inputs: `make test` tries 25 of each kind, this 10,000 in all.
 fuzz: $(BIN)/.test
