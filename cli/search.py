@@ -63,8 +63,11 @@ SEARCH_UNUSED = (
         "on this --objective, which needs no run. Choose another.",
     ),
     Unused(
-        "computed", lambda v: v.computed == v.steps, "at the number of --steps: every step calls the network. Lower it."
+        "computed",
+        lambda v: v.computed == v.steps and v.no_fit,
+        "at the number of --steps with --no-fit: every step calls the network. Lower it.",
     ),
+    Unused("no_fit", lambda v: v.computed is None, "without --computed. Give both."),
     Unused("workers", lambda v: v.ray is None, "without --ray. Give both."),
 )
 
