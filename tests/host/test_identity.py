@@ -416,9 +416,8 @@ def stale(calls: Calls, name: str, changes: dict[str, Graph]) -> list[str]:
 
 
 def cow_guiders(lora: str) -> dict[str, Graph]:
-    return {
-        k: v for k, v in guiders(lora).items() if "CFG " not in k and "CFG," not in k
-    }  # its inversion asks by itself
+    """Return the guiders in which Cow Sampler inverts in another way: it does so at a cfg of its own."""
+    return {k: v for k, v in guiders(lora).items() if not k.startswith(("another cfg", "RCFG", "DualCFG"))}
 
 
 def objectives(lora: str) -> dict[str, Graph]:

@@ -373,6 +373,8 @@ class AnyType(str):
 COUNTS: dict[str, list[int]] = {}
 RUN: dict[str, int] = {}
 FACTOR: dict[str, float] = {}
+# A loaded MODEL whose clone and parent are gone makes the host collect garbage at each further load: most of a test's time.
+HELD: list[Any] = []
 LATE: dict[str, int] = {}  # of these, calls that began when cancel had been pressed already
 
 
@@ -399,6 +401,7 @@ class Count:
         if not run or RUN.get(name) != run:
             COUNTS[name], LATE[name], RUN[name] = [], 0, run
         counted = model.clone()
+        HELD.append(counted)
         FACTOR[name] = math.nan if spoiled else 1.0
 
         def call(execute: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
