@@ -339,6 +339,7 @@ def test_other_signals_end_a_command_like_ctrl_c(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     number = getattr(signal, name)
+    inherited = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and a command leaves it so
 
     def kill(*args: Any, **kwargs: Any) -> None:
         os.kill(os.getpid(), number)
@@ -349,6 +350,7 @@ def test_other_signals_end_a_command_like_ctrl_c(
     assert run("cow") == 128 + number
     assert capsys.readouterr().err == "slipstream cow: cancelled\n"
     assert signal.getsignal(number) is before
+    signal.signal(number, inherited)
 
 
 def test_file_names_that_are_no_text_are_written_and_printed(folder: pathlib.Path, capsysbinary: Any) -> None:

@@ -58,7 +58,7 @@ class TestChecks:
         [
             (lambda: checks.check_range("delta", 3.0, 0, 1), "Expected `delta` between 0 and 1, but got 3.0."),
             (lambda: checks.check_range("delta", math.nan, 0, 1), "Expected `delta` between 0 and 1, but got nan."),
-            (lambda: checks.check_range("delta", "1", 0), "Expected `delta` of at least 0, but got 1."),
+            (lambda: checks.check_range("delta", "1", 0), "Expected `delta` of at least 0, but got '1'."),
             (
                 lambda: checks.check_range("delta", -1, 0, remedy="Raise it."),
                 "Expected `delta` of at least 0, but got -1. Raise it.",

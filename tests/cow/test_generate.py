@@ -451,7 +451,7 @@ def test_steps_so_few_that_the_range_is_empty():
         ({"mask": corner() * float("nan")}, "`keep_mask` to be finite"),
         ({"mask": corner() * 0}, "`keep_mask` with at least one kept cell, but got an empty mask in row 0"),
         ({"mask": corner().expand(3, -1, -1)}, "`keep_mask` with 1 or 1 masks, but got 3"),
-        ({"mask": corner()[None, None]}, "`keep_mask` of shape"),
+        ({"mask": corner()[None].expand(1, 2, -1, -1)}, "`keep_mask` of shape"),
     ],
 )  # fmt: skip
 def test_bad_input_names_the_argument(more, message):
