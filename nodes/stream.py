@@ -171,8 +171,10 @@ class RCFGGuider:
         self, model: Any, positive: Any, negative: Any, guidance: str, guidance_scale: float, delta: float
     ) -> tuple[Any]:
         from .host import anchors
+        from .host.guidance import warn_of_patches
         from .host.sampling import make_guider
 
+        warn_of_patches("RCFG Guider", model, guidance if guidance_scale > 1 else "none")
         running: dict[int, RCFG] = {}
 
         def start(session: Session) -> Denoise:
@@ -585,7 +587,7 @@ class StreamRun:
 
     def __call__(self, model: Any, positive: Any, negative: Any) -> tuple[Tensor, str]:
         from .host.descent import without_step_cache
-        from .host.guidance import acts_on
+        from .host.guidance import acts_on, warn_of_patches
         from .host.session import run_on_model
 
         samples = self._encode()
@@ -593,6 +595,7 @@ class StreamRun:
         guided = {"negative": negative} if self.config.guided or acts_on(model) else {}
         rows = self.config.stages * (2 if self.config.guidance == "full" else 1) + 1
         model = without_step_cache(model, "Stream Frames")
+        warn_of_patches("Stream Frames", model, self.config.guidance, frames=True)
         finished = run_on_model(
             model, {"samples": samples}, lambda session: self._denoise(session, samples), rows=rows,
             seed=self.config.seed, positive=positive, **guided,

@@ -6,12 +6,16 @@ groups of one level, each as the host's own guider would guide it.
 
 from __future__ import annotations
 
+import dis
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+
+from .warnings import warn
 
 # Functions that a patch puts around the network, by the host's names in `model_options`.
 BEFORE, COMBINE, AFTER = "sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function"
@@ -54,6 +58,39 @@ def asks_negative(patcher: Any, cfg_scale: float) -> bool:
 def asks_itself(options: dict[str, Any], guider: Any = None) -> bool:
     """Whether the estimates must come from the host's own call for each level: what is around it reads or replaces that call."""
     return bool(options.get(CALCULATE) or options.get(BOTH)) or (guider is not None and bool(wrappers(options)))
+
+
+def remembers(function: Any) -> bool:
+    """Whether a patch keeps a value of its own from call to call (APG's running average, which a momentum of 0 switches off)."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    kept = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"} & {*code.co_freevars}
+    return bool(kept) and inspect.getclosurevars(function).nonlocals.get("momentum", 1) != 0
+
+
+def warn_of_patches(node: str, patcher: Any, guidance: str, frames: bool = False) -> None:
+    """Warn of patches around the network that `node` cannot do right: by row of a stream, or without the negative prompt's call."""
+    options = patcher.model_options
+    around = [*options.get(BEFORE, []), options.get(COMBINE), *options.get(AFTER, [])]
+    for function in around if frames else ():
+        if remembers(function):
+            warn(
+                node,
+                f"{_name(function)} keeps a running average from call to call, which mixes frames here. Set its momentum to 0, or "
+                "connect the MODEL from before it.",
+            )
+    if guidance in ("self", "onetime") and options.get(CALCULATE):
+        warn(
+            node,
+            f"{_name(options[CALCULATE])} acts on the call of the negative prompt, which `{guidance}` leaves out. Choose the guidance "
+            "full, or connect the MODEL from before it.",
+        )
+
+
+def _name(function: Any) -> str:
+    """Return the node that made a patch, as far as its code tells."""
+    return getattr(function, "__qualname__", type(function).__name__).split(".")[0]
 
 
 @dataclass(frozen=True)

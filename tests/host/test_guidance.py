@@ -125,6 +125,42 @@ def test_a_step_cache_is_left_out_of_a_stream_with_a_warning(host, cache) -> Non
     assert np.array_equal(found[0], found[1])
 
 
+@pytest.mark.parametrize("momentum", [0.0, -0.5])
+def test_a_running_average_over_frames_warns(host, momentum) -> None:
+    graph = prompts()
+    graph["m"] = node("APG", model=["1", 0], eta=1.0, norm_threshold=5.0, momentum=momentum)
+    graph["i"] = node("EmptyImage", width=64, height=64, batch_size=2, color=0x1A3B64)
+    graph["s"] = node(
+        "SlipstreamStreamFrames", model=["m", 0], positive=["p", 0], negative=["n", 0], vae=["1", 2], frames=["i", 0],
+        strength=0.6, steps=2, guidance="full", guidance_scale=2.0, seed=2,
+    )  # fmt: skip
+    graph["out"] = node("PreviewImage", images=["s", 0])
+    before = len(host.log())
+    result = host.run(graph)
+    assert result.ok, result.explain()
+    assert ("APG keeps a running average" in host.log()[before:]) == (momentum != 0)
+
+
+@pytest.mark.parametrize("guidance", ["full", "self"])
+def test_a_patch_of_the_negative_call_warns_where_there_is_none(host, guidance) -> None:
+    graph = sampled(guidance, split=False)
+    graph["slg"] = node(
+        "SkipLayerGuidanceDiTSimple",
+        model=["1", 0],
+        double_layers="7",
+        single_layers="",
+        start_percent=0.0,
+        end_percent=1.0,
+    )
+    graph["g"]["inputs"]["model"] = ["slg", 0]
+    graph["d"] = node("VAEDecode", samples=["o", 0], vae=["1", 2])
+    graph["out"] = node("PreviewImage", images=["d", 0])
+    before = len(host.log())
+    result = host.run(graph)
+    assert result.ok, result.explain()
+    assert ("SkipLayerGuidanceDiTSimple acts on the call" in host.log()[before:]) == (guidance == "self")
+
+
 @pytest.mark.parametrize(
     "sampler", ["euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp"]
 )
