@@ -36,7 +36,7 @@ from slipstream.core import CFG, SeededNoise, make_sigmas, sample
 from slipstream.core.holding import held
 from slipstream.core.tensors import composite
 from slipstream.edit import Canvas, Drag, EditConfig, Inversion, Move, edit, finish, invert
-from slipstream.edit.picture import draft
+from slipstream.edit.pixels import draft
 from slipstream.edit.placing import place
 from slipstream_tests.reference.edit import DEFAULTS, edit_published, invert_published
 from slipstream_tools.pocket import scenes as pocket

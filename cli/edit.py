@@ -20,7 +20,7 @@ from ..edit.config import MEMORY, MODES, EditConfig
 from ..edit.geometry import Canvas
 from ..edit.invert import Inversion, invert
 from ..edit.loop import edit
-from ..edit.picture import finish, fit
+from ..edit.pixels import finish, fit
 from ..edit.preview import preview
 from ..edit.tasks import Appearance, Drag, Move, Paste, Task
 from .options import (

@@ -9,7 +9,7 @@ from .guided import GuidedEdit, prepare
 from .harmonise import HARMONISE, harmonise, prepare_harmony
 from .invert import Inversion, invert, taken
 from .loop import edit, sample_edit
-from .picture import EditResult, finish, fit
+from .pixels import EditResult, finish, fit
 from .tasks import Appearance, Drag, Move, Paste, Task, Tasks
 
 __all__ = [

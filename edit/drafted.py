@@ -25,7 +25,7 @@ from .config import EditConfig
 from .geometry import Canvas, Placement, around
 from .guided import drafted_latents, parts_of
 from .invert import Inversion, device_of
-from .picture import EditResult, Encode
+from .pixels import EditResult, Encode
 from .placing import lay_out
 from .tasks import Appearance, Drag, Task, Tasks
 

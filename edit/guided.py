@@ -17,7 +17,7 @@ from .config import EditConfig, steps_in
 from .geometry import Canvas, Placement, around
 from .invert import Inversion
 from .parts import Energy, KeyValue, Part, inverse, make_part, on_cells, similarity, weighted
-from .picture import EditResult, Encode, draft
+from .pixels import EditResult, Encode, draft
 from .placing import Layout, lay_out
 from .tasks import Task, Tasks
 

@@ -13,7 +13,7 @@ from ..core.progress import Callback
 from .config import EditConfig
 from .drafted import DraftedEdit, sample_draft
 from .geometry import Canvas
-from .picture import EditResult, Encode
+from .pixels import EditResult, Encode
 from .placing import check_size
 from .tasks import check_mask
 

@@ -22,7 +22,7 @@ from .drafted import drafts, prepare_draft, sample_draft
 from .guided import GuidedEdit, prepare
 from .invert import Inversion, check_inversions, check_model, denoise_on_device, device_of
 from .parts import Energy, KeyValue
-from .picture import EditResult, Encode
+from .pixels import EditResult, Encode
 from .tasks import Task, Tasks
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.masks import bounding_box, feather, grow, snapped, touched
 from .geometry import Affine, Canvas, Photo, Placement, bent, centre_of, freedom, sample_at
 from .invert import Inversion
-from .picture import draft
+from .pixels import draft
 from .tasks import Appearance, Drag, Move, Paste, Task
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from slipstream.edit import Drag, Move
 from slipstream.edit.geometry import Affine, Canvas, bent, centre_of, depth, freedom, sample_at
-from slipstream.edit.picture import draft, fill, fit, to_size
+from slipstream.edit.pixels import draft, fill, fit, to_size
 from slipstream.edit.placing import place, uncovered
 from slipstream_tests.edit.small import box, picture
 
