@@ -230,6 +230,7 @@ INVERSION = node(
     steps=3,
     megapixels=1.0,
     memory="row",
+    mode="fine",
 )
 LONGER = {**INVERSION, "inputs": {**INVERSION["inputs"], "steps": 6}}
 MOVE = node("SlipstreamMove", mask=["k", 0], dx=16.0, dy=0.0, scale=1.0, about="object")
@@ -242,7 +243,7 @@ KEPT: dict[str, Kept] = {
             "model": {"it.model": ["m2", 0]}, "vae": {"it.vae": ["vae2", 0]}, "image": {"it.image": ["i2", 0]},
             "positive": {"it.positive": ["p2", 0]}, "steps": {"it.steps": 4},
             "megapixels": {"it.image": ["big", 0], "it.megapixels": 0.01}, "memory": {"it.memory": "bank"},
-            "mode": Same("draft keeps nothing, and fine is auto on a UNet"),
+            "mode": Same("draft calls nothing, so there is nothing to keep"),
         },
     ),
     "SlipstreamCowSampler": Kept(
