@@ -60,7 +60,9 @@ def plain(host: Any) -> np.ndarray:
 
 
 def test_the_example_runs_and_makes_pictures(host: Any, example: Callable[..., Any]) -> None:
-    pictures = pixels(host.run(example("text_to_image", {"KSampler.steps": 6})), at="7")
+    graph = example("text_to_image", {"KSampler.steps": 6})
+    (shown,) = [name for name, found in graph.items() if found["class_type"] in ("PreviewImage", "SaveImage")]
+    pictures = pixels(host.run(graph), at=shown)
     assert pictures.shape == (4, 128, 128, 3)
     background = np.median(pictures.reshape(4, -1, 3), axis=1)
     assert (background[:, 2] > background[:, 0] + 50).all()  # blue, as the prompt says
