@@ -116,7 +116,10 @@ def test_a_search_feeds_the_stock_sampler_and_saves_a_file(host: Any, first: tup
 def test_progress_rises_and_the_live_plot_is_a_readable_picture(first: tuple[dict, Any]) -> None:
     _, result = first
     values = [v for v, _ in result.progress("search")]
-    assert values[: 1 + 16] == list(range(17))
+    searched = values[: values.index(max(values)) + 1]  # the ranking of finalists counts again
+    # New hosts leave out what follows within a tenth of a second.
+    assert searched == sorted(set(searched))
+    assert (searched[0], searched[-1]) == (0, 16)
     plots = [e for e in result.previews if e.node == "search"]
     assert plots
     assert Image.open(io.BytesIO(plots[-1].data["image"])).size == (960, 500)
