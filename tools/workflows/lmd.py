@@ -50,7 +50,7 @@ def masked_regenerate(g: Any) -> None:
     )
     new = g.add(
         "SlipstreamMaskedRegenerate", model=model, positive=wanted, negative=blank, latent=latent, masks=masks["masks"],
-        seed=1, steps=6, cfg=3.0, strength=0.9, strength_end=0.6, patch=2,
+        seed=1, steps=6, cfg=3.0, strength=0.9, strength_end=0.6,
     )  # fmt: skip
     before = g.add("VAEDecode", samples=latent, vae=model, title="Before")
     after = g.add("VAEDecode", samples=new, vae=model, title="After")
