@@ -463,7 +463,12 @@ class LatentFill:
     FUNCTION = "fill"
 
     UNUSED = (
-        Unused("fill_name", lambda v: v.fill is not None, "while `fill` is connected. Disconnect it to use the file."),
+        Unused(
+            "fill_name",
+            # The choice of a fresh installation names no file, also when a training has made one since.
+            lambda v: v.fill is not None and v.fill_name != NO_FILE,
+            "while `fill` is connected. Disconnect it to use the file.",
+        ),
     )
 
     @classmethod
