@@ -553,7 +553,7 @@ class EditSampler:
         Unused(
             "hold_object",
             lambda v: not _any_task(v, "Move", "Paste", "Drag"),
-            "on Appearance, which makes its region anew.",
+            "on Appearance, which repaints its region.",
         ),
         Unused(
             "hold_fill",
@@ -802,7 +802,7 @@ class Harmonise:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Makes an image that was composed by hand one image: seams are painted anew, pasted objects take on the light around them, and "
+        "Makes an image that was composed by hand one image: seams are repainted, pasted objects take on the light around them, and "
         "every pixel elsewhere stays. Any MODEL. Between the host's Compositor (or any two images and a mask) and Save Image."
     )
     RETURN_TYPES = ("IMAGE", "LATENT", "MASK", "STRING")
@@ -825,7 +825,7 @@ class Harmonise:
                 "mask": ("MASK", {"tooltip": "White = what was pasted. Size of the image."}),
                 "positive": ("CONDITIONING", {"tooltip": "What the whole image shows."}),
                 "negative": ("CONDITIONING", {"tooltip": "What to keep out. Unused at cfg 1."}),
-                "seed": seed("Noise of what is painted anew. Same seed, same result."),
+                "seed": seed("Noise of what is repainted. Same seed, same result."),
                 "steps": integer(
                     16, 2, 200, "Steps of a whole sampling; the first ones, that leave all as it is, are left out."
                 ),
@@ -836,9 +836,7 @@ class Harmonise:
                     1.0,
                     "Share of the steps in which a pasted object follows the composition. Lower: blends in more, keeps less.",
                 ),
-                "hold_seam": number(
-                    0.4, 0.0, 1.0, "The same for the seam around it. Lower: more is painted anew there."
-                ),
+                "hold_seam": number(0.4, 0.0, 1.0, "The same for the seam around it. Lower: more is repainted there."),
                 "seam": integer(8, 0, 512, "Width of the seam on both sides of the edge, in pixels."),
                 "megapixels": number(
                     1.0, 0.01, 16.0, "Larger images are worked on at this size; untouched pixels keep theirs."
