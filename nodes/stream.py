@@ -228,6 +228,10 @@ def _anchored(guidance: str, session: Session) -> tuple[str, Tensor | None]:
     for kind in dict.fromkeys((guidance, "onetime")):
         anchor = anchors.find(kind, _asked(kind, session), session.latents)
         if anchor is not None:
+            if kind != guidance:
+                warn(
+                    "RCFG Guider", f"`{guidance}` has no image to guide from here: the earlier part's `{kind}` is used."
+                )
             return kind, anchor
     does = "asks the negative prompt again" if guidance == "onetime" else "has no clean image, and `onetime` is used"
     warn(

@@ -88,8 +88,10 @@ def sampled(
 def test_sampling_in_two_parts_is_sampling_in_one(host, report, guidance, empty) -> None:
     whole, parts = sampled(guidance, split=False, empty=empty), sampled(guidance, split=True, empty=empty)
     graph = {**parts, "whole": whole["o"], "c": node("ProbeCompare", one=["whole", 0], other=["o", 0])}
+    before = len(host.log())
     found = report(host.run(graph))
     assert found["difference"] < 1e-4 * found["largest"]
+    assert ("the earlier part's `onetime` is used" in host.log()[before:]) == (guidance == "self" and empty)
 
 
 @pytest.mark.parametrize("guidance", ["self", "onetime"])
