@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Else this one is installed. Any torch from 2.1 on works; PyPI's is a CUDA build on Linux. For a smaller one:
+# Else this one is installed. Any torch from 2.4 on works; PyPI's is a CUDA build on Linux. For a smaller one:
 # `make demo TORCH=torch PIP_EXTRA_INDEX_URL=<index of CPU builds>`. A torch that the venv has already is kept.
 TORCH ?= torch==2.13.0
 
@@ -22,9 +22,14 @@ $(BIN)/.test: $(BIN)/.base
 demo: $(BIN)/.base
 	$(BIN)/slipstream demo --out out
 
-lint: $(BIN)/.test
+# Checkers of others, where they can be installed; tools/checkers.py names one that is missing.
+$(BIN)/.checkers: $(BIN)/.test
+	@$(BIN)/pip install --quiet -e ".[checkers]" && touch $@ || echo "The checkers of others cannot be installed here."
+
+lint: $(BIN)/.checkers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/checkers.py
 	# mypy needs the package under its name, whatever the checkout's folder is called.
 	mkdir -p build && ln -sfn .. build/slipstream
 	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml $(addprefix -p slipstream.,core cow stream search edit lmd cli nodes)

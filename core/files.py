@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pathlib
+import re
 import secrets
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PathLike = str | os.PathLike[str]
+HIDDEN = re.compile(r"\.part-[0-9a-f]{12}(\.[^.]*)?")  # what a process that was killed leaves behind
+ABANDONED = 24 * 3600.0  # seconds without a write
 
 
 def check_output(name: str, path: PathLike, suffixes: Collection[str] = ()) -> pathlib.Path:
@@ -56,6 +61,7 @@ class Draft:
         # The same suffix, because writers choose their format by it; a short name, because the full one may be as long as allowed.
         shown = f"{self.target.stem[:50]}.part-" if visible else ".part-"
         self.file = self.target.with_name(f"{shown}{secrets.token_hex(6)}{self.target.suffix}")
+        _sweep(self.target.parent)
         with naming(path):
             os.close(os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
@@ -77,6 +83,16 @@ class Draft:
     def discard(self) -> None:
         if not self.in_place:
             self.file.unlink(missing_ok=True)
+
+
+@functools.cache
+def _sweep(folder: pathlib.Path) -> None:
+    """Delete what killed processes left in a folder, once per folder: it may hold very many files."""
+    with suppress(OSError):
+        for file in folder.iterdir():
+            if HIDDEN.fullmatch(file.name) and file.lstat().st_mtime < time.time() - ABANDONED:
+                with suppress(OSError):
+                    file.unlink()
 
 
 def stamp(*files: PathLike) -> str:

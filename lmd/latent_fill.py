@@ -113,12 +113,12 @@ def _check_multiple(name: str, value: int, unit: int) -> None:
 class Block(nn.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, operations: Any) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.norm1, self.norm2 = operations.LayerNorm(dim), operations.LayerNorm(dim)
+        self.qkv, self.out = operations.Linear(dim, 3 * dim), operations.Linear(dim, dim)
+        self.mlp = nn.Sequential(operations.Linear(dim, 4 * dim), nn.GELU(), operations.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(self.norm1(x)), "b t (qkv heads d) -> qkv b heads t d", qkv=3, heads=self.heads)
@@ -156,10 +156,12 @@ class LatentFill(nn.Module):
     """A masked autoencoder over latent patches; `fill` is what a user calls, `predict` what training calls."""
 
     def __init__(
-        self, config: FillConfig, noise: NoiseSource | None = None, weights: dict[str, Tensor] | None = None
-    ) -> None:
+        self, config: FillConfig, noise: NoiseSource | None = None, weights: dict[str, Tensor] | None = None,
+        operations: Any = nn,
+    ) -> None:  # fmt: skip
         """Build with the given weights, else drawn from `noise` (seed 0 by default), never from the global generator.
 
+        `operations` has the classes Linear and LayerNorm: torch's, or in ComfyUI the host's (comfy.ops).
         Raises ValueError when `weights` do not fit; nothing is allocated before that is known.
         """
         super().__init__()
@@ -167,16 +169,16 @@ class LatentFill(nn.Module):
         values = config.channels * config.patch**2
         # Building on the meta device keeps torch from drawing initial weights out of the global generator.
         with torch.device("meta"):
-            self.embed = nn.Linear(values, config.dim)
-            self.encoder = nn.ModuleList(Block(config.dim, config.heads) for _ in range(config.depth))
-            self.encoder_norm = nn.LayerNorm(config.dim)
-            self.bridge = nn.Linear(config.dim, config.decoder_dim)
+            self.embed = operations.Linear(values, config.dim)
+            self.encoder = nn.ModuleList(Block(config.dim, config.heads, operations) for _ in range(config.depth))
+            self.encoder_norm = operations.LayerNorm(config.dim)
+            self.bridge = operations.Linear(config.dim, config.decoder_dim)
             self.mask_token = nn.Parameter(torch.empty(config.decoder_dim))
             self.decoder = nn.ModuleList(
-                Block(config.decoder_dim, config.decoder_heads) for _ in range(config.decoder_depth)
+                Block(config.decoder_dim, config.decoder_heads, operations) for _ in range(config.decoder_depth)
             )
-            self.decoder_norm = nn.LayerNorm(config.decoder_dim)
-            self.head = nn.Linear(config.decoder_dim, values)
+            self.decoder_norm = operations.LayerNorm(config.decoder_dim)
+            self.head = operations.Linear(config.decoder_dim, values)
         if weights is None:
             self.to_empty(device="cpu")
             self._initialise(noise or SeededNoise(0))
@@ -291,19 +293,22 @@ class LatentFill(nn.Module):
         write_tensors(path, state, {"config": dataclasses.asdict(self.config), **metadata})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LatentFill:
+    def load(cls, path: str | os.PathLike[str], operations: Any = nn) -> LatentFill:
         """Read a file written by `save` or by training; raises ValueError for any other file, naming what is wrong."""
         tensors, metadata = read_tensors(path)
-        return cls.from_tensors(tensors, read_config(path, metadata), path).eval().requires_grad_(False)
+        config = read_config(path, metadata)
+        return cls.from_tensors(tensors, config, path, operations).eval().requires_grad_(False)
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], config: FillConfig, path: str | os.PathLike[str]) -> LatentFill:
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], config: FillConfig, path: str | os.PathLike[str], operations: Any = nn
+    ) -> LatentFill:
         """Build from a file's tensors, leaving its training state aside."""
         try:
             weights = {
                 n: v.float() if v.is_floating_point() else v for n, v in tensors.items() if not n.startswith("train.")
             }
-            return cls(config, weights=weights)
+            return cls(config, weights=weights, operations=operations)
         except ValueError as error:
             raise bad_file(path, str(error)) from error
 

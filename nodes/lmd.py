@@ -509,7 +509,9 @@ class LatentFill:
                 raise ValueError(
                     "Expected a trained fill, but got none. Run Train Latent Fill first, or wire its output."
                 )
-            fill = Fill.load(fill_path(fill_name))
+            import comfy.ops
+
+            fill = Fill.load(fill_path(fill_name), comfy.ops.disable_weight_init)
         samples = latent["samples"]
         filled = fill.fill(model.model.process_latent_in(samples.float()), mask, kind_of(model))
         # Scaling into the model's space and back is not exact: visible cells are taken from the input.

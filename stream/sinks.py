@@ -9,7 +9,10 @@ import math
 import os
 import pathlib
 import re
+import shutil
+import tempfile
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -203,23 +206,26 @@ class ImagesSink:
 
 
 class AnimationSink:
-    """Writes frames as one animated GIF, WebP or PNG that repeats for ever; they are kept in memory until the end.
+    """Writes frames as one animated GIF, WebP or PNG that repeats for ever.
 
-    Frames that equal the one before become longer instead. Times are rounded to what the format counts in: 10 ms for GIF, at
-    least 20 ms a frame, else 1 ms.
+    Until the end they are PNG files in a folder beside it, where they remain when the process is killed or the animation cannot be
+    written. Frames that equal the one before become longer instead. Times are rounded to what the format counts in: 10 ms for GIF,
+    at least 20 ms a frame, else 1 ms.
     """
 
     def __init__(self, path: pathlib.Path, source: FrameSource) -> None:
         self.path, self.place, self.rate, self.written = path, path, source.rate, 0
         self.format = ANIMATIONS[path.suffix.lower()]
-        self.frames: list[PilImage] = []
         self.times: list[float] = []
         self.end = 0.0
 
     def check(self, height: int, width: int) -> None:
         """Raise ValueError when the format cannot hold this size."""
+        from PIL import Image
+
         try:
-            save_animation(io.BytesIO(), self.format, [self._frame(torch.zeros(height, width, 3))], [100])
+            frame = Image.new("RGB", (width, height))
+            save_animation(io.BytesIO(), self.format, frame.quantize(256) if self.format == "GIF" else frame, [], [100])
         except Exception as error:  # Pillow's writers raise what they meet
             raise ValueError(
                 f"Expected frames that {self.path.suffix} can hold, but got {width}x{height} ({reason(error)}). "
@@ -227,16 +233,24 @@ class AnimationSink:
             ) from error
 
     def __enter__(self) -> AnimationSink:
+        target = pathlib.Path(os.path.realpath(self.path))
+        with naming(self.path):
+            self.folder = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.stem[:50]}.part-", dir=target.parent))
         return self
 
-    def _frame(self, image: Tensor) -> PilImage:
-        from PIL import Image
-
-        frame = Image.fromarray(image_to_numpy(image))
-        return frame.quantize(256) if self.format == "GIF" else frame
+    def _file(self, index: int) -> pathlib.Path:
+        return self.folder / f"{index:06d}.png"
 
     def write(self, image: Tensor, stamp: Stamp) -> None:
-        self.frames.append(self._frame(image))
+        from PIL import Image
+
+        file = self._file(self.written)
+        with naming(self.path):
+            try:
+                Image.fromarray(image_to_numpy(image)).save(file, compress_level=1)
+            except OSError:
+                file.unlink(missing_ok=True)
+                raise
         self.times.append(stamp.seconds)
         self.end = end_of(stamp, self.rate)
         self.written += 1
@@ -244,21 +258,52 @@ class AnimationSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.frames:
+        if not self.written:
+            shutil.rmtree(self.folder, ignore_errors=True)
             return
         unit, least = (10, 2) if self.format == "GIF" else (1, 1)
         steps = durations([*self.times, self.end], 1000 / unit)
         if any(step < least for step in steps):
             log.warning("%s shows a frame for %d ms or more: it plays slower than its source.", self.path, least * unit)
-        draft = Draft(self.path, visible=True)
+        frames = KeptFrames([self._file(i) for i in range(self.written)], self.format == "GIF")
+        draft = None
         try:
+            draft = Draft(self.path, visible=True)
             with naming(self.path):
-                save_animation(draft.file, self.format, self.frames, [max(step, least) * unit for step in steps])
+                save_animation(
+                    draft.file, self.format, frames.first, frames.rest, [max(s, least) * unit for s in steps]
+                )
                 self.place = settle(draft, error, self.written)
         except BaseException:
-            draft.discard()
+            if draft is not None:
+                draft.discard()
+            self.place = self.folder
+            log.warning("%s was not written: its %d frames are in %s.", self.path, self.written, self.folder)
             raise
-        self.frames.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class KeptFrames:
+    """Frames in image files, read each time they are asked for: Pillow goes over them more than once."""
+
+    files: list[pathlib.Path]
+    palette: bool
+
+    def __iter__(self) -> Iterator[PilImage]:
+        from PIL import Image
+
+        for file in self.files:
+            with Image.open(file) as image:
+                yield image.quantize(256) if self.palette else image.copy()
+
+    @property
+    def first(self) -> PilImage:
+        return next(iter(self))
+
+    @property
+    def rest(self) -> KeptFrames:
+        return KeptFrames(self.files[1:], self.palette)
 
 
 def settle(draft: Draft, error: BaseException | None, frames: int) -> pathlib.Path:
@@ -280,10 +325,11 @@ def durations(times: list[float], per_second: float) -> list[int]:
     return [after - before for before, after in zip(counts, counts[1:])]
 
 
-def save_animation(file: Any, format: str, frames: list[PilImage], milliseconds: list[int]) -> None:
-    """Write frames of one size, each shown for its time, as an animation without end."""
+def save_animation(
+    file: Any, format: str, first: PilImage, rest: Iterable[PilImage], milliseconds: list[int]
+) -> None:  # fmt: skip
+    """Write frames of one size, each shown for its time, as an animation without end; `rest` may be gone over twice."""
     extra = {"WEBP": {"quality": 90}}.get(format, {})
-    first, *rest = frames
     first.save(file, format=format, save_all=True, append_images=rest, duration=milliseconds, loop=0, **extra)
 
 

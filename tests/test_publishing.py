@@ -6,27 +6,17 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
 import xml.etree.ElementTree as ET
 
 import pytest
 from slipstream import __version__
+from slipstream_tools.checkers import sent, tracked
 
 from .test_package import LOAD_LIKE_THE_HOST, ROOT, python
 
 NOT_SENT = {"tests", "tools", "benchmarks", ".ci", ".github"}
 USED = ("pocket", "pocket_flow", "assets", "web", "example_workflows", "search/presets")
 WORKFLOWS = sorted((ROOT / ".github").glob("workflows/*.yml"))
-
-
-def tracked(*options: str) -> set[str]:
-    command = ["git", "-C", str(ROOT), "ls-files", "-z", *options]
-    return set(filter(None, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")))
-
-
-def sent() -> set[str]:
-    """The files that publishing packs: what git tracks without what .comfyignore names."""
-    return tracked() - tracked("--cached", "--ignored", f"--exclude-from={ROOT / '.comfyignore'}")
 
 
 def test_only_what_a_user_needs_is_sent() -> None:

@@ -130,7 +130,7 @@ function chained(before, after) {
 setInterval(() => document.hidden || canvases.forEach((canvas) => canvas.look()), 300);
 
 app.registerExtension({
-  name: "Slipstream.Canvas",
+  name: "slipstream.canvas",
   getCustomWidgets: () => ({
     SLIPSTREAM_CANVAS: (node, name) => ({ widget: new NodeCanvas(node, name).widget, minWidth: WIDTH, minHeight: HEIGHT }),
   }),

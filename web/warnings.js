@@ -167,7 +167,7 @@ function onExecuted({ detail }) {
 }
 
 app.registerExtension({
-  name: "Slipstream.Warnings",
+  name: "slipstream.warnings",
   setup() {
     app.api.addEventListener("execution_start", onStart);
     app.api.addEventListener("slipstream.warning", onWarning);

@@ -95,7 +95,7 @@ def text_state(network: Network) -> dict[str, Tensor]:
 
 def set_levels(model: Any, folder: Folder) -> None:
     """Give a freshly made host `BaseModel` the prediction type and the table of noise levels of the folder."""
-    import comfy.model_base as base
+    import comfy.model_base as model_base
     import comfy.model_sampling as sampling
 
     config, kind, table = folder.scheduler, folder.prediction_type, folder.alphas_cumprod
@@ -108,8 +108,8 @@ def set_levels(model: Any, folder: Folder) -> None:
         "timesteps": len(table),
         "zsnr": bool(config.get("rescale_betas_zero_snr", False)),
     }
-    model.model_type = base.ModelType.V_PREDICTION if kind == "v_prediction" else base.ModelType.EPS
-    model.model_sampling = base.model_sampling(model.model_config, model.model_type)
+    model.model_type = model_base.ModelType.V_PREDICTION if kind == "v_prediction" else model_base.ModelType.EPS
+    model.model_sampling = model_base.model_sampling(model.model_config, model.model_type)
     if kind == "sample":
         model.model_sampling = type("ModelSampling", (sampling.ModelSamplingDiscrete, sampling.X0), {})(
             model.model_config

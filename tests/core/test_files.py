@@ -84,6 +84,22 @@ def test_the_file_beside_is_no_link_that_somebody_left_there(
     assert (tmp_path / "victim").read_text() == "whole"
 
 
+def test_what_a_killed_process_left_is_deleted_after_a_day(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "other").write_text("whole")
+    left, fresh, named = (
+        tmp_path / name for name in (".part-0123456789ab.png", ".part-ba9876543210", "a.part-0123456789ab.mkv")
+    )
+    for file in (left, fresh, named):
+        file.write_text("x")
+    (tmp_path / ".part-aaaaaaaaaaaa.png").symlink_to(tmp_path / "other")
+    for file in (left, named, tmp_path / ".part-aaaaaaaaaaaa.png"):
+        os.utime(file, (1, 1), follow_symlinks=False)
+    with write_beside(tmp_path / "a.json") as file:
+        file.write_text("new")
+    assert listing(tmp_path) == [fresh.name, "a.json", named.name, "other"]
+    assert (tmp_path / "other").read_text() == "whole"
+
+
 def test_a_device_is_written_in_place() -> None:
     with write_beside(os.devnull) as file:
         assert str(file) == os.path.realpath(os.devnull)

@@ -17,7 +17,8 @@ NUMBERS: tuple[Any, ...] = (
     math.inf, -math.inf, True, np.int64(3), np.uint8(200), np.float32(0.25), np.float64("nan"), np.bool_(True),
 )  # fmt: skip
 TEXTS = (
-    "", " ", "a", "ein roter Kreis", "赤い円", "🦊" * 50, "a\0b", "\ud800", "caf\udce9", "\x1b[2J", "\u202eabc", "a" * 5000,
+    "", " ", "a", "ein roter Kreis", "\u8d64\u3044\u5186", "\U0001f98a" * 50, "a\0b", "\ud800", "caf\udce9", "\x1b[2J", "\u202eabc",
+    "a" * 5000,
     "(a:1.3)", "nan", "1e400", "-1", "%s%n", "../../etc/passwd", "'; DROP TABLE job", "{}", "[1, 2]", "10, 20 -> 30, 40", "\n\n",
 )  # fmt: skip
 OTHERS: tuple[Any, ...] = (None, (), [], {}, [1, 2], (0.0, 1.0), {"a": 1}, b"x", object(), 1j)

@@ -6,6 +6,7 @@ minutes each on a CPU).
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -53,6 +54,27 @@ def test_it_runs_and_every_output_node_shows_something(
         if object_info[node["class_type"]]["output_node"]:
             assert any(result.outputs.get(id, {}).values()), f"{node['class_type']} shows nothing"
     assert all(len(file.read()) > 100 for file in result.files)
+
+
+def test_comfy_lint_finds_nothing(
+    example: Callable[..., Any],
+    object_info: dict[str, Any],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A public checker of prompts against /object_info."""
+    cli = pytest.importorskip("comfy_lint.cli", reason="comfy-lint is not installed")
+    (tmp_path / "info.json").write_text(json.dumps(object_info))
+    files = [tmp_path / f"{name}.json" for name in NAMES]
+    for file in files:
+        prompt = example(file.stem)
+        for (
+            node
+        ) in prompt.values():  # the checker does not know that a choice may have inputs of its own ("format.codec")
+            node["inputs"] = {name: value for name, value in node["inputs"].items() if "." not in name}
+        file.write_text(json.dumps(prompt))
+    code = cli.main(["--schema-cache", str(tmp_path / "info.json"), "--strict", *map(str, files)])
+    assert code == 0, capsys.readouterr().out
 
 
 def test_every_node_is_registered(host: Any) -> None:

@@ -356,16 +356,21 @@ os.kill(os.getpid(), 9)
 def test_a_killed_process_leaves_a_readable_video_and_the_earlier_one(tmp_path: pathlib.Path) -> None:
     source, folder = make_video(tmp_path / "in.mp4", range(150)), tmp_path / "out"
     folder.mkdir()
+    animations = [folder / f"anim{suffix}" for suffix in ANIMATIONS]
     outputs = [folder / f"out{suffix}" for suffix in CONTAINERS]
-    for output in outputs:
+    for output in (*outputs, *animations):
         output.write_text("earlier")
-    command = [sys.executable, "-c", KILLED, str(ROOT), str(source), *map(str, outputs)]
+    command = [sys.executable, "-c", KILLED, str(ROOT), str(source), *map(str, (*outputs, *animations))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
+    frames = list(folder.glob("anim.part-*"))
+    assert len(frames) == len(animations)
+    assert {len(times_of(part)) for part in frames} == {150}
     for output in outputs:
         (part,) = folder.glob(f"out.part-*{output.suffix}")
         assert len(times_of(part)) >= 60, output.suffix
         assert output.read_text() == "earlier"
+    assert {output.read_text() for output in animations} == {"earlier"}
 
 
 FULL_DISK = f"""{IMPORTED}
@@ -401,6 +406,32 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path: pathlib.P
         parts = list(output.parent.glob(f"out.part-*{output.suffix}"))
         assert len(parts) == (limit > 0 and output.suffix != ".gif")
         assert all(len(times_of(part)) >= 20 for part in parts), output
+
+
+def test_an_animation_that_cannot_be_written_leaves_its_frames(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sinks, "save_animation", full)
+    output = tmp_path / "out.gif"
+    output.write_text("earlier")
+    with pytest.raises(OSError, match=r"Could not write .*No space left.* What was there before is unchanged"):
+        copy(Clip(), output)
+    (frames,) = (path for path in tmp_path.iterdir() if path != output)
+    assert f"its {Clip().count} frames are in {frames}" in caplog.text
+    assert len(times_of(frames)) == Clip().count
+    assert output.read_text() == "earlier"
+
+
+def test_an_animation_keeps_nothing_beside_it(tmp_path: pathlib.Path) -> None:
+    sink = open_sink(str(tmp_path / "out.webp"), Clip())
+    with sink:
+        assert len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
+    copy(Clip(), tmp_path / "out.webp")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.webp"]
 
 
 def test_what_a_thread_writes_after_the_end_is_ignored(tmp_path: pathlib.Path) -> None:

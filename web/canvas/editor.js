@@ -108,9 +108,6 @@ export class Editor {
   // --------------------------------------------------------------------------------------------------------------- parts
 
   #build() {
-    if (!document.getElementById("slipstream-canvas-style")) {
-      document.head.append(element("style", { id: "slipstream-canvas-style", textContent: STYLE }));
-    }
     this.root.classList.add("slipstream-canvas");
     const button = (text, title, act, name) => {
       const made = element("button", { type: "button", textContent: text, title });
@@ -138,7 +135,8 @@ export class Editor {
     this.keys.setAttribute("aria-label", "Canvas: arrow keys move, Delete removes, Ctrl+Z undoes");
     const bar = element("div", { className: "bar" }, [...this.tools, this.slider, this.mirrorButton]);
     const foot = element("div", { className: "bar foot" }, [this.says, ...others]);
-    this.root.append(bar, this.stage, foot, this.keys);
+    // In the node, not in the head of the page that all packs share.
+    this.root.append(element("style", { textContent: STYLE }), bar, this.stage, foot, this.keys);
     this.observer = new ResizeObserver(() => this.resized());
     this.observer.observe(this.stage);
   }
