@@ -1,4 +1,4 @@
-"""Faults injected everywhere, and what survives: `python benchmarks/faults.py [--write]` prints the table of docs/reliability.md."""
+"""Faults injected everywhere, and what survives: `python benchmarks/faults.py` prints the table of docs/figures/reliability.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from slipstream.stream.video import open_source
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from slipstream_tests.search import jobs
 
-DOCUMENT = _common.ROOT / "docs" / "reliability.md"
+DOCUMENT = _common.ROOT / "docs" / "figures" / "reliability.md"
 BEGIN, END = "<!-- faults -->", "<!-- /faults -->"
 FILL = FillConfig(2, 8, 8, dim=32, depth=1, heads=2, decoder_dim=16, decoder_depth=1, decoder_heads=2)
 TRAINING = TrainConfig(steps=12, batch=8)
@@ -364,7 +364,7 @@ def table() -> list[Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/figures/reliability.md")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)

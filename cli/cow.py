@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
     cow = subparsers.add_parser("cow", help="keep a subject of a photo while a scene grows around it (COW)")
     cow.add_argument("--image", required=True, help="the photo")
     cow.add_argument(
-        "--mask", help="white = keep (docs/images.md: masks with alpha); default: what is opaque in the photo"
+        "--mask", help="white = keep (docs/guides/images.md: masks with alpha); default: what is opaque in the photo"
     )
     cow.add_argument("--invert-mask", action="store_true", help="black = keep")
     add_prompt(cow, "the scene to grow", required=True)

@@ -14,7 +14,7 @@ from ..core.drawing import Drawing, Shape, paint, read_drawing
 from .widgets import Widget
 
 KEY = "slipstream_canvas"  # of the `ui` output, which web/canvas.js reads
-STORED_TIP = "Stored as readable JSON (docs/canvas.md)."
+STORED_TIP = "Stored as readable JSON (docs/guides/canvas.md)."
 IMAGE_TIP = "The photo to draw on. A Load Image is shown at once, any other image after a run."
 
 

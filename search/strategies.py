@@ -135,7 +135,7 @@ Individual = tuple[Genome, Masks]
 def published(space: Space, seed: int, settings: Evolution | None = None) -> Strategy:
     """AutoDiffusion's algorithm on its own: one uniform schedule, random subsets and mutants of the uniform one, evolved.
 
-    Corrections of the published code, by their number in docs/search.md:
+    Corrections of the published code, by their number in docs/guides/search.md:
     D1 masks do mutate; D2 a mask belongs to its own step; D3 children are never compared by step list, and cost is
     repaired after every operator; D4 duplicate steps are repaired, never dropped; D5 the genome is sorted, so crossover
     exchanges steps of equal rank and no permutation is evaluated twice; D6 the same noise and prompts for all candidates

@@ -73,10 +73,10 @@ def test_contributing_names_files_that_exist() -> None:
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
-@pytest.mark.parametrize("document", LINKED, ids=lambda p: p.name)
+@pytest.mark.parametrize("document", LINKED, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(document: pathlib.Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
     assert not [link for link in links if not (document.parent / link).exists()]
@@ -84,4 +84,5 @@ def test_links_lead_somewhere(document: pathlib.Path) -> None:
 
 def test_the_index_lists_every_document() -> None:
     text = (ROOT / "docs" / "index.md").read_text()
-    assert all(f"({p.name})" in text for p in (ROOT / "docs").glob("*.md") if p.name != "index.md")
+    pages = [p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").glob("**/*.md")]
+    assert not [page for page in pages if page != "index.md" and f"({page})" not in text]
