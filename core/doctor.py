@@ -73,12 +73,17 @@ def stages(pipe: Pipeline, height: int, width: int) -> dict[str, str]:
         "denoise": _seconds(lambda: pipe.model(latents, sigma, cond)),
         "decode": _seconds(lambda: pipe.decode(latents)),
     }
-    slowest = max(spent, key=lambda name: spent[name])
     times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in spent.items())
     return {
         f"stream {width}x{height}": times,
-        "limited by": f"{slowest}: at most {1 / spent[slowest]:.1f} frames per second",
+        "limited by": limited_by(spent),
     }
+
+
+def limited_by(spent: Mapping[str, float]) -> str:
+    """Return which stage of a stream limits it, of the seconds that each takes for a frame, and to how much; "" of none."""
+    slowest = max(spent, key=lambda name: spent[name], default="")
+    return f"{slowest}: at most {1 / max(spent[slowest], 1e-9):.1f} frames per second" if slowest else ""
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -7,9 +7,9 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -66,29 +66,57 @@ def image_files(folder: str | os.PathLike[str], below: bool = False, name: str =
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[PilImage]:
     """Open an image file; whatever its decoder raises within the context becomes one ValueError."""
-    from PIL import Image, UnidentifiedImageError
-
     file = pathlib.Path(path).expanduser()
-    try:
+
+    def opened() -> BinaryIO:
         if not file.is_file():
             got = "it is a folder. Name a file in it" if file.is_dir() else "there is no such file. Check the path"
             raise FileNotFoundError(f"Expected an image at {file}, but {got}.")
         # Given a name, Pillow maps some TIFF files into memory and mixes up the sides of turned ones.
-        with file.open("rb") as stream, Image.open(stream) as image:
-            if image.width * image.height > MAX_PIXELS:
+        return file.open("rb")
+
+    with _decoding(str(file), opened) as image:
+        yield image
+
+
+@contextmanager
+def _decoding(
+    name: str, opened: Callable[[], BinaryIO], most: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Iterator[PilImage]:
+    """Open an image of at most so many pixels; whatever its decoder raises within the context becomes one ValueError."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with opened() as stream, Image.open(stream, formats=formats) as image:
+            if image.width * image.height > most:
                 raise Image.DecompressionBombError
             yield image
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"Expected an image of at most {MAX_PIXELS / 1e6:.3g} megapixels, but {file} is larger. Reduce it first."
+            f"Expected an image of at most {most / 1e6:.3g} megapixels, but {name} is larger. Reduce it first."
         ) from error
     except Exception as error:  # a decoder may raise anything on damaged bytes
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"Expected {file} to be an image, but it cannot be read ({reason}). Save it again as PNG or JPEG."
+            f"Expected {name} to be an image, but it cannot be read ({reason}). Save it again as PNG or JPEG."
         ) from error
+
+
+def read_encoded(data: bytes, most: int = MAX_PIXELS) -> Tensor:
+    """Return uint8 (H, W, 3) of a JPEG, WebP or PNG in memory; raises ValueError for others and above `most` pixels."""
+    with _decoding("the frame", lambda: io.BytesIO(data), most, ("JPEG", "WEBP", "PNG")) as image:
+        return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def encode_jpeg(image: Tensor, quality: int = 85) -> bytes:
+    """Return a JPEG of IMAGE (H, W, 3), in [0, 1] or uint8."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image_to_numpy(image)).save(file, "JPEG", quality=quality)
+    return file.getvalue()
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,21 +62,49 @@ class BlendedStream(StreamBatch):
     """
 
     def __init__(
-        self, model: Denoiser, conds: Sequence[Conditioning], prompts: PromptBlend, frames: int, uncond: Any = None,
+        self, model: Denoiser, conds: Sequence[Any], prompts: PromptBlend, frames: int, uncond: Any = None,
         config: StreamConfig | None = None,
     ) -> None:  # fmt: skip
         super().__init__(model, prompts.at(conds), uncond, config)
-        self.conds, self.prompts, self.frames = tuple(conds), prompts, frames
+        self.move(lambda place: prompts.at(conds, place, frames), frames if prompts.moves else 0)
+
+    def move(self, path: Callable[[int], Any], frames: int) -> None:
+        """Give the next `frames` that enter the prompt `path(i)` of their place, i = 0, 1, ...; the last one stays.
+
+        A path holds one row of conditioning at each place. Frames in flight keep the prompts that they have.
+        """
+        with self._lock:
+            self._path, self._first, self._length = path, self._arrived, frames
+
+    @property
+    def moving(self) -> bool:
+        """Whether the prompt of the next frame is another one than that of the frame before may be."""
+        return self._arrived - self._first < self._length
+
+    def newest_prompt(self) -> Any:
+        """Return the prompt that the newest frame has: where another path may begin."""
+        with self._lock:
+            place = min(self._arrived - self._first, self._length) - 1
+            return self._path(place) if place >= 0 else self.cond
 
     def _accept(self, latents: Tensor, meta: Any, cond: Any, uncond: Any) -> None:
-        """Frames without a `cond` of their own get the blend of their place."""
-        if cond is None and isinstance(latents, Tensor) and len(latents):
-            first, *rest = (self.prompts.at(self.conds, self._arrived + i, self.frames) for i in range(len(latents)))
-            cond = first.join(*rest)
+        """Frames without a `cond` of their own get the prompt of their place."""
+        if cond is None and isinstance(latents, Tensor) and len(latents) and self._length:
+            places = [self._arrived - self._first + i for i in range(len(latents))]
+            # Frames of before the path are out by then: the last prompt is that of the stream.
+            if places[0] >= self._length + self.config.rows:
+                self._settle(self._path(self._length - 1))
+            else:
+                first, *rest = (self._path(min(place, self._length - 1)) for place in places)
+                cond = first.join(*rest) if rest else first
         super()._accept(latents, meta, cond, uncond)
+
+    def _settle(self, cond: Any) -> None:
+        super().update(cond)
+        self._length = 0
 
     def update(self, cond: Any = None, uncond: Any = None, **settings: Any) -> None:
         """See `StreamBatch.update`."""
         super().update(cond, uncond, **settings)
         if cond is not None:
-            self.conds, self.prompts = (cond,), PromptBlend([1.0])
+            self._length = 0

@@ -6,6 +6,8 @@ Output is bounded and drops its oldest frame. A file is read with back-pressure 
 
 from __future__ import annotations
 
+import contextvars
+import math
 import threading
 import time
 from collections import deque
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_integer
+from ..core.doctor import limited_by
 from ..core.tensors import check_image, unchecked_pixels
 from ..core.transfer import Arrival, receive
 from .batch import StreamBatch, StreamFrame
@@ -78,10 +81,11 @@ class FrameQueue(Generic[T]):
 class Statistics:
     """Readouts of a running stream over the last `WINDOW` frames; safe to read from any thread.
 
-    The time of a stage is what its thread spends; a GPU works on after it.
+    The time of a stage is what its thread spends; a GPU works on after it. Rates are those of the last `seconds`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.seconds = seconds
         self._lock = threading.Lock()
         self._arrivals: deque[float] = deque(maxlen=WINDOW)
         self._departures: deque[float] = deque(maxlen=WINDOW)
@@ -116,12 +120,29 @@ class Statistics:
                 "dropped_in": self.queues[0].dropped if self.queues else 0,
                 "dropped_out": self.queues[1].dropped if self.queues else 0,
                 "skipped": self.skipped,
-                "fps_in": _rate(self._arrivals),
-                "fps_out": _rate(self._departures),
+                "fps_in": self._rate(self._arrivals),
+                "fps_out": self._rate(self._departures),
             }
-            report |= {f"{name}_ms": 1000 * sum(t) / max(len(t), 1) for name, t in self._stages.items()}
+            report |= {f"{name}_ms": 1000 * seconds for name, seconds in self._means().items()}
             report |= {f"latency_p{p}_ms": 1000 * percentile(ordered, p) for p in (50, 95, 99)}
             return report
+
+    def _means(self) -> dict[str, float]:
+        return {name: sum(t) / max(len(t), 1) for name, t in self._stages.items()}
+
+    def _rate(self, times: deque[float]) -> float:
+        oldest = -math.inf if self.seconds == math.inf else time.perf_counter() - self.seconds
+        recent = [t for t in times if t >= oldest]
+        return (len(recent) - 1) / max(recent[-1] - recent[0], 1e-9) if len(recent) > 1 else 0.0
+
+    def limit(self) -> str:
+        """Return what limits the stream, in words: a stage, or the source where frames come slower than any stage takes."""
+        with self._lock:
+            spent = {name: s for name, s in self._means().items() if s and name != "capture"}
+            rate = self._rate(self._arrivals)
+        if spent and 0 < rate < 0.9 / max(spent.values()):
+            return f"source: gives {rate:.1f} frames per second"
+        return limited_by(spent)
 
     def text(self) -> str:
         """Return the summary in one line."""
@@ -139,13 +160,10 @@ def percentile(ordered: list[float], percent: float) -> float:
     return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)] if ordered else 0.0
 
 
-def _rate(times: deque[float]) -> float:
-    return (len(times) - 1) / max(times[-1] - times[0], 1e-9) if len(times) > 1 else 0.0
-
-
 @dataclass(frozen=True)
 class Item:
-    """What travels between the threads: `data` is an image, latents (None for a skipped frame), or what `decode` returned.
+    """What travels between the threads: `data` is an image (or what makes it), latents (None for a skipped frame), or what
+    `decode` returned.
 
     `ready` is the CUDA event after which `data` may be read.
     """
@@ -191,7 +209,7 @@ class StreamThreads:
 
     Args:
         source: gives (image (H, W, 3) in [0, 1] or uint8, meta) pairs; its end ends the stream. An image in pinned memory is
-            uploaded from where it is: leave it alone.
+            uploaded from where it is: leave it alone. In its place a function may make it, called only if it is not dropped.
         encode: image (1, H, W, 3) -> latents (1, C, h, w), scaled as the model takes them.
         batch: the `StreamBatch`; prompts and settings may be updated while it runs.
         decode: latents -> image (1, H, W, 3), or one that is on its way to the host (`Pipeline.decode_async`).
@@ -200,19 +218,23 @@ class StreamThreads:
         live: drop what the model cannot take in time; off, the source waits and no frame is lost.
         queue: frames that may wait before each thread.
         device: give the model's CUDA device for a stream per thread.
+        statistics: where its readouts go, by default its own.
+
+    The threads run in the context (`contextvars`) in which they were made.
     """
 
     def __init__(
-        self, source: Iterable[tuple[Tensor, Any]], encode: Callable[[Tensor], Tensor], batch: StreamBatch,
+        self, source: Iterable[tuple[Tensor | Callable[[], Tensor], Any]], encode: Callable[[Tensor], Tensor], batch: StreamBatch,
         decode: Callable[[Tensor], Tensor | Arrival], sink: Callable[[Tensor, Any, StreamFrame], Any],
         chooser: SimilarityFilter | None = None, live: bool = True, queue: int = 2,
-        device: torch.device | str | None = None,
+        device: torch.device | str | None = None, statistics: Statistics | None = None,
     ) -> None:  # fmt: skip
         self.source, self.encode, self.batch, self.decode, self.sink = source, encode, batch, decode, sink
         self.chooser = chooser
-        self.statistics = Statistics()
+        self.statistics = statistics or Statistics()
         self.error: BaseException | None = None
         self._stop = threading.Event()
+        self._context = contextvars.copy_context()
         # Live frames wait in one place only, the latest-wins slot at the entrance.
         self._images: FrameQueue[Item] = FrameQueue(1 if live else queue, live)
         self._latents: FrameQueue[Item] = FrameQueue(1 if live else queue, live=False)
@@ -241,6 +263,10 @@ class StreamThreads:
             thread.start()
         return self
 
+    @property
+    def running(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
     def stop(self) -> None:
         """End the stream after the pass that is running; frames that are finished still come out."""
         self._stop.set()
@@ -251,7 +277,7 @@ class StreamThreads:
         end = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             thread.join(None if end is None else max(end - time.monotonic(), 0))
-        if any(thread.is_alive() for thread in self._threads):
+        if self.running:
             raise TimeoutError(f"The stream still runs after {timeout} s. Call stop() first.")
         for lane in self._lanes.values():
             lane.finish()
@@ -276,7 +302,7 @@ class StreamThreads:
         """Run one thread; whatever goes wrong ends the input, and what is already further down comes out."""
         try:
             with torch.no_grad(), self._lanes[name].work():
-                stage(inbox, outbox)
+                self._context.copy().run(stage, inbox, outbox)
         except BaseException as error:
             self.error = self.error or error
             self._stop.set()
@@ -302,7 +328,7 @@ class StreamThreads:
     def _encode(self, inbox: Iterable[Item], outbox: FrameQueue[Item]) -> None:
         for item in inbox:
             begun = time.perf_counter()
-            image = item.data
+            image = item.data() if callable(item.data) else item.data
             if self._size is not None and image.shape != self._size:
                 raise ValueError(
                     f"Expected frames of size {tuple(self._size)} as at the start, but got {tuple(image.shape)}. Resize them."
