@@ -81,7 +81,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[PilImage]:
 
 @contextmanager
 def _decoding(
-    name: str, opened: Callable[[], BinaryIO], most: int = MAX_PIXELS, formats: Sequence[str] | None = None
+    name: str,
+    opened: Callable[[], BinaryIO],
+    most: int = MAX_PIXELS,
+    formats: list[str] | tuple[str, ...] | None = None,
 ) -> Iterator[PilImage]:
     """Open an image of at most so many pixels; whatever its decoder raises within the context becomes one ValueError."""
     from PIL import Image, UnidentifiedImageError
