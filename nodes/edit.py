@@ -111,7 +111,10 @@ class Invert:
                 "positive": ("CONDITIONING", {"tooltip": "What the photo shows. A plain description works best."}),
                 "steps": integer(16, 2, 200, "16 is fast, 50 follows the paper. Edits use the same."),
                 "megapixels": number(
-                    1.0, 0.01, 16.0, "Larger photos are worked on at this size; untouched pixels keep theirs."
+                    0.0,
+                    0.0,
+                    16.0,
+                    "Larger photos are worked on at this size; untouched pixels keep theirs. 0: the size that the model was made for.",
                 ),
                 "memory": choice(
                     MEMORY,
@@ -147,6 +150,7 @@ class Invert:
         from .host.descent import without_step_cache
         from .host.edit_model import HostEditModel, check_model, check_prompt, inversion_identity
         from .host.identity import entries_of, host_identity, model_identity
+        from .host.native import photo_pixels
         from .host.session import run_on_model
         from .host.warnings import warn
 
@@ -154,7 +158,7 @@ class Invert:
             check_model(model)
         config = EditConfig(steps=steps, memory=memory, mode=mode)
         picture = _single(image, "image")
-        padded, canvas = fit(picture, _factor(vae), max_pixels=round(megapixels * 1e6))
+        padded, canvas = fit(picture, _factor(vae), max_pixels=photo_pixels(model, megapixels))
         latent = {"samples": vae.encode(padded)}
 
         def work(session: Any) -> Any:
@@ -839,7 +843,10 @@ class Harmonise:
                 "hold_seam": number(0.4, 0.0, 1.0, "The same for the seam around it. Lower: more is repainted there."),
                 "seam": integer(8, 0, 512, "Width of the seam on both sides of the edge, in pixels."),
                 "megapixels": number(
-                    1.0, 0.01, 16.0, "Larger images are worked on at this size; untouched pixels keep theirs."
+                    0.0,
+                    0.0,
+                    16.0,
+                    "Larger images are worked on at this size; untouched pixels keep theirs. 0: the size that the model was made for.",
                 ),
             },
             "optional": {
@@ -871,6 +878,7 @@ class Harmonise:
         from ..edit import HARMONISE, finish, fit, prepare_harmony
         from ..edit.placing import check_size
         from ..edit.tasks import check_mask
+        from .host.native import photo_pixels
 
         config = HARMONISE.replace(
             steps=steps, cfg_scale=cfg, anchor_object=(0.0, hold_object), anchor_fill=(0.0, hold_seam)
@@ -886,7 +894,7 @@ class Harmonise:
             region = check_mask("mask", mask)
             check_size("mask", region, (picture.shape[1], picture.shape[2]))
             picture = composite(under, picture, region[None])
-        _, canvas = fit(picture, _factor(vae), max_pixels=round(megapixels * 1e6))
+        _, canvas = fit(picture, _factor(vae), max_pixels=photo_pixels(model, megapixels))
         prepared = prepare_harmony(picture, mask, canvas, _encoder(model, vae, canvas), config, seam)
         run = sample_prepared(model, prepared, "Harmonise", positive, negative, seed)
         decoded = iter(_decoded(vae, samples) for samples in run.latents)

@@ -1,4 +1,4 @@
-"""Node that loads the bundled model, or a diffusers folder, for stock nodes and ours alike."""
+"""Node that loads the bundled model, a diffusers folder or a checkpoint, for stock nodes and ours alike."""
 
 from __future__ import annotations
 
@@ -41,32 +41,52 @@ def listed() -> dict[str, Folder]:
     return dict(sorted(found.items()))
 
 
-def find(name: str) -> Folder:
-    """Return the folder of a listed model; raises ValueError when it is gone."""
+def checkpoints() -> list[str]:
+    """Return the checkpoints that the host lists and that hold tensors alone; none without a host."""
+    try:
+        import folder_paths
+    except ImportError:
+        return []
+    return [name for name in folder_paths.get_filename_list("checkpoints") if name.endswith(".safetensors")]
+
+
+def find(name: str) -> Folder | pathlib.Path:
+    """Return the folder, or the checkpoint's file, of a listed model; raises ValueError when it is gone."""
     known = {**listed(), **bundled()}
-    if name not in known:
-        raise ValueError(
-            f"Expected `model` to be one of {', '.join(map(repr, known))}, but got {name!r}. "
-            "Put the diffusers folder into models/diffusers and refresh."
-        )
-    return known[name]
+    if name in known:
+        return known[name]
+    if name in checkpoints():
+        import folder_paths
+
+        return pathlib.Path(folder_paths.get_full_path_or_raise("checkpoints", name))
+    raise ValueError(
+        f"Expected `model` to be one of {', '.join(map(repr, [*known, *checkpoints()]))}, but got {name!r}. "
+        "Put the diffusers folder into models/diffusers, or the checkpoint into models/checkpoints, and refresh."
+    )
+
+
+def files_of(model: str) -> list[pathlib.Path]:
+    found = find(model)
+    return [found] if isinstance(found, pathlib.Path) else sorted(p for p in found.path.rglob("*") if p.is_file())
 
 
 class LoadModel:
-    """Loads a diffusers folder as the host's own MODEL, CLIP and VAE."""
+    """Loads a diffusers folder or a checkpoint as the host's own MODEL, CLIP and VAE."""
 
     CATEGORY = "slipstream/models"
     DESCRIPTION = (
-        "Loads a bundled pocket model, or a diffusers folder from models/diffusers, as ordinary MODEL, CLIP and VAE. "
-        "Every stock node works with them. The pocket models need no download: they make 128 x 128 images of coloured "
-        "shapes, to try the examples and to test workflows."
+        "Loads a bundled pocket model, a checkpoint, or a diffusers folder from models/diffusers, as ordinary MODEL, CLIP and "
+        "VAE, with the image size that it was made for. Every stock node works with them. The pocket models need no download: "
+        "they make 128 x 128 images of coloured shapes, to try the examples and to test workflows."
     )
-    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
-    RETURN_NAMES = ("MODEL", "CLIP", "VAE")
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE", "INT", "INT")
+    RETURN_NAMES = ("MODEL", "CLIP", "VAE", "width", "height")
     OUTPUT_TOOLTIPS = (
         "The diffusion model, for any sampler. LoRA, ControlNet and attention patches work on it.",
         "The text encoder, for CLIPTextEncode.",
-        "Turns pictures into latents and back.",
+        "Turns images into latents and back.",
+        "Width in pixels of the images that the model was made for, for an empty latent.",
+        "Height in pixels of the images that the model was made for, for an empty latent.",
     )
     FUNCTION = "load"
 
@@ -74,20 +94,27 @@ class LoadModel:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = (
             "pocket: the tiny model that comes with this pack. pocket-lcm: the same for 4 steps at cfg 1. pocket-flow: a tiny flow "
-            "transformer (Lumina2). Others: folders in models/diffusers with a model_index.json. For a single .safetensors "
-            "checkpoint use Load Checkpoint: its MODEL works with all Slipstream nodes."
+            "transformer (Lumina2). Others: folders in models/diffusers with a model_index.json, and .safetensors files in "
+            "models/checkpoints, which the host's Load Checkpoint loads alike."
         )
-        return {"required": {"model": choice([*bundled(), *listed()], "pocket", tooltip)}}
+        return {"required": {"model": choice([*bundled(), *listed(), *checkpoints()], "pocket", tooltip)}}
 
     @classmethod
     def IS_CHANGED(cls, model: str) -> str | float:
-        return watched(lambda: sorted(p for p in find(model).path.rglob("*") if p.is_file()))
+        return watched(lambda: files_of(model))
 
-    def load(self, model: str) -> tuple[Any, Any, Any]:
-        from .host.diffusers_folder import load_folder
+    def load(self, model: str) -> tuple[Any, Any, Any, int, int]:
+        from .host.diffusers_folder import load_checkpoint, load_folder
+        from .host.native import checkpoint_side, folder_side, hinted
 
-        folder = find(model)
-        return load_folder(folder.path, folder.network, folder.scheduler)
+        found = find(model)
+        if isinstance(found, pathlib.Path):
+            made, clip, vae = load_checkpoint(found)
+            side = checkpoint_side(made)
+        else:
+            made, clip, vae = load_folder(found.path, found.network, found.scheduler)
+            side = folder_side(found.path, found.network)
+        return hinted(made, side), clip, vae, side, side
 
 
 NODES = {"SlipstreamLoadModel": (LoadModel, "Load Model")}

@@ -59,6 +59,22 @@ def load_folder(path: pathlib.Path, network: str = "unet", scheduler: str = "sch
         return load_unet(folder, made), load_text_encoder(folder), made
 
 
+def load_checkpoint(path: pathlib.Path) -> tuple[Any, Any, Any]:
+    """Return (MODEL, CLIP, VAE) of a checkpoint through the host's own loader; a file without one of them is refused."""
+    import comfy.sd
+    import folder_paths
+
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    loaded = comfy.sd.load_checkpoint_guess_config(str(path), embedding_directory=embeddings)[:3]
+    missing = [name for name, part in zip(("MODEL", "CLIP", "VAE"), loaded) if part is None]
+    if missing:
+        raise ValueError(
+            f"Expected a checkpoint with MODEL, CLIP and VAE, but {path.name} has no {' and no '.join(missing)}. Use the host's loaders "
+            "for single parts."
+        )
+    return loaded[0], loaded[1], loaded[2]
+
+
 # --------------------------------------------------------------------------------------------------------- known families
 
 

@@ -426,3 +426,17 @@ def test_interrupt_of_a_stock_sampler_leaves_the_host_usable(host: Any, plain: n
     assert result.status == "interrupted"
     assert result.progress("k")[-1][0] < 150
     assert difference(pixels(host.run(base(denoise=0.99997))), plain) == 0
+
+
+def test_an_empty_latent_of_another_size_is_warned_of(host: Any) -> None:
+    """Empty Latent's own default of 512 gave a dozen blobs after two minutes, without a hint."""
+    result = host.run(base(width=512, height=512, steps=1))
+    assert result.ok, result.explain()
+    (warning,) = result.warnings
+    assert warning[0] == "1"
+    assert "made for images of 128 x 128, but the empty latent is 512 x 512. Set it to 128 x 128" in warning[1]
+    linked = base(steps=1)
+    linked["l"]["inputs"] |= {"width": ["1", 3], "height": ["1", 4]}
+    result = host.run(linked)
+    assert pixels(result).shape == (1, 128, 128, 3)
+    assert not result.warnings

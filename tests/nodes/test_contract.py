@@ -122,6 +122,7 @@ def test_listing_the_nodes_writes_nothing(tmp_path: pathlib.Path, monkeypatch: p
     host.get_user_directory = lambda: str(tmp_path / "user")  # type: ignore[attr-defined]
     host.get_input_directory = lambda: str(tmp_path / "input")  # type: ignore[attr-defined]
     host.get_folder_paths = lambda kind: [str(tmp_path / kind)]  # type: ignore[attr-defined]
+    host.get_filename_list = lambda kind: []  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "folder_paths", host)
     for node in NODES.values():
         node.INPUT_TYPES()

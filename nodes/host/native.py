@@ -1,0 +1,93 @@
+"""The image size that a model was made for, and a hint where an empty latent has quite another one."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .warnings import owned, warn
+
+WRAPPER_KEY = "slipstream_native_size"
+# Below this side a photo has too few latent cells to edit an object in.
+LEAST_FOR_PHOTOS = 256
+OTHERS = 1024
+# Sides of the host's families by the names of their classes; v-prediction SD2 was made for 768.
+SIDES = {
+    "SD15": 512,
+    "SD20": 512,
+    "SD21UnclipL": 768,
+    "SD21UnclipH": 768,
+    "SDXL": 1024,
+    "SDXLRefiner": 1024,
+    "SSD1B": 1024,
+}
+# Shares of the native area between which a model composes as it was trained to.
+LEAST, MOST = 0.4, 2.5
+
+
+def folder_side(path: pathlib.Path, network: str) -> int:
+    """Return the native side in pixels that a diffusers folder states (`sample_size` in latent cells), else that of most models."""
+    try:
+        cells = json.loads((path / network / "config.json").read_text()).get("sample_size")
+        channels = json.loads((path / "vae" / "config.json").read_text()).get("block_out_channels", [0] * 4)
+    except (OSError, ValueError):
+        return OTHERS
+    return int(cells) * 2 ** (len(channels) - 1) if isinstance(cells, int) else OTHERS
+
+
+def checkpoint_side(model: Any) -> int:
+    """Return the native side in pixels of a MODEL of one of the host's families."""
+    name = type(model.model.model_config).__name__
+    return 768 if name == "SD20" and model.model.model_type.name == "V_PREDICTION" else SIDES.get(name, OTHERS)
+
+
+def side_of(model: Any) -> int | None:
+    """Return the native side in pixels of a MODEL, None where it is not known."""
+    hints = model.get_wrappers("outer_sample", WRAPPER_KEY)
+    if hints:
+        return int(hints[0].side)
+    return checkpoint_side(model) if type(model.model.model_config).__name__ in SIDES else None
+
+
+def photo_pixels(model: Any, megapixels: float) -> int:
+    """Return how many pixels of a photo are worked on: `megapixels`, or for 0 as many as the model was made for."""
+    if megapixels > 0:
+        return round(megapixels * 1e6)
+    return max(side_of(model) or OTHERS, LEAST_FOR_PHOTOS) ** 2
+
+
+def hinted(model: Any, side: int) -> Any:
+    """Return a MODEL that warns, on the node that runs now, of an empty latent of quite another size than `side` squared pixels."""
+    clone = model.clone()
+    clone.add_wrapper_with_key("outer_sample", WRAPPER_KEY, SizeHint(side, owned(warn)))
+    return clone
+
+
+@dataclass
+class SizeHint:
+    """Wrapper around a sampling: warns where it starts from an empty latent of a size that the model was not made for."""
+
+    side: int
+    warn: Callable[[str, str], None]
+    identity: ClassVar[str] = ""  # a result does not depend on it
+
+    def __call__(self, execute: Any, noise: Tensor, latent: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if latent.ndim == 4 and not latent.any():
+            height, width = 8 * latent.shape[-2], 8 * latent.shape[-1]
+            if not LEAST <= height * width / self.side**2 <= MOST:
+                self.warn("Load Model", self.text(width, height))
+        return execute(noise, latent, *args, **kwargs)
+
+    def text(self, width: int, height: int) -> str:
+        scale = self.side / math.sqrt(width * height)
+        fitting = " x ".join(str(max(64, 64 * round(given * scale / 64))) for given in (width, height))
+        return (
+            f"This model was made for images of {self.side} x {self.side}, but the empty latent is {width} x {height}. "
+            f"Set it to {fitting}, or connect `width` and `height` of Load Model."
+        )
