@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attention import AttentionHook, hooked
 from .checks import check_choice, check_shape
 from .denoiser import PREDICTIONS, Conditioning, Prediction
 from .device import with_memory
 from .features import default_blocks, unet_features
+from .fused import FusedUnet, Prepared, Run, fused_unet
 from .layers import Layer, measure, skipping
 from .schedules import DiscreteLevels, FlowLevels, Levels
 from .taps import active
@@ -21,6 +22,11 @@ from .transfer import to_device
 
 Bound = Callable[[Tensor], Tensor]
 Encoded = tuple[Tensor, Tensor | None]  # of one prompt: token embeddings (1, T, D), pooled text (1, P)
+
+
+def _what(sample: Tensor) -> str:
+    rows, _, height, width = sample.shape
+    return f"denoise {rows} x {height} x {width} latents"
 
 
 class NetworkDenoiser:
@@ -95,10 +101,12 @@ class NetworkDenoiser:
         return self._call(sample, self.network_time(sigma), self.network_condition(cond.expand(len(x))))
 
     def _call(self, sample: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
-        rows, _, height, width = sample.shape
-        what = f"denoise {rows} x {height} x {width} latents"
         network = self._eager if active() else self.network
-        return with_memory(lambda: self._run(network, sample, time, condition), what)
+        return with_memory(lambda: self._run(network, sample, time, condition), _what(sample))
+
+    def _bound(self, time: Tensor, condition: dict[str, Any]) -> Bound:
+        """Return sample -> output of the network for fixed arguments."""
+        return lambda sample: self._call(sample, time, condition)
 
     def _run(self, network: Any, sample: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
         output: Tensor = network(sample, time, **condition, return_dict=False)[0]
@@ -127,11 +135,12 @@ class NetworkDenoiser:
         def with_cond(cond: Conditioning) -> Bound:
             # Contiguous: every attention layer would copy a row that is only expanded.
             condition = self.network_condition(cond.expand(rows).map(Tensor.contiguous))
+            call = self._bound(time, condition)
 
             def denoise(x: Tensor) -> Tensor:
                 self.calls += 1
                 self.rows += rows
-                output = self._call((x * scale_in).to(dtype), time, condition).to(scale_out.dtype)
+                output = call((x * scale_in).to(dtype)).to(scale_out.dtype)
                 return torch.addcmul(x.to(scale_out.dtype) if plain else skip * x, scale_out, output).to(x.dtype)
 
             return denoise
@@ -180,6 +189,36 @@ class DiffusersDenoiser(NetworkDenoiser):
     @property
     def unet(self) -> Any:
         return self.network
+
+    @property
+    def _fused(self) -> tuple[FusedUnet | None, Run | None]:
+        """The network in its fused form, and what runs that: it itself, or a recording. A network that the user compiled has none."""
+        if isinstance(self.network, nn.Module):
+            fused = fused_unet(self.network) if self.network is self._eager else None
+            self._kept = fused  # shared by the denoisers of a network while one of them is alive
+            return fused, fused
+        return getattr(self.network, "fused", None), getattr(self.network, "run", None)
+
+    def refresh(self) -> None:
+        """Take over weights that were changed through `.data`, which cannot be noticed by itself."""
+        fused = self._fused[0]
+        if fused is not None:
+            fused.refresh(force=True)
+
+    def _bound(self, time: Tensor, condition: dict[str, Any]) -> Bound:
+        """What depends on time and text only is computed once, while the weights stay as they are; see `FusedUnet`."""
+        plain = super()._bound(time, condition)
+        fused, run = self._fused
+        if fused is None or run is None:
+            return plain
+        prepared = Prepared(fused, time, **condition)
+
+        def call(sample: Tensor) -> Tensor:
+            if torch.is_grad_enabled() or active() or not fused.intact:
+                return plain(sample)
+            return with_memory(lambda: run(sample, *prepared.tensors()), _what(sample))
+
+        return call
 
     @property
     def takes_time_ids(self) -> bool:

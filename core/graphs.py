@@ -7,17 +7,18 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .codec import Codec, codec_of
 from .denoiser import Conditioning
 from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
-from .pipeline import Pipeline, latents_of
+from .fused import FusedUnet, Prepared, fused_unet
+from .pipeline import Pipeline
 from .transfer import receive
 
 WARM_UP = 3  # runs before a recording: kernels are chosen, compiled and cached in them
@@ -50,8 +51,13 @@ class Replay:
     take turns: they share the memory that was recorded.
     """
 
-    def __init__(self, run: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor], record: Record) -> None:
+    def __init__(
+        self, run: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor], record: Record,
+        fixed: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """`fixed` names inputs that nobody changes in place: one that comes again is not copied again."""
         self._lock = threading.Lock()
+        self._fixed, self._held = frozenset(fixed), dict[str, Tensor]()
         device = next(iter(inputs.values())).device
         self._cuda = device.type == "cuda"
         # Plain tensors, whatever mode this is called in: those of inference mode can only be written to there.
@@ -75,7 +81,9 @@ class Replay:
             self._take_turn()
             rows = len(next(iter(inputs.values())))
             for name, tensor in inputs.items():
-                self.inputs[name][:rows].copy_(tensor)
+                if self._held.get(name) is not tensor:
+                    self.inputs[name][:rows].copy_(tensor)
+            self._held = {name: inputs[name] for name in self._fixed & inputs.keys()}
             self.replay()
             # The next replay overwrites the output.
             return self.output[:rows].clone()
@@ -89,11 +97,24 @@ class Replay:
 
 
 class ReplayedUnet:
-    """A UNet recorded for one shape: fewer rows are padded, anything else (other shapes, gradients) runs eagerly."""
+    """A UNet recorded for one shape: fewer rows are padded, anything else (other shapes, gradients) runs eagerly.
 
-    def __init__(self, unet: Any, inputs: dict[str, Tensor], record: Record) -> None:
-        self.unet, self.config = unet, unet.config
-        self.recording = Replay(lambda given: _run(unet, given), inputs, record)
+    Recorded is its `FusedUnet`, which the denoiser binds to levels and prompts; a UNet that has none is recorded as it is.
+    """
+
+    def __init__(
+        self, unet: Any, sample: Tensor, timestep: Tensor, cond: dict[str, Any], compiled: bool, record: Record
+    ) -> None:  # fmt: skip
+        self.unet, self.config, self.fused = unet, unet.config, fused_unet(unet)
+        given = _flat(sample, timestep, **cond)
+        self._eager = functools.partial(_run, unet)
+        if self.fused is not None:
+            with torch.no_grad():
+                prepared = Prepared(self.fused, timestep, **cond).tensors()
+            given = {"sample": sample, **_fixed(*prepared)}
+            self._eager = functools.partial(_run_fused, self.fused)
+        run = torch.compile(self._eager, dynamic=False) if compiled else self._eager
+        self.recording = Replay(run, given, record, fixed=("times", "texts", "bias"))
 
     def parameters(self) -> Iterator[Tensor]:
         return self.unet.parameters()
@@ -103,34 +124,48 @@ class ReplayedUnet:
 
     def __call__(self, sample: Tensor, timestep: Tensor, return_dict: bool = False, **cond: Any) -> tuple[Tensor]:
         inputs = _flat(sample, timestep, **cond)
-        return (self.recording(inputs) if self.recording.fits(inputs) else _run(self.unet, inputs),)
+        if self.fused is None:
+            return (self._replay(inputs),)
+        if torch.is_grad_enabled() or not self.fused.intact:
+            return (_run(self.unet, inputs),)
+        return (self.run(sample, *Prepared(self.fused, timestep, **cond).tensors()),)
+
+    def run(self, sample: Tensor, times: Tensor, texts: Tensor, bias: Tensor | None) -> Tensor:
+        """See `core.fused.Run`."""
+        return self._replay({"sample": sample, **_fixed(times, texts, bias)})
+
+    def _replay(self, inputs: dict[str, Tensor]) -> Tensor:
+        output: Tensor = self.recording(inputs) if self.recording.fits(inputs) else self._eager(inputs)
+        return output
 
 
-class ReplayedVae:
-    """A VAE recorded for single pictures of one size, both ways; anything else runs eagerly."""
+class ReplayedVae(Codec):
+    """A VAE recorded for up to `images` images of one size, both ways; anything else runs eagerly."""
 
-    def __init__(self, vae: Any, height: int, width: int, cell: int, compiled: bool, record: Record) -> None:
-        self.vae, self.config, self.device, self.dtype = vae, vae.config, vae.device, vae.dtype
-        encode, decode = (torch.compile(f, dynamic=False) if compiled else f for f in (vae.encode, vae.decode))
-        zeros = functools.partial(torch.zeros, device=vae.device, dtype=vae.dtype)
-        # Laid out as pictures are: the channels of a pixel beside each other.
-        pixels = zeros(1, height, width, 3).movedim(-1, 1)
-        latents = zeros(1, vae.config.latent_channels, height // cell, width // cell)
+    def __init__(
+        self, vae: Any, height: int, width: int, cell: int, compiled: bool, record: Record, images: int = 1
+    ) -> None:  # fmt: skip
+        super().__init__(vae)
+        self.config, self.device, self.dtype = vae.config, vae.device, vae.dtype
+        self.codec = codec = codec_of(vae, fused=not compiled)
+        encode, decode = (torch.compile(f, dynamic=False) if compiled else f for f in (codec.encode, codec.decode))
+        zeros = functools.partial(torch.zeros, device=vae.device)
+        # Laid out as images are: the channels of a pixel beside each other.
+        pixels = zeros(images, height, width, 3).movedim(-1, 1)
+        latents = zeros(images, vae.config.latent_channels, height // cell, width // cell, dtype=vae.dtype)
         self.recordings = (
-            Replay(lambda given: latents_of(encode(given["x"])), {"x": pixels}, record),
-            Replay(lambda given: decode(given["x"]).sample, {"x": latents}, record),
+            Replay(lambda given: encode(given["x"]), {"x": pixels}, record),
+            Replay(lambda given: decode(given["x"]), {"x": latents}, record),
         )
 
-    def encode(self, pixels: Tensor) -> Any:
-        latents = self._replay(0, pixels)
-        return self.vae.encode(pixels) if latents is None else SimpleNamespace(latents=latents)
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self._replay(0, pixels, self.codec.encode)
 
-    def decode(self, latents: Tensor) -> Any:
-        pixels = self._replay(1, latents)
-        return self.vae.decode(latents) if pixels is None else SimpleNamespace(sample=pixels)
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._replay(1, latents, self.codec.decode)
 
-    def _replay(self, way: int, x: Tensor) -> Tensor | None:
-        return self.recordings[way]({"x": x}) if self.recordings[way].fits({"x": x}) else None
+    def _replay(self, way: int, x: Tensor, eager: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.recordings[way]({"x": x}) if self.recordings[way].fits({"x": x}) else eager(x)
 
 
 def _flat(
@@ -148,13 +183,25 @@ def _flat(
     }
 
 
+def _added(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
+
+
 def _run(unet: Any, inputs: dict[str, Tensor]) -> Tensor:
-    added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
-    cond: dict[str, Any] = {"added_cond_kwargs": added} if added else {}
+    cond: dict[str, Any] = {"added_cond_kwargs": _added(inputs)} if _added(inputs) else {}
     if "mask" in inputs:
         cond["encoder_attention_mask"] = inputs["mask"]
     output: Tensor = unet(inputs["sample"], inputs["timestep"], inputs["context"], return_dict=False, **cond)[0]
     return output
+
+
+def _run_fused(fused: FusedUnet, inputs: dict[str, Tensor]) -> Tensor:
+    output: Tensor = fused(inputs["sample"], inputs["times"], inputs["texts"], inputs.get("bias"))
+    return output
+
+
+def _fixed(times: Tensor, texts: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    return {"times": times, "texts": texts, **({} if bias is None else {"bias": bias})}
 
 
 def replayed(
@@ -174,12 +221,13 @@ def replayed(
         return model
     fast = copy.copy(model)
     fast.calls = fast.rows = 0
-    unet = torch.compile(model.unet, dynamic=False) if compiled else model.unet
     x = torch.zeros(rows, model.latent_channels, height, width, device=model.device, dtype=model.dtype)
     sigma = torch.full((rows,), model.sigma_max)
-    inputs = _flat(x, model.network_time(sigma), **model.network_condition(cond.take([0]).expand(rows)))
+    arguments = model.network_condition(cond.take([0]).expand(rows))
     try:
-        fast.network = ReplayedUnet(unet, inputs, record or record_cuda)
+        fast.network = ReplayedUnet(
+            model.unet, x, model.network_time(sigma), arguments, compiled, record or record_cuda
+        )
     except RuntimeError as error:
         _warn("network", error)
         return model
@@ -188,14 +236,17 @@ def replayed(
 
 def replayed_pipeline(
     pipe: Pipeline, rows: int, height: int, width: int, cond: Conditioning, compiled: bool = False,
-    record: Record | None = None,
+    record: Record | None = None, images: int = 1,
 ) -> Pipeline:  # fmt: skip
-    """Return `pipe` with model and VAE recorded, for a stream of pictures of `height` x `width` pixels; see `replayed`."""
+    """Return `pipe` with model and VAE recorded, for a stream of images of `height` x `width` pixels; see `replayed`.
+
+    `images` go through the VAE in one call.
+    """
     model = replayed(pipe.model, rows, height // pipe.downscale, width // pipe.downscale, cond, compiled, record)
     if record is None and not _has_cuda(pipe.device):
         return pipe
     try:
-        vae: Any = ReplayedVae(pipe.vae, height, width, pipe.downscale, compiled, record or record_cuda)
+        vae: Any = ReplayedVae(pipe.vae, height, width, pipe.downscale, compiled, record or record_cuda, images)
     except RuntimeError as error:
         _warn("VAE", error)
         vae = pipe.vae

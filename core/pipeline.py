@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from .cache import PROMPTS
 from .checks import check_finite, check_shape, check_text, shown
+from .codec import Codec, codec_of
 from .denoiser import Conditioning
 from .device import with_memory
 from .diffusers_model import NetworkDenoiser
 from .identity import Identity, identify
-from .tensors import check_image, image_to_bytes, pixels_to_image, unchecked_pixels
+from .tensors import check_image, image_to_bytes, unit_pixels
 from .text import LanguageEncoder, TextEncoder
 from .transfer import Arrival, to_device, to_host
 
@@ -38,6 +39,7 @@ class Pipeline:
     device: torch.device
     dtype: torch.dtype
     key: str | None = None
+    _chosen: Codec | None = field(default=None, init=False, repr=False)
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -98,9 +100,9 @@ class Pipeline:
 
     def _encode_image(self, images: Tensor) -> Tensor:
         # Bytes are a quarter of the way to the device; the rest is done there.
-        code = self.vae.encode(unchecked_pixels(to_device(images, self.vae.device)).to(self.vae.dtype))
+        latents = self._codec.encode(unit_pixels(to_device(images, self.vae.device))).float()
         shift, scale = self._normalisation()
-        return (latents_of(code).float() - shift) * scale
+        return latents if (shift, scale) == (0, 1) else (latents - shift) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -119,9 +121,9 @@ class Pipeline:
         """
         self._check_latents(latents)
         pixels = self._in_parts(self._decode_latents, latents, self._pixels(latents), "decode")
-        image = pixels_to_image(pixels)
+        image = image_to_bytes(pixels) if dtype == torch.uint8 else pixels.clamp(0, 1)
         # Bytes cannot say NaN, and a VAE in fp16 makes it out of sound latents.
-        return to_host(image_to_bytes(image) if dtype == torch.uint8 else image, latents=latents, pixels=pixels)
+        return to_host(image.movedim(1, -1).contiguous(), latents=latents, pixels=pixels)
 
     def _check_latents(self, latents: Tensor) -> None:
         check_shape("latents", latents, (None, self.latent_channels, None, None), "Use latents of this model.")
@@ -134,8 +136,16 @@ class Pipeline:
     def _decode_latents(self, latents: Tensor) -> Tensor:
         shift, scale = self._normalisation()
         latents = to_device(latents, self.vae.device, self.vae.dtype)
-        pixels: Tensor = self.vae.decode(latents / scale + shift).sample
-        return pixels
+        return self._codec.decode(latents if (shift, scale) == (0, 1) else latents / scale + shift)
+
+    @property
+    def _codec(self) -> Codec:
+        if isinstance(self.vae, Codec):
+            return self.vae
+        # Not at every frame: a VAE is looked through for it.
+        if self._chosen is None or self._chosen.vae is not self.vae or not self._chosen.current:
+            self._chosen = codec_of(self.vae)
+        return self._chosen
 
     def _normalisation(self) -> tuple[float, float]:
         """Return (shift, scale): the model's latents are (the VAE's - shift) * scale."""
@@ -146,9 +156,3 @@ class Pipeline:
         what = f"{verb} pictures of {pixels / 1e6:.2g} million pixels"
         parts = [with_memory(lambda p=part: run(p), what) for part in batch.split(max(1, VAE_PIXELS // pixels))]  # type: ignore[misc]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def latents_of(code: Any) -> Tensor:
-    """Return the latents that a VAE's encoder means, unscaled: of a distribution its mode."""
-    latents: Tensor = code.latents if hasattr(code, "latents") else code.latent_dist.mode()
-    return latents

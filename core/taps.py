@@ -40,7 +40,7 @@ class Tapped(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Copies and pickles are of the plain class.
         reduced: Any = super().__reduce_ex__(protocol)
-        return object.__new__, (_plain(type(self)),), *reduced[2:]
+        return object.__new__, (plain_type(self),), *reduced[2:]
 
 
 @functools.cache
@@ -49,7 +49,9 @@ def _tapped(kind: Any) -> type[nn.Module]:
     return type(kind.__name__, (Tapped, kind), names)
 
 
-def _plain(kind: type[nn.Module]) -> type[nn.Module]:
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """Return the class of `module` as it is without taps."""
+    kind = type(module)
     return kind.__bases__[1] if kind.__bases__[0] is Tapped else kind
 
 
@@ -111,4 +113,4 @@ def _taps(modules: Iterable[nn.Module]) -> Iterator[None]:
             for module in set(modules):
                 if not _users[module]:
                     del _users[module]
-                    module.__class__ = _plain(type(module))
+                    module.__class__ = plain_type(module)

@@ -29,10 +29,15 @@ def check_image(image: Tensor, finite: bool = True) -> None:
 
 def unchecked_pixels(image: Tensor) -> Tensor:
     """Return what `image_to_pixels` does, without looking at the values: nothing waits."""
+    return unit_pixels(image) * 2 - 1
+
+
+def unit_pixels(image: Tensor) -> Tensor:
+    """Return float32 (B, 3, H, W) in [0, 1] from IMAGE as `unchecked_pixels` takes it."""
     image = image[None] if image.ndim == 3 else image
     rgb = image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]
     values = rgb.movedim(-1, 1).float()
-    return (values / 255 if image.dtype == torch.uint8 else values) * 2 - 1
+    return values / 255 if image.dtype == torch.uint8 else values
 
 
 def pixels_to_image(pixels: Tensor) -> Tensor:
@@ -41,7 +46,7 @@ def pixels_to_image(pixels: Tensor) -> Tensor:
 
 
 def image_to_bytes(image: Tensor) -> Tensor:
-    """Return uint8 of the same shape from IMAGE in [0, 1], rounded; bytes stay as they are."""
+    """Return uint8 of the same shape from IMAGE, clamped to [0, 1] and rounded; bytes stay as they are."""
     return image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 

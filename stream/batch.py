@@ -77,6 +77,9 @@ class StreamBatch:
         noise: NoiseSource | None = None,
     ) -> None:  # fmt: skip
         self.model = model
+        refresh = getattr(model, "refresh", None)
+        if refresh is not None:
+            refresh()
         self.config = config or StreamConfig()
         self.cond, self.uncond = _one_row("cond", cond), None if uncond is None else _one_row("uncond", uncond)
         self._check(self.config, self.uncond)

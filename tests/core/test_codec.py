@@ -1,0 +1,69 @@
+"""Codecs: what the VAE itself gives, with fewer operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from slipstream.core import codec
+from slipstream.core.codec import Codec, TinyCodec, codec_of
+from torch import nn
+
+
+def tiny(**more: Any) -> Any:
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    return AutoencoderTiny(**widths, **more).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_a_tiny_vae_both_ways(layout: torch.memory_format, fused: bool) -> None:
+    vae = tiny().to(memory_format=layout)
+    pixels, latents = torch.rand(2, 3, 32, 48), torch.randn(2, 4, 4, 6)
+    found = codec_of(vae, fused)
+    assert isinstance(found, TinyCodec)
+    torch.testing.assert_close(found.encode(pixels), vae.encode(pixels * 2 - 1).latents, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.decode(latents), (vae.decode(latents).sample + 1) / 2, rtol=1e-5, atol=1e-5)
+    assert (found.conv_relu is codec._conv_relu) != fused, "the CPU has the kernel"
+
+
+@torch.no_grad()
+def test_weights_are_read_where_they_are() -> None:
+    vae = tiny()
+    found, latents = codec_of(vae), torch.randn(1, 4, 4, 4)
+    before = found.decode(latents)
+    for weight in vae.parameters():
+        weight.mul_(1.1)
+    torch.testing.assert_close(found.decode(latents), (vae.decode(latents).sample + 1) / 2, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found.decode(latents), before)
+
+
+def test_other_vaes_tiles_and_hooks_are_left_to_the_vae() -> None:
+    vae = tiny()
+    vae.decoder.layers[3].register_forward_hook(lambda *_: None)
+    assert type(codec_of(vae)) is Codec
+    assert type(codec_of(tiny(act_fn="gelu"))) is Codec
+    vae = tiny()
+    found = codec_of(vae)
+    assert found.current
+    vae.enable_tiling()
+    assert not found.current
+    assert type(codec_of(vae)) is Codec
+
+
+def test_a_device_without_the_kernel_takes_two_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(x: Any, conv: nn.Conv2d, other: Any) -> Any:
+        raise RuntimeError("Could not run 'aten::cudnn_convolution_relu' with arguments from the 'CPU' backend.")
+
+    monkeypatch.setattr(codec, "_conv_relu_onednn", missing)
+    for wrong in (missing, lambda x, conv, other: conv(x)):
+        codec.conv_relu_of.cache_clear()
+        monkeypatch.setattr(codec, "_conv_relu_onednn", wrong)
+        assert codec.conv_relu_of("cpu", torch.float32) is codec._conv_relu
+    assert codec.conv_relu_of("mps", torch.float32) is codec._conv_relu
+    codec.conv_relu_of.cache_clear()
