@@ -6,7 +6,10 @@ import argparse
 import functools
 import logging
 import pathlib
+import re
 from typing import Any
+
+import torch
 
 from ..core.charts import check_drawing
 from ..core.checks import check_choice
@@ -15,12 +18,13 @@ from ..core.pipeline import Pipeline
 from ..core.samplers import SAMPLERS
 from ..core.schedules import SCHEDULES, Levels, make_sigmas
 from ..core.unused import Unused
-from ..search.comparison import compare
+from ..search.comparison import as_schedule, compare
 from ..search.config import STRATEGIES, SearchConfig
 from ..search.engine import SearchStep, search
 from ..search.evaluation import Task
 from ..search.features import LatentFeatures, PixelFeatures, load_images
 from ..search.objectives import Objective, Paired, ReferenceImages, SelfDistribution
+from ..search.parsing import typed_levels
 from ..search.paths import ModelPath
 from ..search.report import result_text, schedule_text
 from ..search.schedule import Schedule
@@ -88,8 +92,13 @@ def add_parser(subparsers: Any) -> None:
         "--no-fit", action="store_true", help="with --computed: keep Euler's own coefficients instead of fitted ones"
     )
     found.add_argument(
-        "--full", choices=list(SCHEDULES), metavar="NAME",
-        help="the schedule to reproduce, at --steps: karras, beta, ... (default: many even steps)",
+        "--full", type=checked(_full), metavar="SCHEDULE",
+        help="the schedule to reproduce: karras, beta, ... at --steps, a file, or a list such as 1,0.65,0.44 (default: many even steps)",
+    )  # fmt: skip
+    found.add_argument(
+        "--begin", type=checked(_given), action="append", metavar="SCHEDULE",
+        help="a schedule to begin from too: a file, a preset or a list such as 1,0.65,0.44; the result is never worse than one of no "
+        "more calls; may be given several times",
     )  # fmt: skip
     found.add_argument("--evaluations", type=integer(), default=100, help="schedules to try")
     found.add_argument("--minutes", type=number(), default=None, help="time for evaluations, earlier runs included")
@@ -136,6 +145,18 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
+def _full(text: str) -> str | Schedule:
+    """Return the name of a stock schedule as it is, anything else as a schedule."""
+    return text if text in SCHEDULES else _given(text)[1]
+
+
+def _given(text: str) -> tuple[str, Schedule]:
+    """Return (name, schedule) of a file, a preset, or a typed list of levels; raises ValueError or OSError."""
+    if re.fullmatch(r"[\d.,eE+\-\s]+", text):
+        return text, as_schedule(torch.tensor(typed_levels(text)))
+    return pathlib.Path(text).stem, read_schedule(text)
+
+
 def prompts_in(file: str) -> list[str]:
     """Return the prompts of a text file, one a line; raises ValueError for a file that is none or holds none."""
     try:
@@ -151,7 +172,9 @@ def prompts_in(file: str) -> list[str]:
 def config_of(args: argparse.Namespace, levels: Levels | None = None) -> SearchConfig:
     """Return the config that the options ask for; without the model's `levels` it lacks the schedule of --full."""
     full = getattr(args, "full", None)
-    sigmas = None if full is None or levels is None else tuple(make_sigmas(full, levels, args.steps).tolist())
+    sigmas = full.levels if isinstance(full, Schedule) else None
+    if isinstance(full, str) and levels is not None:
+        sigmas = tuple(make_sigmas(full, levels, args.steps).tolist())
     return SearchConfig(
         steps=getattr(args, "steps", 4), strategy=getattr(args, "strategy", "auto"), pairs=args.pairs,
         holdout_pairs=2 * args.pairs, evaluations=getattr(args, "evaluations", 1) or None,
@@ -222,6 +245,7 @@ def run_search(args: argparse.Namespace) -> int:
             result = search(
                 task.path, task.config, task.objective, store=args.store, executor=executor,
                 factory=functools.partial(make_task, args) if executor else None, callback=callback,
+                given=dict(args.begin or ()),
             )  # fmt: skip
     finally:
         if executor is not None:
@@ -231,7 +255,7 @@ def run_search(args: argparse.Namespace) -> int:
     if args.chart is not None:
         from ..search.charts import search_chart
 
-        stock = {name: sigmas.tolist() for name, sigmas in task.path.stock(args.steps).items()}
+        stock = {name: sigmas.tolist() for name, sigmas in task.path.stock(task.config.network_steps).items()}
         save_image(search_chart(steps[-1], result.schedule.levels, stock), args.chart)
     return 0
 
@@ -270,3 +294,5 @@ def read_schedule(name: str) -> Schedule:
         return Schedule.load(path if path.is_file() else pathlib.Path(name).expanduser())
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"Expected a schedule file or a preset, but {name} cannot be read ({error}).") from error

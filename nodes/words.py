@@ -30,7 +30,7 @@ ALIASES: dict[str, str] = {
     "SlipstreamSimilarityFilter": "duplicate frames, skip frames, streamdiffusion, still image",
     "SlipstreamSearchSchedule": "ays, align your steps, autodiffusion, optimal steps, few steps, sigmas, fast, lcm, turbo",
     "SlipstreamCompareSchedules": "ays, align your steps, benchmark, sigmas, scheduler",
-    "SlipstreamAddSchedule": "sigmas, scheduler",
+    "SlipstreamAddSchedule": "sigmas, scheduler, manual sigmas, turbo list",
     "SlipstreamLoadSchedule": "ays, align your steps, autodiffusion, sigmas, scheduler",
     "SlipstreamSaveSchedule": "sigmas, scheduler",
     "SlipstreamResampleSchedule": "more steps, fewer steps, interpolate sigmas",

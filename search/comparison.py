@@ -101,7 +101,8 @@ def compare(
     if not schedules:
         raise ValueError("Expected at least one schedule to compare, but got none. Connect SIGMAS.")
     objectives = list(objectives or [Paired()])
-    candidates = {name: _candidate(schedule) for name, schedule in schedules.items()}
+    made = {name: as_schedule(schedule) for name, schedule in schedules.items()}
+    candidates = {name: candidate_of(s.levels, s.masks, s.reuse) for name, s in made.items()}
     report = Reporter(len(candidates) * repeats, callback)
     values: dict[tuple[str, str], list[float]] = {}
     nfe: dict[str, int] = {}
@@ -131,7 +132,6 @@ def calls_per_sample(path: SamplingPath, candidate: Candidate) -> int:
     return path.evaluations - begin
 
 
-def _candidate(schedule: Tensor | Schedule) -> Candidate:
-    if isinstance(schedule, Schedule):
-        return candidate_of(schedule.levels, schedule.masks, schedule.reuse)
-    return candidate_of(Schedule(tuple(float(s) for s in schedule), {}).levels)
+def as_schedule(schedule: Tensor | Schedule) -> Schedule:
+    """Return sigmas as a schedule of no model in particular; raises ScheduleError for ones that do not descend."""
+    return schedule if isinstance(schedule, Schedule) else Schedule(tuple(float(s) for s in schedule), {})

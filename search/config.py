@@ -76,14 +76,14 @@ class SearchConfig:
         check_choice("strategy", self.strategy, STRATEGIES)
         if self.computed is not None:
             check_integer("computed", self.computed, 1, self.steps, "The other steps reuse what these have computed.")
-            if self.computed < self.steps and (self.layers or self.strategy not in ("auto", "coordinate")):
+            if self.computed < self.steps and (self.layers or self.strategy == "published"):
                 raise ValueError(
-                    "Expected `strategy` auto or coordinate and `layers` off for a search of call reuse, "
+                    "Expected a `strategy` other than published and `layers` off for a search of call reuse, "
                     f"but got {self.strategy!r} and layers {self.layers}. Change them, or compute every step."
                 )
         if self.fit and not self._may_fit:
             raise ValueError(
-                f"Expected `computed` with the strategy auto or coordinate and no `layers` for `fit`, but got {self.computed}, "
+                f"Expected `computed`, a strategy other than published and no `layers` for `fit`, but got {self.computed}, "
                 f"{self.strategy!r} and layers {self.layers}. Set `computed` to the number of network calls."
             )
         if self.full is not None:
@@ -115,7 +115,7 @@ class SearchConfig:
 
     @property
     def _may_fit(self) -> bool:
-        return self.computed is not None and not self.layers and self.strategy in ("auto", "coordinate")
+        return self.computed is not None and not self.layers and self.strategy != "published"
 
     def fits(self, sampler: str) -> bool:
         """Whether coefficients are fitted for `sampler`; raises ValueError where they were asked for and it is another solver."""

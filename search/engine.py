@@ -18,7 +18,7 @@ from ..core.denoiser import FLOW, VE
 from ..core.progress import Step
 from .asks import Ask, Strategy
 from .coefficients import Course, Weights, followed_weights, planned_weights
-from .comparison import calls_per_sample
+from .comparison import as_schedule, calls_per_sample
 from .config import SearchConfig
 from .dispatch import Dispatcher
 from .evaluation import HOLDOUT, NAN_REMEDY, SEARCH, WATCHED, Task, TaskFactory, banks, judged, limits_of, rung_sizes
@@ -66,10 +66,33 @@ class SearchResult:
     profile: tuple[tuple[int, float], ...] = ()
 
 
+# The name of the start that dynamic programming finds.
+PLANNED = "dynamic programming"
 # Finalists whose coefficients are fitted once more along their own samples, and over how many calls.
 FOLLOWED, ORDERS = 3, (2, 3)
 # Budgets of network calls whose error a search of call reuse also tells.
 PROFILE = (3, 4, 5, 6, 8, 10, 12, 16)
+
+
+def _given(name: str, schedule: Tensor | Schedule, space: Space) -> Candidate:
+    """Return a given schedule as a candidate; raises ValueError for one that cannot be sampled in `space`."""
+    made = as_schedule(schedule)
+    if made.masks:
+        raise ValueError(
+            f"Expected schedules without layer masks to begin from, but {name!r} has some. Give its sigmas alone."
+        )
+    top = space.table[-1]
+    if made.levels[0] > top * 1.001:
+        raise ValueError(
+            f"Expected schedules of this model to begin from, at most sigma {top:.4g}, but {name!r} begins at {made.levels[0]:.4g}. "
+            "It was made for another model."
+        )
+    if (made.levels[-1] == 0) != bool(space.tail):
+        raise ValueError(
+            f"Expected schedules that end {'at' if space.tail else 'above'} 0 to begin from, but {name!r} ends at "
+            f"{made.levels[-1]:.4g}. Give one that ends as the search does."
+        )
+    return candidate_of(made.levels, reuse=made.reuse)
 
 
 class Exhausted(Exception):  # noqa: N818 - the end of a budget is no error
@@ -80,6 +103,7 @@ def search(
     path: SamplingPath, config: SearchConfig, objective: Objective | None = None, rerank: Objective | None = None,
     store: str | pathlib.Path | Callable[[dict[str, Any]], pathlib.Path] | None = None, executor: Executor | None = None,
     factory: TaskFactory | None = None, callback: Callable[[Step], None] | None = None,
+    given: Mapping[str, Tensor | Schedule] | None = None,
 ) -> SearchResult:  # fmt: skip
     """Find the best schedule for `path` (AutoDiffusion, arXiv 2309.10438, with better starts, strategy and statistics).
 
@@ -92,8 +116,11 @@ def search(
             resumes.
         executor: `concurrent.futures`-like; needs `factory`, which makes the same `Task` in each worker.
         callback: gets a `SearchStep` after each evaluation; what it raises ends the search, and the store keeps all.
+        given: schedules to begin from, such as a distilled model's own list or the result of a search with fewer calls. Those
+            that make no more calls than the search may are ranked with the stock schedules: the result is no worse than they are.
 
-    Raises ValueError for a store of another job, an objective that is never finite, and a sampler that ignores sigmas.
+    Raises ValueError for a store of another job, an objective that is never finite, a sampler that ignores sigmas, and given
+    schedules of another model.
     """
     if executor is not None and factory is None:
         raise ValueError(
@@ -103,7 +130,7 @@ def search(
     task = Task(path, objective, config, rerank)
     place = store(task.identity) if callable(store) else store
     with Store(None if task.identity["goal"] is None else place, task.identity) as opened:
-        return Search(task, opened, executor, factory, callback).run()
+        return Search(task, opened, executor, factory, callback, given).run()
 
 
 class Search:
@@ -111,7 +138,7 @@ class Search:
 
     def __init__(
         self, task: Task, store: Store, executor: Executor | None = None, factory: TaskFactory | None = None,
-        callback: Callable[[Step], None] | None = None,
+        callback: Callable[[Step], None] | None = None, given: Mapping[str, Tensor | Schedule] | None = None,
     ) -> None:  # fmt: skip
         self.task, self.config, self.path, self.store = task, task.config, task.path, store
         self.callback = callback
@@ -126,9 +153,12 @@ class Search:
         self.history: list[tuple[int, float]] = []
         self.seconds, self.calls = 0.0, 0
         self.warnings = [*task.warnings]
+        self.given = {name: _given(name, schedule, self.space) for name, schedule in (given or {}).items()}
         self.stock: dict[str, Tensor] = {}
+        self.baselines: dict[str, Candidate] = {}
         self.stock_scores: dict[str, float] = {}
         self.watched: tuple[Trajectory, Tensor] | None = None
+        self.planned: Genome | None = None
 
     def run(self) -> SearchResult:
         """Search, rank on held-out pairs, and return the result."""
@@ -138,8 +168,11 @@ class Search:
                 for name, sigmas in self.path.stock(self.config.network_steps).items()
                 if len(sigmas) == self.config.network_steps + 1
             }
+            allowed = {name: c for name, c in self.given.items() if len(c.knots) - 1 <= self.config.network_steps}
+            self.baselines = {**{name: candidate_of(sigmas) for name, sigmas in self.stock.items()}, **allowed}
             self._report("teacher", Candidate((1.0, 0.0)), math.inf)
             starts = self._starts(self.space, self.stock)
+            self.planned = starts.get(PLANNED)
             self._search(self._strategy(list(starts.values())), starts)
             return replace(self._result(*self._final()), profile=self._profile())
         finally:
@@ -158,7 +191,11 @@ class Search:
             known = Tensor(list(genome or ()))
             self.store.put_tensor(name, known)
         if len(known):
-            starts["dynamic programming"] = space.repair([int(i) for i in known])
+            starts[PLANNED] = space.repair([int(i) for i in known])
+        for each, candidate in self.given.items():
+            levels = candidate.knots[:-1] if space.tail else candidate.knots
+            genome = space.resized(tuple(space.index_of(s) for s in levels), space.count)
+            starts |= {} if genome in starts.values() else {each: genome}
         return starts or {"uniform": space.repair([space.top / (i + 1) for i in range(space.count)])}
 
     def _watched(self) -> tuple[Trajectory, Tensor]:
@@ -204,16 +241,15 @@ class Search:
         import random
 
         config, space = self.config, self.space
-        if space.reused or space.fit:
-            return coordinate(space, starts, config.seed, config.restarts)
         if config.strategy == "published":
             return published(space, config.seed)
         if config.strategy == "coordinate":
             return coordinate(space, starts, config.seed, config.restarts)
         if config.strategy == "evolution":
             rng = random.Random(f"{config.seed} evolution")
-            newcomers = [(space.random(rng), ()) for _ in range(20)]
-            return evolve(space, [*((g, ()) for g in starts), *newcomers], rng, Evolution(generations=10**6))
+            genomes = [*starts, *(space.random(rng) for _ in range(20))]
+            first = [(g, (), fill) for g in genomes for fill in fills(space, g)]
+            return evolve(space, first, rng, Evolution(generations=10**6))
         return auto(space, starts, config.seed, config.restarts, self._longer() if space.costs else ())
 
     def _search(self, strategy: Strategy, starts: dict[str, Genome]) -> None:
@@ -311,35 +347,43 @@ class Search:
         # A masked schedule has to beat the best unmasked one, so at least one of those is always ranked too.
         chosen += [c for c in ranked if not c.masks and c not in chosen][: 0 if any(not c.masks for c in chosen) else 1]
         if self.space.fit:
-            chosen += [self._followed(c, order) for c in chosen[:FOLLOWED] for order in ORDERS]
-        stock = {name: candidate_of(sigmas) for name, sigmas in self.stock.items()}
+            # The plan too: levels that were moved for the search pairs lose on others now and then.
+            planned = [] if self.planned is None else [self._plan(self.space, self.planned)]
+            chosen += [
+                self._followed(c, order) for c in dict.fromkeys([*chosen[:FOLLOWED], *planned]) for order in ORDERS
+            ]
         bank = self.banks[HOLDOUT]
-        pool = list(dict.fromkeys([*chosen, *stock.values()]))
+        pool = list(dict.fromkeys([*chosen, *self.baselines.values()]))
         scores: dict[str, float] = {}
         for i, candidate in enumerate(pool):
             record = self.dispatch.obtain(bank, pool[i:], (math.inf,), 1)
             scores[candidate.key] = record[-1].score
             self._report("final", candidate, record[-1].score, i + 1, len(pool))
-        return [(c, scores[c.key]) for c in chosen], {n: scores[c.key] for n, c in stock.items()}
+        return [(c, scores[c.key]) for c in chosen], {n: scores[c.key] for n, c in self.baselines.items()}
+
+    def _plan(self, space: Space, genome: Genome) -> Candidate:
+        return space.candidate(genome, (), fills(space, genome)[0])
 
     def _profile(self) -> tuple[tuple[int, float], ...]:
         """Return what each budget of calls comes to without a search, on held-out pairs: where the knee is."""
         if self.config.computed is None:
             return ()
-        bank, name = self.banks[HOLDOUT], f"profile {self.banks[SEARCH].key}"
+        bank, name = self.banks[HOLDOUT], f"typical profile {self.banks[SEARCH].key}"
         known = self.store.tensor(name)
         if known is None:
             full, found = bank.teacher()[:WATCHED], []
             budgets = sorted({n for n in PROFILE if n < self.config.steps} | {self.config.computed})
             for i, calls in enumerate(budgets):
                 space = Space(self.path.table(), replace(self.config, computed=calls), fit=self.space.fit)
-                genome = self._starts(space, {}).get("dynamic programming")
+                genome = self._starts(space, {}).get(PLANNED)
                 if genome is None:
                     continue
-                planned = space.candidate(genome, (), fills(space, genome)[0])
+                planned = self._plan(space, genome)
                 self._report("final", planned, math.inf, i + 1, len(budgets))
-                samples = self.path.sample(planned.sigmas, bank.pairs[:WATCHED], reuse=planned.reuse_spans())
-                found.append([calls, float((samples - full).pow(2).mean().sqrt() / full.pow(2).mean().sqrt())])
+                samples = self.path.sample(planned.sigmas, bank.pairs[: len(full)], reuse=planned.reuse_spans())
+                # The median: one sample that ends as another image would outweigh all the others in a mean.
+                errors = (samples - full).flatten(1).norm(dim=1) / full.flatten(1).norm(dim=1)
+                found.append([calls, float(errors.median())])
             known = torch.tensor(found)
             self.store.put_tensor(name, known)
         return tuple((int(calls), error) for calls, error in known.reshape(-1, 2).tolist())
@@ -374,7 +418,7 @@ class Search:
             winner, value = next((c, s) for c, s in order if not c.masks)
         if baselines and min(baselines.values()) < value:
             name = min(baselines, key=lambda n: baselines[n])
-            winner, value = candidate_of(self.stock[name]), baselines[name]
+            winner, value = self.baselines[name], baselines[name]
             self.warnings.append(
                 f"No searched schedule was better than {name!r} on held-out pairs: that one is returned."
             )

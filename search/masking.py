@@ -119,16 +119,3 @@ def cheapest(space: Space, damage: Sequence[Sequence[tuple[float, frozenset[str]
         states = grown
     enough = [v for saved, v in states.items() if saved >= 1000 * needed - 1e-6 and math.isfinite(v[0])]
     return [masks for _, masks in sorted(enough, key=lambda v: v[0])[:KEPT]]
-
-
-def stretched(space: Space, genome: Genome) -> Genome:
-    """Return `genome` with one step more, evenly over its own pace."""
-    count = len(genome) + 1
-    places = [*map(float, genome), *([0.0] if space.tail else [])]
-    last = count if space.tail else count - 1  # the terminal is a place of its own, at the end
-    found = []
-    for i in range(count):
-        at = i * (len(places) - 1) / last
-        low = min(int(at), len(places) - 2)
-        found.append(places[low] + (at - low) * (places[low + 1] - places[low]))
-    return space.repair(found, count)

@@ -211,6 +211,34 @@ class Space:
             levels = levels[:-1]
         return self.repair([self.index_of(s) for s in levels])
 
+    def resized(self, genome: Genome, count: int) -> Genome:
+        """Return `genome` with `count` levels, evenly over its own pace."""
+        places = [*map(float, genome), *([0.0] if self.tail else [])]
+        last = count if self.tail else count - 1  # the terminal is a place of its own, at the end
+        if count == 1 or len(places) == 1:
+            return self.repair(genome[:1], count)
+        found = []
+        for i in range(count):
+            at = i * (len(places) - 1) / last
+            low = min(int(at), len(places) - 2)
+            found.append(places[low] + (at - low) * (places[low + 1] - places[low]))
+        return self.repair(found, count)
+
+    def point_of(self, candidate: Candidate) -> Point:
+        """Return the point nearest to a candidate without masks."""
+        counts: list[int] = []
+        kinds: list[ReuseKind] = []
+        for kind in candidate.reuse:
+            if kind is None:
+                counts.append(0)
+                kinds.append("linear")
+            else:
+                counts[-1] += 1
+                kinds[-1] = kind
+        if self.fit:
+            kinds = ["last"] * len(kinds)
+        return self.snap(candidate.knots), (), tuple(zip(counts, kinds))
+
     def random(self, rng: random.Random, count: int | None = None) -> Genome:
         """Return a genome whose free levels are a uniform random subset of the table."""
         count = count or self.count

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..core.reuse import ReuseKind
 from .asks import Ask, Strategy
-from .space import Candidate, Fill, Genome, Masks, Point, Space
+from .space import Fill, Genome, Masks, Point, Space
 
 # The kinds of reuse that need nothing but the calls themselves.
 EXTRAPOLATIONS: tuple[ReuseKind, ...] = ("linear", "last")
@@ -129,9 +129,6 @@ class Evolution:
     layer_generations: int = 15
 
 
-Individual = tuple[Genome, Masks]
-
-
 def published(space: Space, seed: int, settings: Evolution | None = None) -> Strategy:
     """AutoDiffusion's algorithm on its own: one uniform schedule, random subsets and mutants of the uniform one, evolved.
 
@@ -146,25 +143,23 @@ def published(space: Space, seed: int, settings: Evolution | None = None) -> Str
     space = space.limited(space.costs, 0.2)  # masks are drawn at random here: deep ones are hopeless
     rng = random.Random(f"{seed} published")
     uniform = space.repair([space.top * (space.count - i) / space.count for i in range(space.count)])
-    first: dict[Individual, None] = {(uniform, ()): None}
+    first: dict[Point, None] = {(uniform, (), ()): None}
     while len(first) < settings.population // 2 + 1:
-        first[space.random(rng), ()] = None
+        first[space.random(rng), (), ()] = None
     tries = 0
     while len(first) < settings.population and tries < 10 * settings.population:
         tries += 1
-        first[mutate(space, (uniform, ()), 0.1, 0.0, rng)] = None
+        first[mutate(space, (uniform, (), ()), 0.1, 0.0, rng)] = None
     yield from evolve(space, list(first), rng, settings)
 
 
-def evolve(
-    space: Space, first: Sequence[Individual], rng: random.Random, settings: Evolution, stage: int = 1
-) -> Strategy:
+def evolve(space: Space, first: Sequence[Point], rng: random.Random, settings: Evolution, stage: int = 1) -> Strategy:
     """Generations of mutants, crossings and random newcomers from an elite of everything seen (arXiv 2309.10438, alg. 1).
 
     Stage 1 searches levels only. Stage 2 opens the layers: when the best has not changed for a generation or after the
     fourth, the share that may be skipped grows by a fifth of its maximum each generation.
     """
-    seen: dict[Individual, float] = {}
+    seen: dict[Point, float] = {}
     people = list(first)
     generations = settings.layer_generations if space.costs else settings.generations
     share, best = (1.0 if stage == 2 else 0.0), math.inf
@@ -182,20 +177,20 @@ def evolve(
 
 
 def offspring(
-    space: Space, parents: Sequence[Individual], seen: Mapping[Individual, float], rng: random.Random,
+    space: Space, parents: Sequence[Point], seen: Mapping[Point, float], rng: random.Random,
     settings: Evolution, share: float,
-) -> list[Individual]:  # fmt: skip
+) -> list[Point]:  # fmt: skip
     """Return a generation of individuals not seen before: mutants, crossings, and random ones for the rest."""
-    born: dict[Individual, None] = {}
+    born: dict[Point, None] = {}
 
-    def fill(total: int, make: Iterable[Individual]) -> None:
+    def fill(total: int, make: Iterable[Point]) -> None:
         for child in make:
             if child not in seen:
                 born[child] = None
             if len(born) >= total:
                 return
 
-    def repeat(count: int, make) -> Iterator[Individual]:  # type: ignore[no-untyped-def]
+    def repeat(count: int, make) -> Iterator[Point]:  # type: ignore[no-untyped-def]
         return (make() for _ in range(10 * count))
 
     pick = lambda: rng.choice(parents)  # noqa: E731
@@ -214,19 +209,24 @@ def offspring(
     return list(born)
 
 
-def mutate(space: Space, parent: Individual, chance: float, share: float, rng: random.Random) -> Individual:
-    """Replace each level with probability `chance` by one not in the parent; with layers open, change the masks too."""
-    genome, masks = parent
+def mutate(space: Space, parent: Point, chance: float, share: float, rng: random.Random) -> Point:
+    """Replace each level with probability `chance` by one not in the parent, and change the reuse between them as often; with
+    layers open, change the masks too.
+    """
+    genome, masks, fill = parent
     taken = set(genome)
     levels = list(genome)
     for i in range(space.pinned, len(levels)):
         if rng.random() < chance:
             levels[i] = rng.choice([v for v in range(space.top + 1) if v not in taken] or [levels[i]])
+    for at in range(len(fill)):
+        if rng.random() < chance:
+            fill = rng.choice([*_refilled(fill, at)] or [fill])
     masks = masks or (frozenset(),) * len(levels)
     if share > 0:
         # D1: the published code compares where it should assign, so that a mask once drawn never changes.
         masks, levels = _mutate_masks(space, list(masks), levels, share, rng)
-    return repaired(space, levels, masks, share, rng)
+    return repaired(space, levels, masks, fill, share, rng)
 
 
 def _mutate_masks(
@@ -250,25 +250,32 @@ def _mutate_masks(
     return tuple(masks), levels
 
 
-def cross(space: Space, a: Individual, b: Individual, rng: random.Random) -> Individual:
-    """Take each step with its mask from either parent (D5: parents are sorted, so that equal ranks meet)."""
-    (genome_a, masks_a), (genome_b, masks_b) = a, b
-    none: frozenset[str] = frozenset()
-    pairs_a = list(zip(genome_a, masks_a or (none,) * len(genome_a)))
-    pairs_b = list(zip(genome_b, masks_b or (none,) * len(genome_b)))
+def cross(space: Space, a: Point, b: Point, rng: random.Random) -> Point:
+    """Take each step with its mask and its reuse from either parent (D5: parents are sorted, so that equal ranks meet)."""
+    first, second = _steps_of(a), _steps_of(b)
     # D3: the longer parent's extra steps come along by a coin each, not by comparing step lists.
-    child = [rng.choice(both) for both in zip(pairs_a, pairs_b)]
-    longer = pairs_a[len(pairs_b) :] or pairs_b[len(pairs_a) :]
-    child += [pair for pair in longer if rng.random() < 0.5]
-    return repaired(space, [v for v, _ in child], tuple(m for _, m in child), 1.0, rng)
+    child = [rng.choice(both) for both in zip(first, second)]
+    longer = first[len(second) :] or second[len(first) :]
+    child += [step for step in longer if rng.random() < 0.5]
+    fill = tuple(gap for _, _, gap in child if gap is not None)
+    return repaired(space, [v for v, _, _ in child], tuple(m for _, m, _ in child), fill, 1.0, rng)
 
 
-def newcomer(space: Space, share: float, rng: random.Random) -> Individual:
+def _steps_of(point: Point) -> list[tuple[int, frozenset[str], tuple[int, ReuseKind] | None]]:
+    """Return (level, mask, the reuse after it) of each step."""
+    genome, masks, fill = point
+    none: frozenset[str] = frozenset()
+    return list(zip(genome, masks or (none,) * len(genome), fill or (None,) * len(genome)))
+
+
+def newcomer(space: Space, share: float, rng: random.Random) -> Point:
     """Return a random schedule; with layers open, random masks, and as many steps as they pay for."""
     if not space.costs or share == 0:
-        return space.random(rng), ()
+        genome = space.random(rng)
+        return genome, (), rng.choice(fills(space, genome)) if space.reused else ()
     count = space.count + rng.randint(0, 1)
-    return repaired(space, space.random(rng, count), tuple(_random_mask(space, share, rng) for _ in range(count)), share, rng)  # fmt: skip
+    masks = tuple(_random_mask(space, share, rng) for _ in range(count))
+    return repaired(space, space.random(rng, count), masks, (), share, rng)
 
 
 def _random_mask(space: Space, share: float, rng: random.Random) -> frozenset[str]:
@@ -277,13 +284,16 @@ def _random_mask(space: Space, share: float, rng: random.Random) -> frozenset[st
 
 
 def repaired(
-    space: Space, levels: Sequence[int], masks: Sequence[frozenset[str]], share: float, rng: random.Random
-) -> Individual:
-    """Return a legal individual: sorted with each mask at its own step, gaps kept (D4), and within the cost (D3, D7)."""
+    space: Space, levels: Sequence[int], masks: Sequence[frozenset[str]], fill: Fill, share: float, rng: random.Random
+) -> Point:
+    """Return a legal individual: sorted with each mask and reuse at its own step, gaps kept (D4), and within the cost (D3, D7)."""
     order = sorted(range(len(levels)), key=lambda i: -levels[i])
     genome = space.repair([levels[i] for i in order], len(levels))
+    if fill:
+        # Where calls alone are moved, a sum of fitted slopes is one slope for the whole gap, wherever its steps are.
+        fill = space.filled(genome, "last") if space.fit else _balanced([fill[i] for i in order], space.reused, rng)
     if not space.costs:
-        return genome, ()
+        return genome, (), fill
     kept = [masks[i] for i in order]
     most = space.most_skipped()
     kept = [mask if len(mask) <= most else frozenset(rng.sample(sorted(mask), most)) for mask in kept]
@@ -298,7 +308,17 @@ def repaired(
             genome, kept = genome[:at] + genome[at + 1 :], kept[:at] + kept[at + 1 :]
         else:
             break
-    return genome, tuple(kept) if any(kept) else ()
+    return genome, tuple(kept) if any(kept) else (), fill
+
+
+def _balanced(gaps: Sequence[tuple[int, ReuseKind]], total: int, rng: random.Random) -> Fill:
+    """Return `gaps` with steps added to or taken from random ones until they reuse `total`."""
+    counts = [count for count, _ in gaps]
+    while sum(counts) != total:
+        step = 1 if sum(counts) < total else -1
+        at = rng.choice([i for i, count in enumerate(counts) if count + step >= 0])
+        counts[at] += step
+    return tuple((count, kind) for count, (_, kind) in zip(counts, gaps))
 
 
 # ----------------------------------------------------------------------------------------------------- together
@@ -310,28 +330,29 @@ def auto(space: Space, starts: Sequence[Genome], seed: int, restarts: int, longe
     With layers open, coordinate search is short and coarse; masks are built that pay for one of the schedules `longer`, which
     have a step more; and the levels of the best masked one are searched before evolution takes all.
     """
-    from .masking import proposals, stretched
+    from .masking import proposals
 
     rng = random.Random(f"{seed} auto")
-    found: dict[Genome, float] = {}
+    found: dict[Point, float] = {}
     restarts, smallest = (1, max(1, len(space.table) // 64)) if space.costs else (restarts, 0)
     yield from _converged(space, coordinate(space, starts, seed, restarts, smallest), restarts, found)
-    elite = sorted(found, key=lambda g: found[g])[:20]
-    first: list[Individual] = [(g, ()) for g in elite]
+    first = sorted(found, key=lambda p: found[p])[:20]
     if longer:
-        built = yield from proposals(space, list(dict.fromkeys([*longer, stretched(space, elite[0])])))
+        built = yield from proposals(
+            space, list(dict.fromkeys([*longer, space.resized(first[0][0], len(first[0][0]) + 1)]))
+        )
         scores = (yield Ask([space.candidate(*p) for p in built])) if built else []
-        first += built
+        first += [(genome, masks, ()) for genome, masks in built]
         if built and math.isfinite(min(scores)):
             genome, masks = built[scores.index(min(scores))]
-            _, (genome, masks, _) = yield from descend(space, (genome, masks, ()), rng, len(space.table) // 8, smallest)
-            first.append((genome, masks))
+            _, point = yield from descend(space, (genome, masks, ()), rng, len(space.table) // 8, smallest)
+            first.append(point)
             space = space.limited({name for _, m in built for mask in m for name in mask})
     settings = Evolution(generations=10**6, layer_generations=10**6)
     yield from evolve(space, first, rng, settings, stage=2 if space.costs else 1)
 
 
-def _converged(space: Space, steps_only: Strategy, restarts: int, found: dict[Genome, float]) -> Strategy:
+def _converged(space: Space, steps_only: Strategy, restarts: int, found: dict[Point, float]) -> Strategy:
     """Run coordinate search until its `restarts` have ended; keeps the scores in `found`."""
     scores: list[float] | None = None
     descents = 0
@@ -345,8 +366,4 @@ def _converged(space: Space, steps_only: Strategy, restarts: int, found: dict[Ge
         if descents > restarts + 1:
             return
         scores = yield ask
-        found |= {_genome_of(space, c): s for c, s in zip(ask.candidates, scores)}
-
-
-def _genome_of(space: Space, candidate: Candidate) -> Genome:
-    return space.snap(candidate.levels)
+        found |= {space.point_of(c): s for c, s in zip(ask.candidates, scores)}

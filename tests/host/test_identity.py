@@ -285,6 +285,7 @@ KEPT: dict[str, Kept] = {
             "search_first_level": {"it.search_first_level": True}, "computed": {"it.steps": 3, "it.computed": 2},
             "fit": {"it.steps": 3, "it.computed": 2, "it.fit": False},
             "sigmas": {"it.sigmas": ["sigmas2", 0]},
+            "schedules": Same("where a search begins changes which schedules are tried, not what one comes to"),
         },
     ),
 }  # fmt: skip

@@ -626,3 +626,35 @@ def test_a_pair_has_its_own_noise_in_any_batch(host: Any, report: Any, sampler: 
     graph["pairs"] = node("ProbePairs", guider=["g", 0], sampler=["s", 0], latent=["l", 0], sigmas=["b", 0])
     difference, effect = report(host.run(graph))
     assert difference < 1e-3 * effect
+
+
+def test_a_search_begins_from_typed_and_wired_lists(host: Any) -> None:
+    graph = base()
+    graph["typed"] = node("SlipstreamAddSchedule", name="typed", levels="14.6, 2.5, 0.6")
+    graph["few"] = node("BasicScheduler", model=["m", 0], scheduler="karras", steps=2, denoise=1.0)
+    graph["wired"] = node("SlipstreamAddSchedule", name="wired", sigmas=["few", 0], schedules=["typed", 0])
+    graph["search"] = searching(steps=3, evaluations=6, schedules=["wired", 0])
+    show(graph, "report", ["search", 3])
+    text = text_of(host.run(graph), "report")
+    assert "  typed " in text
+    assert "  wired " in text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"levels": "1, 2"}, "descend strictly"),
+        ({"levels": "one"}, "Expected `sigmas` as numbers separated by commas, but got 'one'"),
+        ({"levels": "2, 1", "sigmas": ["few", 0]}, "Expected one of `sigmas`, `schedule` and `levels`"),
+        ({}, "Expected one of `sigmas`, `schedule` and `levels`"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(host: Any, inputs: dict[str, Any], says: str) -> None:
+    graph = base()
+    graph["few"] = node("BasicScheduler", model=["m", 0], scheduler="karras", steps=2, denoise=1.0)
+    graph["add"] = node("SlipstreamAddSchedule", name="", **inputs)
+    graph["search"] = searching(steps=3, evaluations=1, schedules=["add", 0])
+    show(graph, "report", ["search", 3])
+    result = host.run(graph)
+    assert not result.ok
+    assert says in result.explain()

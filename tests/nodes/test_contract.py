@@ -53,7 +53,7 @@ def test_there_are_nodes() -> None:
 def test_identity(id: str) -> None:
     node = NODES[id]
     assert re.fullmatch(r"Slipstream[A-Z][A-Za-z]+", id)
-    assert re.fullmatch(r"slipstream/[a-z ]+", node.CATEGORY)
+    assert re.fullmatch(r"slipstream/[a-z ]+(/advanced)?", node.CATEGORY)
     assert slipstream.NODE_DISPLAY_NAME_MAPPINGS[id].strip()
     assert len(node.DESCRIPTION) > 40
     assert node.DESCRIPTION.rstrip().endswith((".", "!", ")"))

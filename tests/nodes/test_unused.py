@@ -139,12 +139,12 @@ ALWAYS = {
     "InfluenceProfile": "other_latent other_guider other_sampler",
     "StretchMap": "edit",
     "SearchSchedule": (
-        "steps evaluations minutes pairs seed strategy layers batch custom_objective prompts search_first_level sigmas fit"
+        "steps evaluations minutes pairs seed strategy layers batch custom_objective prompts search_first_level sigmas fit schedules"
     ),
     "CompareSchedules": (
         "stock_steps pairs repeats objective seed batch schedule sigmas schedules custom_objective prompts"
     ),
-    "AddSchedule": "name sigmas schedule schedules",
+    "AddSchedule": "name sigmas schedule schedules levels",
     "LoadSchedule": "file steps guider sampler",
     "SaveSchedule": "name overwrite",
     "ResampleSchedule": "steps",

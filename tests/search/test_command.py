@@ -29,6 +29,18 @@ def test_search_writes_a_schedule_and_goes_on(tmp_path: pathlib.Path, capsys: py
     assert text.split("schedule     steps")[1].split("\n")[1].startswith("ays_sd15_10")  # ten steps against two
 
 
+def test_a_search_begins_from_lists_and_reproduces_one(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s.json"
+    command = ["search", *SMALL, "--evaluations", "9", "--out", str(out), "--steps", "3", "--computed", "2"]
+    assert main([*command, "--full", "14.6, 3.0, 0.7", "--begin", "14.6 1.5", "--begin", "ays_sd15_10"]) == 0
+    text = capsys.readouterr().out
+    assert "14.6 1.5" in text
+    assert "ays_sd15_10" not in text  # ten calls are no rival of two
+    assert Schedule.load(out).nfe == 2
+
+
 def test_the_first_level_is_searched_when_asked_for(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["search", *SMALL, "--steps", "1", "--evaluations", "8", "--out", str(tmp_path / "one.json")]
     assert main(command) == 0
@@ -46,6 +58,9 @@ def test_the_first_level_is_searched_when_asked_for(tmp_path: pathlib.Path, caps
         (["search", "--evaluations", "0"], "Expected a budget"),
         (["search", "--objective", "reference-frechet"], "--reference: Expected `reference`"),
         (["search", "--model", "/nowhere"], "nowhere"),
+        (["search", "--full", "carras"], "--full: Expected a schedule file or a preset, but carras"),
+        (["search", "--begin", "1,0.5,0.7"], "--begin: Expected `sigmas` that descend strictly"),
+        (["search", "--begin", "1 0.5 0,3,"], "--begin: Expected `sigmas` that descend strictly"),
         (["search", "--out", "/nowhere/a.json"], "--out: Expected `out`"),
         (["search", "--out", "/"], "--out: Expected `out`"),
         (["search", "--chart", "chart.sqlite"], "Expected an image name"),

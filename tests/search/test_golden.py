@@ -269,7 +269,7 @@ def test_mutants_keep_the_published_properties(golden: pathlib.Path, space: Spac
     rng = random.Random(0)
     changed = 0
     for _ in range(200):
-        child, masks = mutate(space, (parent, ()), 0.25, 0.0, rng)
+        child, masks, _ = mutate(space, (parent, (), ()), 0.25, 0.0, rng)
         assert len(child) == len(set(child)) == 4
         assert list(child) == sorted(child, reverse=True)
         assert masks == ()
@@ -283,12 +283,12 @@ def test_crossings_of_recorded_parents_never_lose_a_step(golden: pathlib.Path, s
     rng = random.Random(1)
     for _ in range(300):
         a, b = rng.choice(parents), rng.choice(parents)
-        child, _ = cross(space, (a, ()), (b, ()), rng)
+        child, _, _ = cross(space, (a, (), ()), (b, (), ()), rng)
         assert len(set(child)) == 4
         assert list(child) == sorted(child, reverse=True)
-    same_rank = cross(space, ((900, 500, 300, 1), ()), ((800, 500, 200, 2), ()), rng)[0]
+    same_rank = cross(space, ((900, 500, 300, 1), (), ()), ((800, 500, 200, 2), (), ()), rng)[0]
     assert all(v in pair for v, pair in zip(same_rank, [(900, 800), (500,), (300, 200), (1, 2)]))
-    clash = cross(space, ((900, 500, 499, 498), ()), ((500, 499, 498, 497), ()), rng)[0]
+    clash = cross(space, ((900, 500, 499, 498), (), ()), ((500, 499, 498, 497), (), ()), rng)[0]
     assert len(set(clash)) == 4
 
 
@@ -299,10 +299,10 @@ def test_masks_mutate(golden: pathlib.Path) -> None:
     costs = {f"block{i}": 0.05 for i in range(14)}
     space = Space(torch.linspace(0.03, 14.6, 1000, dtype=torch.float64), SearchConfig(steps=4, layers=True), costs)
     rng = random.Random(0)
-    parent = ((999, 600, 300, 50), (frozenset({"block1"}), frozenset(), frozenset({"block2"}), frozenset()))
+    parent = ((999, 600, 300, 50), (frozenset({"block1"}), frozenset(), frozenset({"block2"}), frozenset()), ())
     mutants = [mutate(space, parent, 0.0, 1.0, rng) for _ in range(200)]
-    different = [m for _, m in mutants if m != parent[1]]
+    different = [m for _, m, _ in mutants if m != parent[1]]
     assert len(different) > 150
-    for genome, masks in mutants:
+    for genome, masks, _ in mutants:
         assert space.cost(masks, len(genome)) <= 4 + 1e-9
         assert max(len(m) for m in masks or (frozenset(),)) <= space.most_skipped()

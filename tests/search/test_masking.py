@@ -14,7 +14,7 @@ from slipstream.search import search
 from slipstream.search.config import SearchConfig
 from slipstream.search.engine import Search
 from slipstream.search.evaluation import Task
-from slipstream.search.masking import _runs, cheapest, proposals, stretched
+from slipstream.search.masking import _runs, cheapest, proposals
 from slipstream.search.objectives import Paired
 from slipstream.search.space import Space
 from slipstream.search.store import Store
@@ -117,11 +117,12 @@ def test_the_cheapest_masks_are_those_of_a_search_through_all(seed: int) -> None
 
 def test_stretched_schedules_keep_their_ends_and_their_pace() -> None:
     space = Space(jobs.make_path().table(), SearchConfig(steps=3, layers=True), COSTS)
-    assert stretched(space, (999, 666, 333)) == (999, 749, 500, 250)
+    assert space.resized((999, 666, 333), 4) == (999, 749, 500, 250)
+    assert space.resized((999, 749, 500, 250), 3) == (999, 666, 333)
     open_end = Space(jobs.make_path().table(), SearchConfig(steps=2, terminal_zero=False), COSTS)
-    assert stretched(open_end, (999, 500, 1)) == (999, 666, 334, 1)
+    assert open_end.resized((999, 500, 1), 4) == (999, 666, 334, 1)
     single = Space(jobs.make_path().table(), SearchConfig(steps=1), COSTS)
-    assert stretched(single, (999,)) == (999, 500)
+    assert single.resized((999,), 2) == (999, 500)
 
 
 def test_a_table_without_room_for_a_step_more_is_searched_without_masks() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 
 import pytest
 import torch
 from slipstream.core import VE
+from slipstream.core.layers import LayerMask
 from slipstream.core.reuse import ReuseSpan
 from slipstream.core.schedules import make_sigmas
 from slipstream.search import Schedule, ScheduleError, SearchConfig, search
@@ -18,6 +20,7 @@ from slipstream.search.paths import Trajectory
 from slipstream.search.report import result_text
 from slipstream.search.space import Candidate, Space, candidate_of
 from slipstream.search.starts import cheapest_extrapolated_path, extrapolated_jump_costs
+from slipstream.search.strategies import cross, mutate
 from slipstream_tests.search import jobs
 
 SIGMAS = [8.0, 6.0, 4.5, 3.0, 2.0, 1.0, 0.5]
@@ -143,6 +146,75 @@ def test_fitted_coefficients_pay(found):
     assert result.schedule.objective["value"] < 0.5 * plain.schedule.objective["value"]
 
 
+def test_the_result_is_no_worse_than_what_is_given(found):
+    """What a search with fewer calls found is returned where a hopeless search with more has nothing better."""
+    path, config, _, fewer = found
+    poor = dataclasses.replace(config, steps=20, computed=6, evaluations=1, fit=False, finalists=1)
+    begun = search(path, poor, given={"five calls": fewer.schedule})
+    value = begun.baselines["five calls"]
+    assert value == pytest.approx(fewer.schedule.objective["value"])
+    assert value < search(path, poor).schedule.objective["value"]
+    assert begun.schedule.objective["value"] == value
+    assert (begun.schedule.nfe, begun.schedule.reuse) == (5, fewer.schedule.reuse)
+    assert begun.warnings[-1].startswith("No searched schedule was better than 'five calls'")
+
+
+def test_a_search_begins_from_what_is_given(found):
+    path, config, _, best = found
+    made = candidate_of(best.schedule.levels, reuse=best.schedule.reuse)
+    tight = dataclasses.replace(config, evaluations=14)
+    scores = [search(path, tight, given=given).history[-1][1] for given in (None, {"list": torch.tensor(made.knots)})]
+    assert scores[1] < scores[0]
+
+
+def test_a_list_with_more_calls_is_a_start_and_no_rival(found):
+    path, config, _, _ = found
+    full = make_sigmas("karras", path.model.levels, 16)
+    result = search(path, dataclasses.replace(config, evaluations=8), given={"full": full})
+    assert "full" not in result.baselines
+    assert result.schedule.nfe == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Schedule((8.0, 0.0), {"sigma_min": 0.1, "sigma_max": 8.0}, masks=(LayerMask(8.0, 1.0, ("a",)),)), "without layer masks"),
+        (torch.tensor([700.0, 1.0, 0.0]), r"at most sigma .* but 'other' begins at 700\. It was made for another model"),
+        (torch.tensor([1.0, 0.5]), "end at 0 to begin from, but 'other' ends at 0.5"),
+        (torch.tensor([1.0, 2.0, 0.0]), "descend strictly"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_begun_from_is_refused_by_name(given, message):
+    with pytest.raises(ValueError, match=message):
+        search(jobs.make_path(), jobs.make_config(evaluations=1), given={"other": given})
+
+
+@pytest.mark.parametrize("fit", [None, False])
+def test_evolution_keeps_the_budget_and_improves(fit):
+    path = jobs.make_path()
+    full = tuple(make_sigmas("karras", path.model.levels, 12).tolist())
+    config = jobs.make_config(steps=12, computed=4, full=full, evaluations=60, strategy="evolution", fit=fit, pairs=16)
+    result = search(path, config)
+    assert (result.schedule.steps, result.schedule.nfe) == (12, 4)
+    assert len(result.history) > 1
+    assert result.schedule.objective["value"] <= min(result.baselines.values())
+
+
+def test_children_reuse_as_many_steps_as_they_may():
+    space = Space(torch.linspace(0.01, 10, 100, dtype=torch.float64), SearchConfig(steps=10, computed=4))
+    rng = random.Random(0)
+    parents = [((99, 70, 40, 10), (), space.filled((99, 70, 40, 10), kind)) for kind in ("linear", "last")]
+    children = [cross(space, *parents, rng) for _ in range(100)]
+    children += [mutate(space, rng.choice(parents), 0.5, 0.0, rng) for _ in range(100)]
+    for genome, masks, fill in children:
+        assert (len(genome), masks, len(fill)) == (4, (), 4)
+        assert sum(count for count, _ in fill) == 6
+        assert space.candidate(genome, masks, fill).steps == 10
+        assert space.point_of(space.candidate(genome, masks, fill))[0] == genome
+    assert len({fill for _, _, fill in children}) > 20
+    assert len({genome for genome, _, _ in children}) > 50
+
+
 def test_another_solver_keeps_its_own_coefficients():
     path = jobs.make_path(sampler="dpmpp_2m")
     config = jobs.make_config(steps=8, computed=4, evaluations=6)
@@ -212,7 +284,7 @@ def test_a_bad_file_is_refused_by_field(change, message):
         ({"computed": 0}, "Expected `computed`"),
         ({"computed": 5}, "Expected `computed`"),
         ({"computed": 2, "layers": True}, "`layers` off"),
-        ({"computed": 2, "strategy": "evolution"}, "Expected `strategy` auto or coordinate"),
+        ({"computed": 2, "strategy": "published"}, "Expected a `strategy` other than published"),
         ({"full": (1.0, 2.0, 0.0)}, "descend strictly"),
     ],
 )
