@@ -110,7 +110,7 @@ ALWAYS = {
     f"seed no_paste {MODEL}",
     "demo": f"out scenes size seed {MODEL}",
     "edit": "image preview only_preview move paste appearance drag",
-    "search": f"prompt prompts sampler cfg_scale size objective features pairs seed batch steps evaluations minutes strategy layers "
+    "search": f"prompt prompts sampler cfg_scale size objective features pairs seed batch steps evaluations minutes strategy layers begin "
     f"search_first_level store ray out chart {MODEL}",
     "compare": f"prompt prompts sampler cfg_scale size objective features pairs seed batch stock_steps repeats chart {MODEL}",
     "stream": f"input out prompt size max_frames t_index seed consistency similarity {MODEL}",

@@ -147,7 +147,7 @@ def test_a_mask_is_returned_only_when_it_is_better_on_held_out_pairs(
     masked: float, plain: float, stock: float, returned: str
 ) -> None:
     engine = Search(Task(jobs.make_path(), Paired(), jobs.make_config()), Store())
-    engine.stock = {"some": torch.tensor([14.0, 5.0, 0.5, 0.0])}
+    engine.baselines = {"some": Candidate((14.0, 5.0, 0.5, 0.0))}
     with_mask = Candidate((14.6, 3.0, 1.0, 0.0), (frozenset(), frozenset({"a"}), frozenset()))
     without = Candidate((14.6, 4.0, 1.0, 0.0))
     engine.path.sample = lambda *_, **__: torch.zeros(1)  # type: ignore[method-assign]
