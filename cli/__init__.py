@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .options import Parser
 
 log = logging.getLogger(__name__)
-COMMANDS: tuple[str, ...] = ("cow", "edit", "lmd", "search", "stream", "doctor")
+COMMANDS: tuple[str, ...] = ("cow", "edit", "lmd", "search", "stream", "live", "doctor")
 
 
 def build_parser() -> Parser:

@@ -86,14 +86,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--drop", action="store_true", help="treat a file like a camera: drop what is not taken in time"
     )
-    _add_method(parser.add_argument_group("method"))
+    add_method(parser.add_argument_group("method"))
     add_model(parser, "pocket-lcm")
     parser.arguments = {"weights": "--prompt", "threshold": "--similarity", "t_index_list": "--t-index"}
     parser.unused = UNUSED
     parser.set_defaults(run=run_stream)
 
 
-def _add_method(group: Any) -> None:
+def add_method(group: Any, live: bool = False) -> None:
+    """Declare what `config_of` reads; a `live` stream has no groups of frames and no recorded networks."""
     default = StreamConfig()
     group.add_argument("--strength", type=number(), default=0.5, help="how much is repainted (default %(default)s)")
     add_steps(group, default.steps)
@@ -103,7 +104,6 @@ def _add_method(group: Any) -> None:
     group.add_argument("--delta", type=number(), default=default.delta, help="trust in the residual, 0 to 1")
     group.add_argument("--renoise", choices=RENOISE, default=default.renoise)
     add_seed(group, default=default.seed)
-    group.add_argument("--frame-group", type=integer(), default=default.frame_group, help="frames that travel together")
     group.add_argument("--consistency", action="store_true", help="boundary scalings of LCM models")
     group.add_argument("--feedback", type=number(), default=0.0, help="share of the last result in a new frame")
     group.add_argument("--motion", type=number(), default=0.0, help="repaint fast frames less, 0 to 1")
@@ -111,6 +111,9 @@ def _add_method(group: Any) -> None:
     group.add_argument(
         "--similarity", type=number(), default=1.0, help="skip frames alike beyond this, 0.98 for example"
     )
+    if live:
+        return
+    group.add_argument("--frame-group", type=integer(), default=default.frame_group, help="frames that travel together")
     group.add_argument(
         "--blocks", type=integer(1), default=8, help="compare in so many parts across (default %(default)s)"
     )

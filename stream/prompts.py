@@ -76,6 +76,13 @@ class BlendedStream(StreamBatch):
         with self._lock:
             self._path, self._first, self._length = path, self._arrived, frames
 
+    def fade(self, cond: Any, frames: int) -> None:
+        """Go from the prompt that the newest frame has to `cond` over the next `frames`; 0 changes it at once, for all frames."""
+        if not frames:
+            return self.update(cond)
+        before, prompts = self.newest_prompt(), PromptBlend([1, 0], [0, 1])
+        self.move(lambda place: prompts.at([before, cond], place + 1, frames + 1), frames)
+
     @property
     def moving(self) -> bool:
         """Whether the prompt of the next frame is another one than that of the frame before may be."""

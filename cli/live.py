@@ -1,0 +1,194 @@
+"""`slipstream live`: the panel without ComfyUI, on the same route. `slipstream push`: frames of a file or a camera to a live stream."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import math
+import urllib.parse
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.images import pad_to_multiple
+from ..core.pipeline import Pipeline
+from ..core.unused import Unused
+from ..stream.live.client import Pushed
+from ..stream.live.client import push as push_frames
+from ..stream.live.osc import OscServer
+from ..stream.live.server import Server
+from ..stream.live.session import STREAMS, LiveStream
+from ..stream.live.settings import LiveSettings
+from ..stream.prompts import BlendedStream, PromptBlend
+from ..stream.sinks import POSSIBLE, check_sink, open_sink
+from ..stream.video import is_webcam, open_source
+from .options import add_model, add_prompt, checked, integer, load_pipeline, number, parse_size
+from .progress import Progress
+from .stream import UNUSED as STREAM_UNUSED
+from .stream import add_method, config_of
+
+log = logging.getLogger(__name__)
+PORT = 8189
+LOOPBACK = "127.0.0.1"
+# Of `slipstream stream`: frames of a live stream come one by one, and a recorded network cannot change its number of steps.
+NOT_LIVE = {"frame_group": 1, "graph": False}
+
+
+def _described(pipe: Pipeline) -> str:
+    slow = " Frames are slow on a CPU: the rate below is what it gives." if pipe.device.type == "cpu" else ""
+    return f"On {pipe.device}, {str(pipe.dtype).removeprefix('torch.')}.{slow}"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare `live` and `push`."""
+    parser = subparsers.add_parser("live", help="camera to screen in a browser: a page with live settings")
+    add_prompt(parser, "prompt at the start; typed in the page while it runs")
+    parser.add_argument(
+        "--size",
+        type=checked(parse_size),
+        metavar="WIDTHxHEIGHT",
+        help="of a frame (default 512x512; 128x128 with a bundled model)",
+    )
+    parser.add_argument(
+        "--host", default=LOOPBACK, help="address to serve at; another one is reachable by others (default %(default)s)"
+    )
+    parser.add_argument("--port", type=integer(0, 65535), default=PORT, help="default %(default)s; 0 takes a free one")
+    parser.add_argument(
+        "--osc",
+        type=integer(1, 65535),
+        metavar="PORT",
+        help="take live settings over OSC too: /slipstream/strength 0.4",
+    )
+    parser.add_argument("--osc-host", default=LOOPBACK, help="address of --osc (default %(default)s)")
+    parser.add_argument("--once", action="store_true", help="end with the first stream")
+    add_method(parser.add_argument_group("method"), live=True)
+    add_model(parser, "pocket-lcm")
+    parser.arguments = {"threshold": "--similarity", "t_index_list": "--t-index", "guidance_scale": "--cfg"}
+    only = {"frame_group", "graph", "blocks", "fps", "drop", "blend"}
+    parser.unused = (
+        *(rule for rule in STREAM_UNUSED if not only & set(rule.inputs.split())),
+        Unused("osc_host", lambda v: v.osc is None, "without --osc. Give its port."),
+    )
+    parser.set_defaults(run=run_live)
+    _add_push(subparsers)
+
+
+def _add_push(subparsers: Any) -> None:
+    parser = subparsers.add_parser("push", help="send a video or a camera to a live stream, and store what comes back")
+    parser.add_argument(
+        "--host",
+        required=True,
+        metavar="URL",
+        help="of the stream, as its panel shows it: http://.../slipstream/live/ID",
+    )
+    parser.add_argument("--input", required=True, help='video file, folder of images, or "webcam"')
+    parser.add_argument("--out", "--output", help=f"{POSSIBLE} (default: nothing is stored)".replace("%", "%%"))
+    parser.add_argument("--fps", type=number(0.01), default=25.0, help="of a folder of images (default %(default)s)")
+    parser.add_argument("--loop", action="store_true", help="begin again at the end, until the stream ends")
+    parser.add_argument("--prompt", help="set the prompt first")
+    parser.add_argument("--strength", type=number(), help="set the strength first")
+    parser.unused = (Unused("fps", lambda v: is_webcam(v.input), "on a webcam. Leave it out."),)
+    parser.set_defaults(run=run_push)
+
+
+def settings_of(args: argparse.Namespace) -> LiveSettings:
+    """Return what the options say of the live settings."""
+    return LiveSettings(
+        prompt=args.prompt or "", negative=args.negative, strength=args.strength, steps=args.steps, t_index_list=args.t_index or "",
+        guidance=args.guidance, guidance_scale=args.cfg_scale, delta=args.delta, seed=args.seed, feedback=args.feedback,
+        motion=args.motion, similarity=args.similarity,
+    )  # fmt: skip
+
+
+def run_live(args: argparse.Namespace) -> int:
+    """Run the command until Ctrl-C: each time the page starts, a stream runs on the model that stays loaded."""
+    vars(args).update(NOT_LIVE)
+    size = args.size or ((128, 128) if args.model.startswith("pocket") else (512, 512))
+    settings, base = settings_of(args), config_of(args)
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(args.host, args.port))
+        stream = LiveStream(settings, size)
+        current = [stream]
+        if args.osc is not None:
+            stack.enter_context(OscServer(args.osc_host, args.osc, lambda: current[0]))
+        pipe = load_pipeline(args)
+        log.info("The panel is at %s/#%s (Ctrl-C ends it).", server.url, stream.id)
+        log.info(
+            "slipstream push --host %s/slipstream/live/%s --input clip.mp4 --output out.mp4", server.url, stream.id
+        )
+        while True:
+            current[0] = LiveStream(settings, size, note=_described(pipe), id=stream.id)
+            STREAMS.open(current[0])
+            try:
+                run_one(current[0], pipe, base)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(current[0].statistics.text()) from None
+            except (ValueError, RuntimeError) as error:  # told in the page; the next start begins again
+                log.error("%s", error)
+                if args.once:
+                    raise
+            finally:
+                STREAMS.close(current[0])
+            log.info("%s", current[0].text())
+            settings = current[0].settings
+            if args.once:
+                return 0
+
+
+def run_one(live: LiveStream, pipe: Pipeline, base: Any) -> None:
+    """Run one live stream on a pipeline; `base` holds what its settings do not."""
+    height, width = live.size
+    padded = math.ceil(height / pipe.downscale) * pipe.downscale, math.ceil(width / pipe.downscale) * pipe.downscale
+
+    def prompts(settings: LiveSettings) -> tuple[Any, Any]:
+        encoded = pipe.encode_text([settings.prompt, settings.negative], padded)
+        return encoded.take([0]), encoded.take([1])
+
+    def encode(image: Tensor) -> Tensor:
+        return pipe.encode_image(pad_to_multiple(image, pipe.downscale))
+
+    cond, uncond = prompts(live.settings)
+    batch = BlendedStream(pipe.model, [cond], PromptBlend([1.0]), 0, uncond, base.changed(**live.settings.updates()))
+
+    def apply(old: LiveSettings, new: LiveSettings) -> None:
+        cond, uncond = prompts(new)
+        batch.update(None, uncond, **new.updates())
+        if new.prompt != old.prompt:
+            batch.fade(cond, new.crossfade)
+
+    live.run(batch, encode, functools.partial(pipe.decode_async, dtype=torch.uint8), apply, device=pipe.device)
+
+
+def run_push(args: argparse.Namespace) -> int:
+    """Run the command; what has come back is in the output whatever happens."""
+    url = stream_url(args.host)
+    settings = {name: getattr(args, name) for name in ("prompt", "strength") if getattr(args, name) is not None}
+    if args.out is not None:
+        check_sink(args.out, args.input)
+    source = open_source(args.input, args.fps)
+    with ExitStack() as stack:
+        sink = stack.enter_context(open_sink(args.out, source)) if args.out is not None else None
+        progress = stack.enter_context(Progress("frame"))
+
+        def show(pushed: Pushed) -> None:
+            progress.show(pushed.shown, 0 if args.loop else source.count, pushed.report.get("limit", ""))
+
+        found = push_frames(url, source, sink, settings, args.loop, show)
+    log.info("%s%s", found.text(), f"; {found.ended}" if found.ended else "")
+    if source.problem:
+        log.warning("%s: %s. What could be read was sent.", args.input, source.problem)
+    return 0
+
+
+def stream_url(host: str) -> str:
+    """Return the address of a stream's route of what a user gave: that, or the page with the stream's name behind #."""
+    parts = urllib.parse.urlsplit(host if "://" in host else f"http://{host}")
+    path = f"/slipstream/live/{parts.fragment}" if parts.fragment else parts.path
+    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.netloc or not path.strip("/"):
+        raise ValueError(
+            f"Expected `host` to be the address of a stream, but got {host!r}. The panel shows it: http://HOST:PORT/slipstream/live/ID."
+        )
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, "", ""))

@@ -1,0 +1,167 @@
+"""A client in Python: frames of a video or a camera up, results into a file. The protocol is in docs/live.md."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ...core.images import cover, encode_jpeg, read_encoded
+from ...core.tensors import image_to_bytes
+from ..queues import percentile
+from ..sinks import FrameSink
+from ..video import FrameSource, Stamp
+from . import wire
+from .routes import LARGEST
+from .server import import_aiohttp
+
+LAST = 3.0  # seconds that the results of the last frames are waited for
+KEPT = 1024  # frames on their way whose times are known; older ones were dropped
+
+
+@dataclass
+class Pushed:
+    """What became of a push: frames sent and shown, delays in ms, and why it ended."""
+
+    sent: int = 0
+    shown: int = 0
+    delays: list[float] = field(default_factory=list)
+    ended: str = ""
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Return it in one line."""
+        ordered = sorted(self.delays)
+        return (
+            f"{self.sent} frames sent, {self.shown} came back, {self.sent - self.shown} were dropped; from sent to shown p50 "
+            f"{percentile(ordered, 50):.0f} / p95 {percentile(ordered, 95):.0f} ms; limited by {self.report.get('limit') or 'nothing'}"
+        )
+
+
+def push(
+    url: str, source: FrameSource, sink: FrameSink | None = None, settings: dict[str, Any] | None = None, loop: bool = False,
+    progress: Callable[[Pushed], None] = lambda pushed: None,
+) -> Pushed:  # fmt: skip
+    """Send the frames of `source` at its own pace to the stream at `url`, and write what comes back to `sink`.
+
+    Args:
+        url: as the panel shows it: http://host:port/slipstream/live/ID.
+        settings: live settings to set first.
+        loop: begin again at the end of a file.
+
+    Raises:
+        ValueError: the stream cannot be reached or has a producer already, or refuses a setting.
+    """
+    return asyncio.run(_Push(url, source, sink, settings or {}, loop, progress).run())
+
+
+class _Push:
+    def __init__(
+        self, url: str, source: FrameSource, sink: FrameSink | None, settings: dict[str, Any], *how: Any
+    ) -> None:
+        self.url, self.source, self.sink, self.settings = url, source, sink, settings
+        self.loop, self.progress = how
+        self.found = Pushed()
+        self.size: tuple[int, int] | None = None
+        self.producer = False
+        self.begun = asyncio.Event()
+        self.stamps: dict[int, Stamp] = {}
+        self.last: Tensor | None = None
+
+    async def run(self) -> Pushed:
+        aiohttp = import_aiohttp()
+        try:
+            async with aiohttp.ClientSession() as session, session.ws_connect(self.url, max_msg_size=LARGEST) as socket:
+                await self._talk(socket)
+        except aiohttp.ClientError as error:
+            status = getattr(error, "status", None)
+            reason = "there is no stream of this name" if status == 404 else getattr(error, "message", "") or str(error)
+            raise ValueError(
+                f"Expected `host` to be the address of a running live stream, but {self.url} is not: {reason}."
+            ) from None
+        return self.found
+
+    async def _talk(self, socket: Any) -> None:
+        reader = asyncio.create_task(self._read(socket))
+        try:
+            await asyncio.wait(
+                [reader, asyncio.create_task(self.begun.wait())], return_when=asyncio.FIRST_COMPLETED, timeout=20
+            )
+            if not self.producer:
+                raise ValueError(
+                    "Expected to be the one that sends frames, but another client does. Stop that one first."
+                )
+            if self.settings:
+                await socket.send_str(json.dumps({"type": "set", **self.settings}))
+            sender = asyncio.create_task(self._send(socket))
+            await asyncio.wait([reader, sender], return_when=asyncio.FIRST_COMPLETED)
+            if sender.done():
+                sender.result()
+                await asyncio.wait([reader], timeout=LAST)
+            sender.cancel()
+        finally:
+            await socket.close()
+            await asyncio.gather(reader)
+
+    async def _read(self, socket: Any) -> None:
+        async for message in socket:
+            if isinstance(message.data, str):
+                self._told(json.loads(message.data))
+            else:
+                self._shown(*wire.unpack(message.data, (wire.RESULT, wire.REPEAT)))
+            if self.found.ended:
+                return
+
+    def _told(self, message: dict[str, Any]) -> None:
+        if message["type"] == "hello":
+            self.size = (message["size"][1], message["size"][0])
+            if self.sink is not None:
+                self.sink.check(*self.size)
+        elif message["type"] == "role":
+            self.producer = message["producer"]
+            self.begun.set()
+        elif message["type"] == "statistics":
+            self.found.report = message
+        elif message["type"] == "refused" and message["kind"] in ("malformed", "setting") and not self.found.sent:
+            raise ValueError(message["reason"])
+        elif message["type"] == "ended":
+            self.found.ended = message["reason"]
+
+    def _shown(self, head: wire.Head, body: bytes) -> None:
+        self.found.delays.append(1000 * time.perf_counter() - head.captured)
+        del self.found.delays[:-KEPT]
+        self.found.shown += 1
+        self.last = read_encoded(body) if body else self.last
+        stamp = self.stamps.pop(head.sequence, None)
+        if self.sink is not None and stamp is not None and self.last is not None:
+            self.sink.write(self.last, stamp)
+        self.progress(self.found)
+
+    async def _send(self, socket: Any) -> None:
+        """Send frames when their time has come; a camera's own when they are there."""
+        begun, frames = time.perf_counter(), self._frames()
+        while (pair := await asyncio.to_thread(next, frames, None)) is not None:
+            data, stamp, seconds = pair
+            if not self.source.live:
+                await asyncio.sleep(max(0.0, begun + seconds - time.perf_counter()))
+            self.found.sent += 1
+            self.stamps[self.found.sent] = stamp
+            self.stamps.pop(self.found.sent - KEPT, None)
+            await socket.send_bytes(wire.pack(wire.Head(wire.FRAME, self.found.sent, 1000 * time.perf_counter()), data))
+
+    def _frames(self) -> Iterator[tuple[bytes, Stamp, float]]:
+        assert self.size is not None
+        offset = 0.0
+        while True:
+            end = 0.0
+            for image, stamp in self.source:
+                yield encode_jpeg(image_to_bytes(cover(image, *self.size)), 92), stamp, offset + stamp.seconds
+                end = stamp.seconds + float(stamp.length * stamp.time_base or 1 / self.source.rate)
+            if not self.loop or end == 0:
+                return
+            offset += end

@@ -1,0 +1,454 @@
+// The panel of a live stream: source, input and output, live settings, readouts. Knows nothing of ComfyUI: see ../live.js and page.html.
+//
+// new Panel(element, { settings, address, start, stop, onSettings, compact }): `address(id)` gives the websocket's URL, `start()` begins a
+// run (its id comes by connect), `onSettings(values)` gets what was changed here or elsewhere.
+import { Connection } from "./connection.js";
+import { Source } from "./source.js";
+import { REPEAT, middle, percentile } from "./wire.js";
+
+const STYLE = `
+.slipstream-live { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; box-sizing: border-box; font: 12px/16px sans-serif;
+  color: var(--input-text, #ddd); background: var(--comfy-menu-bg, #202020); padding: 6px; border-radius: 6px; overflow: auto; }
+.slipstream-live .bar { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; }
+.slipstream-live button, .slipstream-live select, .slipstream-live textarea, .slipstream-live input[type=text], .slipstream-live input[type=number] {
+  font: inherit; color: inherit; background: var(--comfy-input-bg, #333); border: 1px solid var(--border-color, #555); border-radius: 4px; padding: 3px 7px; }
+.slipstream-live button { cursor: pointer; }
+.slipstream-live button:disabled { opacity: 0.4; cursor: default; }
+.slipstream-live button.main { background: #2a6fb0; border-color: #4aa8ff; color: #fff; }
+.slipstream-live button.on { background: #a33; border-color: #f66; color: #fff; }
+.slipstream-live .stage { flex: 1 1 0; min-height: 150px; display: flex; gap: 4px; justify-content: center; position: relative; background: #111; border-radius: 4px; overflow: hidden; }
+.slipstream-live .stage > * { flex: 1 1 0; min-width: 0; width: 100%; height: 100%; object-fit: contain; }
+.slipstream-live[data-view=output] .stage .input, .slipstream-live[data-source=pushed] .stage .input { display: none; }
+.slipstream-live .hint { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center; text-align: center; padding: 16px; color: #aaa; pointer-events: none; }
+.slipstream-live .hint:empty { display: none; }
+.slipstream-live .says { min-height: 16px; overflow-wrap: anywhere; user-select: text; }
+.slipstream-live .says.bad { color: #f9a; }
+.slipstream-live .readouts { color: #bbb; font-variant-numeric: tabular-nums; user-select: text; min-height: 32px; }
+.slipstream-live .readouts b { color: #fff; font-weight: 600; }
+.slipstream-live .settings { display: grid; grid-template-columns: max-content 1fr 52px; gap: 3px 8px; align-items: center; }
+.slipstream-live .settings textarea, .slipstream-live .settings .wide { grid-column: 2 / 4; width: 100%; box-sizing: border-box; resize: vertical; }
+.slipstream-live .settings output { text-align: right; font-variant-numeric: tabular-nums; }
+.slipstream-live .settings .off { opacity: 0.4; }
+.slipstream-live summary { cursor: pointer; padding: 2px 0; }
+.slipstream-live code { user-select: all; background: #111; padding: 1px 4px; border-radius: 3px; overflow-wrap: anywhere; }
+.slipstream-live:fullscreen { padding: 10px; }
+`;
+const SOURCES = { camera: "Camera", screen: "Screen", file: "Video file", pushed: "Pushed frames" };
+const VIEWS = { both: "Side by side", output: "Output only" };
+// name, label, kind or [least, most, step], what it does
+const SETTINGS = [
+  ["prompt", "Prompt", "text", "What the image shows. Faded in over the frames of Crossfade."],
+  ["negative", "Negative", "text", "What to avoid; used by onetime and full guidance."],
+  ["crossfade", "Crossfade", [0, 60, 1], "Frames over which a new prompt is faded in."],
+  ["strength", "Strength", [0.02, 1, 0.01], "How much of a frame is repainted."],
+  ["steps", "Steps", [1, 8, 1], "Denoising steps of a frame. Each after the first adds a frame of delay."],
+  ["t_index_list", "Index list", "list", "In place of strength and steps: indices of the LCM grid, such as 32,45. Empty: not used."],
+  ["guidance", "Guidance", ["self", "onetime", "full", "none"], "The kind of the guidance."],
+  ["guidance_scale", "Scale", [1, 8, 0.05], "Of the guidance; 1 is off."],
+  ["delta", "Delta", [0, 1, 0.05], "Below 1 softens self and onetime guidance."],
+  ["seed", "Seed", "number", "Of the noise, which is the same for all frames."],
+  ["feedback", "Feedback", [0, 0.95, 0.05], "Share of the last result in a new frame: less flicker, more trails."],
+  ["motion", "Motion", [0, 1, 0.05], "How much less a fast moving frame is repainted."],
+  ["similarity", "Similarity", [0.8, 1, 0.001], "Frames alike beyond this are skipped; 1 skips none."],
+];
+const TYPING = 350; // ms without a key until a text is sent
+const RECENT = 4000; // ms that delays are measured over
+const RATE = 31; // frames a second that are sent at most
+
+export class Panel {
+  connection = null;
+  running = false;
+  delays = []; // [time shown, delay]
+  times = []; // when frames were sent
+  shown = 0;
+
+  constructor(root, options) {
+    Object.assign(this, { root, options, settings: { ...options.settings }, controls: {}, timers: {} });
+    root.classList.add("slipstream-live");
+    if (!document.getElementById("slipstream-live-style")) {
+      document.head.append(Object.assign(document.createElement("style"), { id: "slipstream-live-style", textContent: STYLE }));
+    }
+    this.build();
+    this.source = new Source(this.video, (captured) => this.captured(captured));
+    this.grabber = document.createElement("canvas");
+    this.setView("both");
+    this.setSource("camera");
+    this.state();
+  }
+
+  // -- parts
+
+  build() {
+    const make = (tag, props = {}, ...children) => {
+      const element = Object.assign(document.createElement(tag), props);
+      element.append(...children);
+      return element;
+    };
+    const choice = (name, entries, change) => {
+      const select = make("select", { title: name, onchange: () => change(select.value) });
+      select.dataset.act = name;
+      for (const [value, text] of Object.entries(entries)) select.append(make("option", { value, textContent: text }));
+      return select;
+    };
+    const button = (name, text, title, click) => {
+      const element = make("button", { type: "button", textContent: text, title, onclick: click });
+      element.dataset.act = name;
+      return element;
+    };
+    this.startButton = button("start", "Start", "Open the source and run", () => this.start());
+    this.startButton.className = "main";
+    this.stopButton = button("stop", "Stop", "End the stream; the last frames are kept", () => this.stop());
+    this.sourceSelect = choice("source", SOURCES, (value) => this.setSource(value));
+    this.viewSelect = choice("view", VIEWS, (value) => this.setView(value));
+    this.fileInput = make("input", { type: "file", accept: "video/*", hidden: true, onchange: () => this.fileChosen() });
+    this.fileButton = button("file", "Choose file", "A video of this computer; it is not uploaded, only its frames are", () => this.fileInput.click());
+    this.recordButton = button("record", "Record", "Record the output; the video is saved by the browser", () => this.record());
+    const full = button("full", "Full screen", "Show the panel on the whole screen", () => this.fullScreen());
+    const bar = make("div", { className: "bar" });
+    bar.append(this.startButton, this.stopButton, this.sourceSelect, this.fileButton, this.fileInput, this.viewSelect, full, this.recordButton);
+    this.video = make("video", { className: "input" });
+    this.canvas = make("canvas", { className: "output", width: 512, height: 512 });
+    this.hint = make("div", { className: "hint" });
+    const stage = make("div", { className: "stage" }, this.video, this.canvas, this.hint);
+    this.says = make("div", { className: "says" });
+    this.says.setAttribute("role", "status");
+    this.readouts = make("div", { className: "readouts" });
+    this.grid = make("div", { className: "settings" });
+    for (const [name, label, kind, tip] of SETTINGS) this.addSetting(make, name, label, kind, tip);
+    const folded = make("details", { open: !this.options.compact }, make("summary", { textContent: "Live settings" }), this.grid);
+    this.root.append(bar, stage, this.says, this.readouts, folded);
+    // The graph must not move while somebody works here.
+    for (const name of ["pointerdown", "wheel", "keydown", "dblclick"]) this.root.addEventListener(name, (e) => e.stopPropagation());
+  }
+
+  addSetting(make, name, label, kind, tip) {
+    const title = make("label", { textContent: label, title: tip });
+    const output = make("output");
+    let input;
+    if (kind === "text") input = make("textarea", { rows: 2, title: tip, oninput: () => this.typed(name) });
+    else if (kind === "list") input = make("input", { type: "text", className: "wide", title: tip, oninput: () => this.typed(name) });
+    else if (kind === "number") input = make("input", { type: "number", className: "wide", min: 0, step: 1, title: tip, onchange: () => this.change(name) });
+    else if (typeof kind[0] === "string") {
+      input = make("select", { className: "wide", title: tip, onchange: () => this.change(name) });
+      for (const value of kind) input.append(make("option", { value, textContent: value }));
+    } else {
+      const [min, max, step] = kind;
+      input = make("input", { type: "range", min, max, step, title: tip, oninput: () => this.change(name) });
+    }
+    input.dataset.setting = name;
+    title.append(" ");
+    this.grid.append(title, input);
+    if (input.type === "range") this.grid.append(output);
+    this.controls[name] = { input, output, title };
+    this.show(name);
+  }
+
+  // -- settings
+
+  show(name) {
+    const { input, output, title } = this.controls[name];
+    const value = this.settings[name];
+    const text = Array.isArray(value) ? value.join(",") : String(value ?? "");
+    if (document.activeElement !== input || input.type === "range") if (input.value !== text) input.value = text;
+    output.value = text;
+    const why = this.without?.[name];
+    input.disabled = Boolean(why);
+    for (const part of [input, title]) part.classList.toggle("off", Boolean(why));
+    if (why) title.title = input.title = why;
+  }
+
+  /** Take settings over that were changed elsewhere: typed into the node, or sent by the stream. */
+  setSettings(settings) {
+    for (const [name, value] of Object.entries(settings)) {
+      if (!(name in this.controls) || this.timers[name]) continue;
+      this.settings[name] = value;
+      this.show(name);
+    }
+  }
+
+  typed(name) {
+    clearTimeout(this.timers[name]);
+    this.timers[name] = setTimeout(() => this.change(name), TYPING);
+  }
+
+  change(name) {
+    const { input } = this.controls[name];
+    clearTimeout(this.timers[name]);
+    delete this.timers[name];
+    const numeric = input.type === "range" || input.type === "number";
+    this.put({ [name]: numeric ? Number(input.value) : input.value });
+    this.show(name);
+  }
+
+  /** Change settings as if by hand. */
+  put(values) {
+    Object.assign(this.settings, values);
+    this.options.onSettings?.(values);
+    this.connection?.send({ type: "set", ...values });
+  }
+
+  // -- source and run
+
+  setSource(kind) {
+    if (this.source?.opened && this.source.kind !== kind) this.source.close();
+    this.sourceSelect.value = kind;
+    this.kind = this.root.dataset.source = kind;
+    this.fileButton.hidden = kind !== "file";
+    this.options.onPanel?.({ source: kind });
+    if (this.running && kind !== "pushed") this.openSource();
+    this.state();
+  }
+
+  setView(view) {
+    this.viewSelect.value = this.root.dataset.view = this.view = view;
+    this.options.onPanel?.({ view });
+  }
+
+  fileChosen() {
+    const file = this.fileInput.files[0];
+    this.fileButton.textContent = file ? file.name.slice(0, 24) : "Choose file";
+    if (this.running && file) this.openSource();
+  }
+
+  async openSource() {
+    try {
+      await this.source.open(this.kind, this.fileInput.files[0]);
+      return true;
+    } catch (error) {
+      this.say(error.message, true);
+      return false;
+    }
+  }
+
+  async start() {
+    if (this.running) return;
+    this.say("");
+    if (this.kind !== "pushed" && !(await this.openSource())) return;
+    this.running = true;
+    this.state();
+    try {
+      await this.options.start();
+    } catch (error) {
+      this.ended(error.message);
+    }
+  }
+
+  stop() {
+    if (this.connection && !this.connection.ended) this.connection.send({ type: "stop" });
+    else this.ended("Stopped.");
+    this.options.stop?.();
+  }
+
+  /** Join the stream of a run. */
+  connect(id) {
+    this.connection?.close();
+    this.id = id;
+    this.running = true;
+    [this.delays, this.times, this.shown] = [[], [], 0];
+    const connection = new Connection(this.options.address(id), {
+      open: () => this.say(""),
+      text: (message) => this.told(message),
+      result: (result) => this.result(result),
+      closed: (reason) => connection === this.connection && this.ended(reason),
+    });
+    this.connection = connection;
+    if (this.kind !== "pushed" && !this.source.opened) {
+      if (this.kind === "camera") this.openSource();
+      else this.say(`Press Start to choose the ${this.kind}.`, true);
+    }
+    this.state();
+  }
+
+  ended(reason, bad = !/^(Stopped|Left)/.test(reason)) {
+    this.running = false;
+    this.connection = null;
+    this.producer = false;
+    this.source.close();
+    this.stopRecording();
+    this.say(reason, bad);
+    this.options.onEnd?.(reason);
+    this.state();
+  }
+
+  told(message) {
+    if (message.type === "hello") this.hello(message);
+    else if (message.type === "role") this.role(message.producer);
+    else if (message.type === "settings") this.changed(message.settings);
+    else if (message.type === "statistics") this.report(message);
+    else if (message.type === "refused") this.say(message.reason, true);
+    else if (message.type === "lost") this.say(`The connection is lost; next try in ${message.seconds} s.`, true);
+    else if (message.type === "paused" && !this.producer) this.connection.send({ type: "produce" });
+  }
+
+  hello({ settings, size, note, without }) {
+    this.without = without;
+    [this.grabber.width, this.grabber.height] = size;
+    this.note = note;
+    this.changed(settings);
+    this.say(note);
+  }
+
+  changed(settings) {
+    this.setSettings(settings);
+    this.options.onSettings?.(settings);
+  }
+
+  role(producer) {
+    this.producer = producer;
+    if (!producer && this.kind !== "pushed") this.say("Another page sends the frames; this one shows them.");
+    this.state();
+  }
+
+  // -- frames up
+
+  captured(captured) {
+    const now = performance.now();
+    const connection = this.connection;
+    if (!connection || !this.producer || this.kind === "pushed" || this.grabbing) return;
+    if (now - (this.sent ?? 0) < 1000 / RATE - 4 || !connection.free) return;
+    this.sent = now;
+    this.grabbing = true;
+    const { video, grabber } = this;
+    const part = middle(video.videoWidth, video.videoHeight, grabber.width, grabber.height);
+    grabber.getContext("2d").drawImage(video, ...part, 0, 0, grabber.width, grabber.height);
+    grabber.toBlob(
+      async (blob) => {
+        try {
+          if (blob) connection.sendFrame(captured, await blob.arrayBuffer());
+          this.times.push(now);
+        } finally {
+          this.grabbing = false;
+        }
+      },
+      "image/jpeg",
+      0.85,
+    );
+  }
+
+  // -- frames down
+
+  async result(result) {
+    this.waiting = result;
+    if (this.drawing) return;
+    this.drawing = true;
+    while (this.waiting) {
+      const next = this.waiting;
+      this.waiting = null;
+      try {
+        await this.draw(next);
+      } catch {
+        this.say("A frame that came back could not be shown.", true);
+      }
+    }
+    this.drawing = false;
+  }
+
+  async draw({ kind, captured, body }) {
+    if (kind !== REPEAT) {
+      const image = await createImageBitmap(new Blob([body], { type: "image/jpeg" }));
+      const { canvas } = this;
+      if (canvas.width !== image.width || canvas.height !== image.height) [canvas.width, canvas.height] = [image.width, image.height];
+      canvas.getContext("2d").drawImage(image, 0, 0);
+      image.close();
+    }
+    this.shown += 1;
+    this.hint.textContent = "";
+    const now = performance.now();
+    // A pushed frame has the clock of another program.
+    if (this.producer && this.kind !== "pushed") this.delays.push([now, now - captured]);
+    this.options.onShown?.(this.shown);
+  }
+
+  // -- readouts
+
+  report(s) {
+    const now = performance.now();
+    this.delays = this.delays.filter(([at]) => now - at < RECENT);
+    this.times = this.times.filter((at) => now - at < RECENT);
+    const delays = this.delays.map(([, delay]) => delay);
+    const ms = (value) => (value === null ? "-" : `${Math.round(value)} ms`);
+    const stages = ["encode", "denoise", "decode", "publish"].map((name) => `${name} ${s[`${name}_ms`].toFixed(1)}`);
+    const where = delays.length ? "capture to display" : "in the server";
+    const p = (percent) => (delays.length ? percentile(delays, percent) : s[`latency_p${percent}_ms`]);
+    this.last = { ...s, p50: percentile(delays, 50), p95: percentile(delays, 95) };
+    const lines = [
+      [["in", `${s.fps_in.toFixed(1)} fps`], ["out", `${s.fps_out.toFixed(1)} fps`], [where, `p50 ${ms(p(50))}, p95 ${ms(p(95))}`]],
+      [["dropped", s.dropped + (this.connection?.left ?? 0)], ["skipped", s.skipped], ["stages", `${stages.join(" + ")} ms`]],
+      [["limited by", s.limit || "nothing yet: no frame came"]],
+    ];
+    this.readouts.replaceChildren(
+      ...lines.map((parts) => {
+        const line = document.createElement("div");
+        parts.forEach(([name, value], i) => {
+          const strong = document.createElement("b");
+          strong.textContent = value;
+          line.append(i ? " · " : "", `${name} `, strong);
+        });
+        return line;
+      }),
+    );
+  }
+
+  say(text, bad = false) {
+    this.says.textContent = text;
+    this.says.classList.toggle("bad", bad);
+  }
+
+  state() {
+    const pushed = this.kind === "pushed";
+    this.startButton.disabled = this.running;
+    this.stopButton.disabled = !this.running;
+    this.recordButton.disabled = !this.running && !this.recorder;
+    if (!this.running && !this.shown) this.hint.textContent = pushed ? "Press Start, then push frames." : "Choose a source and press Start.";
+    else if (this.running && !this.shown) this.hint.textContent = this.connection ? "Waiting for the first frame." : "Starting: the model is loading.";
+    if (pushed && this.connection) {
+      const code = document.createElement("code");
+      code.textContent = `slipstream push --host ${this.options.address(this.id).replace(/^ws/, "http")} --input clip.mp4 --output out.mp4`;
+      this.says.replaceChildren("Push frames with: ", code);
+      this.says.classList.remove("bad");
+    }
+  }
+
+  // -- record, full screen, end
+
+  record() {
+    if (this.recorder) return this.stopRecording();
+    if (!window.MediaRecorder || !this.canvas.captureStream) return this.say("This browser cannot record. Use slipstream push --output.", true);
+    const type = ["video/mp4;codecs=avc1", "video/webm;codecs=vp9", "video/webm"].find((t) => MediaRecorder.isTypeSupported(t));
+    const parts = [];
+    const recorder = new MediaRecorder(this.canvas.captureStream(30), { mimeType: type, videoBitsPerSecond: 8_000_000 });
+    recorder.ondataavailable = ({ data }) => data.size && parts.push(data);
+    recorder.onstop = () => {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob(parts, { type }));
+      link.download = `live.${type.includes("mp4") ? "mp4" : "webm"}`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+      this.say(`Saved ${link.download}.`);
+    };
+    recorder.start(1000);
+    this.recorder = recorder;
+    this.recordButton.textContent = "Stop recording";
+    this.recordButton.classList.add("on");
+  }
+
+  stopRecording() {
+    this.recorder?.stop();
+    this.recorder = null;
+    this.recordButton.textContent = "Record";
+    this.recordButton.classList.remove("on");
+    this.state();
+  }
+
+  fullScreen() {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else this.root.requestFullscreen?.().catch(() => this.say("The browser refused the full screen.", true));
+  }
+
+  destroy() {
+    this.connection?.close();
+    this.source.close();
+    this.recorder?.stop();
+    Object.values(this.timers).forEach(clearTimeout);
+  }
+}
