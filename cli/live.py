@@ -21,7 +21,7 @@ from ..stream.live.client import push as push_frames
 from ..stream.live.osc import OscServer
 from ..stream.live.server import Server
 from ..stream.live.session import STREAMS, LiveStream
-from ..stream.live.settings import LiveSettings
+from ..stream.live.settings import LiveSettings, read_indices
 from ..stream.prompts import BlendedStream, PromptBlend
 from ..stream.sinks import POSSIBLE, check_sink, open_sink
 from ..stream.video import is_webcam, open_source
@@ -97,9 +97,9 @@ def _add_push(subparsers: Any) -> None:
 def settings_of(args: argparse.Namespace) -> LiveSettings:
     """Return what the options say of the live settings."""
     return LiveSettings(
-        prompt=args.prompt or "", negative=args.negative, strength=args.strength, steps=args.steps, t_index_list=args.t_index or "",
-        guidance=args.guidance, guidance_scale=args.cfg_scale, delta=args.delta, seed=args.seed, feedback=args.feedback,
-        motion=args.motion, similarity=args.similarity,
+        prompt=args.prompt or "", negative=args.negative, strength=args.strength, steps=args.steps,
+        t_index_list=read_indices(args.t_index or ""), guidance=args.guidance, guidance_scale=args.cfg_scale, delta=args.delta,
+        seed=args.seed, feedback=args.feedback, motion=args.motion, similarity=args.similarity,
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def run_live(args: argparse.Namespace) -> int:
             "slipstream push --host %s/slipstream/live/%s --input clip.mp4 --output out.mp4", server.url, stream.id
         )
         while True:
-            current[0] = LiveStream(settings, size, note=_described(pipe), id=stream.id)
+            current[0] = LiveStream(settings, size, note=_described(pipe), id=stream.id, wait=math.inf)
             STREAMS.open(current[0])
             try:
                 run_one(current[0], pipe, base)

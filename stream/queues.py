@@ -120,8 +120,8 @@ class Statistics:
                 "dropped_in": self.queues[0].dropped if self.queues else 0,
                 "dropped_out": self.queues[1].dropped if self.queues else 0,
                 "skipped": self.skipped,
-                "fps_in": self._rate(self._arrivals),
-                "fps_out": self._rate(self._departures),
+                "fps_in": self.rate(self._arrivals),
+                "fps_out": self.rate(self._departures),
             }
             report |= {f"{name}_ms": 1000 * seconds for name, seconds in self._means().items()}
             report |= {f"latency_p{p}_ms": 1000 * percentile(ordered, p) for p in (50, 95, 99)}
@@ -130,17 +130,17 @@ class Statistics:
     def _means(self) -> dict[str, float]:
         return {name: sum(t) / max(len(t), 1) for name, t in self._stages.items()}
 
-    def _rate(self, times: deque[float]) -> float:
+    def rate(self, times: deque[float]) -> float:
+        """Return how many of `times` (perf_counter) there are a second."""
         oldest = -math.inf if self.seconds == math.inf else time.perf_counter() - self.seconds
-        recent = [t for t in times if t >= oldest]
+        recent = [t for t in tuple(times) if t >= oldest]
         return (len(recent) - 1) / max(recent[-1] - recent[0], 1e-9) if len(recent) > 1 else 0.0
 
-    def limit(self) -> str:
-        """Return what limits the stream, in words: a stage, or the source where frames come slower than any stage takes."""
+    def limit(self, rate: float = math.inf) -> str:
+        """Return what limits the stream, in words: a stage, or the source where it gives fewer frames a second, `rate`."""
         with self._lock:
             spent = {name: s for name, s in self._means().items() if s and name != "capture"}
-            rate = self._rate(self._arrivals)
-        if spent and 0 < rate < 0.9 / max(spent.values()):
+        if spent and rate < 0.9 / max(spent.values()):
             return f"source: gives {rate:.1f} frames per second"
         return limited_by(spent)
 

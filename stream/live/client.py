@@ -69,7 +69,7 @@ class _Push:
         self.found = Pushed()
         self.size: tuple[int, int] | None = None
         self.producer = False
-        self.begun = asyncio.Event()
+        self.begun, self.answered, self.all_back = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.stamps: dict[int, Stamp] = {}
         self.last: Tensor | None = None
 
@@ -89,24 +89,32 @@ class _Push:
     async def _talk(self, socket: Any) -> None:
         reader = asyncio.create_task(self._read(socket))
         try:
-            await asyncio.wait(
-                [reader, asyncio.create_task(self.begun.wait())], return_when=asyncio.FIRST_COMPLETED, timeout=20
-            )
+            await self._until(reader, self.begun, 20)
             if not self.producer:
                 raise ValueError(
                     "Expected to be the one that sends frames, but another client does. Stop that one first."
                 )
             if self.settings:
                 await socket.send_str(json.dumps({"type": "set", **self.settings}))
+                await self._until(reader, self.answered, 20)
             sender = asyncio.create_task(self._send(socket))
             await asyncio.wait([reader, sender], return_when=asyncio.FIRST_COMPLETED)
             if sender.done():
                 sender.result()
-                await asyncio.wait([reader], timeout=LAST)
+                await self._until(reader, self.all_back, LAST)
             sender.cancel()
         finally:
             await socket.close()
             await asyncio.gather(reader)
+
+    @staticmethod
+    async def _until(reader: asyncio.Task[None], event: asyncio.Event, seconds: float) -> None:
+        """Wait for an event, or that reading ends; raises what ended it."""
+        waiting = asyncio.create_task(event.wait())
+        await asyncio.wait([reader, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=seconds)
+        waiting.cancel()
+        if reader.done():
+            reader.result()
 
     async def _read(self, socket: Any) -> None:
         async for message in socket:
@@ -125,9 +133,11 @@ class _Push:
         elif message["type"] == "role":
             self.producer = message["producer"]
             self.begun.set()
+        elif message["type"] == "settings":
+            self.answered.set()
         elif message["type"] == "statistics":
             self.found.report = message
-        elif message["type"] == "refused" and message["kind"] in ("malformed", "setting") and not self.found.sent:
+        elif message["type"] == "refused" and not self.found.sent:
             raise ValueError(message["reason"])
         elif message["type"] == "ended":
             self.found.ended = message["reason"]
@@ -141,6 +151,8 @@ class _Push:
         if self.sink is not None and stamp is not None and self.last is not None:
             self.sink.write(self.last, stamp)
         self.progress(self.found)
+        if head.sequence == self.found.sent:
+            self.all_back.set()
 
     async def _send(self, socket: Any) -> None:
         """Send frames when their time has come; a camera's own when they are there."""
@@ -150,6 +162,7 @@ class _Push:
             if not self.source.live:
                 await asyncio.sleep(max(0.0, begun + seconds - time.perf_counter()))
             self.found.sent += 1
+            self.all_back.clear()
             self.stamps[self.found.sent] = stamp
             self.stamps.pop(self.found.sent - KEPT, None)
             await socket.send_bytes(wire.pack(wire.Head(wire.FRAME, self.found.sent, 1000 * time.perf_counter()), data))

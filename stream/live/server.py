@@ -81,6 +81,8 @@ class Server:
 
 def _file(web: Any, path: pathlib.Path) -> Any:
     async def answer(request: Any) -> Any:
-        return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
+        # Named here, because some systems call JavaScript plain text, which browsers do not run.
+        kind = "text/html" if path.suffix == ".html" else "text/javascript"
+        return web.FileResponse(path, headers={"Cache-Control": "no-cache", "Content-Type": f"{kind}; charset=utf-8"})
 
     return answer

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...core.images import cover, encode_jpeg, read_encoded
 from ...core.tensors import image_to_bytes
 from ..batch import StreamBatch, StreamFrame
-from ..queues import FrameQueue, Statistics, StreamThreads
+from ..queues import WINDOW, FrameQueue, Statistics, StreamThreads
 from ..similarity import SimilarityFilter
 from . import wire
 from .settings import LiveSettings
@@ -32,6 +32,8 @@ ANSWERS_PER_SECOND = 20  # to messages that are refused
 GRACE = 30.0  # seconds until a stream ends whose producer was lost
 PAUSE = 600.0  # and one whose producer closed its page
 REPORTS = 0.5  # seconds between statistics
+OUTSIDE = 2  # frames on their way besides those that are denoised: one is encoded, one decoded
+LEAST_WAIT = 0.2  # seconds
 RECENT = 4.0  # seconds that rates are measured over
 
 
@@ -82,11 +84,12 @@ class LiveStream:
         keep: last frames that are kept for `images`.
         note: one sentence for those who look, for example what the model is.
         without: settings that have no effect here, by name, and why.
+        wait: seconds until it ends when nobody comes.
     """
 
     def __init__(
         self, settings: LiveSettings, size: tuple[int, int] = (512, 512), keep: int = 1, note: str = "",
-        without: Mapping[str, str] | None = None, id: str = "",
+        without: Mapping[str, str] | None = None, id: str = "", wait: float = PAUSE,
     ) -> None:  # fmt: skip
         self.settings, self.size, self.note, self.without = settings, size, note, dict(without or {})
         self.id = id or secrets.token_urlsafe(24)
@@ -98,10 +101,12 @@ class LiveStream:
         self._members: list[Member] = []
         self._producer: Member | None = None
         self._lock = threading.RLock()
-        self._deadline: float | None = time.monotonic() + PAUSE
+        self._deadline: float | None = time.monotonic() + wait
         self._applied = settings
         self._changed = threading.Condition(self._lock)
-        self._reported = 0.0
+        self._begun = self._shown = 0
+        self._received: deque[float] = deque(maxlen=WINDOW)
+        self._reported, self._published, self._patience = 0.0, time.monotonic(), LEAST_WAIT
 
     # -- clients
 
@@ -179,6 +184,7 @@ class LiveStream:
                 member, "replayed", f"Expected a frame after {member.sequence}, but got {head.sequence}."
             )
         member.sequence = head.sequence
+        self._received.append(time.perf_counter())
         self._inbox.put(Pushed(head, body))
 
     def _text(self, member: Member, message: str) -> None:
@@ -233,9 +239,28 @@ class LiveStream:
     # -- frames
 
     def frames(self) -> Iterator[tuple[Callable[[], Tensor], wire.Head]]:
-        """Yield the newest frame, over and over, until the stream ends."""
-        for pushed in self._inbox:
+        """Yield the newest frame, over and over, until the stream ends.
+
+        No more of them are on their way than keeps every thread at work: what waits in queues would be old when it is shown.
+        """
+        frames = iter(self._inbox)
+        while True:
+            with self._changed:
+                # Fewer steps than before leave more frames in flight, which only new ones push out: after a while one goes in.
+                self._changed.wait_for(lambda: self.ended or self._on_their_way < self._room, self._patience)
+            pushed = next(frames, None)
+            if pushed is None:
+                return
+            self._begun += 1
             yield functools.partial(self._read, pushed), pushed.head
+
+    @property
+    def _room(self) -> int:
+        return self.settings.stages + OUTSIDE
+
+    @property
+    def _on_their_way(self) -> int:
+        return self._begun - sum(queue.dropped for queue in self.statistics.queues or ()) - self._shown
 
     def _read(self, pushed: Pushed) -> Tensor:
         """Decode a frame; one that cannot be read is refused and shown as black, so that the stream goes on."""
@@ -258,6 +283,10 @@ class LiveStream:
             if not frame.repeated:
                 self.kept.append(image.clone())
             members = list(self._members)
+            now = time.monotonic()
+            self._published, self._patience = now, max(LEAST_WAIT, 3 * (now - self._published))
+            self._shown += 1
+            self._changed.notify_all()
         for member in members:
             member.client.offer(message)
 
@@ -281,7 +310,7 @@ class LiveStream:
         """
         chooser = LiveFilter(self, batch)
         threads = StreamThreads(
-            self.frames(), encode, batch, decode, self.publish, device=device, statistics=self.statistics
+            self.frames(), encode, batch, decode, self.publish, queue=1, device=device, statistics=self.statistics
         )
         threads.chooser = chooser.wanted
         try:
@@ -327,19 +356,28 @@ class LiveStream:
 
     def report(self) -> dict[str, Any]:
         """Return the statistics: those of the threads, what was refused, and which stage limits."""
+        rate = self.statistics.rate(self._received)
         return {
             **{name: round(value, 2) for name, value in self.statistics.summary().items()},
-            "dropped": self._inbox.dropped + (self.statistics.queues[0].dropped if self.statistics.queues else 0),
+            "fps_in": round(rate, 2),
+            "dropped": self._inbox.dropped + sum(queue.dropped for queue in self.statistics.queues or ()),
             "clients": len(self._members),
             "refused": dict(self.refused),
-            "limit": self.statistics.limit(),
+            "limit": self.statistics.limit(rate),
         }
 
     def text(self) -> str:
         """Return the statistics as lines."""
         refused = ", ".join(f"{count} {kind}" for kind, count in self.refused.items())
-        lines = [self.statistics.text(), f"limited by {self.statistics.limit() or 'nothing: no frame came'}"]
-        return "\n".join([*lines, *([f"refused messages: {refused}"] if refused else []), f"ended: {self.ended}"])
+        report = self.report()
+        lines = [
+            self.statistics.text(),
+            f"{report['dropped']} frames came faster than they were taken",
+            f"limited by {report['limit'] or 'nothing: no frame came'}",
+            *([f"refused messages: {refused}"] if refused else []),
+            f"ended: {self.ended}",
+        ]
+        return "\n".join(lines)
 
 
 class LiveFilter(SimilarityFilter):

@@ -52,6 +52,11 @@ class LiveSettings:
         object.__setattr__(self, "t_index_list", read_indices(self.t_index_list))
         StreamConfig(**self.updates())
 
+    @property
+    def stages(self) -> int:
+        """Denoising steps of a frame."""
+        return len(self.t_index_list) or self.steps
+
     def updates(self) -> dict[str, Any]:
         """Return the fields of a `StreamConfig` that these settings decide."""
         own = {"prompt", "negative", "crossfade", "similarity", "strength", "steps", "t_index_list"}
