@@ -20,7 +20,7 @@ from ..stream.live.client import Pushed
 from ..stream.live.client import push as push_frames
 from ..stream.live.osc import OscServer
 from ..stream.live.server import Server
-from ..stream.live.session import STREAMS, LiveStream
+from ..stream.live.session import STREAMS, LiveStream, described
 from ..stream.live.settings import LiveSettings, read_indices
 from ..stream.prompts import BlendedStream, PromptBlend
 from ..stream.sinks import POSSIBLE, check_sink, open_sink
@@ -35,11 +35,6 @@ PORT = 8189
 LOOPBACK = "127.0.0.1"
 # Of `slipstream stream`: frames of a live stream come one by one, and a recorded network cannot change its number of steps.
 NOT_LIVE = {"frame_group": 1, "graph": False}
-
-
-def _described(pipe: Pipeline) -> str:
-    slow = " Frames are slow on a CPU: the rate below is what it gives." if pipe.device.type == "cpu" else ""
-    return f"On {pipe.device}, {str(pipe.dtype).removeprefix('torch.')}.{slow}"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -120,7 +115,9 @@ def run_live(args: argparse.Namespace) -> int:
             "slipstream push --host %s/slipstream/live/%s --input clip.mp4 --output out.mp4", server.url, stream.id
         )
         while True:
-            current[0] = LiveStream(settings, size, note=_described(pipe), id=stream.id, wait=math.inf)
+            current[0] = LiveStream(
+                settings, size, note=described(pipe.device, pipe.dtype), id=stream.id, wait=math.inf
+            )
             STREAMS.open(current[0])
             try:
                 run_one(current[0], pipe, base)

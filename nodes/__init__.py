@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import cow, doctor, edit, lmd, models, search, stream
+from . import cow, doctor, edit, live, lmd, models, search, stream
+from .host.live import mount
 from .host.memory import follow_host
 from .host.warnings import collecting
 from .words import ALIASES
 
-MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, search, doctor)
+MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, live, search, doctor)
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
     id: collecting(id, node, name) for module in MODULES for id, (node, name) in module.NODES.items()
@@ -20,3 +21,4 @@ for id, node in NODE_CLASS_MAPPINGS.items():
     node.SEARCH_ALIASES = [word.strip() for word in ALIASES.get(id, "").split(",")]  # type: ignore[attr-defined]
 
 follow_host()
+mount()

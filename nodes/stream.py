@@ -55,6 +55,16 @@ def _delta(default: float) -> Widget:
     return number(default, 0.0, 1.0, tooltip, 0.05, display="slider")
 
 
+def guidance_widgets(guidance: str, scale: float, delta: float) -> dict[str, Widget]:
+    """Return the three widgets that GUIDANCE_RULES speak of."""
+    tooltip = "1 is off. self and onetime: 1.2 to 2. full: as cfg."
+    return {
+        "guidance": _guidance(guidance),
+        "guidance_scale": number(scale, 1.0, 30.0, tooltip, 0.1),
+        "delta": _delta(delta),
+    }
+
+
 def _unguided(v: Any) -> bool:
     return v.guidance == "none" or v.guidance_scale == 1
 

@@ -23,6 +23,7 @@ ALIASES: dict[str, str] = {
     "SlipstreamInfluenceImages": "compare images, difference, before after",
     "SlipstreamStretchMap": "optical flow, lyapunov, fold, drag check",
     "SlipstreamStreamFrames": "streamdiffusion, real time, realtime, lcm, turbo, video to video, vid2vid, webcam, stream batch",
+    "SlipstreamLiveStream": "streamdiffusion, webcam, camera, real time, realtime, screen capture, live, lcm, turbo, osc",
     "SlipstreamBlendPrompts": "prompt travel, prompt schedule, slerp, interpolate prompts, crossfade",
     "SlipstreamRCFGGuider": "residual cfg, rcfg, streamdiffusion, guidance, negative prompt, cfg guider",
     "SlipstreamDoctor": "debug info, system info, versions, bug report, vram",

@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { Editor } from "./canvas/editor.js";
 import { formatDrawing, formatPoints, parseDrawing, parsePairs } from "./canvas/geometry.js";
 import { imageOf } from "./canvas/sources.js";
+import { chained } from "./nodes.js";
 
 const MODES = { SlipstreamMove: "move", SlipstreamPaste: "paste", SlipstreamDrag: "drag", SlipstreamSeedCanvas: "seed" };
 const WIDGETS = ["dx", "dy", "scale", "angle", "about", "x", "y", "width", "height", "mirror", "colour", "background", "invert_keep"];
@@ -116,14 +117,6 @@ class NodeCanvas {
     canvases.delete(this);
     this.editor.destroy();
   }
-}
-
-function chained(before, after) {
-  return function (...given) {
-    const result = before?.apply(this, given);
-    after(...given);
-    return result;
-  };
 }
 
 // Links, uploads and typing have no event that both renderers of all hosts send.

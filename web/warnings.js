@@ -1,6 +1,7 @@
 // Warnings of Slipstream's nodes: a toast, and a text on the node until it runs again. Nothing is saved in the workflow.
 // Events: "slipstream.warning" while a node runs; the standard "executed" when it ends, or when its result is cached.
 import { app } from "../../scripts/app.js";
+import { nodeOf, rootGraph } from "./nodes.js";
 
 const NAME = "slipstream_warnings";
 const MARGIN = 10;
@@ -10,22 +11,9 @@ const FONT = `12px/${LINE}px sans-serif`;
 const entries = new Map(); // graph id -> Map(execution id of the node -> [{ text, by, type }])
 let running = null; // the id of the graph whose prompt runs
 
-const rootGraph = () => app.rootGraph ?? app.graph;
-
 function entriesOf(graphId) {
   if (!entries.has(graphId)) entries.set(graphId, new Map());
   return entries.get(graphId);
-}
-
-/** The node of an execution id: "5", or "10:3" for node 3 in the subgraph of node 10. */
-function nodeOf(id) {
-  let graph = rootGraph();
-  let node = null;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part));
-    graph = node?.subgraph;
-  }
-  return node;
 }
 
 /** Input names in backticks as this node shows them: a renamed widget by its label. */

@@ -301,12 +301,12 @@ class LiveStream:
     def run(
         self, batch: StreamBatch, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Any],
         apply: Callable[[LiveSettings, LiveSettings], None], check: Callable[[], None] = lambda: None,
-        device: torch.device | None = None,
+        device: torch.device | None = None, why: Callable[[BaseException], str] = lambda e: f"{type(e).__name__}: {e}",
     ) -> None:  # fmt: skip
         """Run frames through `batch` until the stream ends; whatever ends it otherwise is told to everybody and raised.
 
         `apply(old, new)` takes changed settings over; a ValueError of it is told, and the old ones stay. It and `check`, called
-        about twenty times a second, run in this thread.
+        about twenty times a second, run in this thread. `why` says of an error what the clients are told.
         """
         chooser = LiveFilter(self, batch)
         threads = StreamThreads(
@@ -325,7 +325,7 @@ class LiveStream:
                     self._inbox.close()
             threads.wait()
         except BaseException as error:
-            self.end(f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": "))
+            self.end(why(error).splitlines()[0].rstrip(": "))
             raise
 
     def _take_over(self, apply: Callable[[LiveSettings, LiveSettings], None], chooser: LiveFilter) -> None:
@@ -402,6 +402,12 @@ class LiveFilter(SimilarityFilter):
             self.renew()
             return True
         return super().keep(image)
+
+
+def described(device: torch.device, dtype: torch.dtype) -> str:
+    """Return a note on where a stream runs, with what to expect of it."""
+    slow = " A CPU makes a few frames a second: the rate below is measured." if device.type == "cpu" else ""
+    return f"On {device}, {str(dtype).removeprefix('torch.')}.{slow}"
 
 
 class Streams:

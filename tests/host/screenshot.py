@@ -110,7 +110,7 @@ def find_chromium():
 
 
 @contextlib.contextmanager
-def frontend(url, *, size=(1600, 900), chromium=None, settings=None, timeout=180.0):
+def frontend(url, *, size=(1600, 900), chromium=None, settings=None, timeout=180.0, flags=()):
     """Yield (page, report) with the frontend of `url` ready and listeners in place."""
     from playwright.sync_api import sync_playwright
 
@@ -132,6 +132,7 @@ def frontend(url, *, size=(1600, 900), chromium=None, settings=None, timeout=180
                 "--no-proxy-server",
                 "--disable-background-networking",
                 "--disable-component-update",
+                *flags,
             ],
         )
         page = browser.new_page(viewport={"width": size[0], "height": size[1]})

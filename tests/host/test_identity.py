@@ -26,6 +26,7 @@ KEPT_BY_THE_HOST = {
     "SlipstreamAddSchedule", "SlipstreamAppearance", "SlipstreamApplyCallReuse", "SlipstreamApplyLayerMask", "SlipstreamBlendPrompts",
     "SlipstreamDoctor", "SlipstreamDrag", "SlipstreamEditPreview", "SlipstreamExampleClip", "SlipstreamExamplePhoto",
     "SlipstreamInfluenceImages",
+    "SlipstreamLiveStream",
     "SlipstreamLatentFill", "SlipstreamLoadModel", "SlipstreamLoadSchedule", "SlipstreamMaskSchedule", "SlipstreamMove",
     "SlipstreamPaste", "SlipstreamReferenceObjective", "SlipstreamResampleSchedule", "SlipstreamSaveSchedule",
     "SlipstreamSeedCanvas", "SlipstreamSelfObjective", "SlipstreamSimilarityFilter", "SlipstreamStretchMap",

@@ -42,6 +42,28 @@ def stream_video(g: Any) -> None:
     )
 
 
+def paint_over_webcam(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket-lcm")
+    prompt, blank = _prompts(g, model, RED)
+    live = g.add(
+        "SlipstreamLiveStream", model=model, vae=model, positive=prompt, negative=blank, clip=model, prompt=RED, width=128,
+        height=128, strength=0.75, steps=1, guidance="none", guidance_scale=1.0, size=(640, 1180),
+    )  # fmt: skip
+    frames = g.add("PreviewImage", images=live, title="The last frames", size=(420, 420))
+    report = g.add("PreviewAny", source=live["report"], title="Report", size=(420, 200))
+    g.section("1 Model and look", [model, prompt, blank])
+    g.section("2 Press Start in the panel", [live])
+    g.section("3 After Stop", [frames, report])
+    g.note(
+        "# Paint over my webcam\n\n"
+        "Press **Start** in the panel and allow the camera; or choose a screen, a video file, or frames that a program pushes. "
+        "Type another **prompt** and move **strength** while it runs: each takes effect at once, and stays in the node. The line "
+        "under the images says how many frames a second come out and which stage limits. **Stop** gives the last frames. The "
+        "bundled model makes a few small frames a second on a CPU; put SD-Turbo or an LCM model and a tiny VAE (TAESD) in its "
+        "place on a GPU, with **width** and **height** 512."
+    )
+
+
 def stream_blend(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket-lcm")
     first, blank = _prompts(g, model, GREEN)
@@ -110,6 +132,7 @@ def similarity_filter(g: Any) -> None:
 
 
 WORKFLOWS = {
+    "paint_over_webcam": paint_over_webcam,
     "stream_video": stream_video,
     "stream_blend": stream_blend,
     "rcfg_guider": rcfg_guider,

@@ -1,0 +1,282 @@
+"""The node of live streams: camera, screen, a video file or pushed frames through a MODEL, in one long execution."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_finite
+from ..core.images import pad_to_multiple
+from ..core.tensors import image_to_bytes
+from ..stream import BlendedStream, PromptBlend, StreamConfig
+from ..stream.live.session import STREAMS, LiveStream, described
+from ..stream.live.settings import LiveSettings, read_indices
+from .stream import DISCARD, GUIDANCE_RULES, KEEP, BlendPrompts, guidance_widgets
+from .unused import Unused
+from .widgets import choice, integer, number, string
+
+if TYPE_CHECKING:
+    from .host.session import Session
+
+NO_CLIP = "no CLIP is connected. Connect `clip` to type prompts while the stream runs."
+MOST_STEPS = 4  # that memory is reserved for: more may be asked for while it runs
+
+
+class LiveStreamNode:
+    """A stream that runs until someone stops it."""
+
+    CATEGORY = "slipstream/stream"
+    DESCRIPTION = (
+        "Repaints a live image with your own model (StreamDiffusion, arXiv 2312.12491): camera, screen or a video file of "
+        "the browser, or frames that a program pushes. Prompt, strength and all settings change while it runs. Press Start "
+        "in the panel; Stop gives the last frames. Best with few-step models (LCM, Turbo)."
+    )
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("frames", "report")
+    OUTPUT_TOOLTIPS = ("The last frames, at most `keep`.", "Frames, rates, delay and which stage limits, as text.")
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+
+    UNUSED = (
+        Unused("prompt negative_prompt", lambda v: v.clip is None, "without a CLIP. Connect `clip`."),
+        Unused(
+            "strength steps",
+            lambda v: bool(v.t_index_list.strip()),
+            "while `t_index_list` is set. Clear it to use them.",
+        ),
+        *GUIDANCE_RULES,
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        guidance = guidance_widgets("self", 1.2, 1.0)
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "Any model, with its LoRA and patches."}),
+                "vae": ("VAE", {"tooltip": "A tiny VAE (TAESD) makes streams several times faster."}),
+                "positive": (
+                    "CONDITIONING",
+                    {"tooltip": "What the image shall show, until `prompt` says something else."},
+                ),
+                "negative": ("CONDITIONING", {"tooltip": "Used by onetime and full guidance only."}),
+                "prompt": string(
+                    "", "What the image shall show; typed while the stream runs. Needs `clip`.", multiline=True
+                ),
+                "width": integer(512, 16, 4096, "Of the frames; others are cropped to these proportions.", step=8),
+                "height": integer(512, 16, 4096, "Of the frames; others are cropped to these proportions.", step=8),
+                "strength": number(0.5, 0.02, 1.0, "How much of a frame is repainted.", display="slider"),
+                "steps": integer(2, 1, 50, "Denoising steps of a frame. Each after the first adds a frame of delay."),
+                "guidance": guidance["guidance"],
+                "guidance_scale": guidance["guidance_scale"],
+                "seed": integer(
+                    2, 0, 2**64 - 1, "Of the noise, which is the same for all frames.", control_after_generate=False
+                ),
+                "crossfade": integer(8, 0, 1000, "Frames over which a new prompt is faded in."),
+                "feedback": number(
+                    0.0, 0.0, 0.95, "Share of the last result in a new frame: less flicker, more trails.", 0.05
+                ),
+                "similarity": number(1.0, 0.0, 1.0, "Frames alike beyond this are skipped; 1 skips none.", 0.001),
+                "keep": integer(16, 1, 512, "How many of the last frames come out at the end."),
+                "panel": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "widgetType": "SLIPSTREAM_LIVE",
+                        "socketless": True,
+                        "tooltip": "Source and view, as JSON.",
+                    },
+                ),
+            },
+            "optional": {
+                "clip": ("CLIP", {"tooltip": "Encodes what is typed while the stream runs."}),
+                "negative_prompt": string("", "What to avoid, in place of `negative`. Needs `clip`.", advanced=True),
+                "t_index_list": string(
+                    "", "In place of strength and steps: indices of the LCM grid, 32,45.", advanced=True
+                ),
+                "delta": guidance["delta"],
+                "motion": number(
+                    0.0, 0.0, 1.0, "How much less frames that move fast are repainted.", 0.05, advanced=True
+                ),
+                "on_interrupt": choice(
+                    [KEEP, DISCARD], KEEP, "What a press on cancel does with the last frames.", advanced=True
+                ),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> float:
+        """Never the same: each run is another stream."""
+        return float("nan")
+
+    def run(
+        self, model: Any, vae: Any, positive: Any, negative: Any, prompt: str, width: int, height: int, strength: float, steps: int,
+        guidance: str, guidance_scale: float, seed: int, crossfade: int, feedback: float, similarity: float, keep: int,
+        panel: str = "", clip: Any = None, negative_prompt: str = "", t_index_list: str = "", delta: float = 1.0,
+        motion: float = 0.0, on_interrupt: str = KEEP, unique_id: Any = None,
+    ) -> tuple[Tensor, str]:  # fmt: skip
+        texts = {"prompt": prompt, "negative": negative_prompt} if clip is not None else {}
+        settings = LiveSettings(
+            crossfade=crossfade, strength=strength, steps=steps, t_index_list=read_indices(t_index_list), guidance=guidance,
+            guidance_scale=guidance_scale, delta=delta, seed=seed, feedback=feedback, motion=motion, similarity=similarity,
+            **texts,
+        )  # fmt: skip
+        without = {} if clip is not None else dict.fromkeys(("prompt", "negative", "crossfade"), NO_CLIP)
+        note = described(model.load_device, model.model_dtype())
+        stream = STREAMS.open(LiveStream(settings, (height, width), keep, note, without))
+        try:
+            return LiveRun(stream, vae, clip, str(unique_id), on_interrupt == KEEP)(model, positive, negative)
+        finally:
+            STREAMS.close(stream)
+
+
+class LiveRun:
+    """One execution of Live Stream: the MODEL is loaded once, and frames go through it until the stream ends."""
+
+    def __init__(self, stream: LiveStream, vae: Any, clip: Any, node_id: str, keep: bool) -> None:
+        self.stream, self.vae, self.clip, self.node_id, self.keep = stream, vae, clip, node_id, keep
+        # The host's memory management is not made for several threads: VAE and CLIP take turns.
+        self.turn = threading.Lock()
+        self.ratio = vae.spacial_compression_encode()
+
+    def __call__(self, model: Any, positive: Any, negative: Any) -> tuple[Tensor, str]:
+        from .host.descent import without_step_cache
+        from .host.guidance import warn_of_patches
+        from .host.live import announce
+        from .host.session import run_on_model
+
+        settings = self.stream.settings
+        model = without_step_cache(model, "Live Stream")
+        warn_of_patches("Live Stream", model, settings.guidance, frames=True)
+        announce(self.stream, self.node_id)
+        self.positive = self._encoded(settings.prompt) if settings.prompt else positive
+        self.given_negative = negative
+        negative = self._encoded(settings.negative) if settings.negative else negative
+        samples = self._samples(torch.zeros(1, *self.stream.size, 3))
+        # The guidance may change while it runs, and with it the rows of a call.
+        rows = 2 * max(settings.stages, MOST_STEPS)
+        run_on_model(
+            model,
+            {"samples": samples},
+            self._work,
+            rows=rows,
+            seed=settings.seed,
+            positive=self.positive,
+            negative=negative,
+        )
+        return self._images(), self.stream.text()
+
+    def _images(self) -> Tensor:
+        from .host.warnings import warn
+
+        images = self.stream.images()
+        if len(images):
+            return images
+        warn(
+            "Live Stream",
+            "no frame came before the stream ended: the result is a black image. Press Start in the panel.",
+        )
+        return torch.zeros(1, *self.stream.size, 3)
+
+    def _work(self, session: Session) -> None:
+        import comfy.model_management
+
+        positive, negative = session.conds["positive"].at(0), session.conds["negative"].at(0)
+        config = StreamConfig(**self.stream.settings.updates())
+        batch = BlendedStream(session.denoiser, [positive], PromptBlend([1.0]), 0, negative, config)
+
+        def encode(image: Tensor) -> Tensor:
+            return session.process_in(self._samples(image.float() / 255))
+
+        def decode(latents: Tensor) -> Tensor:
+            from .host.vae import decode_images
+
+            with self.turn, torch.inference_mode():
+                images = decode_images(self.vae, session.process_out(latents))[..., :3]
+            check_finite("image", images)  # bytes cannot say NaN
+            return image_to_bytes(images)
+
+        try:
+            self.stream.run(
+                batch,
+                encode,
+                decode,
+                lambda old, new: self._apply(session, batch, old, new),
+                self._check,
+                why=self._why,
+            )
+        except comfy.model_management.InterruptProcessingException:
+            if not self.keep or not len(self.stream.images()):
+                raise
+
+    def _check(self) -> None:
+        from .host.progress import check_interrupt
+
+        check_interrupt()
+
+    @staticmethod
+    def _why(error: BaseException) -> str:
+        """Return what the panel says of an error that ended the stream."""
+        import comfy.model_management
+
+        if isinstance(error, comfy.model_management.InterruptProcessingException):
+            return "Cancelled in ComfyUI."
+        if isinstance(error, comfy.model_management.OOM_EXCEPTION):
+            return "Out of memory. Choose a smaller size, fewer steps or a tiny VAE, and press Start again."
+        return f"{type(error).__name__}: {error}"
+
+    def _samples(self, image: Tensor) -> Tensor:
+        """Return the LATENT samples of IMAGE (1, H, W, 3), padded to whole latent cells."""
+        from .host.vae import encode_images
+
+        with self.turn, torch.inference_mode():
+            return encode_images(self.vae, pad_to_multiple(image, self.ratio))
+
+    def _encoded(self, text: str) -> list[Any]:
+        with self.turn, torch.inference_mode():
+            return list(self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)))
+
+    def _apply(self, session: Session, batch: BlendedStream, old: LiveSettings, new: LiveSettings) -> None:
+        """Take changed settings over; raises ValueError for a prompt that cannot be faded in."""
+        uncond = None
+        if new.negative != old.negative:
+            negative = self._encoded(new.negative) if new.negative else self.given_negative
+            uncond = session.condition("negative", negative).at(0)
+        batch.update(None, uncond, **new.updates())
+        if new.prompt != old.prompt:
+            self._fade(session, batch, self._encoded(new.prompt), new.crossfade)
+
+    def _fade(self, session: Session, batch: BlendedStream, target: list[Any], frames: int) -> None:
+        """Go from the prompt of the newest frame to `target`, one blend a frame, as Blend Prompts mixes them."""
+        if frames < 2:
+            batch.update(session.condition("positive", target).at(0))
+            self.positive = target
+            return
+        before = row_of(self.positive, batch.newest_prompt().items[0][1])
+        path = BlendPrompts().mix(before, target, 1 / (frames + 1), "linear", torch.zeros(frames), 1.0)[0]
+        cond = session.condition("positive", path)
+        batch.move(cond.at, frames)
+        self.positive = path
+
+
+def row_of(conditioning: list[Any], index: int) -> list[Any]:
+    """Return one row of a CONDITIONING of one entry that holds a batch, as Blend Prompts makes it, as a CONDITIONING of its own."""
+    from .host.denoiser import TOKENS
+
+    context, options = conditioning[0]
+    count = len(context)
+    if count == 1:
+        return conditioning
+    kept = {
+        k: v[index : index + 1] if isinstance(v, Tensor) and len(v) == count else v
+        for k, v in options.items()
+        if k != TOKENS
+    }
+    lengths = options.get(TOKENS)
+    return [[context[index : index + 1, : lengths[index] if lengths else None], kept]]
+
+
+NODES = {"SlipstreamLiveStream": (LiveStreamNode, "Live Stream")}

@@ -1,0 +1,157 @@
+// The panel of Live Stream: ties live/panel.js to the node's widgets and the host's queue. One DOM widget, for both renderers.
+// Its value holds source and view as JSON; every live setting lies in the node's own widgets, so that the saved workflow is what was seen.
+import { app } from "../../scripts/app.js";
+import { Panel } from "./live/panel.js";
+import { chained, nodeOf } from "./nodes.js";
+
+const NAMES = { negative: "negative_prompt" }; // settings whose widget has another name
+const [HEIGHT, WIDTH] = [430, 460];
+const KEY = "slipstream_live"; // of the tab: the streams that its nodes run
+const panels = new Set();
+
+class NodePanel {
+  constructor(node, name) {
+    this.node = node;
+    this.options = {};
+    const root = document.createElement("div");
+    this.panel = new Panel(root, {
+      settings: {},
+      compact: true,
+      address: (id) => app.api.apiURL(`/slipstream/live/${id}`).replace(/^(https?:)?/, "").replace(/^(\/\/[^/]*)?/, location.origin.replace(/^http/, "ws")),
+      start: () => this.queue(),
+      stop: () => this.waiting && app.api.interrupt?.(),
+      onSettings: (values) => this.write(values),
+      onPanel: (values) => this.keep(values),
+      onEnd: () => this.forget(),
+    });
+    this.widget = node.addDOMWidget(name, "SLIPSTREAM_LIVE", root, {
+      hideOnZoom: false,
+      getMinHeight: () => HEIGHT,
+      getValue: () => JSON.stringify(this.options),
+      setValue: (value) => this.load(value),
+    });
+    this.widget.onRemove = chained(this.widget.onRemove, () => this.remove());
+    panels.add(this);
+  }
+
+  load(value) {
+    let found = {};
+    try {
+      found = JSON.parse(value || "{}") ?? {};
+    } catch {
+      return;
+    }
+    this.loading = true;
+    if (["camera", "screen", "file", "pushed"].includes(found.source)) this.panel.setSource(found.source);
+    if (["both", "output"].includes(found.view)) this.panel.setView(found.view);
+    this.loading = false;
+  }
+
+  keep(values) {
+    Object.assign(this.options, values);
+    if (this.widget && !this.loading) this.widget.callback?.(JSON.stringify(this.options));
+  }
+
+  widgetOf(setting) {
+    return this.node.widgets?.find((w) => w.name === (NAMES[setting] ?? setting));
+  }
+
+  /** Write settings that were changed in the panel, or by another client, into the node's widgets. */
+  write(values) {
+    for (const [name, given] of Object.entries(values)) {
+      const widget = this.widgetOf(name);
+      const value = Array.isArray(given) ? given.join(",") : given;
+      if (!widget || widget.value === value) continue;
+      widget.value = value;
+      widget.callback?.(value, app.canvas, this.node);
+    }
+    this.seen = this.values();
+    this.node.graph?.setDirtyCanvas?.(true, true);
+    clearTimeout(this.storing);
+    this.storing = setTimeout(() => {
+      const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+      (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+    }, 500);
+  }
+
+  values() {
+    const found = Object.keys(this.panel.controls).map((name) => [name, this.widgetOf(name)?.value]);
+    return Object.fromEntries(found.filter(([, value]) => value !== undefined));
+  }
+
+  /** Look for what was typed into the node's widgets: it takes effect in the running stream. */
+  look() {
+    if (!this.node.graph) return;
+    const values = this.values();
+    const changed = Object.entries(values).filter(([name, value]) => value !== this.seen?.[name]);
+    if (!changed.length) return;
+    this.seen = values;
+    this.panel.setSettings(Object.fromEntries(changed));
+    this.panel.connection?.send({ type: "set", ...Object.fromEntries(changed) });
+  }
+
+  async queue() {
+    this.waiting = true;
+    await app.queuePrompt(0);
+  }
+
+  connect(stream) {
+    this.waiting = false;
+    const streams = { ...stored(), [this.node.id]: stream };
+    sessionStorage.setItem(KEY, JSON.stringify(streams));
+    this.seen = this.values();
+    this.panel.connect(stream);
+  }
+
+  forget() {
+    this.waiting = false;
+    const streams = stored();
+    delete streams[this.node.id];
+    sessionStorage.setItem(KEY, JSON.stringify(streams));
+  }
+
+  /** The run ended before there was a stream: a mistake in the graph, or a cancel. */
+  gaveUp(reason) {
+    if (this.waiting) this.panel.ended(reason);
+  }
+
+  remove() {
+    panels.delete(this);
+    this.panel.destroy();
+  }
+}
+
+function stored() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEY)) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+const panelOf = (node) => [...panels].find((p) => p.node === node);
+
+// Typing has no event that both renderers of all hosts send.
+setInterval(() => panels.forEach((panel) => panel.look()), 300);
+
+app.registerExtension({
+  name: "Slipstream.Live",
+  getCustomWidgets: () => ({
+    SLIPSTREAM_LIVE: (node, name) => ({ widget: new NodePanel(node, name).widget, minWidth: WIDTH, minHeight: HEIGHT }),
+  }),
+  nodeCreated(node) {
+    if (node.comfyClass === "SlipstreamLiveStream") node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  },
+  setup() {
+    app.api.addEventListener("slipstream.live", ({ detail }) => panelOf(nodeOf(detail.node))?.connect(detail.stream));
+    app.api.addEventListener("execution_error", ({ detail }) => panels.forEach((p) => p.gaveUp(detail.exception_message ?? "The run failed.")));
+    app.api.addEventListener("execution_interrupted", () => panels.forEach((p) => p.gaveUp("Stopped.")));
+  },
+  afterConfigureGraph() {
+    // A page that was loaded again takes its stream up, if that still runs.
+    for (const [id, stream] of Object.entries(stored())) {
+      const panel = panelOf(nodeOf(id));
+      if (panel && !panel.panel.running) panel.connect(stream);
+    }
+  },
+});
