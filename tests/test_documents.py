@@ -63,7 +63,7 @@ def test_architecture_names_what_exists() -> None:
     for file, names in places:
         code = (ROOT / file).read_text()
         for name in re.findall(r"\w+", names):
-            assert re.search(rf"^ *(def|class) {name}\b", code, re.MULTILINE), f"{file} has no {name}"
+            assert re.search(rf"^ *(async def|def|class) {name}\b", code, re.MULTILINE), f"{file} has no {name}"
 
 
 def test_contributing_names_files_that_exist() -> None:

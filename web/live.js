@@ -135,7 +135,7 @@ const panelOf = (node) => [...panels].find((p) => p.node === node);
 setInterval(() => panels.forEach((panel) => panel.look()), 300);
 
 app.registerExtension({
-  name: "Slipstream.Live",
+  name: "slipstream.live",
   getCustomWidgets: () => ({
     SLIPSTREAM_LIVE: (node, name) => ({ widget: new NodePanel(node, name).widget, minWidth: WIDTH, minHeight: HEIGHT }),
   }),

@@ -16,6 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAMES = sorted(p.stem for p in (ROOT / "example_workflows").glob("*.json"))
+RUNNING = [name for name in NAMES if name != "paint_over_webcam"]  # that one waits for a page: test_live_browser.py
 PACK = "slip-stream.v0"
 AS_SAVED = bool(os.environ.get("EXAMPLES_AS_SAVED"))
 AT_MOST = {
@@ -38,7 +39,7 @@ def test_values_fit_every_node(example: Callable[..., Any], object_info: dict[st
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUNNING)
 def test_it_runs_and_every_output_node_shows_something(
     host: Any, example: Callable[..., Any], object_info: dict[str, Any], name: str
 ) -> None:

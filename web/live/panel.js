@@ -65,9 +65,6 @@ export class Panel {
   constructor(root, options) {
     Object.assign(this, { root, options, settings: { ...options.settings }, controls: {}, timers: {} });
     root.classList.add("slipstream-live");
-    if (!document.getElementById("slipstream-live-style")) {
-      document.head.append(Object.assign(document.createElement("style"), { id: "slipstream-live-style", textContent: STYLE }));
-    }
     this.build();
     this.source = new Source(this.video, (captured) => this.captured(captured));
     this.grabber = document.createElement("canvas");
@@ -116,7 +113,7 @@ export class Panel {
     this.grid = make("div", { className: "settings" });
     for (const [name, label, kind, tip] of SETTINGS) this.addSetting(make, name, label, kind, tip);
     const folded = make("details", { open: !this.options.compact }, make("summary", { textContent: "Live settings" }), this.grid);
-    this.root.append(bar, stage, this.says, this.readouts, folded);
+    this.root.append(make("style", { textContent: STYLE }), bar, stage, this.says, this.readouts, folded);
     // The graph must not move while somebody works here.
     for (const name of ["pointerdown", "wheel", "keydown", "dblclick"]) this.root.addEventListener(name, (e) => e.stopPropagation());
   }

@@ -32,7 +32,7 @@ export class Source {
     } catch {
       if (token !== this.token) return;
       this.close();
-      throw new Error(kind === "file" ? "The browser cannot play this video. Choose another file (MP4 or WebM)." : "The source gives no images.");
+      throw new Error(kind === "file" ? "The browser cannot play this video, or the page forbids it (ComfyUI with --disable-api-nodes does). Choose an MP4 or WebM file." : "The source gives no images.");
     }
     this.watch(token);
   }
