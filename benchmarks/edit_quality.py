@@ -245,7 +245,7 @@ class Methods:
     def cut_paste(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
         """Return the pasted picture, its hole filled from around it, and the masks (1, H, W) of hole and object."""
         placed = place(case.task, CANVAS, CANVAS)
-        pixels = draft([case.photo.movedim(-1, 1)], [(SIZE, SIZE)], [(0, placed)])
+        pixels, _ = draft([case.photo.movedim(-1, 1)], [(SIZE, SIZE)], [(0, placed)])
         return pixels.movedim(1, -1), (placed.removed > 0.02).float()[None], placed.target[None]
 
     def img2img(self, steps: int, strength: float, composite_back: bool = False) -> Callable[[Case], Tensor]:

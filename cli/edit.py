@@ -22,7 +22,7 @@ from ..edit.invert import Inversion, invert
 from ..edit.loop import edit
 from ..edit.pixels import finish, fit
 from ..edit.preview import preview
-from ..edit.tasks import Appearance, Drag, Move, Paste, Task
+from ..edit.tasks import Appearance, Drag, Move, Paste, Remove, Task
 from .options import (
     NEGATIVE_RULE,
     add_cfg,
@@ -58,11 +58,11 @@ UNUSED = (
         "at --energy 0: there is no gradient pass. Leave it out.",
     ),
     Unused(
-        "hold_object", lambda v: not (v.move or v.paste or v.drag or v.only_preview),
+        "hold_object", lambda v: not (v.move or v.remove or v.paste or v.drag or v.only_preview),
         "on --appearance, which makes its region new. Leave it out.",
     ),
     Unused(
-        "hold_fill", lambda v: not (v.move or v.drag or v.only_preview or (v.appearance and v.mode == "draft")),
+        "hold_fill", lambda v: not (v.move or v.remove or v.drag or v.only_preview or (v.appearance and v.mode == "draft")),
         "where nothing is vacated (--paste, --appearance). Leave it out.",
     ),
 )  # fmt: skip
@@ -83,6 +83,9 @@ def add_parser(subparsers: Any) -> None:
         "tasks", "may be repeated; MASK is a picture (white = object) or a box X0:Y0:X1:Y1 in pixels"
     )
     tasks.add_argument("--move", nargs="+", action="append", default=[], metavar="V", help="MASK DX DY [SCALE [ANGLE]]")
+    tasks.add_argument(
+        "--remove", action="append", default=[], metavar="MASK", help="MASK, taken away and its place filled"
+    )
     tasks.add_argument(
         "--paste", nargs="+", action="append", default=[], metavar="V", help="PICTURE MASK DX DY [SCALE [ANGLE]]"
     )
@@ -190,6 +193,7 @@ def make_tasks(args: argparse.Namespace, image: Tensor, inverted: Any) -> list[T
         mask = object_mask(_first("move", words, (3, 5)), image)
         dx, dy, scale, angle = _transform("move", words[1:])
         tasks.append(Move(mask, dx, dy, scale, angle=angle))
+    tasks.extend(Remove(object_mask(source, image)) for source in args.remove)
     for words in args.paste:
         other = read_image(_first("paste", words, (4, 6)))[..., :3]
         dx, dy, scale, angle = _transform("paste", words[2:])
@@ -200,7 +204,9 @@ def make_tasks(args: argparse.Namespace, image: Tensor, inverted: Any) -> list[T
     for words in args.drag:
         tasks.append(Drag(object_mask(words[0], image), _pairs(words[1:]), args.drag_method))
     if not tasks:
-        raise ValueError("Expected at least one of --move, --paste, --appearance, --drag, but got none. " + EXAMPLE)
+        raise ValueError(
+            "Expected at least one of --move, --remove, --paste, --appearance, --drag, but got none. " + EXAMPLE
+        )
     return tasks
 
 

@@ -10,7 +10,7 @@ from .harmonise import HARMONISE, harmonise, prepare_harmony
 from .invert import Inversion, invert, taken
 from .loop import edit, sample_edit
 from .pixels import EditResult, finish, fit
-from .tasks import Appearance, Drag, Move, Paste, Task, Tasks
+from .tasks import Appearance, Drag, Move, Paste, Remove, Task, Tasks
 
 __all__ = [
     "HARMONISE",
@@ -24,6 +24,7 @@ __all__ = [
     "Inversion",
     "Move",
     "Paste",
+    "Remove",
     "Task",
     "Tasks",
     "edit",

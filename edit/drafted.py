@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite
 from ..core.denoiser import Cond, Denoiser
 from ..core.guidance import guided
 from ..core.holding import held
-from ..core.masks import over
+from ..core.masks import over, touched
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Step
 from ..core.samplers import sample
@@ -35,7 +36,8 @@ class DraftedEdit:
     """An edit that is ready to be sampled in the draft mode.
 
     `photo` and `clean` (1, C, h, w), or (1, C, 1, h, w), are the latents of the photo and of its draft. `hold` (1, 1, h, w) is the
-    share of the steps in which a cell follows the draft; 1 never changes. `mask`, `draft`, `restore` and `notes` go into the result.
+    share of the steps in which a cell follows the draft; 1 never changes. Where the draft is `known` to be right, (1, 1, h, w), up to 1
+    well within it, the network's changes count only beyond its own error. `mask`, `draft`, `restore` and `notes` go into the result.
     """
 
     config: EditConfig
@@ -45,6 +47,7 @@ class DraftedEdit:
     mask: Tensor
     restore: Tensor
     draft: Tensor | None = None
+    known: Tensor | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -107,25 +110,33 @@ def prepare_draft(
         items = tuple(replace(task, method="warp") if isinstance(task, Drag) else task for task in items)
         notes = ("Drag by energy needs gradients: this is a drag by warp. Use mode fine on a UNet.",)
     layout = lay_out(items, photo, looks=True)
-    clean, image = drafted_latents(layout, parts_of(layout), encode)
+    clean, image, sure = drafted_latents(layout, parts_of(layout), encode)
     if image is None and any(isinstance(task, Appearance) for task in items):
         raise ValueError(
             "Expected `encode` and images for an Appearance without inversion, but got none. Give `image` to `invert` and "
             "`encode` to `edit`."
         )
     mask, restore = layout.changed(config.feather)
-    hold = holds(layout.placements, layout.canvases[0], config)
-    return DraftedEdit(config, photo.clean, clean, hold, mask, restore, image, (*layout.notes, *notes))
+    hold, known = holds(layout.placements, layout.canvases[0], config, sure)
+    return DraftedEdit(config, photo.clean, clean, hold, mask, restore, image, known, (*layout.notes, *notes))
 
 
-def holds(placements: Sequence[Placement], canvas: Canvas, config: EditConfig) -> Tensor:
-    """Return the share of the steps (1, 1, h, w) in which each cell follows the draft: carried objects longer than what is filled."""
+def holds(placements: Sequence[Placement], canvas: Canvas, config: EditConfig, sure: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the share of the steps (1, 1, h, w) in which each cell follows the draft, and how well the draft is known to be right: what
+    is carried, and what of the fill is `sure` (H, W), is followed longer than the rest of the fill."""
     blank = torch.zeros(canvas.size)
-    changed = [torch.maximum(p.target, p.vacated) for p in placements]
-    kept = [p.target for p in placements if p.keeps]
+    vacated = torch.stack([blank, *(p.vacated for p in placements)]).amax(0)
+    changed = [vacated, *(p.target for p in placements)]
+    kept = [vacated * sure, *(p.target for p in placements if p.keeps)]
     free, carried = (around(canvas.to_grid(torch.stack([blank, *regions]).amax(0))) for regions in (changed, kept))
-    hold = torch.where(free > 0, config.anchor_fill[1], 1.0)
-    return torch.where(carried > 0, config.anchor_object[1], hold)
+    doubted = touched(canvas.to_grid(vacated * (1 - sure))) & ~touched(
+        canvas.to_grid(torch.stack([blank, *kept]).amax(0))
+    )
+    hold, known = torch.where(free > 0, config.anchor_fill[1], 1.0), (carried > 0) & ~doubted
+    covered = canvas.to_grid(torch.stack([blank, *kept]).amax(0))
+    inner = (covered == 1) & ~touched(F.max_pool2d(1 - covered, 3, 1, 1))
+    inner = inner if bool(inner.any()) else covered == 1
+    return torch.where(known, config.anchor_object[1], hold), torch.where(inner, 1.0, 0.5 * known)
 
 
 def sample_draft(
@@ -151,10 +162,11 @@ def sample_draft(
         sigmas = config.sigmas(model.levels).float()
         levels = problem.levels(sigmas).to(device)
         latents = problem.source.to(device)
+        watch = _Watch(problem, sigmas)
         drawn = (noise or SeededNoise(0))(problem.clean).to(device)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return guided(model, x, sigma, cond, uncond, config.cfg_scale)
+            return watch(guided(model, x, sigma, cond, uncond, config.cfg_scale), sigma)
 
         def mask_at(sigma: Tensor) -> Tensor:
             return (sigma <= levels).to(latents)
@@ -167,4 +179,38 @@ def sample_draft(
         start = space.add_noise(latents, drawn, sigmas[0])
         x = sample("euler", held(denoise, space, latents, drawn, mask_at), start, sigmas, space, callback=report)
         check_finite("result", x, "Use float32 or bfloat16 for the network.")
-    return problem.result(x.to(problem.clean))
+    return problem.result(watch.sifted(x.to(problem.clean)))
+
+
+# A change of what is known counts from this many times the network's own error on.
+BEYOND = 3.0
+
+
+@dataclass
+class _Watch:
+    """What the network makes of cells that are held, as they are known to be right: its own error, for this image and this level.
+
+    Where it changes what is carried by no more than that, the change says nothing, and the draft's own latents come back.
+    """
+
+    problem: DraftedEdit
+    sigmas: Tensor
+    error: float = 0.0
+
+    def __call__(self, denoised: Tensor, sigma: Tensor) -> Tensor:
+        held, config = ~self.problem.free, self.problem.config
+        step = round(config.anchor_object[1] * config.steps)
+        if self.problem.known is not None and step < config.steps and sigma == self.sigmas[step] and bool(held.any()):
+            source = self.problem.source.to(denoised)
+            apart = (denoised - source).square().mean(1, keepdim=True).sqrt()
+            inner = over(self.problem.known[:, 0] == 1, source)
+            right = [apart[cells.to(apart.device).expand_as(apart)] for cells in (held, inner)]
+            self.error = max(float(values.quantile(0.98)) for values in right if len(values))
+        return denoised
+
+    def sifted(self, latents: Tensor) -> Tensor:
+        known, source = self.problem.known, self.problem.source
+        if known is None:
+            return latents
+        slight = (latents - source).square().mean(1, keepdim=True).sqrt() <= BEYOND * self.error
+        return torch.where(slight & over(known[:, 0] > 0, latents), source, latents)

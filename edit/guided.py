@@ -40,7 +40,7 @@ def prepare(
         layout = lay_out(Tasks.of(tasks).items, inversion)
         inversions = tuple(photo for photo in layout.photos if isinstance(photo, Inversion))
         parts = parts_of(layout)
-        clean, image = drafted_latents(layout, parts, encode)
+        clean, image, _ = drafted_latents(layout, parts, encode)
         return GuidedEdit(config or EditConfig(), inversions, layout, parts, Regions.of(parts), clean, image)
 
 
@@ -50,12 +50,16 @@ def parts_of(layout: Layout) -> tuple[Part, ...]:
     return covered([make_part(task, where, layout.canvases, source) for task, where, source in placed])
 
 
-def drafted_latents(layout: Layout, parts: Sequence[Part], encode: Encode | None) -> tuple[Tensor, Tensor | None]:
-    """Return the latents of the cut-and-paste and the IMAGE that they were encoded from: None where cells were carried instead."""
-    image = None if encode is None else layout.draft()
-    if encode is None or image is None:
-        return carried_cells(parts, [photo for photo in layout.photos if isinstance(photo, Inversion)]), None
-    return encode(image).detach().to("cpu", torch.float32, copy=True), image
+def drafted_latents(
+    layout: Layout, parts: Sequence[Part], encode: Encode | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the latents of the cut-and-paste, the IMAGE that they were encoded from, None where cells were carried instead, and
+    where (H, W) its fill is sure."""
+    made = None if encode is None else layout.draft()
+    if encode is None or made is None:
+        cells = carried_cells(parts, [photo for photo in layout.photos if isinstance(photo, Inversion)])
+        return cells, None, torch.zeros(layout.canvases[0].size)
+    return encode(made[0]).detach().to("cpu", torch.float32, copy=True), *made
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +267,7 @@ def carried_cells(parts: Sequence[Part], inversions: Sequence[Inversion]) -> Ten
     canvases = [inversion.canvas for inversion in inversions]
     sizes = [(round(c.grid[0] * c.cell), round(c.grid[1] * c.cell)) for c in canvases]
     # Frames, of latents that have them, are further channels here.
-    carried = draft([inversion.clean.flatten(1, -3) for inversion in inversions], sizes, placements)
+    carried, _ = draft([inversion.clean.flatten(1, -3) for inversion in inversions], sizes, placements)
     return carried.reshape(inversions[0].clean.shape)
 
 

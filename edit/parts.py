@@ -13,7 +13,7 @@ from torch import Tensor
 from .config import EditConfig
 from .geometry import Canvas, Placement, Point, sample_at
 from .placing import affine_of
-from .tasks import Appearance, Drag, Move, Paste, Task
+from .tasks import Appearance, Drag, Move, Paste, Remove, Task
 
 Features = list[Tensor]
 KeyValue = tuple[Tensor, Tensor]
@@ -130,6 +130,8 @@ def make_part(task: Task, placed: Placement, canvases: Sequence[Canvas], source_
     target, removed, vacated = (base.to_grid(m) for m in (placed.target, placed.removed, placed.vacated))
     if isinstance(task, Appearance):
         return Part(target, removed, vacated, source_of, own.to_grid(task.reference_mask), None)
+    if isinstance(task, Remove):
+        return Part(target, removed, vacated, 0, removed, base.cell_centres())
     assert isinstance(task, (Move, Paste, Drag))
     if isinstance(task, Drag) and not placed.carries:
         handles, targets = (torch.stack([_block(p[side], base.cell) for p in task.points]) for side in (0, 1))

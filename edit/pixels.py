@@ -15,6 +15,7 @@ from ..core.checks import check_finite, check_integer
 from ..core.images import pad_to_multiple
 from ..core.masks import RESIDUE, touched
 from ..core.tensors import composite
+from .filling import fill, refilled
 from .geometry import Canvas, Placement, sample_at
 
 
@@ -36,6 +37,8 @@ class EditResult:
 
 
 Encode = Callable[[Tensor], Tensor]
+# The least change of a pixel that is put into the image: two steps of 8 bits.
+LEAST = 2 / 255
 
 
 def fit(image: Tensor, factor: int, max_pixels: int | None = None, like: Canvas | None = None) -> tuple[Tensor, Canvas]:
@@ -63,31 +66,20 @@ def fit(image: Tensor, factor: int, max_pixels: int | None = None, like: Canvas 
     return padded, Canvas((height, width), grid, factor / shrink)
 
 
-def fill(values: Tensor, known: Tensor) -> Tensor:
-    """Return values (1, C, H, W) with what is not `known` (1, 1, H, W) filled smoothly from around it (pull-push pyramid)."""
-    if min(values.shape[-2:]) <= 2 or bool((known > 0.999).all()):
-        mean = (values * known).sum((2, 3), keepdim=True) / known.sum().clamp(min=1e-6)
-        return known * values + (1 - known) * mean
-    weight = F.avg_pool2d(known, 2, ceil_mode=True)
-    coarse = F.avg_pool2d(values * known, 2, ceil_mode=True) / weight.clamp(min=1e-6)
-    coarse = fill(coarse, (weight * 4).clamp(max=1))
-    smooth = F.interpolate(coarse, values.shape[-2:], mode="bilinear", align_corners=False)
-    return known * values + (1 - known) * smooth
-
-
 def draft(
     values: Sequence[Tensor], sizes: Sequence[tuple[int, int]], placements: Sequence[tuple[int, Placement]]
-) -> Tensor:
-    """Return the cut-and-paste of an edit: objects carried to their places, vacated areas filled from around them.
+) -> tuple[Tensor, Tensor]:
+    """Return the cut-and-paste of an edit, and where (H, W) its fill is sure: objects carried to their places, vacated areas filled.
 
     `values[i]` (1, C, H_i, W_i) is image i in any space (pixels, latents), `sizes[i]` its extent in the unit of the placements'
     points. Placements are (image index, Placement) at the resolution of `values[0]`; later ones lie on top.
     """
-    out = refilled(values[0], [placed.removed for _, placed in placements if not placed.bends])
+    out, sure = refilled(values[0], [placed.removed for _, placed in placements if not placed.bends])
     for index, placed in placements:
         carried = _carried(values[index], placed, sizes[index])
         out = out + placed.target[None, None].to(out) * (carried - out)
-    return refilled(out, [placed.removed for _, placed in placements if placed.bends])
+    out, torn = refilled(out, [placed.removed for _, placed in placements if placed.bends])
+    return out, torch.maximum(sure, torn)
 
 
 def _carried(values: Tensor, placed: Placement, size: tuple[int, int]) -> Tensor:
@@ -103,15 +95,6 @@ def _carried(values: Tensor, placed: Placement, size: tuple[int, int]) -> Tensor
     return carried if placed.keeps else fill(carried, touched(weight).to(carried))
 
 
-def refilled(values: Tensor, gone: Sequence[Tensor]) -> Tensor:
-    """Return values (1, C, H, W) with the regions `gone` (H, W) filled from around them."""
-    if not gone or not any(bool(touched(g).any()) for g in gone):
-        return values
-    # Half-covered border pixels of an object would bleed its colour into the fill: leave out one more.
-    hole = F.max_pool2d(touched(torch.stack([g.to(values) for g in gone]).amax(0)).float()[None, None], 3, 1, 1)
-    return torch.where(hole > 0.5, fill(values, 1 - hole), values)
-
-
 def finish(image: Tensor, result: EditResult, decode: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the edited IMAGE (1, H, W, 3); every pixel where `result.mask` is 0 is the original's, bit for bit.
 
@@ -121,8 +104,11 @@ def finish(image: Tensor, result: EditResult, decode: Callable[[Tensor], Tensor]
     size = (image.shape[1], image.shape[2])
     edited = to_size(decode(result.latents), size)
     if result.draft is not None and result.draft_latents is not None:
-        lost = result.draft.to(edited) - to_size(decode(result.draft_latents), size).to(edited)
-        edited = (edited + result.restore[..., None].to(edited) * lost).clamp(0, 1)
+        drafted, restore = result.draft.to(edited), result.restore[..., None].to(edited)
+        change = edited - to_size(decode(result.draft_latents), size).to(edited)
+        # Where the draft stays, a decoder still carries over a little of what changes elsewhere.
+        change = torch.where(change.abs().amax(-1, keepdim=True) <= LEAST, 0.0, change)
+        edited = (restore * (drafted + change) + (1 - restore) * edited).clamp(0, 1)
     return composite(image, edited.to(image), result.mask)
 
 

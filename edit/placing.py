@@ -15,7 +15,7 @@ from ..core.masks import bounding_box, feather, grow, snapped, touched
 from .geometry import Affine, Canvas, Photo, Placement, bent, centre_of, freedom, sample_at
 from .invert import Inversion
 from .pixels import draft
-from .tasks import Appearance, Drag, Move, Paste, Task
+from .tasks import Appearance, Drag, Move, Paste, Remove, Task
 
 
 def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placement:
@@ -76,14 +76,14 @@ class Layout:
         """(source, placement) of the tasks that carry something."""
         return [(source, placed) for source, placed in zip(self.sources, self.placements) if placed.carries]
 
-    def draft(self) -> Tensor | None:
-        """Return the cut-and-paste IMAGE (1, H, W, 3), None when the pixels of a photo are not known."""
+    def draft(self) -> tuple[Tensor, Tensor] | None:
+        """Return the cut-and-paste IMAGE (1, H, W, 3) and where (H, W) its fill is sure; None when the pixels of a photo are not known."""
         images = [photo.image for photo in self.photos if photo.image is not None]
         if len(images) < len(self.photos):
             return None
         pixels = [rearrange(image.float().cpu(), "b h w c -> b c h w") for image in images]
-        drafted = draft(pixels, [canvas.size for canvas in self.canvases], self.carried)
-        return rearrange(drafted, "b c h w -> b h w c").clamp(0, 1)
+        drafted, sure = draft(pixels, [canvas.size for canvas in self.canvases], self.carried)
+        return rearrange(drafted, "b c h w -> b h w c").clamp(0, 1), sure
 
     def changed(self, soft: int) -> tuple[Tensor, Tensor]:
         """Return masks (1, H, W) of the image: what changes, with a soft edge of `soft` pixels, and where lost detail is put back."""
@@ -134,7 +134,7 @@ def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement
         check_size("mask", task.mask, base.size)
         check_size("reference_mask", task.reference_mask, own.size)
         return _in_place(task.mask, base)
-    assert isinstance(task, (Move, Paste, Drag))
+    assert isinstance(task, (Move, Paste, Drag, Remove))
     check_size("mask", task.mask, own.size)
     if isinstance(task, Move) and task.fill_from is not None:
         check_size("fill_from", task.fill_from, base.size)
@@ -146,10 +146,13 @@ def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement
             return _in_place(task.mask, base)
         _check_targets_inside(task)
         return place(task, base, own)
-    if isinstance(task, Move) and bool(touched(task.mask).all()):
+    if isinstance(task, (Move, Remove)) and bool(touched(task.mask).all()):
         raise ValueError(
             "Expected `mask` that leaves a part of the image free, but got one that covers all of it. Paint the object only."
         )
+    if isinstance(task, Remove):
+        none = torch.zeros_like(task.mask)
+        return Placement(none, task.mask, task.mask, base.pixel_centres(), source=task.mask)
     placed = place(task, base, own)
     share = carried_share(task, placed)
     if not bool((placed.target > 0.5).any()):
@@ -198,11 +201,15 @@ def _check_pair(a: Task, first: Placement, b: Task, second: Placement) -> None:
     names = f"{type(a).__name__} and {type(b).__name__}"
     if _overlap(first.target, second.target) > 0.5:
         raise ValueError(f"Expected tasks with separate targets, but got {names} on one place. Do one after the other.")
-    takes = [t for t in (a, b) if isinstance(t, (Move, Drag))]
+    takes = [t for t in (a, b) if isinstance(t, (Move, Drag, Remove))]
     if len(takes) == 2 and _overlap(takes[0].mask, takes[1].mask) > 0.5:
         raise ValueError(
             f"Expected tasks on different objects, but got {names} on the same one. Do one after the other."
         )
     for task, other, placed in ((a, b, second), (b, a, first)):
-        if isinstance(task, Move) and isinstance(other, Appearance) and _overlap(task.mask, placed.target) > 0.5:
+        if (
+            isinstance(task, (Move, Remove))
+            and isinstance(other, Appearance)
+            and _overlap(task.mask, placed.target) > 0.5
+        ):
             raise ValueError(f"Expected tasks on different objects, but got {names} on the same one. Move it first.")

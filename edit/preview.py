@@ -27,11 +27,12 @@ def preview(image: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
     """
     size = (image.shape[1], image.shape[2])
     layout = lay_out(tasks, Photo(Canvas(size, size, 1.0), image))
-    drafted = layout.draft()
-    if drafted is None:
+    made = layout.draft()
+    if made is None:
         raise ValueError(
             "Expected references that know their pixels, but got one without `image`. Give it to `invert`."
         )
+    drafted, _ = made
     base, ghosts = (rearrange(i.float().cpu(), "b h w c -> b c h w") for i in (image, drafted))
     shown = _tinted(base, ghosts, [placed for _, placed in layout.carried], tasks)
     return _arrows(rearrange(shown, "b c h w -> b h w c"), tasks, layout.canvases[0]), drafted

@@ -59,7 +59,9 @@ class Tasks:
             return tasks
         items = (tasks,) if isinstance(tasks, Task) else tuple(tasks)
         if not items or not all(isinstance(t, Task) for t in items):
-            raise ValueError(f"Expected `tasks` with at least one Move, Paste, Appearance or Drag, but got {items!r}.")
+            raise ValueError(
+                f"Expected `tasks` with at least one Move, Remove, Paste, Appearance or Drag, but got {items!r}."
+            )
         return cls(items)
 
     def __add__(self, other: Task | Tasks) -> Tasks:
@@ -101,6 +103,16 @@ class Move(Task):
         check_choice("about", self.about, CENTRES)
         if self.fill_from is not None:
             object.__setattr__(self, "fill_from", check_mask("fill_from", self.fill_from))
+
+
+@dataclass(frozen=True, eq=False)
+class Remove(Task):
+    """Take away what lies under `mask` (H, W); its place is filled from around it."""
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", check_mask("mask", self.mask))
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,3 +74,11 @@ def test_mistakes_are_one_sentence(photo: pathlib.Path, capsys: Any, words: list
     code, _ = run(photo, *words)
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_object_is_removed(photo: pathlib.Path) -> None:
+    code, out = run(photo, "--remove", "20:30:50:60")
+    assert code == 0
+    before, after = read_image(photo), read_image(out)
+    assert torch.equal(before[:, 80:], after[:, 80:])
+    assert not torch.equal(before, after)

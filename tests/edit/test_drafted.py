@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from slipstream.edit import (
     EditConfig,
     Move,
     Paste,
+    Remove,
     Task,
     edit,
     finish,
@@ -54,7 +56,7 @@ def test_each_cell_is_image_to_image_from_its_own_level_and_the_rest_is_the_phot
     model = GaussianDenoiser(std=0.5, space=space)
     base = photo(model)
     assert (model.rows, base.steps) == (0, 0)
-    prepared = prepare_draft(Move(box(), 40.0, 10.0), base, CONFIG, small.encode)
+    prepared = replace(prepare_draft(Move(box(), 40.0, 10.0), base, CONFIG, small.encode), known=None)
     assert set(prepared.hold.unique().tolist()) == pytest.approx([0.3, 0.7, 1.0])
     result = sample_draft(model, prepared, COND, UNCOND, SeededNoise(3))
     assert (model.rows, model.calls, prepared.calls) == (14, 7, 7)
@@ -241,3 +243,57 @@ def test_harmonise_leaves_everything_beyond_the_seam_and_paints_seam_and_object_
 def test_harmonise_says_what_is_wrong_with_a_mask(mask: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepare_harmony(small.picture(), mask, small.CANVAS, small.encode)
+
+
+def test_where_the_fill_goes_on_as_its_surroundings_do_it_is_followed_as_long_as_what_is_carried() -> None:
+    image = torch.full((1, 64, 96, 3), 0.3)
+    image[:, 16:40, 16:40] = torch.tensor([0.9, 0.2, 0.1])
+    model = GaussianDenoiser()
+    prepared = prepare_draft(Remove(box()), photo(model, image), CONFIG, small.encode)
+    assert set(prepared.hold.unique().tolist()) == pytest.approx([0.7, 1.0])
+    assert prepared.draft is not None
+    assert torch.equal(prepared.draft, torch.full_like(prepared.draft, 0.3))
+    grain = image + 0.3 * torch.rand(1, 64, 96, 1, generator=torch.Generator().manual_seed(0))
+    doubted = prepare_draft(Remove(box()), photo(model, grain), CONFIG, small.encode)
+    assert set(doubted.hold.unique().tolist()) == pytest.approx([0.3, 1.0])
+
+
+@SPACES
+def test_changes_of_what_is_known_count_beyond_the_networks_own_error_only(space: NoiseSpace) -> None:
+    """A network that is off by as much everywhere is not believed, one that is off in one place of the object is."""
+
+    class Off(GaussianDenoiser):
+        extra = torch.zeros(1, 1, 8, 12)
+
+        def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+            return (base.clean + 0.2 + self.extra).expand(len(x), -1, -1, -1)
+
+    base = photo(GaussianDenoiser())
+    model = Off(space=space)
+    prepared = prepare_draft(Paste(base, box()), base, CONFIG, small.encode)  # onto itself: the draft is the photo
+    assert torch.equal(sample_draft(model, prepared, COND, UNCOND, SeededNoise(0)).latents, base.clean)
+    model.extra = torch.zeros(1, 1, 8, 12)
+    model.extra[..., 2, 4] = 2.0
+    changed = sample_draft(model, prepared, COND, UNCOND, SeededNoise(0)).latents - base.clean
+    expected = torch.zeros_like(changed)
+    expected[..., 2, 4] = 2.2
+    torch.testing.assert_close(changed, expected)
+
+
+@pytest.mark.parametrize("mode", ["draft", "fine"])
+def test_what_is_removed_is_gone_and_nothing_else_changes(mode: str) -> None:
+    config = CONFIG.replace(mode=mode)
+    model = GaussianDenoiser(std=0.5) if mode == "draft" else small.network()
+    image = small.picture()
+    base = invert(model, small.encode(image), small.cond(), config, small.CANVAS, image)
+    cond = COND if mode == "draft" else small.cond()
+    result = edit(model, base, Remove(box()), cond, None, config, SeededNoise(0), encode=small.encode)
+    out = finish(image, result, small.decode)
+    outside = result.mask[0] == 0
+    assert torch.equal(out[0][outside], image[0][outside])
+    assert result.draft is not None
+    assert float(result.draft[0, 16:40, 16:40, 0].max()) < 0.1  # the box was 0.9 red
+    with pytest.raises(ValueError, match="leaves a part of the image free"):
+        edit(model, base, Remove(torch.ones(64, 96)), cond, None, config, encode=small.encode)
+    with pytest.raises(ValueError, match="Remove and Move on the same one"):
+        edit(model, base, Remove(box()) + Move(box(), 30.0), cond, None, config, encode=small.encode)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from slipstream.edit import Drag, Move
+from slipstream.edit.filling import fill
 from slipstream.edit.geometry import Affine, Canvas, bent, centre_of, depth, freedom, sample_at
-from slipstream.edit.pixels import draft, fill, fit, to_size
+from slipstream.edit.pixels import draft, fit, to_size
 from slipstream.edit.placing import place, uncovered
 from slipstream_tests.edit.small import box, picture
 
@@ -41,7 +42,7 @@ def test_quarter_turns_move_the_mask_and_the_image_exactly(angle: float, expecte
     placed = place(Move(mask, angle=angle), canvas, canvas)
     assert torch.equal(placed.target.round(decimals=4), box(*expected))
     image = torch.rand(1, 3, 64, 96)
-    drafted = draft([image], [canvas.size], [(0, placed)])
+    drafted, _ = draft([image], [canvas.size], [(0, placed)])
     top, left, bottom, right = expected
     turned = torch.rot90(image[..., 8:32, 24:40], -round(angle / 90), (-2, -1))
     torch.testing.assert_close(drafted[..., top:bottom, left:right], turned, atol=1e-4, rtol=0)
@@ -175,7 +176,7 @@ def test_fill_keeps_what_is_known_and_is_exact_for_a_constant() -> None:
 def test_the_draft_carries_the_object_and_leaves_no_trace_of_it() -> None:
     canvas, image = Canvas((64, 96), (8, 12), 8), picture()
     placed = place(Move(box(), 40.0, 10.0), canvas, canvas)
-    drafted = draft([image.movedim(-1, 1)], [canvas.size], [(0, placed)])
+    drafted, _ = draft([image.movedim(-1, 1)], [canvas.size], [(0, placed)])
     red = drafted[0, 0] > 0.5
     assert torch.equal(red, box(26, 56, 50, 80) > 0)
     torch.testing.assert_close(drafted[0, 2, 20, 20:36], image[0, 2, 20:36, 2], atol=0.06, rtol=0)
@@ -188,7 +189,7 @@ def test_a_carried_object_brings_no_fringe_of_its_surroundings(dx: float, scale:
     image[..., 16:40, 16:40] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
     grey = torch.full_like(image, 0.5)
     placed = place(Move(box(), dx, scale=scale), canvas, canvas)
-    drafted = draft([grey, image], [canvas.size] * 2, [(1, replace(placed, removed=torch.zeros(64, 96)))])
+    drafted, _ = draft([grey, image], [canvas.size] * 2, [(1, replace(placed, removed=torch.zeros(64, 96)))])
     red = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
     expected = 0.5 + placed.target * (red - 0.5)
     assert 0 < float(placed.target.mean()) < 1

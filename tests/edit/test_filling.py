@@ -1,0 +1,120 @@
+"""What is left behind is filled by a copy that fits: patterns go on exactly, gradients smoothly, and no other object is copied in."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from slipstream.edit.filling import fill, refilled
+from torch import Tensor
+
+SIZE = 160
+
+
+def grid(size: int = SIZE) -> tuple[Tensor, Tensor]:
+    ys, xs = torch.meshgrid(torch.arange(size).float(), torch.arange(size).float(), indexing="ij")
+    return ys, xs
+
+
+def two_colours(where: Tensor) -> Tensor:
+    dark, light = torch.tensor([0.1, 0.2, 0.7]), torch.tensor([0.9, 0.8, 0.1])
+    return torch.where(where[..., None], light, dark).movedim(-1, 0)[None]
+
+
+def disc(y: float, x: float, radius: float, size: int = SIZE) -> Tensor:
+    ys, xs = grid(size)
+    return ((ys - y) ** 2 + (xs - x) ** 2 < radius**2).float()
+
+
+def patterns() -> dict[str, Tensor]:
+    ys, xs = grid()
+    return {
+        "plain": two_colours(xs < 0),
+        "upright stripes": two_colours((xs // 9) % 2 == 0),
+        "slanted stripes": two_colours(((xs + ys) // 12) % 2 == 0),
+        "waves": two_colours(((xs + 5 * torch.sin(2 * math.pi * ys / 40)).floor() // 10) % 2 == 0),
+        "checkers": two_colours(((xs // 11) + (ys // 11)) % 2 == 0),
+        "dots": two_colours((xs % 16 - 8) ** 2 + (ys % 16 - 8) ** 2 < 16),
+    }
+
+
+@pytest.mark.parametrize("name", patterns())
+@pytest.mark.parametrize("at", [(80, 80), (30, 120), (12, 40)])
+def test_a_pattern_goes_on_exactly(name: str, at: tuple[int, int]) -> None:
+    truth, hole = patterns()[name], disc(*at, 18)
+    photo = torch.where(hole > 0, torch.tensor([1.0, 0.0, 1.0])[:, None, None], truth)
+    out, sure = refilled(photo, [hole])
+    assert torch.equal(out, truth)
+    assert bool((sure[hole > 0] == 1).all())
+    assert not bool(sure[disc(*at, 24) == 0].any())
+
+
+def test_a_gradient_goes_on_smoothly() -> None:
+    ys, xs = grid()
+    truth = torch.stack([xs / SIZE, ys / SIZE, 0.5 + 0.2 * torch.sin(xs / 50)])[None]
+    hole = disc(70, 90, 20)
+    photo = torch.where(hole > 0, 1.0, truth)
+    error = (refilled(photo, [hole])[0] - truth).abs().amax()
+    assert float(error) < 0.03
+
+
+def test_shaded_stripes_keep_both_stripes_and_shade() -> None:
+    ys, xs = grid()
+    truth = two_colours((xs // 9) % 2 == 0) * (0.9 + 0.1 * ys / SIZE)
+    hole = disc(80, 60, 16)
+    out, _ = refilled(torch.where(hole > 0, 0.0, truth), [hole])
+    assert float((out - truth).abs().amax()) < 0.03
+
+
+def test_no_other_object_is_copied_into_the_hole() -> None:
+    """On a plain ground every shift fits around the hole: also one that would bring a smaller object along."""
+    truth = two_colours(grid()[1] < 0).clone()
+    for other in (disc(30, 30, 10), disc(120, 40, 8), disc(40, 130, 12)):
+        truth = torch.where(other > 0, torch.tensor([0.9, 0.1, 0.1])[:, None, None], truth)
+    hole = disc(90, 100, 22)
+    out, _ = refilled(torch.where(hole > 0, 1.0, truth), [hole])
+    assert torch.equal(out, truth)
+
+
+def test_an_object_that_touches_the_hole_does_not_bleed_into_it() -> None:
+    truth = two_colours((grid()[1] // 9) % 2 == 0)
+    truth = torch.where(disc(80, 112, 12) > 0, torch.tensor([0.9, 0.1, 0.1])[:, None, None], truth)
+    hole = disc(80, 80, 18)
+    out, _ = refilled(torch.where(hole > 0, 1.0, truth), [hole])
+    assert torch.equal(out, truth)
+
+
+def test_several_holes_are_filled_from_what_is_none() -> None:
+    truth = two_colours((grid()[1] // 9) % 2 == 0)
+    holes = [disc(40, 40, 15), disc(44, 76, 15), disc(120, 100, 20)]
+    gone = torch.stack(holes).amax(0)
+    out, sure = refilled(torch.where(gone > 0, 0.5, truth), holes)
+    assert torch.equal(out, truth)
+    assert bool((sure[gone > 0] == 1).all())
+
+
+def test_where_nothing_fits_the_fill_is_smooth_and_not_sure() -> None:
+    noise = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    hole = disc(80, 80, 20)
+    out, sure = refilled(noise, [hole])
+    assert not bool(sure.any())
+    known = 1 - torch.nn.functional.max_pool2d(hole[None, None], 3, 1, 1)
+    torch.testing.assert_close(out, torch.where(known > 0, noise, fill(noise, known)))
+
+
+def test_nothing_changes_outside_and_without_holes() -> None:
+    photo = patterns()["dots"]
+    assert refilled(photo, [])[0] is photo
+    hole = disc(80, 80, 10)
+    out, _ = refilled(photo, [hole])
+    outside = torch.nn.functional.max_pool2d(hole[None, None], 3, 1, 1)[0, 0] == 0
+    assert torch.equal(out[..., outside], photo[..., outside])
+
+
+@pytest.mark.parametrize("size", [(3, 5), (1, 40), (24, 24)])
+def test_small_and_narrow_images(size: tuple[int, int]) -> None:
+    hole = torch.zeros(size)
+    hole[size[0] // 2, size[1] // 2] = 1
+    out, _ = refilled(torch.full((1, 4, *size), 0.25), [hole])
+    assert torch.equal(out, torch.full((1, 4, *size), 0.25))
