@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 PORT = 8189
 LOOPBACK = "127.0.0.1"
 # Of `slipstream stream`: frames of a live stream come one by one, and a recorded network cannot change its number of steps.
-NOT_LIVE = {"frame_group": 1, "graph": False}
+NOT_LIVE = {"frame_group": 1, "graph": False, "acceleration": "none", "priority": "latency"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
     add_method(parser.add_argument_group("method"), live=True)
     add_model(parser, "pocket-lcm")
     parser.arguments = {"threshold": "--similarity", "t_index_list": "--t-index", "guidance_scale": "--cfg"}
-    only = {"frame_group", "graph", "blocks", "fps", "drop", "blend"}
+    only = {"frame_group", "graph", "acceleration", "priority", "blocks", "fps", "drop", "blend"}
     parser.unused = (
         *(rule for rule in STREAM_UNUSED if not only & set(rule.inputs.split())),
         Unused("osc_host", lambda v: v.osc is None, "without --osc. Give its port."),

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from ..core.device import default_device
-from ..core.graphs import replayed_pipeline
+from ..core.diffusers_model import NetworkDenoiser
+from ..core.graphs import ACCELERATIONS, accelerated
 from ..core.images import cover, pad_to_multiple
 from ..core.pipeline import Pipeline
 from ..core.unused import Unused
 from ..stream.batch import StreamBatch, StreamFrame
 from ..stream.config import GUIDANCE, RENOISE, StreamConfig
 from ..stream.guidance import BLENDS
+from ..stream.lanes import StreamLanes, width_of
 from ..stream.prompts import BlendedStream, PromptBlend
 from ..stream.queues import StreamThreads
 from ..stream.similarity import SimilarityFilter
@@ -67,6 +69,19 @@ UNUSED = (
     Unused("blocks", lambda v: v.similarity >= 1, "at --similarity 1, which skips nothing. Lower it."),
     Unused("feedback motion cross_frame frame_group", lambda v: v.max_frames == 1, "on one frame. Raise --max-frames."),
     Unused("graph", lambda v: not (v.device or default_device()).startswith("cuda"), "without CUDA. Leave it out."),
+    Unused(
+        "acceleration", lambda v: v.acceleration == "graph" and not (v.device or default_device()).startswith("cuda"),
+        "as graph without CUDA. Leave it out, or choose compile.",
+    ),
+    Unused("graph", lambda v: v.acceleration != "none", "beside --acceleration, which says it. Leave it out."),
+    Unused(
+        "priority", lambda v: v.priority.isdigit() and v.acceleration == "none" and not v.graph,
+        "as a number of lanes without recordings. Add --acceleration graph or compile.",
+    ),
+    Unused(
+        "priority", lambda v: v.priority == "throughput" and v.frame_group > 1, "beside --frame-group, which says it. Leave it out.",
+    ),
+    Unused("priority", lambda v: v.max_frames == 1, "on one frame. Raise --max-frames."),
 )  # fmt: skip
 
 
@@ -117,7 +132,18 @@ def add_method(group: Any, live: bool = False) -> None:
     group.add_argument(
         "--blocks", type=integer(1), default=8, help="compare in so many parts across (default %(default)s)"
     )
-    group.add_argument("--graph", action="store_true", help="record the networks as CUDA graphs")
+    group.add_argument("--graph", action="store_true", help="the same as --acceleration graph")
+    group.add_argument(
+        "--acceleration",
+        choices=ACCELERATIONS,
+        default="none",
+        help="graph: record the networks as CUDA graphs; compile: compile them before (a minute at the first start, kept for the next)",
+    )
+    group.add_argument(
+        "--priority", default="latency", metavar="latency|throughput|LANES",
+        help="latency: each frame as soon as it is there; throughput: frames share a network call, up to four, for a delay of up to "
+        "three; a number: so many calls side by side, which takes the memory of as many passes (default %(default)s)",
+    )  # fmt: skip
 
 
 def config_of(args: argparse.Namespace) -> StreamConfig:
@@ -128,16 +154,32 @@ def config_of(args: argparse.Namespace) -> StreamConfig:
         raise ValueError(
             f"Expected --t-index as numbers with commas, but got {args.t_index!r}. Example: 32,45."
         ) from None
-    if args.graph and args.cross_frame:
+    fast = acceleration_of(args) != "none"
+    if fast and args.cross_frame:
         raise ValueError(
-            "Expected --graph or --cross-frame, but got both. A recorded network cannot be changed: leave one out."
+            "Expected --acceleration (or --graph) or --cross-frame, but got both. A recorded network cannot be changed: leave one out."
         )
-    return StreamConfig(
+    config = StreamConfig(
         t_index_list=indices, strength=None if indices else args.strength, steps=args.steps, guidance=args.guidance,
         cfg_scale=args.cfg_scale, delta=args.delta, renoise=args.renoise, seed=args.seed, frame_group=args.frame_group,
         consistency=args.consistency, feedback=args.feedback, motion=args.motion, cross_frame=args.cross_frame,
-        static_rows=args.graph,
+        static_rows=fast,
     )  # fmt: skip
+    return config.changed(frame_group=max(args.frame_group, width_of(args.priority, config).group))
+
+
+def acceleration_of(args: argparse.Namespace) -> str:
+    """Return the acceleration that the options ask for."""
+    return "graph" if args.graph and args.acceleration == "none" else str(args.acceleration)
+
+
+def lanes_of(args: argparse.Namespace, config: StreamConfig, moves: bool) -> int:
+    """Return how many lanes a stream has; a sentence where it is fewer than asked for."""
+    width = width_of(args.priority, config)
+    reason = width.reason or ("prompts that move give each frame its place" if width.lanes > 1 and moves else "")
+    if reason:
+        log.warning("--priority %s has no effect: %s.", args.priority, reason.rstrip("."))
+    return 1 if moves else width.lanes
 
 
 def run_stream(args: argparse.Namespace) -> int:
@@ -160,9 +202,10 @@ def run_stream(args: argparse.Namespace) -> int:
     pipe = load_pipeline(args)
     padded = ((pad_to_multiple(image, pipe.downscale), stamp) for image, stamp in frames)
     size = math.ceil(height / pipe.downscale) * pipe.downscale, math.ceil(width / pipe.downscale) * pipe.downscale
-    if args.graph:
-        pipe = replayed_pipeline(pipe, config.rows, *size, pipe.encode_text([""], size))
-    batch = make_batch(pipe, args, config, size, texts, prompts, total)
+    lanes, cond = lanes_of(args, config, prompts.moves), pipe.encode_text([""], size)
+    pipe, models = accelerated(pipe, acceleration_of(args), config.rows, *size, cond, config.frame_group, lanes)
+    batches = [make_batch(model, pipe, args, config, size, texts, prompts, total) for model in models]
+    batch = batches[0] if lanes == 1 else StreamLanes(batches)
     try:
         with sink, Progress("frame") as progress:
 
@@ -204,14 +247,14 @@ def run_to_end(threads: StreamThreads) -> bool:
 
 
 def make_batch(
-    pipe: Pipeline, args: argparse.Namespace, config: StreamConfig, size: tuple[int, int], texts: list[str],
+    model: NetworkDenoiser, pipe: Pipeline, args: argparse.Namespace, config: StreamConfig, size: tuple[int, int], texts: list[str],
     prompts: PromptBlend, frames: int,
 ) -> StreamBatch:  # fmt: skip
     encoded = pipe.encode_text([*texts, args.negative], size)
     *conds, uncond = (encoded.take([i]) for i in range(encoded.rows))
     if prompts.moves:
-        return BlendedStream(pipe.model, conds, prompts, frames, uncond, config)
-    return StreamBatch(pipe.model, prompts.at(conds), uncond, config)
+        return BlendedStream(model, conds, prompts, frames, uncond, config)
+    return StreamBatch(model, prompts.at(conds), uncond, config)
 
 
 NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"

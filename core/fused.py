@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .taps import plain_type
+from .transfer import mark, receive
 
 # (sample (B, C, H, W), times (B, P, 1, 1), texts (B, K), bias (B, 1, 1, T) or None) -> output (B, C, H, W)
 Run = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -87,6 +88,7 @@ class FusedUnet(nn.Module):
         self.version = 0  # rises when weights have changed that times and texts were computed with
         with torch.inference_mode(False), torch.no_grad():
             self.joined = [torch.cat(weights_of(attention)) for attention in self.selves]
+        self.made = mark(self.joined)  # the event after which another CUDA stream may read them
         self._bypassed = [m for m in unet.modules() if plain_type(m).__name__ in BYPASSED]
         self._processors = [attention.processor for attention in (*self.selves, *self.crosses)]
         self._watch = Watch(
@@ -118,6 +120,7 @@ class FusedUnet(nn.Module):
                         self.joined[i] = torch.cat(weights)
                     else:
                         torch.cat(weights, out=joined)
+            self.made = mark(self.joined)
             self._watch.look()
             self.version += 1
 
@@ -185,6 +188,7 @@ class Prepared:
         fused = self.fused
         fused.refresh()
         if self._tensors is None or self._version != fused.version:
+            receive(fused.made, fused.joined)
             bias = fused.text_bias(self.mask, self.context.dtype)
             self._tensors = fused.times(self.timestep, self.context, self.added), fused.texts(self.context), bias
             self._version = fused.version

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_choice
 from .codec import Codec, codec_of
+from .compiling import compiling
 from .denoiser import Conditioning
 from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
 from .fused import FusedUnet, Prepared, fused_unet
 from .pipeline import Pipeline
 from .transfer import receive
 
+ACCELERATIONS = ("none", "graph", "compile")
 WARM_UP = 3  # runs before a recording: kernels are chosen, compiled and cached in them
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,12 @@ def record_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
     with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         output = run()
     return graph.replay, output
+
+
+def record_again(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
+    """Stand in for a recording where there are no CUDA graphs: a replay runs once more. For compiled networks of one shape."""
+    output = run()
+    return lambda: output.copy_(run()), output
 
 
 class Replay:
@@ -96,6 +105,9 @@ class Replay:
             self._user = stream
 
 
+FIXED = ("times", "texts", "bias")  # inputs of a `FusedUnet` that stay from call to call
+
+
 class ReplayedUnet:
     """A UNet recorded for one shape: fewer rows are padded, anything else (other shapes, gradients) runs eagerly.
 
@@ -113,8 +125,14 @@ class ReplayedUnet:
                 prepared = Prepared(self.fused, timestep, **cond).tensors()
             given = {"sample": sample, **_fixed(*prepared)}
             self._eager = functools.partial(_run_fused, self.fused)
-        run = torch.compile(self._eager, dynamic=False) if compiled else self._eager
-        self.recording = Replay(run, given, record, fixed=("times", "texts", "bias"))
+        self._called = torch.compile(self._eager, dynamic=False) if compiled else self._eager
+        self.recording = Replay(self._called, given, record, FIXED)
+
+    def again(self, record: Record) -> ReplayedUnet:
+        """Return a second recording of the same network, compiled or not, in memory of its own."""
+        other = copy.copy(self)
+        other.recording = Replay(self._called, self.recording.inputs, record, FIXED)
+        return other
 
     def parameters(self) -> Iterator[Tensor]:
         return self.unet.parameters()
@@ -210,11 +228,12 @@ def replayed(
 ) -> NetworkDenoiser:  # fmt: skip
     """Return `model` with its network recorded for up to `rows` latents of `height` x `width` and the shape of `cond`.
 
-    `compiled` runs torch.compile first. Without CUDA, and for a transformer, the model itself is returned, which is said once in
-    the log. Weights may
-    change in place; after hooks, layer masks or attention have changed, record again. The result has its own counters.
+    `compiled` runs torch.compile first; without CUDA that is all. Where neither can be, and for a transformer, the model itself is
+    returned, which is said once in the log. Weights may change in place; after layer masks or attention have changed, record again.
+    The result has its own counters.
     """
-    if record is None and not _has_cuda(model.device):
+    record = record or _recorder(model.device, compiled)
+    if record is None:
         return model
     if not isinstance(model, DiffusersDenoiser):
         _say_once("CUDA graphs are recorded of UNets only: the transformer runs eagerly.")
@@ -225,9 +244,8 @@ def replayed(
     sigma = torch.full((rows,), model.sigma_max)
     arguments = model.network_condition(cond.take([0]).expand(rows))
     try:
-        fast.network = ReplayedUnet(
-            model.unet, x, model.network_time(sigma), arguments, compiled, record or record_cuda
-        )
+        with compiling(f"the network for {rows} x {height} x {width} latents") if compiled else nullcontext():
+            fast.network = ReplayedUnet(model.unet, x, model.network_time(sigma), arguments, compiled, record)
     except RuntimeError as error:
         _warn("network", error)
         return model
@@ -243,14 +261,55 @@ def replayed_pipeline(
     `images` go through the VAE in one call.
     """
     model = replayed(pipe.model, rows, height // pipe.downscale, width // pipe.downscale, cond, compiled, record)
-    if record is None and not _has_cuda(pipe.device):
+    record = record or _recorder(pipe.device, compiled)
+    if record is None:
         return pipe
     try:
-        vae: Any = ReplayedVae(pipe.vae, height, width, pipe.downscale, compiled, record or record_cuda, images)
+        with compiling(f"the VAE for {images} x {height} x {width} images") if compiled else nullcontext():
+            vae: Any = ReplayedVae(pipe.vae, height, width, pipe.downscale, compiled, record, images)
     except RuntimeError as error:
         _warn("VAE", error)
         vae = pipe.vae
     return dataclasses.replace(pipe, model=model, vae=vae)
+
+
+def accelerated(
+    pipe: Pipeline, acceleration: str, rows: int, height: int, width: int, cond: Conditioning, images: int = 1, lanes: int = 1,
+    record: Record | None = None,
+) -> tuple[Pipeline, list[NetworkDenoiser]]:  # fmt: skip
+    """Return `pipe` as `acceleration` says ("none", "graph", "compile": compiled, then recorded), and a model for each lane.
+
+    See `replayed_pipeline`. The lanes share their weights; each has the memory of a pass of its own, which the log names.
+    """
+    check_choice("acceleration", acceleration, ACCELERATIONS)
+    if acceleration == "none":
+        return pipe, [pipe.model] * lanes
+    before, compiled = _reserved(pipe.device), acceleration == "compile"
+    fast = replayed_pipeline(pipe, rows, height, width, cond, compiled, record, images)
+    more = [_again(fast.model, record) for _ in range(lanes - 1)]
+    if pipe.device.type == "cuda":
+        taken = (_reserved(pipe.device) - before) / 2**30
+        log.info("Recordings for %d lane%s of %d rows take %.2f GB.", lanes, "s" * (lanes > 1), rows, taken)
+    return fast, [fast.model, *more]
+
+
+def _again(model: NetworkDenoiser, record: Record | None) -> NetworkDenoiser:
+    if not isinstance(model.network, ReplayedUnet):
+        return model
+    other = copy.copy(model)
+    other.network = model.network.again(record or (record_cuda if model.device.type == "cuda" else record_again))
+    return other
+
+
+def _reserved(device: torch.device) -> int:
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" and torch.cuda.is_available() else 0
+
+
+def _recorder(device: torch.device, compiled: bool) -> Record | None:
+    """Return what records on a device; None, said once, where nothing can."""
+    if compiled and device.type != "cuda":
+        return record_again
+    return record_cuda if _has_cuda(device) else None
 
 
 def _has_cuda(device: torch.device) -> bool:

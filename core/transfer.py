@@ -6,6 +6,7 @@ steady stream allocates none and no block is ever overwritten too early.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,3 +86,28 @@ def receive(ready: Any, *values: Any) -> None:
             stream = torch.cuda.current_stream(tensor.device)
             stream.wait_event(ready)
             tensor.record_stream(stream)
+
+
+class Lane:
+    """A CUDA stream of a device, so that its work overlaps with that of others; nothing on a CPU.
+
+    Between `start` and `finish`, both called where the stream is used from, its work comes after and before what is done there.
+    """
+
+    def __init__(self, device: torch.device | str | None) -> None:
+        cuda = device is not None and torch.device(device).type == "cuda"
+        self.stream = torch.cuda.Stream(device) if cuda else None
+
+    def start(self) -> None:
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+
+    def finish(self) -> None:
+        if self.stream is not None:
+            torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+    def work(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def mark(self) -> Any:
+        return None if self.stream is None else self.stream.record_event()

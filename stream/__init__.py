@@ -4,6 +4,7 @@ from ..core.guidance import RCFG
 from .batch import StreamBatch, StreamFrame
 from .config import StreamConfig
 from .guidance import blend
+from .lanes import StreamLanes
 from .prompts import BlendedStream, PromptBlend
 from .similarity import SimilarityFilter
 
@@ -15,5 +16,6 @@ __all__ = [
     "StreamBatch",
     "StreamConfig",
     "StreamFrame",
+    "StreamLanes",
     "blend",
 ]

@@ -36,7 +36,8 @@ class StreamFrame:
 
     `age` is the number of passes that ran after the one the frame entered with, until it left: N - 1 in a steady stream.
     `latency` is the time from `arrived` (time.perf_counter) in seconds; a GPU may still be at work on the frame then.
-    `repeated` marks a skipped frame, which shows the one before it.
+    `repeated` marks a skipped frame, which shows the one before it. `ready` is the CUDA event after which `latents` may be read
+    by another CUDA stream; None: by the current one, at once.
     """
 
     id: int
@@ -46,6 +47,7 @@ class StreamFrame:
     arrived: float
     latency: float
     repeated: bool = False
+    ready: Any = None
 
 
 class Waiting(NamedTuple):

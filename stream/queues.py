@@ -7,12 +7,12 @@ Output is bounded and drops its oldest frame. A file is read with back-pressure 
 from __future__ import annotations
 
 import contextvars
+import itertools
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -22,8 +22,9 @@ from torch import Tensor
 from ..core.checks import check_integer
 from ..core.doctor import limited_by
 from ..core.tensors import check_image, unchecked_pixels
-from ..core.transfer import Arrival, receive
+from ..core.transfer import Arrival, Lane, receive
 from .batch import StreamBatch, StreamFrame
+from .lanes import StreamLanes
 from .similarity import SimilarityFilter
 
 T = TypeVar("T")
@@ -165,7 +166,7 @@ class Item:
     """What travels between the threads: `data` is an image (or what makes it), latents (None for a skipped frame), or what
     `decode` returned.
 
-    `ready` is the CUDA event after which `data` may be read.
+    `ready` is the CUDA event after which `data` may be read; `row` is the place of the image in what `decode` returned.
     """
 
     data: Any
@@ -173,35 +174,7 @@ class Item:
     captured: float
     frame: StreamFrame | None = None
     ready: Any = None
-
-
-class Lane:
-    """One thread's CUDA stream, so that its work overlaps with the others'; nothing on a CPU.
-
-    Between `start` and `finish`, both called where the stream is used from, its work comes after and before what is done there.
-    """
-
-    def __init__(self, device: torch.device | str | None) -> None:
-        cuda = device is not None and torch.device(device).type == "cuda"
-        self.stream = torch.cuda.Stream(device) if cuda else None
-
-    def start(self) -> None:
-        if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-
-    def finish(self) -> None:
-        if self.stream is not None:
-            torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
-
-    def work(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
-
-    def receive(self, item: Item) -> None:
-        """Let this lane's work wait for the item's data, without stalling the thread."""
-        receive(item.ready, item.data, None if item.frame is None else item.frame.latents)
-
-    def mark(self) -> Any:
-        return None if self.stream is None else self.stream.record_event()
+    row: int = 0
 
 
 class StreamThreads:
@@ -210,9 +183,10 @@ class StreamThreads:
     Args:
         source: gives (image (H, W, 3) in [0, 1] or uint8, meta) pairs; its end ends the stream. An image in pinned memory is
             uploaded from where it is: leave it alone. In its place a function may make it, called only if it is not dropped.
-        encode: image (1, H, W, 3) -> latents (1, C, h, w), scaled as the model takes them.
-        batch: the `StreamBatch`; prompts and settings may be updated while it runs.
-        decode: latents -> image (1, H, W, 3), or one that is on its way to the host (`Pipeline.decode_async`).
+        encode: images (B, H, W, 3) -> latents (B, C, h, w), scaled as the model takes them; B is `frame_group`, at the end less.
+        batch: the `StreamBatch` or `StreamLanes`; prompts and settings may be updated while it runs.
+        decode: latents (B, C, h, w) -> images (B, H, W, 3), or such that are on their way to the host (`Pipeline.decode_async`);
+            frames that leave together are decoded together.
         sink: called with (image (H, W, 3), meta, StreamFrame) in order; its return value is ignored.
         chooser: leaves out frames that changed little; they come out as repeats.
         live: drop what the model cannot take in time; off, the source waits and no frame is lost.
@@ -224,7 +198,8 @@ class StreamThreads:
     """
 
     def __init__(
-        self, source: Iterable[tuple[Tensor | Callable[[], Tensor], Any]], encode: Callable[[Tensor], Tensor], batch: StreamBatch,
+        self, source: Iterable[tuple[Tensor | Callable[[], Tensor], Any]], encode: Callable[[Tensor], Tensor],
+        batch: StreamBatch | StreamLanes,
         decode: Callable[[Tensor], Tensor | Arrival], sink: Callable[[Tensor, Any, StreamFrame], Any],
         chooser: SimilarityFilter | None = None, live: bool = True, queue: int = 2,
         device: torch.device | str | None = None, statistics: Statistics | None = None,
@@ -238,12 +213,12 @@ class StreamThreads:
         # Live frames wait in one place only, the latest-wins slot at the entrance.
         self._images: FrameQueue[Item] = FrameQueue(1 if live else queue, live)
         self._latents: FrameQueue[Item] = FrameQueue(1 if live else queue, live=False)
-        self._denoised: FrameQueue[Item] = FrameQueue(queue, live=False)
+        self._denoised: FrameQueue[list[Item]] = FrameQueue(queue, live=False)
         self._results: FrameQueue[Item] = FrameQueue(max(queue, 4), live)
         self.statistics.queues = self._images, self._results
         self._lanes = {name: Lane(device) for name in STAGES}
         self._size: torch.Size | None = None
-        self._shown: Tensor | Arrival | None = None
+        self._shown: tuple[Tensor | Arrival, int] | None = None
         stages = (
             ("capture", self._capture, (), self._images),
             ("encode", self._encode, self._images, self._latents),
@@ -296,9 +271,7 @@ class StreamThreads:
         for lane in self._lanes.values():
             lane.finish()
 
-    def _run(
-        self, name: str, stage: Callable[..., Any], inbox: Iterable[Item], outbox: FrameQueue[Item] | None
-    ) -> None:
+    def _run(self, name: str, stage: Callable[..., Any], inbox: Iterable[Any], outbox: FrameQueue[Any] | None) -> None:
         """Run one thread; whatever goes wrong ends the input, and what is already further down comes out."""
         try:
             with torch.no_grad(), self._lanes[name].work():
@@ -326,66 +299,107 @@ class StreamThreads:
                 return
 
     def _encode(self, inbox: Iterable[Item], outbox: FrameQueue[Item]) -> None:
-        for item in inbox:
+        for items in self._grouped(inbox):
             begun = time.perf_counter()
-            image = item.data() if callable(item.data) else item.data
-            if self._size is not None and image.shape != self._size:
-                raise ValueError(
-                    f"Expected frames of size {tuple(self._size)} as at the start, but got {tuple(image.shape)}. Resize them."
-                )
-            self._size = image.shape
-            check_image(image, finite=image.device.type == "cpu")
-            skip = self.chooser is not None and not self.chooser.keep(unchecked_pixels(image))
-            latents = None if skip else self.encode(image[None])
-            self.statistics.spent("encode", time.perf_counter() - begun)
-            if not outbox.put(replace(item, data=latents, ready=self._lanes["encode"].mark())):
-                return
+            kept = [self._wanted(item) for item in items]
+            images = [image for image in kept if image is not None]
+            latents = iter(
+                self.encode(images[0][None] if len(images) == 1 else torch.stack(images)).split(1) if images else ()
+            )
+            ready = self._lanes["encode"].mark()
+            self._spent("encode", begun, len(items))
+            for item, image in zip(items, kept):
+                if not outbox.put(replace(item, data=None if image is None else next(latents), ready=ready)):
+                    return
 
-    def _denoise(self, inbox: Iterable[Item], outbox: FrameQueue[Item]) -> None:
+    def _grouped(self, inbox: Iterable[Item]) -> Iterator[list[Item]]:
+        """Yield items as they enter the model: as many at once as travel together, the rest at the end."""
+        items: list[Item] = []
+        for item in inbox:
+            items.append(item)
+            if len(items) >= self.batch.config.frame_group:
+                yield items
+                items = []
+        if items:
+            yield items
+
+    def _wanted(self, item: Item) -> Tensor | None:
+        """Return the image of an item, None where it is alike enough to be skipped."""
+        image: Tensor = item.data() if callable(item.data) else item.data
+        if self._size is not None and image.shape != self._size:
+            raise ValueError(
+                f"Expected frames of size {tuple(self._size)} as at the start, but got {tuple(image.shape)}. Resize them."
+            )
+        self._size = image.shape
+        check_image(image, finite=image.device.type == "cpu")
+        return None if self.chooser is not None and not self.chooser.keep(unchecked_pixels(image)) else image
+
+    def _spent(self, stage: str, begun: float, frames: int) -> None:
+        """Take note of the time of a stage, for each of some frames."""
+        seconds = (time.perf_counter() - begun) / max(frames, 1)
+        for _ in range(frames):
+            self.statistics.spent(stage, seconds)
+
+    def _denoise(self, inbox: Iterable[Item], outbox: FrameQueue[list[Item]]) -> None:
         lane, batch = self._lanes["denoise"], self.batch
         for item in inbox:
             if self._stop.is_set() and self.error is None:
                 return
             begun = time.perf_counter()
-            lane.receive(item)
+            receive(item.ready, item.data)
             frames = batch.skip(item) if item.data is None else batch.push(item.data, [item])
             self.statistics.spent("denoise", time.perf_counter() - begun)
-            self._pass_on(frames, outbox)
+            self._pass_on(frames, lane, outbox)
         while batch.in_flight and not (self._stop.is_set() and self.error is None):
-            self._pass_on(batch.advance(), outbox)
+            self._pass_on(batch.advance(), lane, outbox)
 
-    def _pass_on(self, frames: list[StreamFrame], outbox: FrameQueue[Item]) -> None:
-        ready = self._lanes["denoise"].mark()
-        for frame in frames:
-            item: Item = frame.meta
-            outbox.put(replace(item, data=None, frame=replace(frame, meta=item.meta), ready=ready))
+    def _pass_on(self, frames: list[StreamFrame], lane: Lane, outbox: FrameQueue[list[Item]]) -> None:
+        """Hand on frames; those that one pass has finished stay together."""
+        mark = lane.mark()
+        ready = [frame.ready or mark for frame in frames]
+        items = [replace(f.meta, data=None, frame=replace(f, meta=f.meta.meta), ready=r) for f, r in zip(frames, ready)]
+        for _, together in itertools.groupby(items, key=lambda item: id(item.ready)):
+            outbox.put(list(together))
 
-    def _decode(self, inbox: Iterable[Item], outbox: FrameQueue[Item]) -> None:
+    def _decode(self, inbox: Iterable[list[Item]], outbox: FrameQueue[Item]) -> None:
         ahead: deque[Any] = deque()
-        for item in inbox:
+        for items in inbox:
             begun = time.perf_counter()
-            self._lanes["decode"].receive(item)
-            assert item.frame is not None
-            if not item.frame.repeated or self._shown is None:
-                self._shown = self.decode(item.frame.latents)
-            self.statistics.spent("decode", time.perf_counter() - begun)
+            shown = self._decoded(items)
             ready = self._lanes["decode"].mark()
-            outbox.put(replace(item, data=self._shown, ready=ready))
+            self._spent("decode", begun, len(items))
+            for item, (image, row) in zip(items, shown):
+                outbox.put(replace(item, data=image, row=row, ready=ready))
             if ready is not None:
                 ahead.append(ready)
             if len(ahead) > AHEAD:
                 ahead.popleft().synchronize()
+
+    def _decoded(self, items: list[Item]) -> list[tuple[Tensor | Arrival, int]]:
+        """Return for each item what its image is in, and where: a repeated frame has that of the frame before it."""
+        frames = [item.frame for item in items if item.frame is not None]
+        new = [i for i, frame in enumerate(frames) if not frame.repeated or (self._shown is None and i == 0)]
+        latents = [frames[i].latents for i in new]
+        receive(items[0].ready, *latents)
+        image = self.decode(latents[0] if len(latents) == 1 else torch.cat(latents)) if latents else None
+        shown = []
+        for i in range(len(frames)):
+            if image is not None and i in new:
+                self._shown = image, new.index(i)
+            assert self._shown is not None
+            shown.append(self._shown)
+        return shown
 
     def _publish(self, inbox: Iterable[Item], outbox: Any) -> None:
         for item in inbox:
             begun = time.perf_counter()
             if item.ready is not None:
                 item.ready.synchronize()
-            self._lanes["publish"].receive(item)
+            receive(item.ready, item.data)
             assert item.frame is not None
             image = item.data.get() if isinstance(item.data, Arrival) else item.data
             now = time.perf_counter()
             frame = replace(item.frame, arrived=item.captured, latency=now - item.captured)
-            self.sink(image[0], item.meta, frame)
+            self.sink(image[item.row], item.meta, frame)
             self.statistics.left(frame.latency, frame.repeated)
             self.statistics.spent("publish", time.perf_counter() - begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -93,7 +94,7 @@ def test_the_cpu_runs_eagerly_and_says_so_once(
     cond = pipe.encode_text([""])
     with caplog.at_level(logging.INFO):
         assert graphs.replayed(pipe.model, 2, 16, 16, cond) is pipe.model
-        assert graphs.replayed(pipe.model, 4, 16, 16, cond, compiled=True) is pipe.model
+        assert graphs.replayed(pipe.model, 4, 16, 16, cond) is pipe.model
     assert [record.message for record in caplog.records] == [
         "CUDA graphs need a CUDA device: the network runs eagerly on cpu."
     ]
@@ -246,3 +247,76 @@ def test_a_replay_does_not_pretend_to_have_features(pipe: slipstream.core.Pipeli
     assert not isinstance(fast, FeatureModel)
     with pytest.raises(AttributeError, match="use the model that it was recorded from"):
         fast.unet.up_blocks
+
+
+@torch.no_grad()
+def test_a_compiled_network_and_vae_on_the_cpu(
+    pipe: slipstream.core.Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Any
+) -> None:
+    """Compiled is the fused form, once for each part and kept in a folder of ours (that it compiles: test_fused.py)."""
+    made: list[str] = []
+
+    def compile(function: Any, dynamic: bool) -> Any:
+        made.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        return lambda *given: function(*given)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    cond, sigma = pipe.encode_text(["a red circle"]), torch.tensor([1.0, 0.5])
+    with caplog.at_level(logging.INFO):
+        fast, models = graphs.accelerated(pipe, "compile", 2, 128, 128, cond, images=2, lanes=2)
+    assert made == [str(tmp_path / "slipstream" / "compiled")] * 3, "lanes share what is compiled"
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert "Compiling the network for 2 x 16 x 16 latents: up to a minute" in caplog.text
+    assert "Compiled the VAE for 2 x 128 x 128 images in" in caplog.text
+    for model in models:
+        torch.testing.assert_close(
+            model(latents(2), sigma, cond), pipe.model(latents(2), sigma, cond), rtol=1e-4, atol=1e-4
+        )
+    torch.testing.assert_close(fast.decode(latents(2)), pipe.decode(latents(2)), rtol=1e-4, atol=1e-4)
+    assert models[0] is fast.model
+    assert models[0].network.recording is not models[1].network.recording
+
+
+def test_without_a_compiler_the_network_runs_eagerly(
+    pipe: slipstream.core.Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compile(function: Any, dynamic: bool) -> Any:
+        raise RuntimeError("Failed to find a working C++ compiler.")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    fast, models = graphs.accelerated(pipe, "compile", 1, 128, 128, pipe.encode_text([""]))
+    assert fast.model is models[0] is pipe.model
+    assert "The network could not be recorded and runs eagerly: Failed to find a working C++ compiler." in caplog.text
+
+
+def test_accelerations_by_name(pipe: slipstream.core.Pipeline) -> None:
+    assert graphs.accelerated(pipe, "none", 1, 128, 128, pipe.encode_text([""]), lanes=2) == (pipe, [pipe.model] * 2)
+    with pytest.raises(ValueError, match="Expected `acceleration` to be one of"):
+        graphs.accelerated(pipe, "turbo", 1, 128, 128, pipe.encode_text([""]))
+
+
+@torch.no_grad()
+def test_a_prompt_that_stays_is_copied_once_and_each_lane_has_memory_of_its_own(pipe: slipstream.core.Pipeline) -> None:
+    cond, sigma = pipe.encode_text(["a red circle", "a green square"]), torch.tensor([1.0])
+    _, (first, second) = graphs.accelerated(pipe, "graph", 1, 128, 128, cond, lanes=2, record=Recording())
+    bound = [first.bind(sigma, cond.take([i])) for i in (0, 1)]
+    copied: list[str] = []
+    held = first.network.recording.inputs  # type: ignore[union-attr]
+
+    class Watched(Tensor):
+        def copy_(self, *args: Any, **kwargs: Any) -> Any:
+            copied.append("copy")
+            return super().copy_(*args, **kwargs)
+
+    first.network.recording.inputs = {name: tensor.as_subclass(Watched) for name, tensor in held.items()}  # type: ignore[union-attr]
+    counts = []
+    for prompt in (0, 0, 1, 1, 0):
+        copied.clear()
+        torch.testing.assert_close(
+            bound[prompt](latents(1)), pipe.model(latents(1), sigma, cond.take([prompt])), rtol=1e-4, atol=1e-4
+        )
+        counts.append(len(copied))
+    assert counts == [3, 1, 3, 1, 3], "the latents each time, levels and prompt when they change"
+    assert first.network.recording.output.data_ptr() != second.network.recording.output.data_ptr()  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
 from slipstream.core.graphs import ReplayedVae, replayed_pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.core.transfer import to_device
-from slipstream.stream import StreamBatch, StreamConfig
+from slipstream.stream import StreamBatch, StreamConfig, queues
 from slipstream.stream.prompts import BlendedStream, PromptBlend
 from slipstream.stream.queues import Lane, StreamThreads
 from slipstream.stream.stability import Motion
@@ -262,7 +262,7 @@ def test_the_lanes_of_a_stream_are_in_order_and_wait_for_pictures_only(dtype, se
 
 @pytest.mark.parametrize("part", ["receive", "start"])
 def test_lanes_without_their_order_are_noticed(monkeypatch, part) -> None:
-    monkeypatch.setattr(Lane, part, lambda *_: None)
+    monkeypatch.setattr(*((Lane, part) if part == "start" else (queues, part)), lambda *_: None)
     pipe, conds = pipeline(), prompts()
     with fake_cuda() as machine:
         machine.put_module(pipe.vae)

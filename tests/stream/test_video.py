@@ -273,7 +273,27 @@ def test_every_option_reaches_the_config() -> None:
     )  # fmt: skip
     assert parsed("--t-index", "20, 40").t_index_list == (20, 40)
     assert parsed("--graph").static_rows
+    assert parsed("--acceleration", "compile").static_rows
+    assert [parsed("--priority", "throughput", "--steps", n).frame_group for n in "1248"] == [4, 2, 1, 1]
+    assert parsed("--priority", "2").frame_group == 1
+    assert parsed("--priority", "throughput", "--feedback", "0.3").frame_group == 1
     assert parsed() == StreamConfig(strength=0.5)
+
+
+def test_every_priority_gives_the_same_video_and_names_what_stands_against_it(tmp_path, caplog) -> None:
+    found = []
+    for i, (priority, more) in enumerate(
+        [("latency", []), ("throughput", []), ("2", []), ("2", ["--feedback", "0.3"])]
+    ):
+        (tmp_path / f"{i}").mkdir()
+        paths = ["--input", str(CLIP), "--output", str(tmp_path / f"{i}" / "%03d.png")]
+        assert run(*paths, "--steps", "1", "--size", "32x32", "--max-frames", "6", "--priority", priority, *more) == 0
+        files = sorted((tmp_path / f"{i}").glob("*.png"))
+        assert len(files) == 6
+        found.append(torch.cat([read_image(file) for file in files]) * 255)
+        assert ("--priority 2 has no effect: `feedback` ties each frame to others" in caplog.text) == bool(more)
+    assert (found[1] - found[0]).abs().max() <= 1.01
+    assert (found[2] - found[0]).abs().max() <= 1.01
 
 
 def test_command_says_that_a_video_was_cut_off(tmp_path, caplog) -> None:
@@ -307,7 +327,10 @@ def test_command_says_that_a_video_was_cut_off(tmp_path, caplog) -> None:
         (["--input", str(CLIP), "--size", "big"], "WIDTHxHEIGHT"),
         (["--input", str(CLIP), "--size", "0x0"], "WIDTHxHEIGHT"),
         (["--input", str(CLIP), "--cfg", "-1"], "`cfg_scale`"),
-        (["--input", str(CLIP), "--graph", "--cross-frame"], "--graph or --cross-frame"),
+        (["--input", str(CLIP), "--graph", "--cross-frame"], "(or --graph) or --cross-frame"),
+        (["--input", str(CLIP), "--acceleration", "compile", "--cross-frame"], "--acceleration"),
+        (["--input", str(CLIP), "--priority", "fast"], "`priority`"),
+        (["--input", str(CLIP), "--priority", "9"], "`priority`"),
         (["--input", str(CLIP), "--strength", "0.02", "--steps", "50"], "at most 19 steps"),
         (["--input", str(CLIP), "--strength", "2"], "`strength`"),
         (["--input", str(CLIP), "--similarity", "-1"], "`threshold`"),

@@ -1,0 +1,225 @@
+"""Frames side by side: several Stream Batches, each with a recording and a CUDA stream of its own, that take frames in turn.
+
+One pass of a small network does not fill a GPU. Two ways lead out: lanes, in which passes of different frames run at the same time,
+and groups (`StreamConfig.frame_group`), in which several frames share a pass. Both give the images of a single Stream Batch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..core.checks import check_choice, check_integer
+from ..core.transfer import Lane, mark, receive
+from .batch import StreamBatch, StreamFrame
+from .config import StreamConfig
+
+PRIORITIES = ("latency", "throughput")
+FULL = 4  # rows of a network call at which a large GPU is busy
+MOST = 8  # lanes
+
+
+@dataclass(frozen=True)
+class Width:
+    """How many frames are at work at once: `lanes` passes side by side, of `group` frames each; `reason` why not more."""
+
+    lanes: int = 1
+    group: int = 1
+    reason: str = ""
+
+    @property
+    def delay(self) -> int:
+        """Frames that a frame waits for at most, because they enter with it."""
+        return self.group - 1
+
+
+def width_of(priority: str | int, config: StreamConfig) -> Width:
+    """Return what a priority means for a stream.
+
+    "latency": each frame by itself, as soon as it is there. "throughput": as many frames in a call as fill a GPU, which at one step
+    is four, and with four steps one. A number: so many lanes. Frames that depend on each other go one by one.
+    """
+    if isinstance(priority, str) and not priority.isdigit():
+        check_choice("priority", priority, PRIORITIES)
+        wanted = Width(group=max(FULL // config.stages, 1) if priority == "throughput" else 1)
+    else:
+        check_integer("priority", int(priority), 1, MOST)
+        wanted = Width(lanes=int(priority))
+    tie = coupled(config) if (wanted.lanes, wanted.group) != (1, 1) else ""
+    return Width(reason=f"{tie}, so frames go one by one") if tie else wanted
+
+
+def coupled(config: StreamConfig) -> str:
+    """Return which setting makes the image of a frame depend on others, "" for none."""
+    for name in ("feedback", "motion", "cross_frame"):
+        if getattr(config, name):
+            return f"`{name}` ties each frame to others"
+    return (
+        "`renoise` fresh draws noise in the order of the passes"
+        if config.renoise == "fresh" and config.stages > 1
+        else ""
+    )
+
+
+class StreamLanes:
+    """Stream Batches side by side, with the interface of one: frames go to them in turn and come out in order.
+
+    A frame waits for N - 1 later frames of its own lane. Frames that come out name the event after which other CUDA streams may read
+    them (`StreamFrame.ready`): none waits for another lane.
+
+    Args:
+        batches: of one config, each with a model of its own: recordings of one network share its weights, not their memory.
+    """
+
+    def __init__(self, batches: Sequence[StreamBatch]) -> None:
+        tie = coupled(batches[0].config) if len(batches) > 1 else ""
+        if tie:
+            raise ValueError(
+                f"Expected frames that do not depend on each other for several lanes, but {tie}. Use one lane."
+            )
+        self.batches = tuple(batches)
+        self._lanes = [Lane(getattr(batch.model, "device", None)) for batch in batches]
+        self._lock = threading.RLock()
+        self._entered: list[deque[int]] = [deque() for _ in batches]  # numbers of the frames in each lane, oldest first
+        self._done: dict[int, StreamFrame] = {}
+        self._skipped: dict[int, tuple[Any, float]] = {}
+        self._count = self._pushed = self._next = 0
+        self._newest: StreamFrame | None = None
+        for lane in self._lanes:
+            lane.start()
+
+    @property
+    def config(self) -> StreamConfig:
+        return self.batches[0].config
+
+    @property
+    def passes(self) -> int:
+        return sum(batch.passes for batch in self.batches)
+
+    @property
+    def in_flight(self) -> int:
+        """Frames that were pushed or skipped and have not come out yet."""
+        return self._count - self._next
+
+    def push(self, latents: Tensor, meta: Any = None, cond: Any = None, uncond: Any = None) -> list[StreamFrame]:
+        """See `StreamBatch.push`."""
+        with self._lock:
+            if not isinstance(latents, Tensor) or len(latents) <= 1:
+                self._push(latents, meta, cond, uncond)
+                return self._hand_out()
+            metas = meta if isinstance(meta, list) else [meta] * len(latents)
+            for i, row in enumerate(latents.split(1)):
+                own = (c if c is None or c.rows == 1 else c.take([i % c.rows]) for c in (cond, uncond))
+                self._push(row, metas[i], *own)
+            return self._hand_out()
+
+    def _push(self, latents: Tensor, meta: Any, cond: Any, uncond: Any) -> None:
+        turn = self._pushed // self.config.frame_group % len(self.batches)
+        ready = mark(latents, cond, uncond)
+
+        def work(batch: StreamBatch) -> list[StreamFrame]:
+            receive(ready, latents, cond, uncond)
+            return batch.push(latents, meta, cond, uncond)
+
+        self._work(turn, work)
+
+    def _work(self, turn: int, work: Callable[[StreamBatch], list[StreamFrame]]) -> None:
+        """Run `work` on a lane's CUDA stream and keep what it finished; a frame that entered counts also when its pass failed."""
+        batch, lane, found, before = (
+            self.batches[turn],
+            self._lanes[turn],
+            list[StreamFrame](),
+            self.batches[turn].in_flight,
+        )
+        try:
+            with lane.work():
+                found = work(batch)
+                event = lane.mark() if found else None
+        finally:
+            for _ in range(batch.in_flight + len(found) - before):
+                self._entered[turn].append(self._count)
+                self._count, self._pushed = self._count + 1, self._pushed + 1
+        for frame in found:
+            number = self._entered[turn].popleft()
+            self._done[number] = replace(frame, id=number, ready=event)
+
+    def _hand_out(self) -> list[StreamFrame]:
+        """Return what is finished and in its turn."""
+        finished, now = [], time.perf_counter()
+        while self._next in self._done or (self._next in self._skipped and self._newest is not None):
+            if self._next in self._done:
+                frame = self._done.pop(self._next)
+                self._newest = replace(frame, latency=now - frame.arrived)
+                finished.append(self._newest)
+            else:
+                assert self._newest is not None
+                meta, arrived = self._skipped.pop(self._next)
+                finished.append(
+                    replace(
+                        self._newest,
+                        id=self._next,
+                        meta=meta,
+                        age=0,
+                        arrived=arrived,
+                        latency=now - arrived,
+                        repeated=True,
+                    )
+                )
+            self._next += 1
+        return finished
+
+    def _advance(self) -> None:
+        busy = [turn for turn, batch in enumerate(self.batches) if batch.in_flight]
+        if busy:
+            self._work(min(busy, key=lambda turn: self._entered[turn][0]), StreamBatch.advance)
+
+    def advance(self) -> list[StreamFrame]:
+        """Run one pass for the oldest frame in flight, without a new one, and return what finished."""
+        with self._lock:
+            self._advance()
+            return self._hand_out()
+
+    def skip(self, meta: Any = None) -> list[StreamFrame]:
+        """See `StreamBatch.skip`."""
+        with self._lock:
+            if not self._count:
+                raise ValueError("Expected a frame before the first skip, but got none. Push the first frame.")
+            self._advance()
+            self._skipped[self._count] = meta, time.perf_counter()
+            self._count += 1
+            return self._hand_out()
+
+    def drain(self) -> list[StreamFrame]:
+        """Finish all frames in flight and return them; the stream can be pushed to again."""
+        with self._lock:
+            while any(batch.in_flight for batch in self.batches):
+                self._advance()
+            return self._hand_out()
+
+    def clear(self) -> None:
+        """Drop all frames in flight and the memory of earlier ones."""
+        with self._lock:
+            for batch in self.batches:
+                batch.clear()
+            for numbers in self._entered:
+                numbers.clear()
+            self._done.clear()
+            self._skipped.clear()
+            self._next, self._newest = self._count, None
+
+    def update(self, cond: Any = None, uncond: Any = None, **settings: Any) -> None:
+        """See `StreamBatch.update`; raises ValueError also for a setting that ties frames together."""
+        with self._lock:
+            tie = coupled(self.config.changed(**settings)) if len(self.batches) > 1 else ""
+            if tie:
+                raise ValueError(
+                    f"Expected frames that do not depend on each other for several lanes, but {tie}. Use one lane."
+                )
+            for batch in self.batches:
+                batch.update(cond, uncond, **settings)
