@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hmac
 import json
+import math
 import secrets
 import threading
 import time
@@ -219,6 +220,7 @@ class LiveStream:
             if self.ended:
                 return
             self.ended = reason
+            self.statistics.seconds = math.inf  # what is reported from now on is of the whole run, or its end
             self._inbox.close()
             self._tell_all("ended", reason=reason)
             self._changed.notify_all()
