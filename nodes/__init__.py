@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import cow, doctor, edit, live, lmd, models, search, stream
+from . import cow, doctor, edit, live, lmd, models, search, show, stream
 from .host.live import mount
 from .host.memory import follow_host
 from .host.warnings import collecting
 from .words import ALIASES
 
-MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, live, search, doctor)
+MODULES: tuple[ModuleType, ...] = (models, cow, edit, lmd, stream, live, search, show, doctor)
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
     id: collecting(id, node, name) for module in MODULES for id, (node, name) in module.NODES.items()

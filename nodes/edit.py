@@ -354,29 +354,61 @@ class PasteObject(_TaskNode):
 class ChangeAppearance(_TaskNode):
     """Gives an object the look of another."""
 
-    DESCRIPTION = "Give what is under the mask the look (colour, texture) of an object in another inverted picture. Its shape stays."
+    DESCRIPTION = (
+        "Give an object the look (colour, texture) of an object in another inverted photo; its shape is kept. Paint both objects on the "
+        "node, or wire masks."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "mask": ("MASK", {"tooltip": MASK_TIP}),
                 "reference": (
                     INVERSION,
-                    {"tooltip": "The picture with the look, from an Invert with the same model and steps."},
+                    {"tooltip": "The photo with the look, from an Invert with the same model and steps."},
                 ),
-                "reference_mask": ("MASK", {"tooltip": "White = the object with the look. Size of that picture."}),
             },
-            "optional": {"tasks": ADD_UP},
+            "optional": {
+                "mask": ("MASK", {"tooltip": MASK_TIP}),
+                "reference_mask": (
+                    "MASK",
+                    {
+                        "tooltip": "White marks the object with the look, at the size of that photo. What is painted is added."
+                    },
+                ),
+                "tasks": ADD_UP,
+                "image": ("IMAGE", {"tooltip": IMAGE_TIP}),
+                "canvas": canvas("Draw here: paint the object that changes. " + STORED_TIP),
+                "reference_canvas": canvas(
+                    "Draw here: paint the object with the look, on the other photo. " + STORED_TIP
+                ),
+            },
         }
 
-    def make(self, mask: Tensor, reference: HostInversion, reference_mask: Tensor, tasks: Any = None) -> Any:
+    @classmethod
+    def VALIDATE_INPUTS(cls, canvas: str | None = None, reference_canvas: str | None = None) -> bool | str:
+        known = [text for text in (canvas, reference_canvas) if text is not None]
+        return next((said for text in known if (said := refusal(cls, check_canvas, canvas=text)) is not True), True)
+
+    def make(
+        self,
+        reference: HostInversion,
+        mask: Tensor | None = None,
+        reference_mask: Tensor | None = None,
+        tasks: Any = None,
+        image: Tensor | None = None,
+        canvas: str = "",
+        reference_canvas: str = "",
+    ) -> Any:
         from ..edit import Appearance
         from ..edit.placing import check_size
 
-        task = Appearance(mask, reference, reference_mask)  # type: ignore[arg-type]
+        other = reference.inversion.image
+        painted = drawn_mask("Appearance", canvas, mask, image)
+        look = drawn_mask("Appearance", reference_canvas, reference_mask, other, "reference_mask")
+        task = Appearance(painted, reference, look)  # type: ignore[arg-type]
         check_size("reference_mask", task.reference_mask, reference.inversion.canvas.size)
-        return _add(tasks, task)
+        return _drawn(_add(tasks, task), image, mask, other)
 
 
 def read_drags(handles: str, targets: str) -> tuple[Pair, ...]:

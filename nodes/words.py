@@ -26,6 +26,7 @@ ALIASES: dict[str, str] = {
     "SlipstreamLiveStream": "streamdiffusion, webcam, camera, real time, realtime, screen capture, live, lcm, turbo, osc",
     "SlipstreamBlendPrompts": "prompt travel, prompt schedule, slerp, interpolate prompts, crossfade",
     "SlipstreamRCFGGuider": "residual cfg, rcfg, streamdiffusion, guidance, negative prompt, cfg guider",
+    "SlipstreamBeforeAfter": "compare images, side by side, before after, image stitch, caption, label, grid",
     "SlipstreamDoctor": "debug info, system info, versions, bug report, vram",
     "SlipstreamExampleClip": "sample video, test clip, frames",
     "SlipstreamSimilarityFilter": "duplicate frames, skip frames, streamdiffusion, still image",

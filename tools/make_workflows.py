@@ -7,7 +7,8 @@ Usage, with a real host (COMFYUI_PATH, COMFYUI_PYTHON; default ~/ComfyUI and its
     python tools/make_workflows.py cow --run         # also run each one and save the last node's pictures as thumbnail
 
 A description is a function in tools/workflows/<technique>.py that takes a `Graph`; the file's `WORKFLOWS` maps the names of
-the example files to them:
+the example files to them. Those are what a person reads in the template browser: a number for the order and a job. `TRIED` maps names of
+workflows that the tests alone run, for nodes that no example shows; they lie in tests/host/workflows/.
 
     def text_to_image(g):
         model = g.add("SlipstreamLoadModel", model="pocket")
@@ -19,7 +20,7 @@ the example files to them:
         g.add("SaveImage", images=image, filename_prefix="slipstream")
         g.note("Made by the bundled model. Press **Run**.")
 
-    WORKFLOWS = {"text_to_image": text_to_image}
+    WORKFLOWS = {"12 Draw with the bundled model": text_to_image}
 
 - A socket takes a node (its first output of the socket's type is used) or `node["NAME"]` / `node[1]` (output by name or index).
 - A widget that is not given gets the node's default; unknown names and missing sockets raise ValueError.
@@ -30,6 +31,7 @@ the example files to them:
 - `g.section("1 Your photo", [a, b], [c], row=0)` lays nodes out in columns inside a frame, beside the sections before it in this row;
   `size=(width, height)` of a node gives it more room. A workflow without sections gets them by its types of nodes: what goes in,
   what our nodes do, the result, and the rest below.
+- `g.app([(node, "widget")], [node])` makes an app of it too, NAME.app.json: a form of these widgets beside what these nodes show.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ import io
 import json
 import os
 import pathlib
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,11 +51,14 @@ from types import ModuleType
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHOWN, TESTED = ROOT / "example_workflows", ROOT / "tests" / "host" / "workflows"
 COLUMN, GAP, WIDTH = 90, 50, 300
 # The first screen of 1600 x 950 shows this width of a workflow, beside the side bar; its corner lies below the tabs.
 SCREEN, CORNER = 1440, (110, 130)
 EXTRA_HEIGHT = {
     "SlipstreamEditPreview": 280,
+    "SlipstreamBeforeAfter": 300,
+    "SlipstreamAppearance": 340,
     "SlipstreamMove": 340,
     "SlipstreamPaste": 340,
     "SlipstreamDrag": 340,
@@ -70,23 +77,6 @@ EXTRA_HEIGHT = {
 }
 
 
-TITLES = {
-    "compare_schedules": "Compare schedules",
-    "compare_to_pictures": "Judge a schedule by images of your own",
-    "edit_appearance": "Give an object another look",
-    "fewer_calls": "Find my fastest schedule",
-    "influence_of_edit": "How far does an edit reach?",
-    "influence_profile": "How far does a change reach?",
-    "latent_fill": "Fill a hole",
-    "masked_regenerate": "Repaint a masked area in rounds",
-    "paint_over_webcam": "Paint over my webcam",
-    "rcfg_guider": "Guidance at half the cost",
-    "search_layers": "Which layers can be left out?",
-    "search_schedule": "Find my best few-step schedule",
-    "similarity_filter": "Leave out frames that repeat",
-    "stream_blend": "From one prompt to another over a clip",
-    "stretch_map": "Where does a drag tear?",
-}
 INPUTS = (
     "CLIPTextEncode",
     "EmptyLatentImage",
@@ -166,11 +156,14 @@ class Graph:
 
     def __init__(self, object_info: dict[str, Any], name: str = "") -> None:
         self.object_info = object_info
-        self.title = TITLES.get(name, name.replace("_", " ").capitalize())
+        self.title = (
+            re.sub(r"^\d+ ", "", name).replace("_", " ").capitalize() if "_" in name else re.sub(r"^\d+ ", "", name)
+        )
         self.nodes: list[Node] = []
         self.notes: list[tuple[str, int]] = []
         self.sections: list[tuple[str, tuple[list[Node], ...], int]] = []
         self.uploads: list[str] = []
+        self.linear: dict[str, Any] = {}
 
     def add(
         self,
@@ -212,6 +205,13 @@ class Graph:
     def section(self, title: str, *columns: list[Node], row: int = 0) -> None:
         self.sections.append((title, columns, row))
 
+    def app(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
+        """Make a form of widgets of it, beside what the output nodes show."""
+        self.linear = {
+            "inputs": [[node.id, widget] for node, widget in inputs],
+            "outputs": [node.id for node in outputs],
+        }
+
     def upload(self, path: str) -> str:
         self.uploads.append(path)
         return pathlib.Path(path).name
@@ -243,11 +243,15 @@ class Graph:
         slots = {(n["id"], s["name"]): i for n in drawn for i, s in enumerate(n["inputs"])}
         for link in links:
             link[4] = slots[(link[3], link[4])]
+        view = first_view([*boxes, *placed.values(), *(box for _, box in frames)])
         return {
             "last_node_id": len(drawn), "last_link_id": len(links), "nodes": drawn, "links": links,
             "groups": [group_frame(title, box, i) for i, (title, box) in enumerate(frames)],
-            "config": {}, "extra": {"ds": first_view([*boxes, *placed.values(), *(box for _, box in frames)])}, "version": 0.4,
+            "config": {}, "extra": {"ds": view, **self._linear()}, "version": 0.4,
         }  # fmt: skip
+
+    def _linear(self) -> dict[str, Any]:
+        return {"linearData": self.linear} if self.linear else {}
 
     def _note_boxes(self) -> tuple[list[list[int]], int]:
         """Return the boxes of the notes, one below the other, and where the nodes begin right of them."""
@@ -355,33 +359,50 @@ def first_view(boxes: list[list[int]]) -> dict[str, Any]:
 
 
 def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
-    """Save the last node's images (up to four, side by side) as a square JPEG of `size` pixels, whole, on grey."""
+    """Save a square JPEG of what Before and After shows: four images whole, else the last one with the first as an inset."""
     from PIL import Image, ImageOps
 
-    # Saved pictures before previews: a node with a preview may run after the one that saves.
     files = [f for f in files if f.filename.endswith((".png", ".jpg", ".webp"))]
-    files = [f for f in files if f.type == "output"] or files
+    # Before and After is the preview with the largest id; other examples have what they save.
+    files = [f for f in files if f.type == "temp"] or files
     last = max(files, key=lambda f: int(f.node)).node
-    images = [Image.open(io.BytesIO(f.read())).convert("RGB") for f in files if f.node == last][:4]
-    across = 2 if len(images) > 2 else len(images)
-    width, height = images[0].size
-    sheet = Image.new("RGB", (across * width, -(-len(images) // across) * height))
-    for i, image in enumerate(images):
-        sheet.paste(image.resize((width, height)), (i % across * width, i // across * height))
-    ImageOps.pad(sheet, (size, size), Image.Resampling.BICUBIC, "#202020").save(path, quality=88)
+    sheet = Image.open(io.BytesIO([f for f in files if f.node == last][-1].read())).convert("RGB")
+    parts = round(sheet.width / sheet.height)
+    if parts < 2:
+        ImageOps.fit(sheet, (size, size), Image.Resampling.LANCZOS).save(path, quality=88)
+        return
+    width = sheet.width // parts
+    first, result = (sheet.crop((at * width, 0, (at + 1) * width, sheet.height)) for at in (0, parts - 1))
+    made, inset = (
+        ImageOps.fit(result, (size, size), Image.Resampling.LANCZOS),
+        ImageOps.fit(first, (size // 3, size // 3)),
+    )
+    made.paste(ImageOps.expand(inset, 3, "white"), (8, size - inset.height - 14))
+    made.save(path, quality=88)
 
 
-def collect(names: list[str]) -> dict[str, Callable[[Graph], None]]:
-    """Return the descriptions of the named techniques, or of all."""
+def collect(names: list[str]) -> dict[pathlib.Path, Callable[[Graph], None]]:
+    """Return the descriptions of the named techniques, or of all, by the file that each is written to."""
     paths = sorted((ROOT / "tools" / "workflows").glob("*.py"))
     unknown = set(names) - {p.stem for p in paths}
     if unknown:
         raise SystemExit(f"no description tools/workflows/{sorted(unknown)[0]}.py")
-    found: dict[str, Callable[[Graph], None]] = {}
+    found: dict[pathlib.Path, Callable[[Graph], None]] = {}
     for path in paths:
-        if not names or path.stem in names:
-            found.update(load_module(path).WORKFLOWS)
+        if names and path.stem not in names:
+            continue
+        module = load_module(path)
+        for folder, described in ((SHOWN, module.WORKFLOWS), (TESTED, getattr(module, "TRIED", {}))):
+            found.update({folder / f"{name}.json": describe for name, describe in described.items()})
     return found
+
+
+def write(workflow: dict[str, Any], path: pathlib.Path) -> None:
+    """Write a workflow, and beside it the app that it makes."""
+    path.write_text(json.dumps(workflow, indent=1) + "\n")
+    if "linearData" in workflow["extra"]:
+        app = {**workflow, "extra": {**workflow["extra"], "linearMode": True}}
+        path.with_suffix(".app.json").write_text(json.dumps(app, indent=1) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -397,14 +418,13 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     with comfy_host.ComfyHost([("slipstream", ROOT)]) as host:
         info = host.object_info()
-        for name, describe in collect(args.techniques).items():
-            if args.only and name not in args.only:
+        for path, describe in collect(args.techniques).items():
+            if args.only and path.stem not in args.only:
                 continue
-            graph = Graph(info, name)
+            graph = Graph(info, path.stem)
             describe(graph)
             workflow = graph.build()
-            path = ROOT / "example_workflows" / f"{name}.json"
-            path.write_text(json.dumps(workflow, indent=1) + "\n")
+            write(workflow, path)
             print(f"{path.relative_to(ROOT)}: {len(graph.nodes)} nodes")
             for upload in graph.uploads:
                 host.upload_image(
@@ -416,8 +436,10 @@ def main(argv: list[str] | None = None) -> int:
                 if not result.ok:
                     failed += 1
                     print(result.explain())
-                elif result.files:
+                elif result.files and path.parent == SHOWN:
                     thumbnail(result.files, path.with_suffix(".jpg"))
+                    if graph.linear:
+                        shutil.copy(path.with_suffix(".jpg"), path.with_suffix(".app.jpg"))
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-// The canvas of Move / Resize, Paste Object, Drag Points and Place Subject: ties the editor in canvas/ to the host's widgets and images.
+// The canvas of Move / Resize, Paste Object, Appearance, Drag Points and Place Subject: ties the editor in canvas/ to the host's widgets and images.
 // One DOM widget a node, so that it works in the classic and in the Nodes 2.0 renderer. Its value is the JSON of core/drawing.py; what is
 // placed (dx, dy, scale, angle, handles, targets, x, y) lies in the node's own widgets, as a person types it.
 import { app } from "../../scripts/app.js";
@@ -7,7 +7,8 @@ import { formatDrawing, formatPoints, parseDrawing, parsePairs } from "./canvas/
 import { imageOf } from "./canvas/sources.js";
 import { chained } from "./nodes.js";
 
-const MODES = { SlipstreamMove: "move", SlipstreamPaste: "paste", SlipstreamDrag: "drag", SlipstreamSeedCanvas: "seed" };
+const MODES = { SlipstreamMove: "move", SlipstreamPaste: "paste", SlipstreamAppearance: "look", SlipstreamDrag: "drag", SlipstreamSeedCanvas: "seed" };
+const OTHER = "reference_canvas"; // the widget that is drawn on the image of the `reference`
 const WIDGETS = ["dx", "dy", "scale", "angle", "about", "x", "y", "width", "height", "mirror", "colour", "background", "invert_keep"];
 const KEY = "slipstream_canvas"; // of the results that nodes/canvas.py sends
 const [HEIGHT, WIDTH] = [360, 380];
@@ -21,6 +22,7 @@ class NodeCanvas {
 
   constructor(node, name) {
     this.node = node;
+    this.other = name === OTHER;
     this.mode = MODES[node.comfyClass] ?? MODES[node.type] ?? "move";
     const root = document.createElement("div");
     this.editor = new Editor(root, {
@@ -45,7 +47,7 @@ class NodeCanvas {
     this.text = text;
     const shapes = parseDrawing(text);
     this.editor.setState({ shapes });
-    if (shapes.length && this.mode !== "drag") this.editor.setTool("place"); // what was painted waits for its place
+    if (shapes.length && !["drag", "look"].includes(this.mode)) this.editor.setTool("place"); // what was painted waits for its place
   }
 
   /** Write what the editor changed into the node's widgets. */
@@ -86,11 +88,12 @@ class NodeCanvas {
       this.editor.mirrors = "mirror" in state;
       this.editor.setState(state);
     }
-    this.show("image", imageOf(this.node, ["image"]) ?? this.ran.image);
+    const [path, role] = this.other ? [["reference", "image"], "reference"] : [["image"], "image"];
+    this.show("image", imageOf(this.node, path) ?? this.ran[role]);
     if (this.mode === "paste") this.show("reference", imageOf(this.node, ["reference", "image"]) ?? this.ran.reference);
     if (this.mode === "seed") this.show("reference", state.background === "picture" ? imageOf(this.node, ["picture"]) : null);
-    const mask = imageOf(this.node, [this.mode === "seed" ? "keep" : "mask"], true);
-    this.show("mask", mask ?? this.ran.mask, !mask ? "white" : state.invert_keep ? "shown" : "hidden");
+    const mask = imageOf(this.node, [this.mode === "seed" ? "keep" : this.other ? "reference_mask" : "mask"], true);
+    this.show("mask", mask ?? (this.other ? null : this.ran.mask), !mask ? "white" : state.invert_keep ? "shown" : "hidden");
   }
 
   show(role, url, kind = "") {

@@ -181,6 +181,8 @@ def _runner(model: Any, work: Callable[[Session], object]) -> tuple[Any, Any]:
     import comfy.samplers
 
     class Work(comfy.samplers.Sampler):
+        runs_ours = True  # the latent is a place to work in, not what sampling starts from
+
         def sample(  # type: ignore[no-untyped-def]
             self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
         ):  # fmt: skip

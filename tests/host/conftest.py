@@ -4,7 +4,8 @@ The host is found at COMFYUI_PATH, else ~/ComfyUI; its Python at COMFYUI_PYTHON,
 
     host                 a running `ComfyHost` with the pack (under an awkward folder name) and the probe nodes
     host_models          its folders diffusers/, loras/, controlnet/, checkpoints/: put files there, the host lists them at once
-    example(name, {...}) the API-format prompt of example_workflows/NAME.json, with values changed ("KSampler.seed": 3)
+    example(name, {...}) the API-format prompt of an example (its name without the number) or of tests/host/workflows/NAME.json,
+                         with values changed ("KSampler.seed": 3)
     report(result)       what a probe node found
     complaint(prompt)    what the host says of a mistake, before the run or in it
     cancelled(prompt, when)  runs a prompt, presses cancel, counts the network calls before and after
@@ -44,6 +45,15 @@ def load(name: str) -> Any:
 
 comfy_host = load("comfy_host")
 graph = load("graph")
+
+
+def workflow_file(name: str) -> pathlib.Path:
+    """Return the file of an example, named without its number, or of a workflow that the tests alone run."""
+    (found,) = [
+        *(ROOT / "example_workflows").glob(f"[0-9][0-9] {name}.json"),
+        *(HERE / "workflows").glob(f"{name}.json"),
+    ]
+    return found
 
 
 def find_host() -> tuple[str, str] | None:
@@ -100,8 +110,7 @@ def object_info(host: Any) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def example(object_info: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     def prompt(name: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-        workflow = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text())
-        return graph.to_api(workflow, object_info, changes)
+        return graph.to_api(json.loads(workflow_file(name).read_text()), object_info, changes)
 
     return prompt
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -16,15 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from slipstream_tests.host.conftest import load
+from slipstream_tests.host.conftest import PACK_NAME, load, workflow_file
 
 pytest.importorskip("playwright.sync_api", reason="no playwright here")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+MOVE_EXAMPLE = workflow_file("Move an object in a photo")
 SIZE = (320, 240)
 BALL, PLACE = (70, 90, 130, 150), (230, 120)  # box around the ball, and where its centre goes
 MOVE = "() => { const n = window.__host.app.graph._nodes.find((n) => n.comfyClass === 'SlipstreamMove'); return "
 VALUES = MOVE + "Object.fromEntries(n.widgets.map((w) => [w.name, w.value])) }"
+VUE = "() => Boolean(window.LiteGraph.vueNodesMode) ? 'vue' : 'classic'"
 RECTANGLES = """() => {
   const app = window.__host.app, scale = app.canvas.ds.scale;
   return app.graph._nodes.map((n) => {
@@ -85,6 +88,56 @@ class Hands:
         self.page.wait_for_timeout(300)
 
 
+def open_template(page: Any, pack: str, name: str) -> None:
+    """Open a template of the pack from the template browser, as a person does."""
+    # This machine's package of the host's own templates may be newer than the host, which then has no list of them.
+    page.route("**/templates/index*.json", lambda route: route.fulfill(json=[]))
+    page.locator("button[aria-label^='Templates']").first.click()
+    page.get_by_text(pack, exact=True).last.click()
+    page.get_by_text(name, exact=True).first.click()
+    page.wait_for_function("() => window.__host.app.graph._nodes.some((n) => n.type === 'LoadImage')", polling=200)
+    page.wait_for_timeout(2500)
+
+
+# Where the button that opens the file chooser of Load Image is on the screen.
+UPLOAD = """() => {
+  const app = window.__host.app, n = app.graph._nodes.find((n) => n.type === 'LoadImage');
+  const drawn = document.querySelector(`[data-node-id="${n.id}"]`);
+  if (drawn) {
+    const button = [...drawn.querySelectorAll('button')].find(
+      (b) => /choose file/.test(b.textContent) || b.querySelector('[class*=folder]'));
+    const file = drawn.querySelector('input[type=file]');
+    const at = (button ?? file?.parentElement ?? drawn).getBoundingClientRect();
+    return [at.left + at.width / 2, at.top + at.height / 2];
+  }
+  const widget = n.widgets.find((w) => w.type === 'button'), ds = app.canvas.ds, at = app.canvas.canvas.getBoundingClientRect();
+  const y = n.pos[1] + widget.last_y + 10, x = n.pos[0] + n.size[0] / 2;
+  return [at.left + (x + ds.offset[0]) * ds.scale, at.top + (y + ds.offset[1]) * ds.scale];
+}"""
+# The image that Before and After shows: its size, and its corners on the screen.
+RESULT = """() => {
+  const app = window.__host.app, n = app.graph._nodes.find((n) => n.type === 'SlipstreamBeforeAfter');
+  const drawn = document.querySelector(`[data-node-id="${n.id}"]`);
+  if (drawn) {
+    const image = drawn.querySelector('img'), box = image?.getBoundingClientRect();
+    return image && image.complete && [image.naturalWidth, image.naturalHeight, box.left, box.top, box.right, box.bottom];
+  }
+  const image = n.imgs?.[0], ds = app.canvas.ds, at = app.canvas.canvas.getBoundingClientRect();
+  const [x, y] = [(n.pos[0] + ds.offset[0]) * ds.scale + at.left, (n.pos[1] + ds.offset[1]) * ds.scale + at.top];
+  return image && [image.naturalWidth, image.naturalHeight, x, y, x + n.size[0] * ds.scale, y + n.size[1] * ds.scale];
+}"""
+
+
+def choose_photo(page: Any, folder: pathlib.Path) -> None:
+    """Load a photo through the file chooser of Load Image."""
+    file = folder / "ball.png"
+    photo().save(file)
+    with page.expect_file_chooser() as chooser:
+        page.mouse.click(*page.evaluate(UPLOAD))
+    chooser.value.set_files(str(file))
+    page.wait_for_timeout(2000)
+
+
 def load_photo(page: Any, host: Any, name: str) -> None:
     """Give Load Image a file, as the host stores an upload."""
     file = io.BytesIO()
@@ -105,10 +158,14 @@ def load_photo(page: Any, host: Any, name: str) -> None:
 
 def test_from_a_photo_of_ones_own_to_a_moved_object(host: Any, browser: Any, tmp_path: pathlib.Path) -> None:
     page, report = browser
+    """With mouse and keyboard alone: template, photo, then at most six actions until the result stands on the screen."""
     screenshot = load("screenshot")
-    screenshot.load_workflow(page, report, ROOT / "example_workflows" / "edit_move.json")
-    assert not report["missing"]
-    load_photo(page, host, "ball.png")
+    if page.evaluate(VUE) == "vue" and report["frontend"].startswith("1.27."):
+        pytest.skip(
+            "Nodes 2.0 of this frontend is an unfinished one, which shows the nodes of the workflow that was open before"
+        )
+    open_template(page, PACK_NAME, MOVE_EXAMPLE.stem)
+    choose_photo(page, tmp_path)
     hands, began = Hands(page), time.monotonic()
     hands.press("clear")
     hands.press("box")
@@ -123,7 +180,18 @@ def test_from_a_photo_of_ones_own_to_a_moved_object(host: Any, browser: Any, tmp
     assert screenshot.wait_for_run(page, report, 400) == "success", report["run"]
     assert hands.actions <= 6
     assert time.monotonic() - began < 120
-    page.screenshot(path=str(tmp_path / "result.png"))
+    page.wait_for_function(RESULT, polling=200)
+    page.wait_for_timeout(500)
+    page.screenshot(
+        path=os.environ.get("SLIPSTREAM_SHOTS", str(tmp_path)) + f"/moved-{report['frontend']}-{page.evaluate(VUE)}.png"
+    )
+    width, height, left, top, right, bottom = page.evaluate(RESULT)
+    assert (width, height) == (
+        2 * round(320 * 256 / 240) + 6,
+        256,
+    )  # before and after, at the least height of a caption
+    assert 0 <= left < right <= 1600, "the result stands on the screen without a pan"
+    assert 0 <= top < bottom <= 950
     result = saved(host)
     before = np.asarray(photo()).astype(int)
     assert result.shape == before.shape
@@ -147,7 +215,7 @@ def saved(host: Any) -> np.ndarray:
 def test_what_was_drawn_is_kept(host: Any, browser: Any) -> None:
     page, report = browser
     screenshot = load("screenshot")
-    screenshot.load_workflow(page, report, ROOT / "example_workflows" / "edit_move.json")
+    screenshot.load_workflow(page, report, MOVE_EXAMPLE)
     load_photo(page, host, "ball.png")
     hands = Hands(page)
     hands.press("clear")

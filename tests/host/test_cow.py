@@ -25,7 +25,9 @@ SMALL = {
 
 @pytest.fixture
 def prompt(example):
-    return lambda **changes: example("cow_photo", {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}})
+    return lambda **changes: example(
+        "Grow a scene around a subject", {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}}
+    )
 
 
 def picture(result: Any) -> np.ndarray:

@@ -125,13 +125,13 @@ def test_a_warning_stays_until_the_setting_is_mended(opened: Any, request: pytes
 
 @pytest.mark.parametrize(
     ("example", "type", "at"),
-    [("search_schedule", "SlipstreamSearchSchedule", 6), ("latent_fill", "SlipstreamTrainLatentFill", 14)],
+    [("Find my fastest schedule", "SlipstreamSearchSchedule", 6), ("latent_fill", "SlipstreamTrainLatentFill", 14)],
 )
 def test_seeds_of_resumable_work_have_no_control(page: Any, example: str, type: str, at: int) -> None:
     """A fresh node has none, and a workflow that was saved with one keeps all its values."""
     assert "control_after_generate" not in page.evaluate(FRESH, type)
     assert "control_after_generate" in page.evaluate(FRESH, "SlipstreamMaskedRegenerate")
-    workflow = json.loads((conftest.ROOT / "example_workflows" / f"{example}.json").read_text())
+    workflow = json.loads(conftest.workflow_file(example).read_text())
     found = []
     for control in (None, "randomize"):
         for node in workflow["nodes"]:

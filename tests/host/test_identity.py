@@ -23,7 +23,8 @@ POCKET = pathlib.Path(__file__).resolve().parents[2] / "pocket" / "vae"
 # Only the host keeps what these return, and it compares every input. The module of a node that is listed here wrongly is found
 # in tests/nodes/test_kept.py; those that sample are run twice below.
 KEPT_BY_THE_HOST = {
-    "SlipstreamAddSchedule", "SlipstreamAppearance", "SlipstreamApplyCallReuse", "SlipstreamApplyLayerMask", "SlipstreamBlendPrompts",
+    "SlipstreamAddSchedule", "SlipstreamAppearance", "SlipstreamApplyCallReuse", "SlipstreamApplyLayerMask", "SlipstreamBeforeAfter",
+    "SlipstreamBlendPrompts",
     "SlipstreamDoctor", "SlipstreamDrag", "SlipstreamEditPreview", "SlipstreamExampleClip", "SlipstreamExamplePhoto",
     "SlipstreamInfluenceImages",
     "SlipstreamLiveStream",

@@ -60,7 +60,7 @@ def plain(host: Any) -> np.ndarray:
 
 
 def test_the_example_runs_and_makes_pictures(host: Any, example: Callable[..., Any]) -> None:
-    graph = example("text_to_image", {"KSampler.steps": 6})
+    graph = example("Draw with the bundled model", {"KSampler.steps": 6})
     (shown,) = [name for name, found in graph.items() if found["class_type"] in ("PreviewImage", "SaveImage")]
     pictures = pixels(host.run(graph), at=shown)
     assert pictures.shape == (4, 128, 128, 3)

@@ -394,7 +394,7 @@ def test_searched_levels_drive_cow(host: Any, example: Any) -> None:
         "SlipstreamSeedCanvas.width": 128, "SlipstreamSeedCanvas.height": 128, "SlipstreamSeedCanvas.scale": 0.15,
         "SlipstreamCowSampler.cycles": 1, "BasicScheduler.steps": 10, "CFGGuider.cfg": 3.0,
     }  # fmt: skip
-    graph = example("cow_photo", changes)
+    graph = example("Grow a scene around a subject", changes)
     graph["searched"] = node("SlipstreamLoadSchedule", file="preset: pocket_3", steps=10)
     found = {}
     for name in ("scheduler", "searched"):

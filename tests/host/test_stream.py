@@ -122,7 +122,9 @@ def test_previews_are_throttled_and_the_last_one_always_shows(host, report, seco
 
 
 def test_the_video_of_the_example_holds_every_frame_side_by_side(host, example) -> None:
-    result = host.run(example("stream_video", {"SlipstreamStreamFrames.steps": 1, "SlipstreamExampleClip.frames": 12}))
+    result = host.run(
+        example("Repaint a clip", {"SlipstreamStreamFrames.steps": 1, "SlipstreamExampleClip.frames": 12})
+    )
     assert result.ok, result.explain()
     (file,) = [f for f in result.files if f.filename.endswith(".mp4")]
     with av.open(io.BytesIO(file.read())) as made:

@@ -16,7 +16,8 @@ from slipstream_tests.host import graph
 
 ROOT = pathlib.Path(slipstream.__file__).resolve().parent
 NODES: dict[str, type[Any]] = slipstream.NODE_CLASS_MAPPINGS
-WORKFLOWS = {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "example_workflows").glob("*.json"))}
+FOLDERS = (ROOT / "example_workflows", ROOT / "tests" / "host" / "workflows")
+WORKFLOWS = {p.stem: json.loads(p.read_text()) for folder in FOLDERS for p in sorted(folder.glob("*.json"))}
 each_node = pytest.mark.parametrize("id", NODES)
 each_workflow = pytest.mark.parametrize("name", WORKFLOWS)
 
@@ -140,13 +141,44 @@ def test_help_page(id: str) -> None:
 
 
 @each_node
-def test_an_example_uses_it(id: str) -> None:
-    assert any(node["type"] == id for w in WORKFLOWS.values() for node in w["nodes"]), f"no example workflow uses {id}"
+def test_a_workflow_uses_it(id: str) -> None:
+    """An example, or a workflow that the host tests run."""
+    assert any(node["type"] == id for w in WORKFLOWS.values() for node in w["nodes"]), f"no workflow uses {id}"
 
 
-@each_workflow
-def test_example_has_a_thumbnail(name: str) -> None:
-    assert (ROOT / "example_workflows" / f"{name}.jpg").is_file()
+EXAMPLES = sorted(p.stem for p in FOLDERS[0].glob("*.json"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_has_a_human_name_and_a_square_thumbnail(name: str) -> None:
+    from PIL import Image
+
+    assert re.fullmatch(r"\d\d [A-Z][a-z, ]+(\.app)?", name), "the template browser shows the file's name"
+    with Image.open(FOLDERS[0] / f"{name}.jpg") as image:
+        assert image.width == image.height >= 400
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_size_of_the_bundled_model_is_typed(name: str) -> None:
+    """Sizes come from the image or from the model, so that another model needs no other number."""
+    for node in WORKFLOWS[name]["nodes"]:
+        linked = {socket["name"] for socket in node["inputs"] if socket["link"] is not None}
+        sized = node["type"] in ("EmptyLatentImage", "SlipstreamMaskSchedule")
+        assert not sized or {"width", "height"} <= linked, f"{node['type']} has a size of its own"
+
+
+def test_apps_are_the_headline_examples_with_a_form() -> None:
+    apps = [name for name in EXAMPLES if name.endswith(".app")]
+    assert [name[:2] for name in apps] == ["01", "02", "03"]
+    for name in apps:
+        app, plain = WORKFLOWS[name], WORKFLOWS[name.removesuffix(".app")]
+        assert app["nodes"] == plain["nodes"]
+        assert app["extra"]["linearMode"] is True
+        assert "linearMode" not in plain["extra"]
+        nodes = {node["id"]: node for node in app["nodes"]}
+        for id, widget in app["extra"]["linearData"]["inputs"]:
+            assert widget in {socket["name"] for socket in nodes[id]["inputs"]}
+        assert all(nodes[id]["type"].startswith(("Save", "Slipstream")) for id in app["extra"]["linearData"]["outputs"])
 
 
 @each_workflow

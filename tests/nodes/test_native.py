@@ -75,7 +75,9 @@ def test_an_empty_latent_of_another_size(width: int, height: int, remedy: str) -
 
 def test_an_encoded_image_has_its_own_size() -> None:
     hint = SizeHint(128, lambda node, text: pytest.fail(text))
-    hint(lambda *given: given, torch.zeros(1), torch.ones(1, 4, 64, 64))
+    hint(lambda *given: given, torch.zeros(1), torch.ones(1, 4, 64, 64), None)
+    # Edit, Invert and the stream work in an empty latent of the photo's size.
+    hint(lambda *given: given, torch.zeros(1), torch.zeros(1, 4, 64, 64), types.SimpleNamespace(runs_ours=True))
     assert slipstream.NODE_CLASS_MAPPINGS["SlipstreamLoadModel"].RETURN_NAMES[-2:] == ("width", "height")
 
 

@@ -118,6 +118,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("ReferenceObjective", {"images": WIRED, "folder": "photos"}, "folder"),
     ("ReferenceObjective", {"inception_weights": "fid.pth"}, "inception_weights"),
     ("SelfObjective", {"clip_vision": WIRED, "features": "latent"}, "clip_vision"),
+    ("BeforeAfter", {"fourth": WIRED}, "fourth"),
 ]  # fmt: skip
 
 # The other inputs: each changes the result in every state, or its node warns of it while it runs (tests of that node).
@@ -135,7 +136,8 @@ ALWAYS = {
     "Invert": "steps megapixels memory mode",
     "Move": "dx dy scale angle tasks mask image canvas",
     "Paste": "dx dy scale angle tasks mask image canvas",
-    "Appearance": "tasks",
+    "Appearance": "mask reference_mask tasks image canvas reference_canvas",
+    "BeforeAfter": "captions third",
     "Drag": "handles targets method tasks mask image canvas",
     "EditSampler": "seed cfg feather",
     "Harmonise": "seed steps cfg hold_object hold_seam seam megapixels background",

@@ -29,11 +29,18 @@ def cow_photo(g: Any) -> None:
         "ImageCompositeMasked", destination=grown, source=canvas["photo"], mask=canvas["paste"], x=0, y=0,
         resize_source=False, title="Original pixels back",
     )  # fmt: skip
-    result = g.add("SaveImage", images=pasted, filename_prefix="slipstream/cow_photo", title="After", size=(440, 500))
+    both = g.add(
+        "SlipstreamBeforeAfter",
+        before=canvas["canvas"],
+        after=pasted,
+        captions="Your subject | The scene",
+        size=(440, 0),
+    )
+    result = g.add("SaveImage", images=pasted, filename_prefix="slipstream/cow_photo", title="Saved")
     g.section("1 Your photo and the scene", [photo, prompt, model])
     g.section("2 Where the subject goes", [canvas])
-    g.section("3 Result", [result])
-    g.section("How", [encoded, blank, noise], [guider, sigmas], [sampler], [sampled, grown, pasted], row=1)
+    g.section("3 Result", [both])
+    g.section("How", [encoded, blank, noise], [guider, sigmas], [sampler], [sampled, grown, pasted], [result], row=1)
     g.note(
         "# Grow a scene around a subject\n\n"
         "For a photo of your own: put **Load Image** in place of Example Photo, paint the subject on the "
@@ -44,4 +51,4 @@ def cow_photo(g: Any) -> None:
     )
 
 
-WORKFLOWS = {"cow_photo": cow_photo}
+WORKFLOWS = {"04 Grow a scene around a subject": cow_photo}

@@ -1,174 +1,132 @@
-"""Photo editing: one example for each task on the bundled model, and one on a real photo."""
+"""Photo editing: one example for each job, on a photo of one's own and with the canvas."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-SIZE = 128
-
-
-def _mask(
-    g: Any, x: int, y: int, width: int, height: int, size: tuple[int, int] = (SIZE, SIZE), title: str = "Mask"
-) -> Any:
-    """Return a MASK with one painted box; a user paints it in the mask editor instead."""
-    off = g.add("SolidMask", value=0.0, width=size[0], height=size[1])
-    on = g.add("SolidMask", value=1.0, width=width, height=height)
-    return g.add("MaskComposite", destination=off, source=on, x=x, y=y, operation="add", title=title)
-
-
-def _picture(g: Any, model: Any, text: str, seed: int, title: str) -> tuple[Any, Any]:
-    """Return the prompt and the picture of one pocket scene, the stand-in for a photo."""
-    prompt = g.add("CLIPTextEncode", clip=model, text=text, title=title)
-    blank = g.add("CLIPTextEncode", clip=model, text="", title="Empty prompt")
-    empty = g.add("EmptyLatentImage", width=SIZE, height=SIZE)
-    latent = g.add(
-        "KSampler", model=model, positive=prompt, negative=blank, latent_image=empty, seed=seed, steps=20, cfg=3.0,
-        sampler_name="euler", scheduler="normal",
-    )  # fmt: skip
-    return prompt, g.add("VAEDecode", samples=latent, vae=model)
-
-
-def _edit(
-    g: Any, model: Any, image: Any, prompt: Any, wanted: str, tasks: Any, inversion: Any, name: str, **settings: Any
-) -> Any:
-    """Add preview, edit and a picture of before, preview and after."""
-    positive = prompt if not wanted else g.add("CLIPTextEncode", clip=model, text=wanted, title="What the result shows")
-    blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-    preview = g.add("SlipstreamEditPreview", image=image, tasks=tasks)
-    edited = g.add(
-        "SlipstreamEditSampler", model=model, vae=model, inversion=inversion, tasks=tasks, positive=positive, negative=blank, **settings
-    )  # fmt: skip
-    joined = g.add("ImageStitch", image1=image, image2=preview["preview"], direction="right", spacing_width=4)
-    joined = g.add("ImageStitch", image1=joined, image2=edited["image"], direction="right", spacing_width=4)
-    return g.add("SaveImage", images=joined, filename_prefix=f"slipstream/{name}")
-
-
-def _invert(g: Any, model: Any, image: Any, prompt: Any, title: str = "", **settings: Any) -> Any:
-    return g.add(
-        "SlipstreamInvert", model=model, vae=model, image=image, positive=prompt, steps=16, title=title, **settings
-    )
-
-
-# Every ComfyUI has this photo among its inputs: 768 x 768.
+# Every ComfyUI has this drawing among its inputs: 768 x 768.
 PHOTO = "input/example.png"
+SIZE = (768, 768)
 CLOUD = [
-    [525, 80], [527, 48], [575, 30], [632, 34], [658, 56], [692, 56], [736, 96], [718, 126], [690, 126], [666, 154], [638, 140], [622, 126],
-    [641, 95], [634, 70], [608, 58], [560, 84],
+    [520, 84], [522, 42], [574, 24], [636, 28], [662, 50], [696, 50], [742, 94], [722, 132], [694, 132], [668, 160], [632, 144],
+    [616, 126], [641, 95], [634, 70], [608, 58], [560, 84],
 ]  # fmt: skip
+# The bundled model has never seen a photo: what was vacated is held to a smooth fill.
+ON_A_PHOTO = {"cfg": 1.0, "hold_fill": 0.9}
+WITH_YOURS = (
+    "**Your own model**: choose an SD1.5 or SDXL checkpoint in *Load Model*, describe the photo in *What the photo shows*, and set cfg 2 "
+    "and hold_fill 0.3. Sizes follow the photo and the model. The bundled model is tiny and has never seen a photo."
+)
 
 
-def _drawing(size: tuple[int, int], *shapes: dict[str, Any]) -> str:
+def _drawing(*shapes: dict[str, Any], size: tuple[int, int] = SIZE) -> str:
     """Return what a person paints on the canvas."""
     return json.dumps({"size": list(size), "shapes": list(shapes)})
 
 
-def _result(
+def _invert(g: Any, model: Any, image: Any, prompt: Any, title: str = "") -> Any:
+    return g.add("SlipstreamInvert", model=model, vae=model, image=image, positive=prompt, steps=16, title=title)
+
+
+def _model(g: Any, text: str, title: str = "What the photo shows") -> tuple[Any, Any]:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    return model, g.add("CLIPTextEncode", clip=model, text=text, title=title)
+
+
+def _edited(
     g: Any, model: Any, photo: Any, inversion: Any, tasks: Any, prompt: Any, name: str, **settings: Any
-) -> tuple[Any, Any]:
-    """Add the edit and what it gives; returns (edit, result)."""
+) -> tuple[Any, Any, Any, Any]:
+    """Add the edit and what it gives; returns (negative prompt, edit, before and after, saved result)."""
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
     edit = g.add(
         "SlipstreamEditSampler", model=model, vae=model, inversion=inversion, tasks=tasks, positive=prompt, negative=blank, **settings
     )  # fmt: skip
-    result = g.add(
-        "SaveImage", images=edit["image"], filename_prefix=f"slipstream/{name}", title="After", size=(440, 500)
-    )
-    return (blank, edit), result
+    both = g.add("SlipstreamBeforeAfter", before=photo["IMAGE"], after=edit["image"], size=(440, 0))
+    saved = g.add("SaveImage", images=edit["image"], filename_prefix=f"slipstream/{name}", title="Saved")
+    return blank, edit, both, saved
 
 
-# The bundled model is tiny and has never seen a photo: it works at a low size, and a vacated area is held to a smooth fill.
-ON_A_PHOTO = {"cfg": 1.0, "hold_fill": 0.9}
-WITH_YOURS = (
-    "**Your own model**: pick an SD1.5 or SDXL checkpoint in *Load Model*, describe the photo in *What the photo shows*, set "
-    "megapixels 0.4 or 1.0, cfg 2 and hold_fill 0.3. The bundled model is tiny and has never seen a photo."
-)
-
-
-def _photo_workflow(
-    g: Any, name: str, second: str, task: Any, note: str, photo: Any = None, megapixels: float = 0.07, **settings: Any
-) -> None:
-    """Lay out an edit of one photo; `task(g, photo)` adds the node that says what happens."""
-    image = photo or g.add("LoadImage", image=g.upload(PHOTO), title="Your photo")
-    tasks = task(g, image)
-    model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt = g.add("CLIPTextEncode", clip=model, text="a photo", title="What the photo shows")
-    inversion = _invert(g, model, image["IMAGE" if photo is None else "image"], prompt, megapixels=megapixels)
-    (blank, edit), result = _result(g, model, image, inversion, tasks, prompt, name, **{**ON_A_PHOTO, **settings})
+def _photo_workflow(g: Any, name: str, second: str, task: Any, note: str, **settings: Any) -> tuple[Any, Any, Any]:
+    """Lay out an edit of one photo; `task(g, photo)` adds the node that says what happens. Returns (photo, task, result)."""
+    photo = g.add("LoadImage", image=g.upload(PHOTO), title="Your photo")
+    tasks = task(g, photo)
+    model, prompt = _model(g, "a photo")
+    inversion = _invert(g, model, photo["IMAGE"], prompt)
+    blank, edit, both, saved = _edited(g, model, photo, inversion, tasks, prompt, name, **{**ON_A_PHOTO, **settings})
     g.note(f"{note}\n\n{WITH_YOURS}")
-    g.section("1 Your photo", [image])
+    g.section("1 Your photo", [photo])
     g.section(f"2 {second}", [tasks])
-    g.section("3 Result", [result])
-    g.section("Model and settings", [model, prompt], [inversion, blank], [edit], row=1)
+    g.section("3 Result", [both])
+    g.section("Model and settings", [model, prompt], [inversion, blank], [edit], [saved], row=1)
+    return photo, tasks, saved
 
 
 def edit_move(g: Any) -> None:
     def task(g: Any, photo: Any) -> Any:
-        drawing = _drawing((768, 768), {"box": [449, 334, 604, 394]})
-        return g.add(
-            "SlipstreamMove", image=photo["IMAGE"], canvas=drawing, dx=-10.0, dy=-38.0, angle=-30.0, title="Move / Resize", size=(440, 0)
-        )  # fmt: skip
+        drawing = _drawing({"outline": CLOUD})
+        return g.add("SlipstreamMove", image=photo["IMAGE"], canvas=drawing, dx=20.0, dy=130.0, size=(440, 0))
 
-    _photo_workflow(
+    photo, tasks, saved = _photo_workflow(
         g, "edit_move", "What moves", task,
         "# Move an object in a photo\n\n1. Load your photo.\n2. Press *Clear*, then *Paint*, *Box* or *Lasso*: mark the object.\n"
         "3. Press *Move* and pull it to its place. Corners resize it, the blue knob turns it.\n4. Press **Run**.\n\n"
-        "Every pixel outside the edit stays the photo's own. Invert runs once per photo: after that a new place costs only the edit.",
+        "Every pixel outside the edit stays the photo's own.",
     )  # fmt: skip
+    g.app([(photo, "image"), (tasks, "canvas")], [saved])
 
 
 def edit_paste(g: Any) -> None:
     photo = g.add("LoadImage", image=g.upload(PHOTO), title="Your photo")
     other = g.add("LoadImage", image=g.upload(PHOTO), title="The other photo")
-    model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt = g.add("CLIPTextEncode", clip=model, text="a photo", title="What the photos show")
-    inversion = _invert(g, model, photo["IMAGE"], prompt, megapixels=0.07)
-    reference = _invert(g, model, other["IMAGE"], prompt, "Invert the other photo", megapixels=0.07)
-    drawing = _drawing((768, 768), {"outline": CLOUD})
+    model, prompt = _model(g, "a photo", "What the photos show")
+    inversion = _invert(g, model, photo["IMAGE"], prompt)
+    reference = _invert(g, model, other["IMAGE"], prompt, "Invert the other photo")
     tasks = g.add(
-        "SlipstreamPaste",
-        reference=reference,
-        image=photo["IMAGE"],
-        canvas=drawing,
-        dx=20.0,
-        dy=130.0,
-        scale=0.8,
+        "SlipstreamPaste", reference=reference, image=photo["IMAGE"], canvas=_drawing({"outline": CLOUD}), dx=20.0, dy=140.0,
         size=(440, 0),
-    )
-    (blank, edit), result = _result(g, model, photo, inversion, tasks, prompt, "edit_paste", cfg=1.0)
+    )  # fmt: skip
+    blank, edit, both, saved = _edited(g, model, photo, inversion, tasks, prompt, "edit_paste", cfg=1.0)
     g.note(
-        "# Paste an object of another photo\n\n1. Load both photos.\n2. Press *Clear* and mark the object on the other photo.\n"
+        "# Paste an object into a photo\n\n1. Load both photos.\n2. Press *Clear* and mark the object on the other photo.\n"
         f"3. Press *Move* and place it on yours.\n4. Press **Run**.\n\n{WITH_YOURS}"
     )
     g.section("1 Your photos", [photo, other])
     g.section("2 What is pasted, and where", [tasks])
-    g.section("3 Result", [result])
-    g.section("Model and settings", [model, prompt], [inversion, reference], [edit], [blank], row=1)
+    g.section("3 Result", [both])
+    g.section("Model and settings", [model, prompt], [inversion, reference], [edit], [blank, saved], row=1)
 
 
 def edit_appearance(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt, image = _picture(g, model, "a large red circle in the center on a blue background", 7, "The photo's prompt")
-    other_prompt, other = _picture(
-        g, model, "a large green square in the center on a yellow background", 4, "The look's prompt"
+    photo = g.add("LoadImage", image=g.upload(PHOTO), title="Your photo")
+    other = g.add("LoadImage", image=g.upload(PHOTO), title="The photo with the look")
+    model, prompt = _model(g, "a photo", "What the photos show")
+    inversion = _invert(g, model, photo["IMAGE"], prompt)
+    reference = _invert(g, model, other["IMAGE"], prompt, "Invert the photo with the look")
+    dress = {"outline": [[322, 328], [430, 330], [446, 470], [490, 640], [270, 652], [312, 470]]}
+    tasks = g.add(
+        "SlipstreamAppearance", reference=reference, image=photo["IMAGE"], canvas=_drawing(dress),
+        reference_canvas=_drawing({"box": [40, 560, 200, 740]}), size=(440, 0),
+    )  # fmt: skip
+    blank, edit, both, saved = _edited(
+        g, model, photo, inversion, tasks, prompt, "edit_appearance", cfg=1.0, hold_fill=0.8
     )
-    inversion = _invert(g, model, image, prompt)
-    reference = _invert(g, model, other, other_prompt, "Invert the photo with the look")
-    mask = _mask(g, 30, 30, 68, 68, title="Mask of the object")
-    other_mask = _mask(g, 46, 46, 36, 36, title="Mask of the look")
-    tasks = g.add("SlipstreamAppearance", mask=mask, reference=reference, reference_mask=other_mask)
-    wanted = "a large green circle in the center on a blue background"
-    _edit(g, model, image, prompt, wanted, tasks, inversion, "edit_appearance", cfg=3.0)
     g.note(
-        "**Appearance.** The object keeps its shape and takes the look of what is under the other mask. Say the new look in the prompt."
+        "# Give an object another look\n\n1. Load your photo and the photo with the look; they may be the same.\n2. Paint the object that "
+        "changes on the upper canvas.\n3. Paint what it should look like on the lower one.\n4. Press **Run**.\n\nThe object keeps its "
+        f"shape. A higher *hold_fill* keeps more of the look, a lower one leaves more to the model.\n\n{WITH_YOURS}"
     )
+    g.section("1 Your photos", [photo, other])
+    g.section("2 What changes, and what it looks like", [tasks])
+    g.section("3 Result", [both])
+    g.section("Model and settings", [model, prompt], [inversion, reference], [edit], [blank, saved], row=1)
 
 
 def edit_drag(g: Any) -> None:
     def task(g: Any, photo: Any) -> Any:
         points = [[{"x": 585, "y": 360}, {"x": 470, "y": 365}], [{"x": 590, "y": 322}, {"x": 470, "y": 365}]]
         handles, targets = (json.dumps(each) for each in points)
-        drawing = _drawing((768, 768), {"brush": [[470, 350], [600, 335]], "width": 120})
+        drawing = _drawing({"brush": [[470, 350], [600, 335]], "width": 120})
         return g.add(
             "SlipstreamDrag", image=photo["IMAGE"], handles=handles, targets=targets, method="warp", canvas=drawing, size=(440, 0)
         )  # fmt: skip
@@ -180,51 +138,46 @@ def edit_drag(g: Any) -> None:
     )  # fmt: skip
 
 
-def edit_photo(g: Any) -> None:
-    photo = g.add("SlipstreamExamplePhoto", photo="astronaut")
-
-    def task(g: Any, photo: Any) -> Any:
-        drawing = _drawing((512, 512), {"brush": [[172, 385]], "width": 74})
-        return g.add(
-            "SlipstreamMove", image=photo["image"], canvas=drawing, dx=-62.0, dy=36.0, scale=0.8, size=(440, 0)
-        )
-
-    _photo_workflow(
-        g, "edit_photo", "What moves", task,
-        "# A badge moves\n\nThe badge moves and shrinks; every pixel outside the edit is the photo's own. The canvas shows the photo after "
-        "the first run, because it does not come from a Load Image.", photo=photo,
-    )  # fmt: skip
-
-
 def harmonise(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
-    _, image = _picture(g, model, "a small red circle on the left on a blue background", 3, "The background's prompt")
-    _, other = _picture(
-        g, model, "a small yellow square in the center on a green background", 5, "The other image's prompt"
-    )
-    # The host's Compositor does the same with a mouse.
-    cut = g.add("ImageCrop", image=other, width=64, height=64, x=32, y=32)
-    pasted = g.add("ImageCompositeMasked", destination=image, source=cut, x=56, y=40, resize_source=False)
-    there = _mask(g, 56, 40, 64, 64, title="Where it was pasted")
-    text = "a small red circle on the left and a small yellow square on the right on a blue background"
-    wanted = g.add("CLIPTextEncode", clip=model, text=text, title="What the result shows")
+    photo = g.add("SlipstreamExamplePhoto", photo="astronaut")
+    model, prompt = _model(g, "a small yellow star on the left on a purple background", "What the background shows")
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-    made = g.add(
-        "SlipstreamHarmonise", model=model, vae=model, image=pasted, mask=there, positive=wanted, negative=blank, seed=1, hold_seam=0.0
+    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"], title="A background")
+    latent = g.add(
+        "KSampler", model=model, positive=prompt, negative=blank, latent_image=empty, seed=3, steps=20, cfg=3.0,
+        sampler_name="euler", scheduler="normal", title="A background",
     )  # fmt: skip
-    joined = g.add("ImageStitch", image1=pasted, image2=made["image"], direction="right", spacing_width=4)
-    g.add("SaveImage", images=joined, filename_prefix="slipstream/harmonise")
-    g.note(
-        "**Harmonise.** Left: composed by hand; the pasted piece has brought its own background along. Right: made one image. Compose "
-        "with any node, the host's Compositor too, and give the mask of what was pasted."
+    background = g.add("VAEDecode", samples=latent, vae=model)
+    placed = g.add(
+        "SlipstreamSeedCanvas", image=photo["image"], keep=photo["keep"], picture=background, background="picture",
+        width=model["width"], height=model["height"], scale=0.18, x=1.0, y=1.0, size=(440, 0), title="Your collage",
+    )  # fmt: skip
+    made = g.add(
+        "SlipstreamHarmonise", model=model, vae=model, image=placed["canvas"], mask=placed["keep"], positive=prompt, negative=blank, seed=1
+    )  # fmt: skip
+    both = g.add(
+        "SlipstreamBeforeAfter",
+        before=placed["canvas"],
+        after=made["image"],
+        captions="Collage | One image",
+        size=(440, 0),
     )
+    saved = g.add("SaveImage", images=made["image"], filename_prefix="slipstream/harmonise", title="Saved")
+    g.note(
+        "# Make a collage one image\n\nWhat was pasted follows the collage for most of the steps, the seam around it is painted anew, "
+        "everything else is the background's own.\n\n**With your own collage**: connect Load Image, from any editor or the host's "
+        "Compositor, with the mask of what was pasted to *Harmonise*."
+    )
+    g.section("1 A photo", [photo])
+    g.section("2 The collage", [placed])
+    g.section("3 Result", [both])
+    g.section("How", [model, prompt, blank], [empty, latent], [background, made], [saved], row=1)
 
 
 WORKFLOWS = {
-    "edit_move": edit_move,
-    "edit_paste": edit_paste,
-    "edit_appearance": edit_appearance,
-    "edit_drag": edit_drag,
-    "edit_photo": edit_photo,
-    "harmonise": harmonise,
+    "01 Move an object in a photo": edit_move,
+    "05 Paste an object into a photo": edit_paste,
+    "06 Give an object another look": edit_appearance,
+    "07 Make a collage one image": harmonise,
+    "08 Pull points of a photo": edit_drag,
 }

@@ -9,7 +9,7 @@ def text_to_image(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
     prompt = g.add("CLIPTextEncode", clip=model, text="a large red circle on a blue background", title="Prompt")
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-    latent = g.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+    latent = g.add("EmptyLatentImage", width=model["width"], height=model["height"], batch_size=4)
     samples = g.add(
         "KSampler", model=model, positive=prompt, negative=blank, latent_image=latent,
         seed=7, steps=20, cfg=3.0, sampler_name="euler", scheduler="normal",
@@ -26,9 +26,9 @@ def text_to_image(g: Any) -> None:
     g.section("What this model can do", [doctor], [report], row=1)
     g.note(
         "# Draw with the bundled model\n\n"
-        "The bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows 128 x 128 "
-        "pictures of coloured shapes, for example *two small yellow squares on a green background*."
+        "The bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows "
+        "images of coloured shapes, for example *two small yellow squares on a green background*."
     )
 
 
-WORKFLOWS = {"text_to_image": text_to_image}
+WORKFLOWS = {"12 Draw with the bundled model": text_to_image}

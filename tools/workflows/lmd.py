@@ -11,7 +11,7 @@ def _picture(g: Any, model: Any, text: str, seed: int) -> tuple[Any, Any, Any]:
     """Return the prompt, the empty prompt and the sampled latent of one pocket picture."""
     prompt = g.add("CLIPTextEncode", clip=model, text=text, title="Prompt")
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-    empty = g.add("EmptyLatentImage", width=128, height=128)
+    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])
     latent = g.add(
         "KSampler",
         model=model,
@@ -46,7 +46,15 @@ def masked_regenerate(g: Any) -> None:
         "CLIPTextEncode", clip=model, text="a large yellow circle on a blue background", title="What it becomes"
     )
     masks = g.add(
-        "SlipstreamMaskSchedule", steps=5, width=128, height=128, patch=16, low=0.5, high=0.75, nested=False, seed=3
+        "SlipstreamMaskSchedule",
+        steps=5,
+        width=model["width"],
+        height=model["height"],
+        patch=16,
+        low=0.5,
+        high=0.75,
+        nested=False,
+        seed=3,
     )
     new = g.add(
         "SlipstreamMaskedRegenerate", model=model, positive=wanted, negative=blank, latent=latent, masks=masks["masks"],
@@ -54,8 +62,10 @@ def masked_regenerate(g: Any) -> None:
     )  # fmt: skip
     before = g.add("VAEDecode", samples=latent, vae=model, title="Before")
     after = g.add("VAEDecode", samples=new, vae=model, title="After")
-    g.add("SaveImage", images=_side_by_side(g, before, after), filename_prefix="slipstream/masked_regenerate")
+    g.add("SlipstreamBeforeAfter", before=before, after=after, size=(440, 0))
+    g.add("SaveImage", images=after, filename_prefix="slipstream/masked_regenerate", title="Saved")
     g.note(
+        "# Repaint a masked area in rounds\n\n"
         "Five rounds: in each one random patches are re-noised and denoised with the new prompt while the rest is held. "
         "Few patches stay visible at first, half of them at the end. Cost: 5 rounds x 6 steps."
     )
@@ -64,7 +74,13 @@ def masked_regenerate(g: Any) -> None:
 def latent_fill(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
     prompt, blank, latent = _picture(g, model, "a large yellow circle in the center on a purple background", 5)
-    many = g.add("EmptyLatentImage", width=128, height=128, batch_size=24, title="24 pictures to learn from")
+    many = g.add(
+        "EmptyLatentImage",
+        width=model["width"],
+        height=model["height"],
+        batch_size=24,
+        title="24 pictures to learn from",
+    )
     learn = g.add(
         "KSampler", model=model, positive=blank, negative=blank, latent_image=many, seed=1, steps=6, cfg=1.0,
         sampler_name="euler", scheduler="normal",
@@ -94,7 +110,7 @@ def influence_profile(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
     prompt, blank, latent = _picture(g, model, "a small white star in the center on a purple background", 4)
     other = g.add("CLIPTextEncode", clip=model, text="a large green circle on a red background")
-    empty = g.add("EmptyLatentImage", width=128, height=128)
+    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])
     patch = g.add(
         "KSampler", model=model, positive=other, negative=blank, latent_image=empty, seed=2, title="Patch", **SAMPLING
     )
@@ -158,8 +174,8 @@ def stretch_map(g: Any) -> None:
     )
 
 
-WORKFLOWS = {
-    "masked_regenerate": masked_regenerate,
+WORKFLOWS = {"09 Repaint a masked area in rounds": masked_regenerate}
+TRIED = {
     "latent_fill": latent_fill,
     "influence_profile": influence_profile,
     "influence_of_edit": influence_of_edit,

@@ -19,7 +19,7 @@ def _guided(g: Any) -> tuple[Any, Any, Any, Any]:
     model, prompt, blank = _prompted(g)
     guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0)
     sampler = g.add("KSamplerSelect", sampler_name="euler")
-    return model, guider, sampler, g.add("EmptyLatentImage", width=128, height=128)
+    return model, guider, sampler, g.add("EmptyLatentImage", width=model["width"], height=model["height"])
 
 
 def _prompted(g: Any) -> tuple[Any, Any, Any]:
@@ -28,67 +28,100 @@ def _prompted(g: Any) -> tuple[Any, Any, Any]:
     return model, prompt, g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
 
 
+YOURS = (
+    "**Your own model**: choose a checkpoint in *Load Model*, write prompts of its kind in *Search Schedule*, and set cfg to what you use. "
+    "The size follows the model. More *evaluations* and *pairs* give a better schedule."
+)
+
+
 def search_schedule(g: Any) -> None:
     model, guider, sampler, empty = _guided(g)
+    prompt, blank = (node for node in g.nodes if node.type == "CLIPTextEncode")
     found = g.add(
         "SlipstreamSearchSchedule", guider=guider, sampler=sampler, latent_image=empty, clip=model, steps=3,
-        evaluations=30, pairs=8, prompts=PROMPTS,
+        evaluations=30, pairs=8, prompts=PROMPTS, size=(440, 0),
     )  # fmt: skip
     noise = g.add("RandomNoise", noise_seed=7)
-    shown = []
-    karras = g.add("BasicScheduler", model=model, scheduler="karras", steps=3, denoise=1.0)
-    for title, sigmas in (("Searched", found["sigmas"]), ("Karras, also 3 steps", karras)):
-        batch = g.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    scheduled = [
+        (f"{steps} steps of {name}", g.add("BasicScheduler", model=model, scheduler=name, steps=steps, denoise=1.0))
+        for steps, name in ((20, "normal"), (3, "karras"), (3, "normal"))
+    ]
+    images, sampled = [], []
+    for _, sigmas in [*scheduled, ("", found["sigmas"])]:
         samples = g.add(
-            "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=batch
+            "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=empty
         )
-        shown.append(g.add("VAEDecode", samples=samples["output"], vae=model, title=title))
-    both = g.add("ImageStitch", image1=shown[0], image2=shown[1], direction="right", spacing_width=4)
-    g.add("SaveImage", images=both, filename_prefix="slipstream/search_pictures")
-    g.add("PreviewAny", source=found["report"], title="Report")
-    g.add("SlipstreamSaveSchedule", schedule=found["schedule"], name="pocket_3_steps", overwrite=True)
-    g.add("SaveImage", images=found["chart"], filename_prefix="slipstream/search_schedule", title="Chart")
-    g.note(
-        "Press **Run**: the best score so far shows as a live plot on the node. Cancel whenever you like; Run goes on where "
-        "it was. The schedule is saved, so that Load Schedule lists it. Left picture: searched levels, right: karras.",
-        height=180,
+        images.append(g.add("VAEDecode", samples=samples["output"], vae=model))
+        sampled += [samples, images[-1]]
+    captions = " | ".join([*(title for title, _ in scheduled), "3 searched steps"])
+    shown = g.add(
+        "SlipstreamBeforeAfter",
+        before=images[0],
+        after=images[1],
+        third=images[2],
+        fourth=images[3],
+        captions=captions,
+        size=(440, 0),
     )
+    report = g.add("PreviewAny", source=found["report"], title="Report", size=(440, 0))
+    kept = g.add("SlipstreamSaveSchedule", schedule=found["schedule"], name="pocket_3_steps", overwrite=True)
+    chart = g.add("SaveImage", images=found["chart"], filename_prefix="slipstream/search_schedule", title="Chart")
+    g.note(
+        "# Find my fastest schedule\n\n"
+        "Press **Run**: the best score so far shows as a live plot on the node. Cancel whenever you like; the next "
+        "Run resumes it. The schedule is saved, and *Load Schedule* lists it.\n\nAll four images have the same prompt and noise.\n\n"
+        + YOURS
+    )
+    g.section("1 Your model and prompt", [model, prompt])
+    g.section("2 The search", [found])
+    g.section("3 Result", [shown, report])
+    g.section(
+        "How",
+        [blank, guider, sampler, empty],
+        [noise, *(s for _, s in scheduled)],
+        sampled[:4],
+        sampled[4:],
+        [kept, chart],
+        row=1,
+    )
+    g.app([(model, "model"), (prompt, "text"), (found, "steps"), (found, "evaluations"), (found, "prompts")], [shown])
 
 
 def fewer_calls(g: Any) -> None:
     model, prompt, blank = _prompted(g)
     guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0)
     sampler = g.add("KSamplerSelect", sampler_name="euler")
-    empty = g.add("EmptyLatentImage", width=128, height=128)
+    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])
     full = g.add("BasicScheduler", model=model, scheduler="karras", steps=12, denoise=1.0, title="What you use today")
     found = g.add(
         "SlipstreamSearchSchedule", guider=guider, sampler=sampler, latent_image=empty, clip=model, steps=12,
-        computed=4, sigmas=full, evaluations=30, pairs=8, prompts=PROMPTS,
+        computed=4, sigmas=full, evaluations=30, pairs=8, prompts=PROMPTS, size=(440, 0),
     )  # fmt: skip
     reusing = g.add("SlipstreamApplyCallReuse", model=model, schedule=found["schedule"])
     fast = g.add("CFGGuider", model=reusing, positive=prompt, negative=blank, cfg=3.0)
     plain = g.add("BasicScheduler", model=model, scheduler="karras", steps=4, denoise=1.0, title="Plain 4 steps")
     noise = g.add("RandomNoise", noise_seed=7)
-    shown = []
-    for title, sigmas, with_guider in (
-        ("12 calls", full, guider),
-        ("4 searched calls", found["sigmas"], fast),
-        ("4 plain steps", plain, guider),
-    ):
-        batch = g.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    images, sampled = [], []
+    for sigmas, by in ((full, guider), (plain, guider), (found["sigmas"], fast)):
         samples = g.add(
-            "SamplerCustomAdvanced", noise=noise, guider=with_guider, sampler=sampler, sigmas=sigmas, latent_image=batch
+            "SamplerCustomAdvanced", noise=noise, guider=by, sampler=sampler, sigmas=sigmas, latent_image=empty
         )
-        shown.append(g.add("VAEDecode", samples=samples["output"], vae=model, title=title))
-    both = g.add("ImageStitch", image1=shown[0], image2=shown[1], direction="right", spacing_width=4)
-    both = g.add("ImageStitch", image1=both, image2=shown[2], direction="right", spacing_width=4)
-    g.add("PreviewAny", source=found["report"], title="Report")
-    g.add("SaveImage", images=both, filename_prefix="slipstream/fewer_calls")
+        images.append(g.add("VAEDecode", samples=samples["output"], vae=model))
+        sampled += [samples, images[-1]]
+    shown = g.add(
+        "SlipstreamBeforeAfter", before=images[0], after=images[1], third=images[2],
+        captions="12 calls | 4 plain steps | 4 searched calls", size=(600, 0),
+    )  # fmt: skip
+    report = g.add("PreviewAny", source=found["report"], title="Report", size=(600, 0))
     g.note(
-        "Your 12 steps with 4 network calls. Left: 12 calls. Middle: the same 12 steps, of which the search lets 4 call the model. "
-        "Right: 4 plain steps of the same schedule.",
-        height=140,
+        "# Keep my steps, make fewer calls\n\n"
+        "Your 12 steps with 4 network calls: the search chooses which of your steps call the model and how "
+        "the others reuse those calls.\n\n" + YOURS
     )
+    g.section("1 Your model and steps", [model, prompt, full])
+    g.section("2 The search", [found])
+    g.section("3 Result", [shown, report])
+    g.section("How", [blank, guider, sampler, empty], [reusing, fast, plain, noise], sampled[:4], sampled[4:], row=1)
 
 
 def compare_schedules(g: Any) -> None:
@@ -106,8 +139,9 @@ def compare_schedules(g: Any) -> None:
     g.add("PreviewAny", source=result["table"], title="Table")
     g.add("SaveImage", images=result["chart"], filename_prefix="slipstream/compare_schedules", title="Chart")
     g.note(
+        "# Compare schedules\n\n"
         "Is it better than karras, beta, Align Your Steps? Every schedule is sampled on the same fresh noise; bars are 95 % "
-        "intervals over three repeats, in the latents and in the decoded pictures. Add as many schedules as you like with Add "
+        "intervals over three repeats, in the latents and in the decoded images. Add as many schedules as you like with Add "
         "Schedule to Compare.",
         height=160,
     )
@@ -147,7 +181,7 @@ def compare_to_pictures(g: Any) -> None:
     model, guider, sampler, empty = _guided(g)
     prompt = g.add("CLIPTextEncode", clip=model, text=PROMPT, title="What the references show")
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Nothing")
-    many = g.add("EmptyLatentImage", width=128, height=128, batch_size=12, title="12 references")
+    many = g.add("EmptyLatentImage", width=model["width"], height=model["height"], batch_size=12, title="12 references")
     references = g.add(
         "KSampler", model=model, positive=prompt, negative=blank, latent_image=many, seed=99, steps=20, cfg=3.0,
         sampler_name="euler", scheduler="normal", title="References",
@@ -168,9 +202,8 @@ def compare_to_pictures(g: Any) -> None:
 
 
 WORKFLOWS = {
-    "search_schedule": search_schedule,
-    "fewer_calls": fewer_calls,
-    "compare_schedules": compare_schedules,
-    "search_layers": search_layers,
-    "compare_to_pictures": compare_to_pictures,
+    "03 Find my fastest schedule": search_schedule,
+    "10 Keep my steps, make fewer calls": fewer_calls,
+    "11 Compare schedules": compare_schedules,
 }
+TRIED = {"search_layers": search_layers, "compare_to_pictures": compare_to_pictures}

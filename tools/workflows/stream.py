@@ -23,16 +23,17 @@ def stream_video(g: Any) -> None:
         "SlipstreamStreamFrames", model=model, positive=prompt, negative=blank, vae=model, frames=clip["frames"],
         strength=0.75, steps=2, guidance="none", guidance_scale=1.0, seed=3,
     )  # fmt: skip
-    both = g.add("ImageStitch", image1=clip["frames"], image2=stream, direction="right", spacing_width=4)
+    both = g.add(
+        "SlipstreamBeforeAfter", before=clip["frames"], after=stream, captions="Your clip | Repainted", size=(440, 0)
+    )
     result = g.add("CreateVideo", images=both, fps=clip["fps"])
     video = g.add("SaveVideo", video=result, filename_prefix="slipstream/stream", size=(440, 460))
     report = g.add("PreviewAny", source=stream["report"], title="Report", size=(440, 200))
-    some = g.add("ImageFromBatch", image=both, batch_index=6, length=4)
-    frames = g.add("PreviewImage", images=some, title="Frames 6 to 9", size=(440, 360))
     g.section("1 Your clip and the look", [clip, prompt, model])
     g.section("2 How it is repainted", [stream])
     g.section("3 Result", [video])
-    g.section("More", [blank], [both, result], [some, report], [frames], row=1)
+    g.section("More", [blank], [result], [both], [report], row=1)
+    g.app([(prompt, "text"), (stream, "strength"), (stream, "steps")], [video])
     g.note(
         "# Repaint a clip\n\n"
         "Every frame of the clip is repainted by the same noise, so what rests does not flicker. **strength** says how much; "
@@ -102,7 +103,7 @@ def rcfg_guider(g: Any) -> None:
     noise = g.add("RandomNoise", noise_seed=11)
     sampler = g.add("KSamplerSelect", sampler_name="euler")
     sigmas = g.add("BasicScheduler", model=model, scheduler="normal", steps=20, denoise=1.0)
-    latent = g.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+    latent = g.add("EmptyLatentImage", width=model["width"], height=model["height"], batch_size=2)
     images = []
     for guider in (plain, ours):
         samples = g.add(
@@ -131,10 +132,5 @@ def similarity_filter(g: Any) -> None:
     )
 
 
-WORKFLOWS = {
-    "paint_over_webcam": paint_over_webcam,
-    "stream_video": stream_video,
-    "stream_blend": stream_blend,
-    "rcfg_guider": rcfg_guider,
-    "similarity_filter": similarity_filter,
-}
+WORKFLOWS = {"02 Repaint a clip": stream_video, "13 Paint over my webcam": paint_over_webcam}
+TRIED = {"stream_blend": stream_blend, "rcfg_guider": rcfg_guider, "similarity_filter": similarity_filter}

@@ -1,7 +1,7 @@
 // The canvas: paint an object on an image, place it, pull points. Knows nothing of the host: see ../canvas.js.
 //
-// new Editor(element, { mode, onChange }): mode "move" (paint and place on one image), "paste" and "seed" (paint on one, place on another)
-// or "drag". The state is plain: { shapes, dx, dy, scale, angle, about, pairs, x, y, width, height, mirror }; onChange gets what changed.
+// new Editor(element, { mode, onChange }): mode "move" (paint and place on one image), "paste" and "seed" (paint on one, place on another),
+// "drag", or "look" (paint alone). The state is plain: { shapes, dx, dy, scale, angle, about, pairs, x, y, width, height, mirror }; onChange gets what changed.
 import * as geometry from "./geometry.js";
 import { LEAVES, TINT, alphaOf, drawFrame, filled, maskOf } from "./painter.js";
 
@@ -36,6 +36,7 @@ const OF_MODE = {
   paste: ["brush", "box", "outline", "erase", "place"],
   seed: ["brush", "box", "outline", "erase", "place"],
   drag: ["pull", "brush", "erase"],
+  look: ["brush", "box", "outline", "erase"],
 };
 const START = { shapes: [], dx: 0, dy: 0, scale: 1, angle: 0, about: "object", pairs: [], x: 0.5, y: 1, width: 512, height: 512, mirror: false };
 
@@ -219,7 +220,7 @@ export class Editor {
       const free = maskOf(geometry.around(state.pairs, this.sourceSize), this.sourceSize, null).canvas;
       scene.layers.push([filled(free, TINT), 0.5]);
     }
-    if (painted && !drag && (this.placing || (this.mode === "move" && this.#moved()))) {
+    if (painted && !drag && this.mode !== "look" && (this.placing || (this.mode === "move" && this.#moved()))) {
       scene.ghost = { placement: this.placement, box: mask.box, cut: mask.cut, source: this.sourceSize, active: this.placing };
       scene.ghost.mirrored = this.mode === "seed" && state.mirror;
     }
@@ -254,6 +255,7 @@ export class Editor {
       return count ? `${count} ${count > 1 ? "points" : "point"}. Paint what may change, or leave it to the shaded area.` : "Press on a point and pull it to where it should go.";
     }
     if (!mask?.box) return "Paint the object, or pull a box around it.";
+    if (this.mode === "look") return "This is the object.";
     if (!this.placing) return this.mode === "move" && this.#moved() ? this.#values() : "Then press Move and pull it to its place.";
     return this.#moved() || this.mode === "seed" ? this.#values() : "Pull the object to its place; corners resize it.";
   }
@@ -336,7 +338,7 @@ export class Editor {
   }
 
   clear() {
-    const start = this.mode === "seed" ? {} : { dx: 0, dy: 0, scale: 1, angle: 0 };
+    const start = ["seed", "look"].includes(this.mode) ? {} : { dx: 0, dy: 0, scale: 1, angle: 0 };
     this.selected = null;
     this.commit(this.mode === "drag" ? { shapes: [], pairs: [] } : { shapes: [], ...start });
     this.setTool(OF_MODE[this.mode][0]);
@@ -466,7 +468,7 @@ export class Editor {
     if (!shape || (shape.outline && shape.outline.length < 3)) return;
     this.commit({ shapes: [...this.state.shapes, shape] });
     // A box or a line around it is a whole object: what comes next is its place.
-    if (this.tool !== "brush" && this.tool !== "erase") this.setTool("place");
+    if (this.tool !== "brush" && this.tool !== "erase" && this.mode !== "look") this.setTool("place");
   }
 
   #wheel(event) {
@@ -503,7 +505,7 @@ export class Editor {
     if (key === "[" || key === "]") this.width = Math.max(1, Math.round(this.brushWidth * (key === "[" ? 0.8 : 1.25)));
     else if (key === " ") this.space = true;
     else if (key === "0") this.view = null;
-    else if (letter === "v") this.setTool(this.mode === "drag" ? "pull" : "place");
+    else if (letter === "v" && this.mode !== "look") this.setTool(this.mode === "drag" ? "pull" : "place");
     else if (OF_MODE[this.mode].includes(KEYS[letter])) this.setTool(KEYS[letter]);
     else return false;
     return true;
@@ -516,7 +518,7 @@ export class Editor {
       const pairs = structuredClone(state.pairs);
       pairs[this.selected][1] = this.#inside(pairs[this.selected][1].map((v, i) => v + step[i]));
       this.commit({ pairs });
-    } else if (!this.mask?.box) return false;
+    } else if (!this.mask?.box || this.mode === "look") return false;
     else if (this.mode === "seed") {
       const { placement } = this;
       const centre = geometry.pivot(placement).map((v, i) => v + 8 * step[i]);

@@ -1,0 +1,42 @@
+"""Images side by side with captions: sizes, places, and pixels that are left as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from slipstream.core.captions import GAP, captioned, sheet, to_height
+
+
+def test_an_image_keeps_its_pixels_outside_its_caption() -> None:
+    image = torch.full((2, 256, 300, 3), 0.5)
+    drawn = captioned(image, "Before")
+    changed = (drawn != image).any(-1)
+    assert changed.any()
+    assert not changed[:, 64:].any()  # in the upper corner
+    assert not changed[:, :, 200:].any()
+    assert drawn.max() > 0.95  # white letters on a dark plate
+    assert drawn.min() < 0.15
+    assert bool((image == 0.5).all()), "the input is not written to"
+    assert captioned(image, " ") is image
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(2, (256, 2 * 256 + GAP)), (3, (256, 3 * 256 + 2 * GAP)), (4, (512 + GAP, 512 + GAP))]
+)
+def test_two_and_three_stand_in_a_row_and_four_in_a_square(count: int, size: tuple[int, int]) -> None:
+    images = [torch.full((1, 256, 256, 3), 0.1 * (i + 1)) for i in range(count)]
+    made = sheet(images, [])
+    assert made.shape == (1, *size, 3)
+    assert made[0, 5, 5, 0] == pytest.approx(0.1)
+    assert made[0, -5, -5, 0] == pytest.approx(0.1 * count)
+    assert made[0, 5, 256 + GAP // 2, 0] == 1
+
+
+def test_sizes_and_lengths_of_batches_may_differ() -> None:
+    clip, image = torch.rand(3, 128, 64, 3), torch.full((1, 320, 320, 4), 0.25)
+    made = sheet([clip, image], ["a", "b"])
+    assert made.shape == (3, 320, 160 + GAP + 320, 3)
+    assert bool((made[:, -1, -1] == 0.25).all())
+    assert to_height(clip, 128) is clip
+    wide = torch.full((1, 8, 100, 3), 0.5)  # a caption that is larger than its image is cut
+    assert captioned(wide, "a caption that is much too long").shape == wide.shape
