@@ -174,6 +174,15 @@ def harmonise(g: Any) -> None:
     g.section("How", [model, prompt, blank], [empty, latent], [background, made], [saved], row=1)
 
 
+def edit_preview(g: Any) -> None:
+    photo = g.add("LoadImage", image=g.upload(PHOTO), title="Your photo")
+    tasks = g.add(
+        "SlipstreamMove", image=photo["IMAGE"], canvas=_drawing({"outline": CLOUD}), dx=20.0, dy=130.0, angle=20.0
+    )
+    g.add("SlipstreamEditPreview", image=photo["IMAGE"], tasks=tasks)
+    g.note("Arrows, ghosts and masks of an edit before any sampling.")
+
+
 WORKFLOWS = {
     "01 Move an object in a photo": edit_move,
     "05 Paste an object into a photo": edit_paste,
@@ -181,3 +190,5 @@ WORKFLOWS = {
     "07 Make a collage one image": harmonise,
     "08 Pull points of a photo": edit_drag,
 }
+
+TRIED = {"edit_preview": edit_preview}
