@@ -1,9 +1,14 @@
-"""Faults injected everywhere, and what survives: `python benchmarks/faults.py` prints the table of docs/figures/reliability.md."""
+"""Faults injected everywhere, and what survives: `python benchmarks/faults.py [--write]` prints the table of docs/figures/reliability.md.
+
+With COMFYUI_PATH (and COMFYUI_PYTHON) set, every node that samples is tried too, in the host (tests/host/fault_checks.py); that takes
+minutes, and `--nodes FILE` takes the lines that the script has printed before instead.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import pathlib
@@ -19,16 +24,22 @@ from typing import Any
 import _common
 import slipstream
 import torch
+from slipstream.core.guidance import CFG, RCFG
 from slipstream.core.images import read_image, save_image
 from slipstream.core.noise import SeededNoise
+from slipstream.core.reuse import ReuseSpan, reusing
+from slipstream.core.samplers import sample
+from slipstream.core.schedules import make_sigmas
 from slipstream.cow import CowConfig, generate
+from slipstream.edit import EditConfig, Move, invert, prepare_draft, sample_draft
 from slipstream.lmd import FillConfig, LatentFill, RegenerateConfig, TrainConfig, regenerate, train
-from slipstream.search import Schedule, search
+from slipstream.search import ModelPath, Schedule, SearchConfig, search
 from slipstream.stream import StreamBatch, StreamConfig
 from slipstream.stream.queues import StreamThreads
 from slipstream.stream.sinks import open_sink
 from slipstream.stream.video import open_source
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
+from slipstream_tests.edit import small
 from slipstream_tests.search import jobs
 
 DOCUMENT = _common.ROOT / "docs" / "figures" / "reliability.md"
@@ -36,6 +47,7 @@ BEGIN, END = "<!-- faults -->", "<!-- /faults -->"
 FILL = FillConfig(2, 8, 8, dim=32, depth=1, heads=2, decoder_dim=16, decoder_depth=1, decoder_heads=2)
 TRAINING = TrainConfig(steps=12, batch=8)
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi")
+ANIMATIONS = (".gif", ".webp", ".apng")
 
 
 @dataclass(frozen=True)
@@ -96,13 +108,46 @@ def masked(model: GaussianDenoiser) -> torch.Tensor:
     return regenerate(model, latents(), constant_cond(), constant_cond(), config, SeededNoise(0)).latents
 
 
+def edited(model: GaussianDenoiser) -> torch.Tensor:
+    config = EditConfig(steps=6, mode="draft", cfg_scale=2.0)
+    image, cond = small.picture(), constant_cond()
+    photo = invert(model, small.encode(image), cond, config, small.CANVAS, image)
+    prepared = prepare_draft(Move(small.box(), 40.0, 10.0), photo, config, small.encode)
+    return sample_draft(model, prepared, cond, cond, SeededNoise(3)).latents
+
+
+def guided(kind: str) -> Callable[[GaussianDenoiser], torch.Tensor]:
+    def run(model: GaussianDenoiser) -> torch.Tensor:
+        guider = RCFG(model, constant_cond(0.2), constant_cond(-0.2), kind, 1.4, reference=latents())
+        levels = make_sigmas("uniform", model.levels, 4)
+        return sample("euler", guider, latents() * levels[0], levels, model.space, SeededNoise(1))
+
+    return run
+
+
+def reused(model: GaussianDenoiser) -> torch.Tensor:
+    levels = make_sigmas("uniform", model.levels, 6)
+    denoise = reusing(
+        CFG(model, constant_cond(0.2), constant_cond(-0.2), 2.0), [ReuseSpan(float(levels[2]), float(levels[4]))]
+    )
+    return sample("euler", denoise, latents() * levels[0], levels, model.space, SeededNoise(1))
+
+
+def searched(model: GaussianDenoiser) -> torch.Tensor:
+    path = ModelPath(model, constant_cond(), size=(4, 2, 2), batch=2)
+    config = SearchConfig(steps=2, pairs=2, holdout_pairs=2, evaluations=2, teacher_steps=2, finalists=1)
+    return search(path, config).schedule.sigmas
+
+
 TECHNIQUES: dict[str, Callable[[GaussianDenoiser], torch.Tensor]] = {
-    "Cyclic One-Way Diffusion": cow, "Stream Batch": stream, "Masked Regenerate": masked,
+    "Cyclic One-Way Diffusion": cow, "Stream Batch": stream, "Masked Regenerate": masked, "Edit (draft)": edited,
+    "Residual CFG (self)": guided("self"), "Residual CFG (onetime)": guided("onetime"), "call reuse": reused,
+    "schedule search": searched,
 }  # fmt: skip
 
 
 def injected(fault: str, error: Callable[[], BaseException]) -> Iterator[Row]:
-    """Raise an error at every network call of every technique: it comes out as it is, and the next run equals an undisturbed one."""
+    """Raise an error at every network call of every technique: it comes out as it is and the next run, or else this one, is undisturbed."""
     for name, run in TECHNIQUES.items():
         model = Failing()
         expected = run(model)
@@ -110,9 +155,10 @@ def injected(fault: str, error: Callable[[], BaseException]) -> Iterator[Row]:
         for at in range(1, model.calls + 1):
             raised = error()
             try:
-                run(Failing(at, raised))
+                found = run(Failing(at, raised))
             except type(raised):
-                survived += bool(torch.equal(run(Failing()), expected))
+                found = run(Failing())
+            survived += bool(torch.equal(found, expected))
         yield Row(fault, f"{name}, at each network call", model.calls, survived)
 
 
@@ -154,7 +200,8 @@ def child(what: str, place: pathlib.Path) -> None:
         train(waves(), FILL, TRAINING, place / "fill.safetensors", checkpoint_every=2, callback=killed_at_nine)
     else:
         sinks = [
-            open_sink(str(place / f"out{suffix}"), open_source(str(place / "in"))).__enter__() for suffix in VIDEOS
+            open_sink(str(place / f"out{suffix}"), open_source(str(place / "in"))).__enter__()
+            for suffix in (*VIDEOS, *ANIMATIONS)
         ]
         for sink in sinks:
             for image, stamp in open_source(str(place / "in")):
@@ -172,17 +219,24 @@ def killed() -> Iterator[Row]:
         place = pathlib.Path(folder)
         run_child("search", place)
         result, expected = search(jobs.make_path(), jobs.make_config(), store=place / "a.sqlite"), jobs.make_path()
-        whole = search(expected, jobs.make_config())
-        same = result.schedule.levels == whole.schedule.levels and result.evaluated_now < whole.evaluated_now
+        undisturbed = search(expected, jobs.make_config())
+        same = result.schedule.levels == undisturbed.schedule.levels
+        same &= result.evaluated_now < undisturbed.evaluated_now
         yield Row("kill -9", "schedule search", 1, int(same), "the evaluation that was running")
         run_child("training", place)
         resumed = train(waves(), FILL, TRAINING, place / "fill.safetensors")
         same = resumed.losses == train(waves(), FILL, TRAINING).losses
         yield Row("kill -9", "training of a fill", 1, int(same), "steps since the last checkpoint (200 by default)")
         frames(place / "in", 75)
-        for suffix in VIDEOS:
+        for suffix in (*VIDEOS, *ANIMATIONS):
             (place / f"out{suffix}").write_text("earlier")
         run_child("video", place)
+        folders = [part for part in place.glob("out.part-*") if part.is_dir()]
+        whole = len(folders) == len(ANIMATIONS) and all(
+            sum(1 for _ in open_source(str(part))) == 75 for part in folders
+        )
+        whole &= all((place / f"out{suffix}").read_text() == "earlier" for suffix in ANIMATIONS)
+        yield Row("kill -9", f"animation writing ({', '.join(ANIMATIONS)})", len(ANIMATIONS), len(ANIMATIONS) * whole)
         good = 0
         for suffix in VIDEOS:
             (part,) = place.glob(f"out.part-*{suffix}")
@@ -256,13 +310,13 @@ def full_disk() -> Iterator[Row]:
             found = search(jobs.make_path(), jobs.make_config(evaluations=12), store=disk / "a.sqlite")
         yield Row("full disk", "schedule search", 1, int(any("in memory" in text for text in found.warnings)))
         frames(pathlib.Path(folder), 75)
-        for suffix in VIDEOS:
+        for suffix in (*VIDEOS, *ANIMATIONS):
             yield video_on(disk, pathlib.Path(folder), suffix)
 
 
 def video_on(disk: pathlib.Path, source: pathlib.Path, suffix: str) -> Row:
     for old in disk.iterdir():
-        old.unlink()
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     path = disk / f"out{suffix}"
     path.write_text("earlier")
     (disk / "filler").write_bytes(b"0" * (disk_free(disk) - 90_000))
@@ -274,6 +328,7 @@ def video_on(disk: pathlib.Path, source: pathlib.Path, suffix: str) -> Row:
     except OSError as raised:
         error = str(raised)
     parts = list(disk.glob("out.part-*"))
+    parts = [part for part in parts if not part.is_dir() or any(part.iterdir())]
     read = sum(1 for _ in open_source(str(parts[0]))) if parts else 0
     good = error.startswith("Could not write") and path.read_text() == "earlier" and read > 0
     return Row("full disk", f"video {suffix}", 1, int(good), f"the last frames: {read} of {75} can be seen")
@@ -354,17 +409,42 @@ def threads() -> Iterator[Row]:
     yield Row("exception in a thread", f"stream: {', '.join(places)}", len(places), good, "frames in flight")
 
 
-def table() -> list[Row]:
+# ------------------------------------------------------------------------------------------------ nodes
+
+
+def nodes(printed: pathlib.Path | None) -> Iterator[Row]:
+    """Give a row for each node and fault of tests/host/fault_checks.py."""
+    host = pathlib.Path(os.environ.get("COMFYUI_PATH", "")).expanduser()
+    if printed is None and not (host / "main.py").is_file():
+        return
+    for line in (run_in_host(host) if printed is None else printed.read_text()).splitlines():
+        found = json.loads(line)
+        place = f"node {found['node']}, at each call of network, VAE and text encoder"
+        if found["tried"] < found["points"]:
+            place = (
+                f"node {found['node']}, at {found['tried']} of {found['points']} calls of network, VAE and text encoder"
+            )
+        yield Row(found["fault"].replace("error", "exception"), place, found["tried"], found["survived"])
+
+
+def run_in_host(host: pathlib.Path) -> str:
+    checks = _common.ROOT / "tests" / "host" / "fault_checks.py"
+    python = os.environ.get("COMFYUI_PYTHON") or host / ".venv" / "bin" / "python"
+    return subprocess.run([python, checks], cwd=host, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def table(printed: pathlib.Path | None) -> list[Row]:
     return [
         *injected("cancel", KeyboardInterrupt), *injected("out of memory", lambda: torch.cuda.OutOfMemoryError("injected")),
         *injected("exception in the network or a callback", lambda: RuntimeError("injected")), *stopped_training(),
-        *threads(), *killed(), *full_disk(), *replaced(),
+        *threads(), *killed(), *full_disk(), *replaced(), *nodes(printed),
     ]  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into docs/figures/reliability.md")
+    parser.add_argument("--nodes", type=pathlib.Path, help="what tests/host/fault_checks.py has printed")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -372,7 +452,7 @@ def main() -> int:
     if args.child:
         child(args.child[0], pathlib.Path(args.child[1]))
         return 1
-    rows = table()
+    rows = table(args.nodes)
     text = "\n".join(
         ["| fault | where | tried | survived | lost |", "| --- | --- | --- | --- | --- |", *map(str, rows)]
     )

@@ -64,6 +64,9 @@ def _factor(vae: Any) -> int:
 
 def _decoded(vae: Any, samples: Tensor) -> Tensor:
     """Return the IMAGE (B, H, W, 3) of latents; a video VAE gives one dimension more."""
+    from .host.progress import check_interrupt
+
+    check_interrupt()
     image: Tensor = vae.decode(samples)
     return image.reshape(-1, *image.shape[-3:])
 
@@ -71,8 +74,10 @@ def _decoded(vae: Any, samples: Tensor) -> Tensor:
 def _encoder(model: Any, vae: Any, canvas: Any) -> Callable[[Tensor], Tensor]:
     """Return IMAGE at the photo's size -> latents in the MODEL's space."""
     from ..edit import fit
+    from .host.progress import check_interrupt
 
     def encode(image: Tensor) -> Tensor:
+        check_interrupt()
         with torch.inference_mode():
             samples = vae.encode(fit(image, _factor(vae), like=canvas)[0])
             latents: Tensor = model.model.process_latent_in(samples)

@@ -406,11 +406,14 @@ class SelfObjective(_ObjectiveNode):
 def make_features(kind: str, vae: Any, clip_vision: Any, sample: Tensor | None = None, weights: str = "") -> Any:
     """Return library features over the host's VAE and CLIP vision model, or over the user's Inception weights."""
     from ..search.features import LatentFeatures, NetworkFeatures, PixelFeatures
+    from .host.progress import check_interrupt
 
     def decode(latents: Tensor) -> Tensor:
+        check_interrupt()
         return vae.decode(latents).float().cpu()
 
     def encode(images: Tensor) -> Tensor:
+        check_interrupt()
         return vae.encode(images[..., :3]).float().cpu()
 
     if kind == PIXELS:

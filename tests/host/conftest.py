@@ -6,6 +6,7 @@ The host is found at COMFYUI_PATH, else ~/ComfyUI; its Python at COMFYUI_PYTHON,
     host_models          its folders diffusers/, loras/, controlnet/, checkpoints/: put files there, the host lists them at once
     example(name, {...}) the API-format prompt of an example (its name without the number) or of tests/host/workflows/NAME.json,
                          with values changed ("KSampler.seed": 3)
+    inside(script, ...)  the JSON lines that a script of this folder prints in the host's Python
     report(result)       what a probe node found
     complaint(prompt)    what the host says of a mistake, before the run or in it
     cancelled(prompt, when)  runs a prompt, presses cancel, counts the network calls before and after
@@ -19,6 +20,7 @@ import json
 import os
 import pathlib
 import secrets
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -77,6 +79,24 @@ def checkout() -> tuple[str, str]:
     found = find_host()
     assert found is not None
     return found
+
+
+@pytest.fixture(scope="session")
+def inside(checkout: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
+    """Return a function that runs a script of this folder by the Python of the host, and gives the JSON lines that it prints."""
+
+    def run(script: str, *arguments: str) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("inside")
+        (folder / "slipstream").symlink_to(ROOT, target_is_directory=True)
+        paths = os.pathsep.join([checkout[0], str(folder), str(HERE)])
+        done = subprocess.run(
+            [checkout[1], str(HERE / script), *arguments], cwd=checkout[0], capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": paths}, timeout=3000, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,45 +7,29 @@ prints one JSON line for each family and check: "yes", "refused: ..." or "WRONG 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import os
-import pathlib
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-FAMILY_ARGUMENTS, sys.argv = sys.argv[1:], [sys.argv[0], "--cpu"]
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, os.path.expanduser(os.environ.get("COMFYUI_PATH", ".")))
-if importlib.util.find_spec("slipstream") is None:  # whatever the checkout's folder is called
-    spec = importlib.util.spec_from_file_location(
-        "slipstream", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["slipstream"] = package = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(package)
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-import comfy.sample  # noqa: E402
-import comfy.samplers  # noqa: E402
-import comfy.sd  # noqa: E402
-import tiny_models  # noqa: E402
-import torch  # noqa: E402
-from slipstream.core.schedules import SCHEDULES, make_sigmas, sigma_at, table_of  # noqa: E402
-from slipstream.cow import CowConfig  # noqa: E402
-from slipstream.nodes import cow, lmd, stream  # noqa: E402
-from slipstream.nodes.host.denoiser import levels_of  # noqa: E402
-from slipstream.nodes.host.session import Session, run_on_model  # noqa: E402
-from slipstream.stream import StreamConfig  # noqa: E402
-from slipstream.stream.config import stage_sigmas  # noqa: E402
-from tiny_models import FAMILIES, NEWER, OLD, SAMPLINGS, Tiny  # noqa: E402
-from torch import Tensor  # noqa: E402
+import inside  # isort: skip  # before the host and the pack
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import tiny_models
+import torch
+from slipstream.core.schedules import SCHEDULES, make_sigmas, sigma_at, table_of
+from slipstream.cow import CowConfig
+from slipstream.nodes import cow, lmd, stream
+from slipstream.nodes.host.denoiser import levels_of
+from slipstream.nodes.host.session import Session, run_on_model
+from slipstream.stream import StreamConfig
+from slipstream.stream.config import stage_sigmas
+from tiny_models import FAMILIES, NEWER, OLD, SAMPLINGS, Tiny
+from torch import Tensor
 
 # -- the host's sampling, as SamplerCustomAdvanced does it
 
@@ -333,7 +317,7 @@ def table(found: dict[str, dict[str, str]]) -> str:
 
 def listed(option: str) -> list[str]:
     """Return the names in an argument --option=a,b; none without it."""
-    values = [a.partition("=")[2].split(",") for a in FAMILY_ARGUMENTS if a.startswith(f"--{option}=")]
+    values = [a.partition("=")[2].split(",") for a in inside.ARGUMENTS if a.startswith(f"--{option}=")]
     return values[0] if values else []
 
 
@@ -342,8 +326,8 @@ def main() -> None:
 
     Where a family is the network of another with other levels, only those are tried.
     """
-    as_table, whole, cheap = "--table" in FAMILY_ARGUMENTS, listed("whole"), listed("cheap")
-    wanted = [a for a in FAMILY_ARGUMENTS if not a.startswith("--")] or list(FAMILIES)
+    as_table, whole, cheap = "--table" in inside.ARGUMENTS, listed("whole"), listed("cheap")
+    wanted = [a for a in inside.ARGUMENTS if not a.startswith("--")] or list(FAMILIES)
     found: dict[str, dict[str, str]] = {}
     for name in (name for name in wanted if not (OLD and name in NEWER)):
         tiny = tiny_models.make(name)

@@ -8,40 +8,26 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Where every technique is tried; of the others the calls and the levels. `FAMILIES=all` tries everything everywhere.
 WHOLE = ("playground", "cosmos predict2", "flux kontext", "qwen-edit", "wan i2v")
 CHEAP = ("rows", "odd size", "levels", "other channels")
-
-
-def run_checks(host: tuple[str, str], folder: pathlib.Path, *arguments: str) -> str:
-    """Return what family_checks.py prints, run by the Python of the host."""
-    (folder / "slipstream").symlink_to(ROOT, target_is_directory=True)
-    paths = [host[0], str(folder), str(HERE)]
-    done = subprocess.run(
-        [host[1], str(HERE / "family_checks.py"), *arguments], cwd=host[0], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, timeout=3000, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 pytestmark = pytest.mark.timeout(900)  # the host is imported, and thirty networks are built
 
 
 @pytest.fixture(scope="module")
-def lines(checkout: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def lines(inside: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """One line for each family and check: family, column of the README's table, check, what was said."""
     everything = os.environ.get("FAMILIES") == "all"
     arguments = [] if everything else [f"--whole={','.join(WHOLE)}", f"--cheap={','.join(CHEAP)}"]
-    printed = run_checks(checkout, tmp_path_factory.mktemp("families"), *arguments)
-    return [json.loads(line) for line in printed.splitlines()]
+    return inside("family_checks.py", *arguments)
 
 
 @pytest.fixture(scope="module")
