@@ -152,8 +152,8 @@ class LiveRun:
         model = without_step_cache(model, "Live Stream")
         warn_of_patches("Live Stream", model, settings.guidance, frames=True)
         announce(self.stream, self.node_id)
+        self.given_positive, self.given_negative = positive, negative
         self.positive = self._encoded(settings.prompt) if settings.prompt else positive
-        self.given_negative = negative
         negative = self._encoded(settings.negative) if settings.negative else negative
         samples = self._samples(torch.zeros(1, *self.stream.size, 3))
         # The guidance may change while it runs, and with it the rows of a call.
@@ -247,7 +247,8 @@ class LiveRun:
             uncond = session.condition("negative", negative).at(0)
         batch.update(None, uncond, **new.updates())
         if new.prompt != old.prompt:
-            self._fade(session, batch, self._encoded(new.prompt), new.crossfade)
+            target = self._encoded(new.prompt) if new.prompt else self.given_positive
+            self._fade(session, batch, target, new.crossfade)
 
     def _fade(self, session: Session, batch: BlendedStream, target: list[Any], frames: int) -> None:
         """Go from the prompt of the newest frame to `target`, one blend a frame, as Blend Prompts mixes them."""

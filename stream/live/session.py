@@ -212,6 +212,8 @@ class LiveStream:
                 raise ValueError(f"`{refused}` has no effect here: {self.without[refused]}")
             self.settings = self.settings.changed(updates)
             self._tell_all("settings", settings=self.settings.as_json())
+            for text in self.settings.warnings(updates) if len(updates) == 1 else ():
+                self._tell_all("warning", reason=text)
             self._changed.notify_all()
 
     def end(self, reason: str) -> None:

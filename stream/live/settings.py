@@ -8,9 +8,30 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ...core.checks import check_integer, check_range, check_text, shown
+from ...core.unused import Unused, without_effect
 from ..config import LCM_GRID, StreamConfig
 
 MAX_PROMPT = 4000  # characters
+
+
+def _unguided(v: Any) -> bool:
+    return bool(v.guidance == "none" or v.guidance_scale == 1)
+
+
+UNUSED = (
+    Unused("strength steps", lambda v: bool(v.t_index_list), "while `t_index_list` is set. Clear it to use them."),
+    Unused("guidance_scale", lambda v: v.guidance == "none", "with `guidance` none. Choose another guidance."),
+    Unused(
+        "delta",
+        lambda v: _unguided(v) or v.guidance == "full",
+        "without self or onetime guidance above scale 1. Choose one.",
+    ),
+    Unused(
+        "negative",
+        lambda v: _unguided(v) or v.guidance == "self",
+        "without onetime or full guidance. Choose one of them.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,10 @@ class LiveSettings:
         if unknown:
             raise ValueError(f"Expected a setting of {', '.join(names)}, but got {shown(unknown[0])}.")
         return replace(self, **updates)
+
+    def warnings(self, updates: Mapping[str, Any]) -> list[str]:
+        """Return one sentence for each of the settings just made that has no effect beside the others."""
+        return list(without_effect(UNUSED, self, lambda name: name in updates))
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "t_index_list": list(self.t_index_list)}

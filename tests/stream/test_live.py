@@ -107,6 +107,25 @@ def test_bad_settings_are_refused_by_name(updates: dict[str, Any], name: str) ->
         LiveSettings().changed(updates)
 
 
+@pytest.mark.parametrize(
+    ("settings", "updates", "named"),
+    [
+        ({"t_index_list": [5]}, {"strength": 0.3}, "`strength` has no effect"),
+        ({"t_index_list": [5]}, {"steps": 3}, "`steps` has no effect"),
+        ({"guidance": "none"}, {"guidance_scale": 2}, "`guidance_scale` has no effect"),
+        ({"guidance_scale": 1}, {"delta": 0.5}, "`delta` has no effect"),
+        ({"guidance": "full"}, {"delta": 0.5}, "`delta` has no effect"),
+        ({}, {"negative": "x"}, "`negative` has no effect"),
+        ({}, {"strength": 0.3}, ""),
+        ({"guidance": "full"}, {"negative": "x"}, ""),
+    ],
+)
+def test_a_setting_without_effect_is_said(settings: dict[str, Any], updates: dict[str, Any], named: str) -> None:
+    found = LiveSettings(**settings).changed(updates).warnings(updates)
+    assert len(found) == bool(named)
+    assert not named or named in found[0]
+
+
 # -- a moving prompt
 
 

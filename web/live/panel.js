@@ -272,7 +272,7 @@ export class Panel {
     else if (message.type === "role") this.role(message.producer);
     else if (message.type === "settings") this.changed(message.settings);
     else if (message.type === "statistics") this.report(message);
-    else if (message.type === "refused") this.say(message.reason, true);
+    else if (message.type === "refused" || message.type === "warning") this.say(message.reason, true);
     else if (message.type === "lost") this.say(`The connection is lost; next try in ${message.seconds} s.`, true);
     else if (message.type === "paused" && !this.producer) this.connection.send({ type: "produce" });
   }
@@ -286,8 +286,10 @@ export class Panel {
   }
 
   changed(settings) {
-    this.setSettings(settings);
-    this.options.onSettings?.(settings);
+    const usable = Object.fromEntries(Object.entries(settings).filter(([name]) => !(name in (this.without ?? {}))));
+    this.setSettings(usable);
+    for (const name of Object.keys(this.without ?? {})) if (name in this.controls) this.show(name);
+    this.options.onSettings?.(usable);
   }
 
   role(producer) {
