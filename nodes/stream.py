@@ -18,11 +18,12 @@ from ..core.tensors import check_image, image_to_pixels, unchecked_pixels
 from ..stream import RCFG, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig, StreamFrame
 from ..stream.clip import FRAMES, RATE, ball_clip
 from ..stream.config import GUIDANCE, RENOISE
+from ..stream.curves import Curve, read_curve, value_at
 from ..stream.guidance import BLENDS
 from ..stream.similarity import select
 from ..stream.stability import join_rows
 from .unused import Unused
-from .widgets import Widget, choice, integer, number, seed, switch
+from .widgets import Widget, choice, integer, number, seed, string, switch
 
 if TYPE_CHECKING:
     from ..core.guidance import Denoise
@@ -479,8 +480,16 @@ class StreamFrames:
 
     UNUSED = (
         Unused(
-            "strength steps", lambda v: v.sigmas is not None, "while `sigmas` is connected. Disconnect it to use them."
+            "strength steps strength_curve",
+            lambda v: v.sigmas is not None,
+            "while `sigmas` is connected. Disconnect it to use them.",
         ),
+        Unused(
+            "strength",
+            lambda v: bool(v.strength_curve.strip()),
+            "while `strength_curve` is set. Clear it to use `strength`.",
+        ),
+        Unused("strength_curve", lambda v: len(v.frames) == 1, "on one frame. Set `strength`."),
         *GUIDANCE_RULES,
         Unused("renoise", _one_step, "with one step: it acts between steps. Use 2 `steps` or more."),
         Unused("cross_frame", _one_step, "with one step: only one frame is in flight. Use 2 `steps` or more."),
@@ -546,6 +555,11 @@ class StreamFrames:
                 "on_interrupt": choice(
                     [DISCARD, KEEP], DISCARD, "What a press on cancel does with the frames that are finished."
                 ),
+                "strength_curve": string(
+                    "",
+                    "Strength by frame in place of strength: 0: 0.3, 24: 0.8 rises evenly over the first 24 frames and stays.",
+                    advanced=True,
+                ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
@@ -560,15 +574,18 @@ class StreamFrames:
         guidance: str, guidance_scale: float, seed: int, sigmas: Tensor | None = None, delta: float = 1.0,
         renoise: str = "fixed", consistency: bool = False, feedback: float = 0.0, motion: float = 0.0,
         cross_frame: bool = False, similarity: float = 1.0, max_skip: int = 10, blocks: int = 8, filter_seed: int = 0,
-        on_interrupt: str = DISCARD, unique_id: Any = None,
+        on_interrupt: str = DISCARD, strength_curve: str = "", unique_id: Any = None,
     ) -> tuple[Tensor, str]:  # fmt: skip
+        curve = read_curve("strength_curve", strength_curve) if sigmas is None else []
+        for _, value in curve:
+            StreamConfig(strength=value, steps=steps)
         config = StreamConfig(
-            strength=strength if sigmas is None else None, steps=steps, sigmas=sigmas, guidance=guidance,
+            strength=(value_at(curve, 0) if curve else strength) if sigmas is None else None, steps=steps, sigmas=sigmas, guidance=guidance,
             cfg_scale=guidance_scale, delta=delta, renoise=renoise, seed=seed, consistency=consistency,
             feedback=feedback, motion=motion, cross_frame=cross_frame,
         )  # fmt: skip
         chooser = SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks) if similarity < 1 else None
-        run = StreamRun(vae, frames, config, chooser, keep=on_interrupt == KEEP)
+        run = StreamRun(vae, frames, config, chooser, on_interrupt == KEEP, curve)
         found = run(model, positive, negative)
         if run.interrupted:
             INTERRUPTED[str(unique_id)] = INTERRUPTED.get(str(unique_id), 0) + 1
@@ -582,9 +599,15 @@ class StreamRun:
     """
 
     def __init__(
-        self, vae: Any, frames: Tensor, config: StreamConfig, chooser: SimilarityFilter | None, keep: bool
+        self,
+        vae: Any,
+        frames: Tensor,
+        config: StreamConfig,
+        chooser: SimilarityFilter | None,
+        keep: bool,
+        curve: Curve = (),
     ) -> None:
-        self.vae, self.config, self.chooser, self.keep = vae, config, chooser, keep
+        self.vae, self.config, self.chooser, self.keep, self.curve = vae, config, chooser, keep, curve
         check_image(frames, finite=False)
         self.frames = frames if frames.ndim == 4 else frames[None]
         if not len(self.frames):
@@ -648,6 +671,8 @@ class StreamRun:
         finished: list[StreamFrame] = []
         try:
             for i, row in enumerate(latents.split(1)):
+                if self.curve and value_at(self.curve, i) != batch.config.strength:
+                    batch.update(strength=value_at(self.curve, i), steps=self.config.steps)
                 if self.chooser is not None and not self.chooser.keep(unchecked_pixels(self.frames[i])[0]):
                     finished += batch.skip()
                 else:

@@ -636,3 +636,21 @@ def test_a_stream_that_was_cancelled_runs_again(host) -> None:
     assert len(pictures(whole)) == 80
     assert "(interrupted)" not in text_of(whole)
     assert not host.run(graph).progress("s"), "a whole result is kept"
+
+
+def test_a_curve_gives_each_frame_its_strength(host: Any) -> None:
+    """The first and the last frame are those of a stream with their strength alone."""
+    graph = base()
+    frames = loaded(host, graph, clip(5, 64, 64))
+    found = {}
+    for name, changes in {
+        "curve": {"strength_curve": "0: 0.2, 4: 0.8"},
+        "low": {"strength": 0.2},
+        "high": {"strength": 0.8},
+    }.items():
+        add_stream(graph, frames, **changes)
+        found[name] = pictures(host.run(graph))
+    assert np.array_equal(found["curve"][0], found["low"][0])
+    assert np.array_equal(found["curve"][-1], found["high"][-1])
+    assert not np.array_equal(found["curve"][2], found["low"][2])
+    assert not np.array_equal(found["curve"][2], found["high"][2])
