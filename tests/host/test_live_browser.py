@@ -72,7 +72,7 @@ def opened(host: Any, request: pytest.FixtureRequest) -> Iterator[tuple[Any, dic
     with screenshot.frontend(host.url, size=(1600, 950), settings=settings, flags=FLAGS) as (page, report):
         if wanted and not page.evaluate("() => Boolean(window.LiteGraph.vueNodesMode)"):
             pytest.skip("this frontend has no Nodes 2.0")
-        screenshot.load_workflow(page, report, ROOT / "example_workflows" / "paint_over_webcam.json")
+        screenshot.load_workflow(page, report, ROOT / "example_workflows" / "13 Paint over my webcam.json")
         assert not report["missing"]
         screenshot.fit(page)
         try:
