@@ -57,7 +57,7 @@ def read_drawing(text: str, name: str = "canvas") -> Drawing:
         shapes = tuple(_shape(entry) for entry in found.get("shapes", []))
         size = found.get("size")
         return Drawing(shapes, None if size is None else (_side(size[1]), _side(size[0])))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
         raise ValueError(
             f"Expected `{name}` as JSON such as {EXAMPLE}, but got {text[:80]!r}. Clear it, or draw again."
         ) from None

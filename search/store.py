@@ -80,6 +80,12 @@ class Store:
                         f"Expected `store` where a file can be written, but got {str(path)!r} ({error}). Choose another path."
                     ) from error
                 self._give_up(error)
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                if self.connection is not None:
+                    self.connection.close()
+                raise ValueError(
+                    f"Expected `store` to be a search's SQLite file, but got {str(path)!r} ({error}). Choose another file name."
+                ) from error
 
     def get(self, bank: str, candidate: str) -> Record | None:
         """Return the finished evaluation of a candidate, if there is one."""
@@ -212,14 +218,9 @@ def _open(path: pathlib.Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.executescript(SCHEMA)
-    except (sqlite3.OperationalError, ValueError):
+    except BaseException:
         connection.close()
         raise
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        raise ValueError(
-            f"Expected `store` to be a search's SQLite file, but got {str(path)!r} ({error}). Choose another file name."
-        ) from error
     return connection
 
 

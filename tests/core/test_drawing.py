@@ -85,6 +85,7 @@ def test_an_empty_text_is_an_empty_drawing() -> None:
     [
         "a circle", "[1, 2]", '{"shapes": 3}', '{"shapes": [{"circle": [1, 2]}]}', '{"shapes": [{"box": [1, 2, 3]}]}',
         '{"shapes": [{"brush": [[1, 2]]}]}', '{"shapes": [{"brush": [], "width": 3}]}', '{"shapes": [{"outline": [[NaN, 1]]}]}',
+        '{"size": [1e999, 4], "shapes": []}', '{"shapes": [{"brush": [[1' + "0" * 400 + ', 2]], "width": 3}]}', "[" * 20000,
         '{"size": [0, 4], "shapes": []}', '{"size": [4], "shapes": []}', '{"shapes": [{"box": [1, 2, 3, 4], "brush": [[1, 2]]}]}',
     ],
 )  # fmt: skip

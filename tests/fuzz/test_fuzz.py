@@ -5,6 +5,7 @@ A failure names the case: `SLIPSTREAM_FUZZ_CASE=N pytest tests/fuzz -k KIND` run
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -12,6 +13,7 @@ import os
 import pathlib
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
@@ -22,7 +24,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from slipstream.cli import main
-from slipstream.core.images import mask_of, read_frames, read_image, read_mask
+from slipstream.core.drawing import paint, read_drawing
+from slipstream.core.images import mask_of, read_frames, read_image, read_mask, save_image
 from slipstream.core.loading import BUNDLED
 from slipstream.core.masks import as_mask, bounding_box, feather, grow, painted
 from slipstream.core.noise import SeededNoise
@@ -31,12 +34,15 @@ from slipstream.core.schedules import SCHEDULES, make_sigmas
 from slipstream.cow import CowConfig
 from slipstream.cow.canvas import parse_colour, place, plain_background
 from slipstream.cow.config import make_plan
-from slipstream.edit import Drag, EditConfig, Move
+from slipstream.edit import Appearance, Drag, EditConfig, Move, Paste
 from slipstream.lmd import FillConfig, LatentFill, RegenerateConfig, TrainConfig, mask_schedule
 from slipstream.lmd.stretch import parse_points
 from slipstream.nodes.edit import read_drags
 from slipstream.search import Schedule, SearchConfig
+from slipstream.search.store import Rung, Store
 from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
+from slipstream.stream.live.settings import LiveSettings
+from slipstream.stream.sinks import open_sink
 from slipstream.stream.video import open_source
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from slipstream_tests.conftest import ROOT
@@ -62,7 +68,17 @@ def finite(values: Any) -> None:
 
 def configs(inputs: Inputs, folder: pathlib.Path) -> None:
     kind = inputs.choice(
-        (CowConfig, StreamConfig, SearchConfig, EditConfig, TrainConfig, RegenerateConfig, FillConfig, SimilarityFilter)
+        (
+            CowConfig,
+            StreamConfig,
+            SearchConfig,
+            EditConfig,
+            TrainConfig,
+            RegenerateConfig,
+            FillConfig,
+            SimilarityFilter,
+            LiveSettings,
+        )
     )
     if kind is SimilarityFilter:
         SimilarityFilter(inputs.number(), inputs.number(), seed=inputs.number(), blocks=inputs.number())
@@ -84,6 +100,9 @@ def cow_plans(inputs: Inputs, folder: pathlib.Path) -> None:
 
 def schedules(inputs: Inputs, folder: pathlib.Path) -> None:
     good = json.loads(inputs.choice(PRESETS).read_text())
+    if inputs.random() < 0.3:  # presets have none of these
+        spans = [{"sigma_high": 6.0, "sigma_low": 1.0, "kind": "fitted", "weights": [1.2, -0.2]}]
+        good |= {"reuse": spans, "masks": [{"sigma_high": 9.0, "sigma_low": 0.5, "skip": ["mid_block.resnets.0"]}]}
     path = folder / "s.json"
     path.write_text(json.dumps(inputs.json_like(good)))
     schedule = Schedule.load(path)
@@ -152,9 +171,29 @@ def drags(inputs: Inputs, folder: pathlib.Path) -> None:
         assert all(map(math.isfinite, (*handle, *target)))
 
 
+def drawings(inputs: Inputs, folder: pathlib.Path) -> None:
+    """The text of a canvas, good, changed and foreign, and what it paints."""
+    shapes = [
+        {"box": [4, 4, 20.5, 12]}, {"outline": [[1, 1], [30, 2], [9, 25]]}, {"brush": [[3, 3], [20, 20]], "width": 5},
+        {"erase": [[8, 8]], "width": 2},
+    ]  # fmt: skip
+    good = {"size": [32, 24], "shapes": inputs.sample(shapes, inputs.randrange(5))}
+    text = inputs.choice(
+        (json.dumps(good), json.dumps(inputs.json_like(good)), json.dumps(inputs.json_like(good)), inputs.text())
+    )
+    drawing = read_drawing(text)
+    painted_here = paint(drawing, torch.zeros(24, 32))
+    finite(painted_here)
+    assert painted_here.shape == (24, 32)
+
+
 def tasks(inputs: Inputs, folder: pathlib.Path) -> None:
-    kind = inputs.choice((Move, Drag))
+    kind = inputs.choice((Move, Drag, Paste, Appearance))
     given = {"mask": inputs.mask()}
+    if kind in (Paste, Appearance):
+        given["reference"] = None
+    if kind is Appearance:
+        given["reference_mask"] = inputs.mask()
     if kind is Drag:
         given["points"] = [
             tuple((inputs.number(), inputs.number()) for _ in range(2)) for _ in range(inputs.randrange(3))
@@ -208,6 +247,54 @@ def image_files(inputs: Inputs, folder: pathlib.Path) -> None:
         assert seconds >= 0
     for frame, _ in open_source(str(path)):
         finite(frame)
+
+
+def video_files(inputs: Inputs, folder: pathlib.Path) -> None:
+    """A video of every container, changed or cut off: the frames that can be read, or one documented error."""
+    suffix = inputs.choice((".mp4", ".mkv", ".webm", ".avi", ".mov"))
+    whole = folder / f"whole{suffix}"
+    if not whole.exists():
+        frames = folder / "frames"
+        if not frames.is_dir():
+            for i in range(6):
+                save_image(torch.rand(1, 16, 24, 3, generator=inputs.generator()), frames / f"{i}.png")
+        source = open_source(str(frames))
+        with open_sink(str(whole), source) as sink:
+            for image, stamp in source:
+                sink.write(image, stamp)
+    path = folder / f"v{suffix}"
+    path.write_bytes(inputs.bytes_like(whole.read_bytes()))
+    for count, (frame, stamp) in enumerate(open_source(str(path))):
+        finite(frame)
+        assert math.isfinite(stamp.seconds)
+        assert count < 100
+
+
+def stores(inputs: Inputs, folder: pathlib.Path) -> None:
+    """A store of a search whose bytes or rows were changed: refused, or taken as far as its rows are whole."""
+    path = folder / "a.sqlite"
+    for file in folder.glob("a.sqlite*"):
+        file.unlink()
+    with Store(path, {"a": 1}) as store:
+        store.put("bank", "candidate", (Rung(2, 0.5, 0.1, 3),))
+        store.put_tensor("t", torch.ones(2, 3))
+    if inputs.random() < 0.5:
+        path.write_bytes(inputs.bytes_like(path.read_bytes()))
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            table, column = inputs.choice(
+                (("evaluation", "rungs"), ("tensor", "shape"), ("tensor", "data"), ("job", "value"))
+            )
+            value = inputs.choice(
+                (inputs.text().encode(errors="replace").decode(), json.dumps(inputs.json_value()), b"x", 3.5)
+            )
+            db.execute(f"UPDATE {table} SET {column} = ?", (value,))
+            db.commit()
+    with Store(path, {"a": 1}) as store:
+        record, tensor = store.get("bank", "candidate"), store.tensor("t")
+        assert record is None or all(math.isfinite(rung.score) for rung in record)
+        finite([] if tensor is None else tensor)
+        store.put("bank", "other", (Rung(2, 0.5, 0.1, 3),))
 
 
 def fill_files(inputs: Inputs, folder: pathlib.Path) -> None:
@@ -283,8 +370,8 @@ def command_lines(inputs: Inputs, folder: pathlib.Path) -> None:
 
 HELP: dict[str, str] = {}
 KINDS: tuple[Kind, ...] = (
-    configs, cow_plans, schedules, schedule_bytes, sigmas, made_sigmas, streams, points, drags, tasks, masks, mask_schedules,
-    canvases, image_files, fill_files, command_lines, model_folders, prompts,
+    configs, cow_plans, schedules, schedule_bytes, sigmas, made_sigmas, streams, points, drags, drawings, tasks, masks, mask_schedules,
+    canvases, image_files, video_files, stores, fill_files, command_lines, model_folders, prompts,
 )  # fmt: skip
 
 

@@ -65,6 +65,16 @@ def test_a_file_that_is_no_database(tmp_path: pathlib.Path) -> None:
         Store(tmp_path / "a.sqlite")
 
 
+def test_a_database_whose_pages_are_damaged_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.sqlite"
+    Store(path, {"a": 1}).close()
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"to be a search's SQLite file, but got .*malformed"):
+        Store(path, {"a": 1})
+
+
 def test_a_full_disk_is_told_and_the_search_goes_on(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = search(jobs.make_path(), jobs.make_config())
     store = tmp_path / "a.sqlite"
