@@ -136,7 +136,7 @@ def _subject(image: str, mask: str | None, inverted: bool) -> tuple[Tensor, Tens
         keep = photo[..., 3]
     else:
         raise ValueError(
-            f"Expected `--mask` for a picture without transparent parts, but got {image}. Paint the subject white."
+            f"Expected `--mask` for an image without transparent parts, but got {image}. Paint the subject white."
         )
     return photo[..., :3], 1 - keep if inverted else keep
 

@@ -80,14 +80,14 @@ def add_parser(subparsers: Any) -> None:
     add_output(parser, "--preview", help="also save arrows, ghosts and regions here")
     parser.add_argument("--only-preview", action="store_true", help="stop there: no model is loaded")
     tasks = parser.add_argument_group(
-        "tasks", "may be repeated; MASK is a picture (white = object) or a box X0:Y0:X1:Y1 in pixels"
+        "tasks", "may be repeated; MASK is an image (white = object) or a box X0:Y0:X1:Y1 in pixels"
     )
     tasks.add_argument("--move", nargs="+", action="append", default=[], metavar="V", help="MASK DX DY [SCALE [ANGLE]]")
     tasks.add_argument(
         "--remove", action="append", default=[], metavar="MASK", help="MASK, taken away and its place filled"
     )
     tasks.add_argument(
-        "--paste", nargs="+", action="append", default=[], metavar="V", help="PICTURE MASK DX DY [SCALE [ANGLE]]"
+        "--paste", nargs="+", action="append", default=[], metavar="V", help="IMAGE MASK DX DY [SCALE [ANGLE]]"
     )
     tasks.add_argument(
         "--appearance", nargs=3, action="append", default=[], metavar=("MASK", "PICTURE", "PICTURE_MASK")

@@ -89,10 +89,10 @@ def add_parser(subparsers: Any) -> None:
     lmd = subparsers.add_parser("lmd", help="latent masking: regenerate, fill, and two diagnostics")
     parts = lmd.add_subparsers(dest="part", required=True, metavar="PART")
     _add_masks(parts.add_parser("masks", help="a chart of a mask schedule"))
-    _add_regenerate(parts.add_parser("regenerate", help="vary or restore a picture in rounds of masked patches"))
-    _add_train(parts.add_parser("train", help="train a latent fill on a folder of pictures"))
+    _add_regenerate(parts.add_parser("regenerate", help="vary or restore an image in rounds of masked patches"))
+    _add_train(parts.add_parser("train", help="train a latent fill on a folder of images"))
     _add_fill(parts.add_parser("fill", help="fill a hole with a trained fill and a few denoise steps"))
-    _add_influence(parts.add_parser("influence", help="how far the difference of two pictures reaches"))
+    _add_influence(parts.add_parser("influence", help="how far the difference of two images reaches"))
     _add_stretch(parts.add_parser("stretch", help="where a drag or the motion between two frames stretches and folds"))
 
 

@@ -81,7 +81,7 @@ def add_parser(subparsers: Any) -> None:
     found = subparsers.add_parser(
         "search", help="find the best few-step schedule for a model",
         description="Find the noise levels that give the best result in a few steps, for one model, sampler, cfg and size. "
-        "With --store, the same command goes on where an earlier one was ended.",
+        "With --store, the same command resumes where an earlier one was ended.",
     )  # fmt: skip
     _sampling_arguments(found)
     add_steps(found, 4, help="steps of the schedule")

@@ -87,8 +87,8 @@ UNUSED = (
 
 def add_parser(subparsers: Any) -> None:
     """Declare `stream`."""
-    parser = subparsers.add_parser("stream", help="repaint a video, a folder of pictures or a webcam (StreamDiffusion)")
-    parser.add_argument("--input", required=True, help='video file, folder of pictures, or "webcam" ("webcam:1" ...)')
+    parser = subparsers.add_parser("stream", help="repaint a video, a folder of images or a webcam (StreamDiffusion)")
+    parser.add_argument("--input", required=True, help='video file, folder of images, or "webcam" ("webcam:1" ...)')
     parser.add_argument("--out", "--output", required=True, help=POSSIBLE.replace("%", "%%"))
     add_prompt(
         parser, 'prompt; several are blended, each with its weight: "a red circle:0.7", or "a red circle:0..1" to move over the '

@@ -153,6 +153,6 @@ class Pipeline:
         return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
 
     def _in_parts(self, run: Callable[[Tensor], Tensor], batch: Tensor, pixels: int, verb: str) -> Tensor:
-        what = f"{verb} pictures of {pixels / 1e6:.2g} million pixels"
+        what = f"{verb} images of {pixels / 1e6:.2g} million pixels"
         parts = [with_memory(lambda p=part: run(p), what) for part in batch.split(max(1, VAE_PIXELS // pixels))]  # type: ignore[misc]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -88,7 +88,7 @@ def _matching(background: Tensor, batch: int) -> Tensor:
         )
     check_finite("background", background)
     if len(background) not in (1, batch):
-        raise ValueError(f"Expected `background` with 1 or {batch} pictures, but got {len(background)}.")
+        raise ValueError(f"Expected `background` with 1 or {batch} images, but got {len(background)}.")
     return background[..., :3].float().expand(batch, -1, -1, -1)
 
 

@@ -173,7 +173,7 @@ def _pixels(latents: Tensor, canvas: Canvas | None, image: Tensor | None) -> tup
     canvas = canvas or Canvas((8 * grid[0], 8 * grid[1]), grid, 8)
     if canvas.grid != grid or (image is not None and tuple(image.shape[1:3]) != canvas.size):
         raise ValueError(
-            f"Expected `canvas` of these {grid} latents and this picture, but got {canvas}. Use the one `fit` returned for it."
+            f"Expected `canvas` of these {grid} latents and this image, but got {canvas}. Use the one `fit` returned for it."
         )
     return canvas, None if image is None else image.detach().to("cpu", torch.float32, copy=True)
 
@@ -182,7 +182,7 @@ def _invert(
     model: Denoiser[Cond], latents: Tensor, cond: Cond, config: EditConfig, canvas: Canvas | None, image: Tensor | None,
     callback: Callback | None,
 ) -> Inversion[Cond]:  # fmt: skip
-    check_shape("latents", latents, (1, None, None, None), "Invert one picture at a time.")
+    check_shape("latents", latents, (1, None, None, None), "Invert one image at a time.")
     check_finite("latents", latents)
     latents, sigmas = latents.detach().to("cpu", torch.float32, copy=True), config.sigmas(model.levels).cpu()
     bank = AttentionBank(budget=config.memory_limit if config.memory == "auto" else 1 << 62)

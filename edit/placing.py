@@ -124,8 +124,8 @@ def check_size(name: str, mask: Tensor, size: tuple[int, int]) -> None:
     """Raise ValueError unless a mask (H, W) has a picture's size (H, W)."""
     if tuple(mask.shape) != size:
         raise ValueError(
-            f"Expected `{name}` of the picture's size {size[1]} x {size[0]}, but got {mask.shape[1]} x {mask.shape[0]}. "
-            "Paint it on this picture, or resize it."
+            f"Expected `{name}` of the image's size {size[1]} x {size[0]}, but got {mask.shape[1]} x {mask.shape[0]}. "
+            "Paint it on this image, or resize it."
         )
 
 
@@ -157,10 +157,10 @@ def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement
     share = carried_share(task, placed)
     if not bool((placed.target > 0.5).any()):
         raise ValueError(
-            f"Expected an object that stays in the picture, but got one moved out by ({task.dx:g}, {task.dy:g}) pixels. Move it less."
+            f"Expected an object that stays in the image, but got one moved out by ({task.dx:g}, {task.dy:g}) pixels. Move it less."
         )
     if share < 0.98:
-        notes.append(f"{1 - share:.0%} of the object lies outside the picture after the edit and was cut off.")
+        notes.append(f"{1 - share:.0%} of the object lies outside the image after the edit and was cut off.")
     return placed
 
 

@@ -76,7 +76,7 @@ class Tasks:
 
 def _check_transform(dx: float, dy: float, scale: float, angle: float) -> None:
     for name, value in (("dx", dx), ("dy", dy)):
-        check_range(name, value, -1e6, 1e6, "Give the shift in pixels of the picture.")
+        check_range(name, value, -1e6, 1e6, "Give the shift in pixels of the image.")
     check_range("scale", scale, 1 / MAX_SCALE, MAX_SCALE, "1 keeps the size, 2 doubles it.")
     check_range("angle", angle, -360, 360, "Give degrees; positive turns clockwise.")
 

@@ -151,7 +151,7 @@ def influence_report(profile: InfluenceProfile, unit: str = "cells") -> str:
     """Return one line for each step."""
 
     def text(value: float) -> str:
-        return f"{value:.2f}" if math.isfinite(value) else "beyond the picture"
+        return f"{value:.2f}" if math.isfinite(value) else "beyond the image"
 
     rows = zip(
         profile.reach_e.tolist(), profile.reach_10.tolist(), profile.outside.tolist(), profile.mean[:, 0].tolist()

@@ -308,7 +308,7 @@ class _Trainer:
         if different:
             raise ValueError(
                 f"Expected `{path.name}` to be begun with these settings and images, but got other values of "
-                f"{', '.join(different)}. Use another name, or turn resume off to train anew."
+                f"{', '.join(different)}. Use another name, or turn resume off to train from the start."
             )
         self._load(path)
         return path

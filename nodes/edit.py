@@ -24,7 +24,7 @@ CATEGORY = "slipstream/edit"
 INVERSION, TASKS = "SLIPSTREAM_INVERSION", "SLIPSTREAM_EDIT"
 ADD_UP = (TASKS, {"tooltip": "Other tasks for the same run: they add up. Later ones lie on top."})
 NO_POINTS = "[]"
-MASK_TIP = "White = the object. Size of the picture."
+MASK_TIP = "White = the object. Size of the image."
 OBJECT_TIP = (
     "Marks the object (1), for example from a segmentation node. What is painted on the canvas is added. Not needed when the object is "
     "painted there."
@@ -52,7 +52,7 @@ class HostInversion:
 def _single(image: Tensor, name: str) -> Tensor:
     """Return one RGB picture (1, H, W, 3); raises ValueError for a batch."""
     if len(image) != 1:
-        raise ValueError(f"Expected `{name}` with one picture, but got {len(image)}. Edit one picture at a time.")
+        raise ValueError(f"Expected `{name}` with one image, but got {len(image)}. Edit one image at a time.")
     return image[..., :3].float()
 
 
@@ -97,7 +97,7 @@ class Invert:
     )
     RETURN_TYPES = (INVERSION,)
     RETURN_NAMES = ("inversion",)
-    OUTPUT_TOOLTIPS = ("The photo in the model's terms, for Edit and for tasks that take from another picture.",)
+    OUTPUT_TOOLTIPS = ("The photo in the model's terms, for Edit and for tasks that take from another image.",)
     FUNCTION = "invert"
 
     @classmethod
@@ -218,8 +218,8 @@ def _drawn(task: tuple[Any], image: Tensor | None, mask: Tensor | None, referenc
 
 def _transform_inputs() -> dict[str, Any]:
     return {
-        "dx": _pixels(0, "Shift to the right, in pixels of the picture; negative = left."),
-        "dy": _pixels(0, "Shift down, in pixels of the picture; negative = up."),
+        "dx": _pixels(0, "Shift to the right, in pixels of the image; negative = left."),
+        "dy": _pixels(0, "Shift down, in pixels of the image; negative = up."),
         "scale": number(1.0, 0.125, 8.0, "Size: 1 keeps it, 2 doubles it, 0.5 halves it."),
         "about": choice(
             CENTRES,
@@ -299,9 +299,7 @@ class MoveObject(_TaskNode):
 class PasteObject(_TaskNode):
     """Pastes an object of another picture."""
 
-    DESCRIPTION = (
-        "Paste what is under the mask of another (inverted) picture. It keeps its own place there plus dx, dy."
-    )
+    DESCRIPTION = "Paste what is under the mask of another (inverted) image. It keeps its own place there plus dx, dy."
 
     UNUSED = (CENTRE_UNUSED,)
 
@@ -311,7 +309,7 @@ class PasteObject(_TaskNode):
             "required": {
                 "reference": (
                     INVERSION,
-                    {"tooltip": "The other picture, from an Invert with the same model and steps."},
+                    {"tooltip": "The other image, from an Invert with the same model and steps."},
                 ),
                 **_transform_inputs(),
             },
@@ -531,12 +529,12 @@ class EditPreview:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Draws the tasks on the picture, without any sampling: what moves where (arrow and ghost), what is vacated (red), what may change "
+        "Draws the tasks on the image, without any sampling: what moves where (arrow and ghost), what is vacated (red), what may change "
         "(blue)."
     )
     RETURN_TYPES = ("IMAGE", "IMAGE")
     RETURN_NAMES = ("preview", "draft")
-    OUTPUT_TOOLTIPS = ("Picture with arrows, ghosts and regions.", "The plain cut-and-paste that the edit starts from.")
+    OUTPUT_TOOLTIPS = ("Image with arrows, ghosts and regions.", "The plain cut-and-paste that the edit starts from.")
     FUNCTION = "draw"
     OUTPUT_NODE = True
 
@@ -544,7 +542,7 @@ class EditPreview:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "image": ("IMAGE", {"tooltip": "The picture that will be edited."}),
+                "image": ("IMAGE", {"tooltip": "The image that will be edited."}),
                 "tasks": (TASKS, {"tooltip": "From Move, Paste, Appearance or Drag."}),
             }
         }

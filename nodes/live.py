@@ -59,11 +59,11 @@ class LiveStreamNode:
                 "vae": ("VAE", {"tooltip": "A tiny VAE (TAESD) makes streams several times faster."}),
                 "positive": (
                     "CONDITIONING",
-                    {"tooltip": "What the image shall show, until `prompt` says something else."},
+                    {"tooltip": "What the image shows, until `prompt` says something else."},
                 ),
                 "negative": ("CONDITIONING", {"tooltip": "Used by onetime and full guidance only."}),
                 "prompt": string(
-                    "", "What the image shall show; typed while the stream runs. Needs `clip`.", multiline=True
+                    "", "What the image shows; typed while the stream runs. Needs `clip`.", multiline=True
                 ),
                 "width": integer(512, 16, 4096, "Of the frames; others are cropped to these proportions.", step=8),
                 "height": integer(512, 16, 4096, "Of the frames; others are cropped to these proportions.", step=8),

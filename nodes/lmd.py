@@ -126,7 +126,7 @@ class MaskedRegenerate:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Varies or restores a picture: in each round random patches are re-noised and denoised with the model while the rest is "
+        "Varies or restores an image: in each round random patches are re-noised and denoised with the model while the rest is "
         "held. Inspired by latent masking diffusion (arXiv 2312.07971), without its training. Masking does not make a diffusion "
         "model faster: the cost is the sum of the steps of all rounds, as the report says."
     )
@@ -163,7 +163,7 @@ class MaskedRegenerate:
                 "negative": ("CONDITIONING", {"tooltip": "What to keep out. Unused at cfg 1."}),
                 "latent": (
                     "LATENT",
-                    {"tooltip": "The picture as a latent. Its noise mask, if any, limits the change."},
+                    {"tooltip": "The image as a latent. Its noise mask, if any, limits the change."},
                 ),
                 "seed": seed(
                     "Noise of every round. One round at high 1 equals KSampler with this seed and denoise = strength."
@@ -294,8 +294,8 @@ class TrainLatentFill:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Trains a small network on your pictures that fills a hole in a latent in one pass (latent masking diffusion, arXiv "
-        "2312.07971). Runs in the queue with a loss chart. Cancel keeps the last step; queue again to go on, with the same result "
+        "Trains a small network on your images that fills a hole in a latent in one pass (latent masking diffusion, arXiv "
+        "2312.07971). Runs in the queue with a loss chart. Cancel keeps the last step; queue again to resume, with the same result "
         "as an undisturbed run. A finished fill is loaded, not trained again."
     )
     RETURN_TYPES = (FILL, "IMAGE", "STRING")
@@ -303,7 +303,7 @@ class TrainLatentFill:
     OUTPUT_TOOLTIPS = (
         "The trained fill, for Latent Fill.",
         "Error on masked patches over the steps, as a share of the variance. It starts from a smooth interpolation.",
-        "Pictures, steps, last error, and where the file is.",
+        "Images, steps, last error, and where the file is.",
     )
     FUNCTION = "train"
     OUTPUT_NODE = True
@@ -326,13 +326,13 @@ class TrainLatentFill:
                 "name": string("my_fill", "File name in models/latent_fill."),
                 "folder": string("", "Folder of images, below the input folder. A few hundred or more."),
                 "steps": integer(2000, 1, 1_000_000, "Training steps. Some thousand for a real folder."),
-                "batch": integer(32, 1, 4096, "Pictures a step."),
+                "batch": integer(32, 1, 4096, "Images a step."),
                 "learning_rate": number(
                     1e-3, 1e-6, 1.0, "Highest rate; it warms up and falls to 0.", 1e-4, round=False
                 ),
                 "size": choice(SIZES, "small", "Size of the network: about 0.6, 3.5 and 18 million weights."),
                 "width": integer(
-                    512, 64, 4096, "Width in pixels at which the fill works. Pictures are cropped to it.", step=8
+                    512, 64, 4096, "Width in pixels at which the fill works. Images are cropped to it.", step=8
                 ),
                 "height": integer(512, 64, 4096, "Height in pixels at which the fill works.", step=8),
                 "patch": integer(
@@ -348,7 +348,7 @@ class TrainLatentFill:
                     "mixed",
                     "What is masked while training: random patches as in the paper, blocks, halves, brush strokes, or all of them.",
                 ),
-                "mirror": switch(True, "Train on mirrored pictures too. Off for text and faces in profile."),
+                "mirror": switch(True, "Train on mirrored images too. Off for text and faces in profile."),
                 "resume": switch(True, "Continue a file of this name. Off: replace it once the new fill is finished."),
                 "seed": work_seed("Weights, order and masks."),
             },
@@ -414,7 +414,7 @@ def _training_latents(
     if images is not None:
         return encode_images(images, encode, height, width, mirror)
     if not folder.strip():
-        raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of pictures or wire a batch.")
+        raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of images or wire a batch.")
     files = readable_images("folder", folder, below=True)
     bar = comfy.utils.ProgressBar(len(files))
     return encode_files(
@@ -479,7 +479,7 @@ class LatentFill:
                     "MODEL",
                     {"tooltip": "The model whose latents these are: the one the fill was trained with."},
                 ),
-                "latent": ("LATENT", {"tooltip": "The picture as a latent, of the size the fill was trained on."}),
+                "latent": ("LATENT", {"tooltip": "The image as a latent, of the size the fill was trained on."}),
                 "mask": ("MASK", {"tooltip": "1 = fill. Any part of a latent cell (above 1 %) counts."}),
                 "fill_name": (
                     fill_files() or [NO_FILE],
@@ -536,7 +536,7 @@ class InfluenceProfile:
     RETURN_NAMES = ("chart", "heat maps", "reach", "report")
     OUTPUT_TOOLTIPS = (
         "Difference against distance, reach against step, and the last heat map.",
-        "The difference itself, one picture a step, all on one scale.",
+        "The difference itself, one image a step, all on one scale.",
         "Distance in latent cells at which the last step's difference falls to 1/e of its value in the mask.",
         "Reach and share outside the mask, one line a step.",
     )
@@ -627,16 +627,16 @@ class InfluenceImages:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "How far does an edit reach? Compares two batches of pictures, for example a photo before and after an edit, and shows the "
+        "How far does an edit reach? Compares two batches of images, for example a photo before and after an edit, and shows the "
         "mean difference against distance to the mask. A batch is taken as steps or frames, one profile each."
     )
     RETURN_TYPES = InfluenceProfile.RETURN_TYPES
     RETURN_NAMES = InfluenceProfile.RETURN_NAMES
     OUTPUT_TOOLTIPS = (
-        "Difference against distance, reach against picture, and the last heat map.",
-        "The difference itself, one picture each, all on one scale.",
-        "Distance in pixels at which the last picture's difference falls to 1/e of its value in the mask.",
-        "Reach and share outside the mask, one line a picture.",
+        "Difference against distance, reach against image, and the last heat map.",
+        "The difference itself, one image each, all on one scale.",
+        "Distance in pixels at which the last image's difference falls to 1/e of its value in the mask.",
+        "Reach and share outside the mask, one line an image.",
     )
     FUNCTION = "measure"
     OUTPUT_NODE = True
@@ -645,8 +645,8 @@ class InfluenceImages:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "before": ("IMAGE", {"tooltip": "The pictures without the change."}),
-                "after": ("IMAGE", {"tooltip": "The pictures with it, of the same size."}),
+                "before": ("IMAGE", {"tooltip": "The images without the change."}),
+                "after": ("IMAGE", {"tooltip": "The images with it, of the same size."}),
                 "mask": ("MASK", {"tooltip": "Where the change was made (1); distance is measured from here."}),
             }
         }
@@ -667,7 +667,7 @@ class StretchMap:
     RETURN_TYPES = ("IMAGE", "MASK", "STRING")
     RETURN_NAMES = ("map", "folds", "report")
     OUTPUT_TOOLTIPS = (
-        "Red is stretched, blue is squeezed every way, folds have an outline. One picture for each pair of frames, or one.",
+        "Red is stretched, blue is squeezed every way, folds have an outline. One image for each pair of frames, or one.",
         "1 where the map folds or collapses: nothing there can be carried over from frame to frame.",
         "Largest and median stretching, and the share that folds.",
     )
@@ -690,7 +690,7 @@ class StretchMap:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "image": ("IMAGE", {"tooltip": "Frames of a stream (two or more), or the picture to be dragged."}),
+                "image": ("IMAGE", {"tooltip": "Frames of a stream (two or more), or the image to be dragged."}),
                 "points": string(
                     "",
                     "Drags, one a line: 60, 60 -> 90, 60 in pixels. Empty: the motion between the frames.",
@@ -710,7 +710,7 @@ class StretchMap:
             "optional": {
                 "edit": (
                     TASKS,
-                    {"tooltip": "Drags of an edit (Drag Points), as they bend the picture. Goes before points."},
+                    {"tooltip": "Drags of an edit (Drag Points), as they bend the image. Goes before points."},
                 ),
             },
         }
@@ -737,7 +737,7 @@ class StretchMap:
             result = _stretch_between(image, window)
         else:
             raise ValueError(
-                "Expected two or more frames, `points` or `edit`, but got one picture. Write a drag such as 60, 60 -> 90, 60."
+                "Expected two or more frames, `points` or `edit`, but got one image. Write a drag such as 60, 60 -> 90, 60."
             )
         under = under.expand(len(result.stretch), -1, -1, -1)
         charts = chart("Stretch Map", lambda: stretch_charts(result, under, check_interrupt))
@@ -774,8 +774,8 @@ def _warps_of(edit: Any, height: int, width: int) -> Tensor:
     for drag in drags:
         if tuple(drag.mask.shape) != (height, width):
             raise ValueError(
-                f"Expected the drag's mask of the picture's size {height} x {width}, but got {tuple(drag.mask.shape)}. "
-                "Wire the picture that is edited."
+                f"Expected the drag's mask of the image's size {height} x {width}, but got {tuple(drag.mask.shape)}. "
+                "Wire the image that is edited."
             )
     canvas = Canvas((height, width), (height, width), 1.0)
     origins = torch.stack([place(drag, canvas, canvas).points for drag in drags])

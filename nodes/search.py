@@ -100,7 +100,7 @@ class SearchSchedule:
     DESCRIPTION = (
         "Finds the noise levels (and, if you like, the layers to skip) that give the best result in a few steps, for your model, "
         "sampler, cfg, prompt and size (AutoDiffusion, arXiv 2309.10438). Every evaluation is kept: cancel whenever you like, Run "
-        "goes on where it was. The result is never worse, on pictures it was not searched on, than the stock schedules."
+        "resumes where it was. The result is never worse, on images it was not searched on, than the stock schedules."
     )
     RETURN_TYPES = (SCHEDULE, "SIGMAS", "IMAGE", "STRING")
     RETURN_NAMES = ("schedule", "sigmas", "chart", "report")
@@ -108,7 +108,7 @@ class SearchSchedule:
         "The schedule with its provenance, for Save Schedule, Resample Schedule and Apply Layer Mask.",
         "The noise levels, for SamplerCustomAdvanced and every other node that takes SIGMAS.",
         "How the search went, against the stock schedules.",
-        "What was found, and the scores of all stock schedules on held-out pictures.",
+        "What was found, and the scores of all stock schedules on held-out images.",
     )
     FUNCTION = "search"
 
@@ -147,7 +147,7 @@ class SearchSchedule:
                 "objective": choice(
                     [PAIRED, SELF],
                     PAIRED,
-                    "same picture: closest to what many steps give from the same noise; steady with few "
+                    "`same picture`: closest to what many steps give from the same noise; steady with few "
                     "pairs. same look: distribution of the latents like that of many steps; wants 64 pairs or more.",
                 ),
                 "pairs": integer(
@@ -168,7 +168,7 @@ class SearchSchedule:
                     "Also search blocks to skip, paying for extra steps. Use Apply Layer "
                     "Mask for sampling with the result. No gain was measured on the bundled model; `computed` saves more.",
                 ),
-                "batch": integer(16, 1, 256, "Most pictures sampled at once; halved by itself when memory runs out."),
+                "batch": integer(16, 1, 256, "Most images sampled at once; halved when memory runs out."),
             },
             "optional": {
                 "custom_objective": (OBJECTIVE, {"tooltip": "From an objective node, instead of the choice above."}),
@@ -292,7 +292,7 @@ class ReferenceObjective(_ObjectiveNode):
     """Objective: pictures like those in a folder or a batch."""
 
     DESCRIPTION = (
-        "For Search Schedule and Compare Schedules: how far the samples' distribution is from that of reference pictures. With CLIP "
+        "For Search Schedule and Compare Schedules: how far the samples' distribution is from that of reference images. With CLIP "
         "vision and mmd this is CMMD (arXiv 2401.09603) up to its scale; with frechet the Frechet distance on the chosen features, "
         "the paper's objective when the features are Inception's."
     )
@@ -309,19 +309,19 @@ class ReferenceObjective(_ObjectiveNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "vae": ("VAE", {"tooltip": "Decodes the samples (or encodes the pictures, for latent features)."}),
+                "vae": ("VAE", {"tooltip": "Decodes the samples (or encodes the images, for latent features)."}),
                 "features": choice(
                     [PIXELS, LATENT, CLIP_VISION, INCEPTION],
                     PIXELS,
                     "pixels: coarse colours and edges. latent: the same in the VAE's latents, without "
-                    "decoding samples. clip vision: embeddings; best for real pictures, needs clip_vision. inception: FID's; needs a "
+                    "decoding samples. clip vision: embeddings; best for real images, needs clip_vision. inception: FID's; needs a "
                     "file of weights.",
                 ),
-                "distance": choice(DISTANCES, FRECHET, "mmd needs fewer pictures; frechet is FID's formula."),
+                "distance": choice(DISTANCES, FRECHET, "mmd needs fewer images; frechet is FID's formula."),
                 "folder": string("", "A folder of images of any size, below the input folder. Or connect images."),
             },
             "optional": {
-                "images": ("IMAGE", {"tooltip": "Reference pictures as a batch, instead of a folder."}),
+                "images": ("IMAGE", {"tooltip": "Reference images as a batch, instead of a folder."}),
                 "clip_vision": ("CLIP_VISION", {"tooltip": "For the clip vision features."}),
                 "inception_weights": string(
                     "",
@@ -358,7 +358,7 @@ class ReferenceObjective(_ObjectiveNode):
         from ..search.features import ImageFolder
 
         if images is None and not folder.strip():
-            raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of pictures.")
+            raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of images.")
         pictures = list(images) if images is not None else ImageFolder(readable_images("folder", folder)[:LARGEST])
         return (
             ReferenceImages(
@@ -372,7 +372,7 @@ class SelfObjective(_ObjectiveNode):
 
     DESCRIPTION = (
         "For Search Schedule and Compare Schedules: how far the samples are from what the model itself makes in many steps, either "
-        "picture by picture (paired) or as a distribution (frechet, mmd), on features of your choice."
+        "image by image (paired) or as a distribution (frechet, mmd), on features of your choice."
     )
 
     UNUSED = (VISION_RULE,)
@@ -385,12 +385,12 @@ class SelfObjective(_ObjectiveNode):
                 "features": choice(
                     [PIXELS, LATENT, CLIP_VISION],
                     PIXELS,
-                    "What pictures are compared by. clip vision needs clip_vision.",
+                    "What images are compared by. clip vision needs clip_vision.",
                 ),
                 "distance": choice(
                     ["paired", *DISTANCES],
                     "paired",
-                    "paired: same noise, same picture. frechet and mmd: the same look as a whole.",
+                    "paired: same noise, same image. frechet and mmd: the same look as a whole.",
                 ),
             },
             "optional": {"clip_vision": ("CLIP_VISION", {"tooltip": "For the clip vision features."})},
@@ -529,7 +529,7 @@ class CompareSchedules:
                 "repeats": integer(3, 1, 20, "Repeats on fresh noise, for the interval."),
                 "objective": choice([PAIRED, SELF], PAIRED, "As in Search Schedule."),
                 "seed": seed("Noise seed.", high=2**63 - 1),
-                "batch": integer(16, 1, 256, "Most pictures sampled at once."),
+                "batch": integer(16, 1, 256, "Most images sampled at once."),
             },
             "optional": {
                 "schedule": (SCHEDULE, {"tooltip": "A searched or loaded schedule, with its layer masks."}),
@@ -773,6 +773,6 @@ NODES = {
     "SlipstreamResampleSchedule": (ResampleSchedule, "Resample Schedule"),
     "SlipstreamApplyCallReuse": (ApplyCallReuse, "Apply Call Reuse"),
     "SlipstreamApplyLayerMask": (ApplyLayerMask, "Apply Layer Mask"),
-    "SlipstreamReferenceObjective": (ReferenceObjective, "Objective: Reference Pictures"),
+    "SlipstreamReferenceObjective": (ReferenceObjective, "Objective: Reference Images"),
     "SlipstreamSelfObjective": (SelfObjective, "Objective: Own Many-Step Result"),
 }

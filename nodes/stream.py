@@ -164,14 +164,14 @@ class RCFGGuider:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "Any model, with its LoRA and patches."}),
-                "positive": ("CONDITIONING", {"tooltip": "What the picture shall show."}),
+                "positive": ("CONDITIONING", {"tooltip": "What the image shows."}),
                 "negative": ("CONDITIONING", {"tooltip": "Used by onetime and full only."}),
                 "guidance": _guidance("onetime"),
                 "guidance_scale": number(
                     1.4,
                     1.0,
                     30.0,
-                    "1 is off. self and onetime: 1.2 to 1.6, more bleaches the picture. full: as cfg.",
+                    "1 is off. self and onetime: 1.2 to 1.6, more bleaches the image. full: as cfg.",
                     0.1,
                 ),
                 "delta": _delta(0.5),
@@ -231,7 +231,7 @@ def _anchored(guidance: str, session: Session) -> tuple[str, Tensor | None]:
         return guidance, None
     if not torch.count_nonzero(session.latents):
         if guidance == "self":
-            warn("RCFG Guider", "the latent is empty, so `self` has no picture to guide from; `onetime` is used.")
+            warn("RCFG Guider", "the latent is empty, so `self` has no image to guide from; `onetime` is used.")
         return "onetime", None
     if torch.count_nonzero(session.noise):
         return guidance, session.latents if guidance == "self" else None
@@ -345,7 +345,7 @@ class BlendPrompts:
             "required": {
                 "first": (
                     "CONDITIONING",
-                    {"tooltip": "A prompt. What else hangs on it (area, mask, ControlNet) stays."},
+                    {"tooltip": "A prompt. Its area, mask and ControlNet are kept."},
                 ),
                 "second": ("CONDITIONING", {"tooltip": "Another prompt from the same CLIP. Only its text counts."}),
                 "weight": number(
@@ -457,7 +457,7 @@ def _filter_inputs(similarity: float) -> dict[str, Any]:
             1,
             64,
             "Compare in blocks x blocks parts and take the least alike: small moving things count. 1 compares "
-            "the whole picture, as published.",
+            "the whole image, as published.",
             advanced=True,
         ),
         "filter_seed": integer(0, 0, 2**32 - 1, "Of the filter's own random choice.", advanced=True),
@@ -502,7 +502,7 @@ class StreamFrames:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "Any model, with its LoRA, ControlNet and patches."}),
-                "positive": ("CONDITIONING", {"tooltip": "What the video shall show."}),
+                "positive": ("CONDITIONING", {"tooltip": "What the video shows."}),
                 "negative": ("CONDITIONING", {"tooltip": "Used by onetime and full guidance only."}),
                 "vae": ("VAE", {"tooltip": "A tiny VAE (TAESD) makes streams several times faster."}),
                 "frames": ("IMAGE", {"tooltip": "Frames in order, for example from Load Video."}),
@@ -697,7 +697,7 @@ class StreamRun:
         for count in {n for c in conds if c is not None for n in c.given} - {1, len(self.frames)}:
             warn(
                 "Stream Frames",
-                f"{count} prompts or ControlNet pictures for {len(self.frames)} frames: they go by turns. Give one, or one "
+                f"{count} prompts or ControlNet images for {len(self.frames)} frames: they go by turns. Give one, or one "
                 "per frame.",
             )
 

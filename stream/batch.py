@@ -279,7 +279,7 @@ class StreamBatch:
         if config.guided and config.guidance == "self":
             raise ValueError(
                 "Expected guidance 'onetime', 'full' or 'none' for frames of pure noise, but got 'self', which needs a "
-                "picture to start from."
+                "image to start from."
             )
         return x, torch.zeros_like(x), track
 

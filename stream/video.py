@@ -108,7 +108,7 @@ class VideoSource:
             raise ValueError(f"Expected a video that can be read, but got {path} ({reason(error)}).") from error
         if not self.container.streams.video:
             self.container.close()
-            raise ValueError(f"Expected a video with pictures, but {path} has none. Give another file.")
+            raise ValueError(f"Expected a video with images, but {path} has none. Give another file.")
         self.path, self.live, self.problem = path, format is not None, ""
         self.stream = self.container.streams.video[0]
         if self.stream.width * self.stream.height > MAX_PIXELS:

@@ -78,7 +78,7 @@ def check_prompt(name: str, cond: HostConditioning, latents: Tensor, sigmas: Ten
     """
     if cond.rows > 1:
         raise ValueError(
-            f"Expected `{name}` with one prompt, but got a batch of {cond.rows}. Edit one picture at a time."
+            f"Expected `{name}` with one prompt, but got a batch of {cond.rows}. Edit one image at a time."
         )
     empty = [_uncovered(cond, latents, sigma) for sigma in sigmas]
     steps = sum(share == 1 for share in empty)
@@ -89,7 +89,7 @@ def check_prompt(name: str, cond: HostConditioning, latents: Tensor, sigmas: Ten
         )
     if any(empty):
         raise ValueError(
-            f"Expected `{name}` with a prompt for the whole picture, but got none for {max(empty):.0%} of it (area or mask). "
+            f"Expected `{name}` with a prompt for the whole image, but got none for {max(empty):.0%} of it (area or mask). "
             "Combine it with a prompt for the rest: Conditioning (Combine)."
         )
 
@@ -99,7 +99,7 @@ def check_reference(cond: HostConditioning, size: tuple[int, int], own: tuple[in
     parts = [c for e in cond.items[0][0].entries for c in e["model_conds"].values()]
     if size != own and any(type(part).__name__ == "CONDNoiseShape" for part in parts):
         raise ValueError(
-            "Expected a reference picture of the same size as the photo for a model with image conditioning (inpaint, "
+            "Expected a reference image of the same size as the photo for a model with image conditioning (inpaint, "
             f"InstructPix2Pix), but got {own[1]} x {own[0]} instead of {size[1]} x {size[0]} latent cells. Resize it first."
         )
 

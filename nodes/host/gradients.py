@@ -79,5 +79,5 @@ def _check_weights(network: nn.Module) -> None:
     if len(devices) > 1:
         raise ValueError(
             f"Expected `model` wholly on one device, but got weights on {', '.join(sorted(devices))}. "
-            "Free memory (close other models, smaller picture), or start the host with --highvram."
+            "Free memory (close other models, smaller image), or start the host with --highvram."
         )

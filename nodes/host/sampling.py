@@ -40,7 +40,7 @@ def make_sampler(function: Callable[[Session], Tensor], name: str, replaces: boo
         if replaces and extra.get("denoise_mask") is not None:
             warn(
                 name,
-                "the latent's noise mask is ignored: this sampler keeps the subject by itself. Remove the mask node.",
+                "the latent's noise mask is ignored: this sampler keeps the subject without it. Remove the mask node.",
             )
             extra["denoise_mask"] = None
         session = session_of(

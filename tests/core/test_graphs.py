@@ -159,7 +159,7 @@ def test_a_pipeline_with_its_vae(pipe: slipstream.core.Pipeline) -> None:
     assert recording.replays == 3
     torch.testing.assert_close(fast.encode_image(image[:, :64]), pipe.encode_image(image[:, :64]))
     torch.testing.assert_close(fast.decode(x.expand(2, -1, -1, -1)), pipe.decode(x.expand(2, -1, -1, -1)))
-    assert recording.replays == 3, "another size and two pictures run eagerly"
+    assert recording.replays == 3, "another size and two images run eagerly"
     assert (fast.downscale, fast.latent_channels) == (pipe.downscale, pipe.latent_channels)
     assert graphs.replayed_pipeline(pipe, 2, 128, 128, cond) is pipe
 

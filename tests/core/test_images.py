@@ -484,7 +484,7 @@ def test_an_animation_that_is_cut_off_gives_what_can_be_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 30, b"GIF89a", b"RIFF\0\0\0\0WEBP"]
+    "content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 30, b"GIF89a", b"RIFF\0\0\0\0WEBP"]
 )
 def test_a_corrupt_file_says_what_to_do(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)

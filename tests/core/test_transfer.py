@@ -119,7 +119,7 @@ def test_laid_out_and_cast_on_the_device() -> None:
         assert to_device(got, DEVICE) is got
         pinned = x.pin_memory()
         to_device(pinned, DEVICE)
-        assert len(machine.pinned) == 4, "two up, picture and count down; what is pinned is not copied again"
+        assert len(machine.pinned) == 4, "two up, image and count down; what is pinned is not copied again"
     assert to_device(x, CPU) is x
 
 

@@ -64,7 +64,7 @@ def test_alpha_serves_as_the_mask(tmp_path):
     ("changes", "message"),
     [
         ({"image": "none.png"}, "no such file"),
-        ({"mask": None}, "Expected `--mask` for a picture without transparent parts"),
+        ({"mask": None}, "Expected `--mask` for an image without transparent parts"),
         ({"scale": 1.0}, "a canvas of at least"),
         ({"steps": 2}, "but got none in 2 steps"),
         ({"background": "#xyz"}, "as #rrggbb"),

@@ -238,7 +238,7 @@ def test_harmonise_leaves_everything_beyond_the_seam_and_paints_seam_and_object_
 
 
 @pytest.mark.parametrize(
-    ("mask", "message"), [(torch.zeros(64, 96), "empty mask"), (torch.ones(10, 10), "picture's size 96 x 64")]
+    ("mask", "message"), [(torch.zeros(64, 96), "empty mask"), (torch.ones(10, 10), "image's size 96 x 64")]
 )
 def test_harmonise_says_what_is_wrong_with_a_mask(mask: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):

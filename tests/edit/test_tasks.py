@@ -52,7 +52,7 @@ def test_impossible_tasks_are_refused(make: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        (lambda: Move(torch.ones(32, 48)), "picture's size 96 x 64"),
+        (lambda: Move(torch.ones(32, 48)), "image's size 96 x 64"),
         (lambda: Move(box(), dx=500.0), "moved out by"),
         (lambda: Drag(box(), [((24.0, 24.0), (300.0, 24.0))]), "points within 96 x 64"),
         (lambda: Drag(box(), [((24.0, 24.0), (60.0, 24.0))]), "targets within `mask`"),
@@ -78,7 +78,7 @@ def test_an_appearance_of_an_object_that_moves_is_refused(inverted: Any) -> None
 
 def test_a_mask_of_the_reference_is_checked_against_the_reference(inverted: Any) -> None:
     model, inversion = inverted
-    with pytest.raises(ValueError, match="picture's size"):
+    with pytest.raises(ValueError, match="image's size"):
         edit(model, inversion, Paste(inversion, torch.ones(10, 10)), config=small.FAST)
 
 
@@ -119,7 +119,7 @@ def test_the_last_step_never_travels() -> None:
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        (torch.zeros(2, 4, 8, 12), "one picture"), (torch.full((1, 4, 8, 12), math.nan), "finite"), (torch.zeros(4, 8, 12), "latents"),
+        (torch.zeros(2, 4, 8, 12), "one image"), (torch.full((1, 4, 8, 12), math.nan), "finite"), (torch.zeros(4, 8, 12), "latents"),
     ],
 )  # fmt: skip
 def test_latents_are_checked(latents: torch.Tensor, message: str) -> None:

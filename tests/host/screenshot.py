@@ -251,7 +251,7 @@ def main(argv=None):
     parser.add_argument("--run", action="store_true", help="click Run and wait for the end")
     parser.add_argument("--run-timeout", type=float, default=300)
     parser.add_argument("--mid-run", type=float, help="also shoot this many seconds into the run")
-    parser.add_argument("--wait", type=float, default=2.0, help="seconds before the picture")
+    parser.add_argument("--wait", type=float, default=2.0, help="seconds before the image")
     parser.add_argument("--no-fit", action="store_true")
     parser.add_argument("--setting", action="append", default=[], help="KEY=JSON, e.g. Comfy.VueNodes.Enabled=true")
     parser.add_argument("--size", default="1600x900")

@@ -49,7 +49,7 @@ def test_18_prompts_that_cover_the_image_edit_it(host: Any, name: str) -> None:
     assert apart(image(host, graph(f"18_{name}")), image(host, other)) > 4, "the second prompt counts"
 
 
-@pytest.mark.parametrize(("name", "words"), [("area", "for the whole picture"), ("first_half", "at every step")])
+@pytest.mark.parametrize(("name", "words"), [("area", "for the whole image"), ("first_half", "at every step")])
 def test_18_prompts_that_do_not_are_refused_in_one_sentence(host: Any, name: str, words: str) -> None:
     result = host.run(graph(f"18_{name}"))
     assert result.status == "error"

@@ -306,7 +306,7 @@ def test_an_object_cut_by_the_border_is_said(host: Any) -> None:
     graph["t"]["inputs"]["dx"] = 88.0
     result = host.run(graph)
     assert result.ok, result.explain()
-    assert "outside the picture" in json.dumps(result.outputs["out"])
+    assert "outside the image" in json.dumps(result.outputs["out"])
 
 
 def test_an_image_prompt_is_kept_to_its_steps_and_freeu_is_left_out(host: Any) -> None:

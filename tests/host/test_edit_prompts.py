@@ -258,7 +258,7 @@ def test_a_paste_of_another_size_into_an_inpaint_model_is_refused(host: Any) -> 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("area", "for the whole picture"), ("mask", "for the whole picture"), ("first half", "at every step"),
+        ("area", "for the whole image"), ("mask", "for the whole image"), ("first half", "at every step"),
         ("second half", "at every step"), ("gap", "at every step"),
     ],
 )  # fmt: skip

@@ -185,7 +185,7 @@ def pictures(host: Any) -> str:
         picture = np.full((140, 160, 3), rng.integers(0, 255, 3), dtype=np.uint8)
         picture[40:90, 50:100] = rng.integers(0, 255, 3)
         Image.fromarray(picture).save(folder / f"{index}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     return "training"
 
 

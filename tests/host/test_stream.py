@@ -527,7 +527,7 @@ def test_prompts_that_do_not_fit_the_clip_are_said(host) -> None:
     add_stream(graph, socket, positive=add_blend(graph, frames=["some", 0]), steps=1)
     before = len(host.log())
     assert len(pictures(host.run(graph))) == 3
-    assert "2 prompts or ControlNet pictures for 3 frames" in host.log()[before:]
+    assert "2 prompts or ControlNet images for 3 frames" in host.log()[before:]
 
 
 # -- RCFG as a GUIDER

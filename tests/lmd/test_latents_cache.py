@@ -83,7 +83,7 @@ def test_a_damaged_entry_is_encoded_again(folder: pathlib.Path, tmp_path: pathli
 
 
 def test_unreadable_images_are_left_out_and_none_left_is_refused(folder: pathlib.Path) -> None:
-    (folder / "b.jpg").write_bytes(b"not a picture")
+    (folder / "b.jpg").write_bytes(b"not an image")
     assert len(encode_files(images_in(folder), Encoder(), 16, 24, mirror=False)) == 2
     with pytest.raises(ValueError, match=r"1 that cannot be read"):
         encode_files([folder / "b.jpg"], Encoder(), 16, 24)

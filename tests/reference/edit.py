@@ -97,9 +97,7 @@ def centred(x: Tensor, height: int, width: int) -> Tensor:
         top, left = (h - height) // 2, (w - width) // 2
         out = x[..., top : top + height, left : left + width]
         if x.dtype == torch.bool and out.sum() != x.sum():
-            raise ValueError(
-                "Expected the scaled object within the picture, but got one that leaves it. Scale it less."
-            )
+            raise ValueError("Expected the scaled object within the image, but got one that leaves it. Scale it less.")
         return out
     top, left = (height - h) // 2, (width - w) // 2
     return F.pad(x, (left, width - w - left, top, height - h - top))

@@ -110,7 +110,7 @@ def test_folder_of_mixed_sizes(tmp_path: pathlib.Path) -> None:
     for i, size in enumerate([(64, 64), (120, 30), (17, 200)]):
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     Image.fromarray(rng.integers(0, 255, (20, 20), dtype=np.uint8)).save(tmp_path / "grey.jpg")
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     images = load_images(tmp_path)
     assert [tuple(i.shape) for i in images] == [(64, 64, 3), (120, 30, 3), (17, 200, 3), (20, 20, 3)]
     objective = ReferenceImages(images, PixelFeatures(decode), "mmd")

@@ -424,7 +424,7 @@ def test_self_guidance_needs_a_picture() -> None:
 
     model = GaussianDenoiser(space=FLOW)
     stream = StreamBatch(model, constant_cond(), None, StreamConfig(sigmas=[1.0, 0.5], from_noise=True))
-    with pytest.raises(ValueError, match="picture to start from"):
+    with pytest.raises(ValueError, match="image to start from"):
         stream.push(torch.randn(1, 4, 3, 3))
     stream.update(guidance="none")
     assert len(stream.push(torch.randn(1, 4, 3, 3)) + stream.drain()) == 2  # the refused frame was not lost

@@ -29,7 +29,7 @@ CLIP = pathlib.Path(__file__).resolve().parent.parent.parent / "assets" / "ball.
 def test_folder_pictures_come_by_name_with_alpha_dropped(tmp_path) -> None:
     for name, value in (("b.png", 0.5), ("a.png", 0.0), ("c.png", 1.0)):
         save_image(torch.full((1, 4, 4, 4), value), tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     source = FolderSource(tmp_path)
     assert [round(float(image.mean()), 1) for image, _ in source] == [0.0, 0.5, 1.0]
     assert all(image.shape == (4, 4, 3) for image, _ in source)

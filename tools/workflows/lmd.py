@@ -19,7 +19,7 @@ def _picture(g: Any, model: Any, text: str, seed: int) -> tuple[Any, Any, Any]:
         negative=blank,
         latent_image=empty,
         seed=seed,
-        title="First picture",
+        title="First image",
         **SAMPLING,
     )
     return prompt, blank, latent
@@ -79,7 +79,7 @@ def latent_fill(g: Any) -> None:
         width=model["width"],
         height=model["height"],
         batch_size=24,
-        title="24 pictures to learn from",
+        title="24 images to learn from",
     )
     learn = g.add(
         "KSampler", model=model, positive=blank, negative=blank, latent_image=many, seed=1, steps=6, cfg=1.0,
@@ -100,8 +100,8 @@ def latent_fill(g: Any) -> None:
              ((latent, "Picture"), (filled, "Filled in one pass"), (new, "Denoised"))]  # fmt: skip
     g.add("SaveImage", images=_side_by_side(g, *shown), filename_prefix="slipstream/latent_fill")
     g.note(
-        "Trains a small fill on 24 pictures, masks a box of the picture, fills it in one pass and denoises it for 6 steps. "
-        "The second run loads the finished fill. With your own pictures: name a folder and use some thousand steps.",
+        "Trains a small fill on 24 images, masks a box of the image, fills it in one pass and denoises it for 6 steps. "
+        "The second run loads the finished fill. With your own images: name a folder and use some thousand steps.",
         height=200,
     )
 
@@ -157,7 +157,7 @@ def influence_of_edit(g: Any) -> None:
     g.add("SaveImage", images=result["chart"], filename_prefix="slipstream/influence_of_edit", title="Chart")
     g.note(
         "Only the box is repainted, yet the pixels around it change too: the autoencoder reaches that far. The chart shows how "
-        "far. Works on any two pictures of one size, for example a photo before and after an edit."
+        "far. Works on any two images of one size, for example a photo before and after an edit."
     )
 
 

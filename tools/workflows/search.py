@@ -195,8 +195,8 @@ def compare_to_pictures(g: Any) -> None:
     g.add("PreviewAny", source=result["table"], title="Table")
     g.add("SaveImage", images=result["chart"], filename_prefix="slipstream/compare_to_pictures", title="Chart")
     g.note(
-        "Which stock schedule comes closest to reference pictures in two steps? Here the references are the model's own; "
-        "with yours, name a folder or connect a batch. mmd needs fewer pictures than frechet.",
+        "Which stock schedule comes closest to reference images in two steps? Here the references are the model's own; "
+        "with yours, name a folder or connect a batch. mmd needs fewer images than frechet.",
         height=160,
     )
 

@@ -128,7 +128,7 @@ def similarity_filter(g: Any) -> None:
     g.add("PreviewAny", source=kept["count"], title="How many")
     g.note(
         "Frames that look like the last kept one are left out, the more alike the likelier. **blocks** 1 compares whole "
-        "pictures, as published; more blocks notice small things that move. Stream Frames has the same filter built in."
+        "images, as published; more blocks notice small things that move. Stream Frames has the same filter built in."
     )
 
 
