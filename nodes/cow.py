@@ -96,8 +96,8 @@ class SeedCanvas:
                     1.0, 0.0, 1.0, "0 top edge, 0.5 middle, 1 bottom edge. Snaps to the latent grid.", display="slider"
                 ),
                 "background": choice(BACKGROUNDS, "colour", "What the scene starts from. The paper uses grey."),
-                "colour": string(GREY, "Of the background colour, as #rrggbb."),
-                "noise_seed": integer(0, 0, 2**32 - 1, "Of the background noise.", advanced=True),
+                "colour": string(GREY, "The colour of the background, as #rrggbb."),
+                "noise_seed": integer(0, 0, 2**32 - 1, "The seed of the background noise.", advanced=True),
                 "softness": integer(2, 0, 256, "Pixels over which the paste mask fades inside the subject's edge."),
             },
             "optional": {

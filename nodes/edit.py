@@ -24,7 +24,7 @@ CATEGORY = "slipstream/edit"
 INVERSION, TASKS = "SLIPSTREAM_INVERSION", "SLIPSTREAM_EDIT"
 ADD_UP = (TASKS, {"tooltip": "Other tasks for the same run: they add up. Later ones lie on top."})
 NO_POINTS = "[]"
-MASK_TIP = "White = the object. Size of the image."
+MASK_TIP = "White marks the object, at the size of the image. What is painted on the canvas is added."
 OBJECT_TIP = (
     "Marks the object (1), for example from a segmentation node. What is painted on the canvas is added. Not needed when the object is "
     "painted there."
@@ -320,7 +320,12 @@ class PasteObject(_TaskNode):
                 ),
                 "tasks": ADD_UP,
                 "angle": _angle(),
-                "image": ("IMAGE", {"tooltip": "The photo that is pasted into, to place the object on. " + IMAGE_TIP}),
+                "image": (
+                    "IMAGE",
+                    {
+                        "tooltip": "The photo that is pasted into. A Load Image is shown at once, any other image after a run."
+                    },
+                ),
                 "canvas": canvas(
                     "Draw here: paint the object on the other image, then place it on the photo. " + STORED_TIP
                 ),
@@ -887,7 +892,7 @@ class Harmonise:
             "optional": {
                 "background": (
                     "IMAGE",
-                    {"tooltip": "Connected: the image is pasted on this one under the mask. Same size."},
+                    {"tooltip": "When it is connected, the image is pasted on it under the mask. Both have one size."},
                 )
             },
         }

@@ -65,14 +65,22 @@ class LiveStreamNode:
                 "prompt": string(
                     "", "What the image shows; typed while the stream runs. Needs `clip`.", multiline=True
                 ),
-                "width": integer(512, 16, 4096, "Of the frames; others are cropped to these proportions.", step=8),
-                "height": integer(512, 16, 4096, "Of the frames; others are cropped to these proportions.", step=8),
+                "width": integer(
+                    512, 16, 4096, "The size of the frames; others are cropped to these proportions.", step=8
+                ),
+                "height": integer(
+                    512, 16, 4096, "The size of the frames; others are cropped to these proportions.", step=8
+                ),
                 "strength": number(0.5, 0.02, 1.0, "How much of a frame is repainted.", display="slider"),
                 "steps": integer(2, 1, 50, "Denoising steps of a frame. Each after the first adds a frame of delay."),
                 "guidance": guidance["guidance"],
                 "guidance_scale": guidance["guidance_scale"],
                 "seed": integer(
-                    2, 0, 2**64 - 1, "Of the noise, which is the same for all frames.", control_after_generate=False
+                    2,
+                    0,
+                    2**64 - 1,
+                    "The seed of the noise, which is the same for all frames.",
+                    control_after_generate=False,
                 ),
                 "crossfade": integer(8, 0, 1000, "Frames over which a new prompt is faded in."),
                 "feedback": number(

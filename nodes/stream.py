@@ -460,7 +460,7 @@ def _filter_inputs(similarity: float) -> dict[str, Any]:
             "the whole image, as published.",
             advanced=True,
         ),
-        "filter_seed": integer(0, 0, 2**32 - 1, "Of the filter's own random choice.", advanced=True),
+        "filter_seed": integer(0, 0, 2**32 - 1, "The seed of the filter's own random choice.", advanced=True),
     }
 
 
@@ -522,7 +522,7 @@ class StreamFrames:
                 ),
                 "guidance": _guidance("self"),
                 "guidance_scale": number(1.2, 1.0, 30.0, "1 is off. self and onetime: 1.2 to 2. full: as cfg.", 0.1),
-                "seed": seed("Of the noise, which is the same for all frames.", 2),
+                "seed": seed("The seed of the noise, which is the same for all frames.", 2),
             },
             "optional": {
                 "sigmas": (

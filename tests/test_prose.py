@@ -71,6 +71,13 @@ def test_nodes(id: str) -> None:
     assert not [found for text in texts for found in wrong(text)]
 
 
+@pytest.mark.parametrize("id", slipstream.NODE_CLASS_MAPPINGS)
+def test_tooltips_are_sentences(id: str) -> None:
+    for text in shown_texts(slipstream.NODE_CLASS_MAPPINGS[id].INPUT_TYPES()):
+        assert text.rstrip().endswith((".", ")")), text
+        assert not text.startswith(("Of ", "For the rest")), text
+
+
 def messages(tree: ast.Module) -> Iterator[str]:
     """Yield the texts of exceptions that are raised, of warnings, and of options of the command line."""
     for node in ast.walk(tree):
