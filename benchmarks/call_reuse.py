@@ -1,31 +1,38 @@
 """Which network calls of 20 steps to leave out: the search against caches, plain steps and BudCache's annealing, at equal calls.
 
-    python benchmarks/call_reuse.py                                  # bundled model and the exact mixtures, 6 and 10 of 20 calls
+    python benchmarks/call_reuse.py                                  # every model, 6 and 10 of 20 calls, three seeds
     python benchmarks/call_reuse.py ring digits --calls 3 4          # what the coefficients bring at very few calls
-    python benchmarks/call_reuse.py pocket --calls 6 --seeds 3
+    python benchmarks/call_reuse.py overhead                         # operators and time of reuse beside those of a step
     HOST/.venv/bin/python benchmarks/call_reuse.py pocket --comfyui HOST     # also EasyCache and LazyCache, the host's own nodes
 
+"ring-flow" and "digits-flow" are the mixtures as flow models with shift 3. With --save FILE what is there already is not measured again.
+
 Error: root mean square distance to the 20-step result from the same noise, over the result's own root mean square; 95 %
-intervals over repeats on noise that nothing was searched on. "typical" is the median over single samples: one that falls into
-another mode outweighs all others in a mean square. Caches have no budget: their threshold is bisected until they make as many
-calls, and what they then made is printed. "captions" is the share of decoded images with every attribute of their caption.
+intervals over seeds and repeats, on noise that nothing was searched on; each seed searches again. "typical" is the median over single
+samples: one that falls into another mode outweighs all others in a mean square. Caches have no budget: their threshold is bisected
+until they make as many calls, and what they then made is printed. "captions" is the share of decoded images with every attribute of
+their caption. BudCache's annealing has 220 evaluations; the line below the table tells after how many the search had reached its error.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import pathlib
 import random
+import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import _common  # noqa: F401 - makes the package importable
 import torch
-from _mixtures import digits, ring
+from _mixtures import Mixture, digits, ring
 from schedule_quality import captions
-from slipstream.core import Conditioning, load
+from slipstream.core import CFG, Conditioning, load
 from slipstream.core.guidance import Denoise
 from slipstream.core.reuse import CallReuse, ReuseSpan
 from slipstream.core.schedules import make_sigmas
@@ -36,8 +43,10 @@ from slipstream.search.paths import SamplingPath, Trajectory
 from slipstream.search.space import Candidate
 from slipstream_tools.pocket import checker as reading
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 STEPS = 20
+MODELS = ("pocket", "pocket-flow", "ring", "ring-flow", "digits", "digits-flow")
 HELD_OUT = 1_000_000  # first pair of the measurement
 
 
@@ -82,6 +91,7 @@ class Job:
     name: str
     path: ModelPath
     sigmas: Tensor
+    measured: int  # samples a repeat
     right: Callable[[Tensor, Sequence[int]], float] | None = None  # share of latents of pairs that are as captioned
 
 
@@ -89,23 +99,35 @@ def relative(found: Tensor, full: Tensor) -> float:
     return float((found - full).pow(2).mean().sqrt() / full.pow(2).mean().sqrt())
 
 
-def make_job(name: str, schedule: str, seed: int) -> Job:
-    if name == "pocket":
-        pipe = load("pocket")
-        scenes, texts = captions(32, 11)
+def make_job(name: str, seed: int, schedule: str = "") -> Job:
+    """Return a model with its full run: karras for eps models and simple for flow models, unless `schedule` names another."""
+    schedule = schedule or ("simple" if name.endswith("-flow") else "karras")
+    if name.startswith("pocket"):
+        pipe = load(name)
+        scenes, texts = captions(32, 11) if name == "pocket" else ([], flow_captions(32, 11))
         path = ModelPath(
-            pipe.model, pipe.encode_text(texts), pipe.encode_text([""]), cfg_scale=3.0, seed=seed, name=name
-        )
-        checker = reading.load_checker()
+            pipe.model, pipe.encode_text(texts), pipe.encode_text([""]), (pipe.latent_channels, 16, 16), cfg_scale=3.0,
+            seed=seed, name=name,
+        )  # fmt: skip
 
         def right(latents: Tensor, pairs: Sequence[int]) -> float:
             images = torch.cat([pipe.decode(part) for part in latents.split(16)])
+            checker = reading.load_checker()
             return reading.score(checker, images.movedim(-1, 1) * 2 - 1, [scenes[p % 32] for p in pairs])["all"]
 
-        return Job(name, path, make_sigmas(schedule, path.model.levels, STEPS), right)
-    model = ring() if name == "ring" else digits()
-    path = ModelPath(model, Conditioning(torch.zeros(1, 1, 1)), size=model.size, seed=seed, batch=64, name=name)
-    return Job(name, path, make_sigmas(schedule, path.model.levels, STEPS))
+        return Job(name, path, make_sigmas(schedule, path.model.levels, STEPS), 16, right if scenes else None)
+    model: Mixture = (ring if name.startswith("ring") else digits)(flow=name.endswith("-flow"))
+    path = ModelPath(model, Conditioning(torch.zeros(1, 1, 1)), size=model.size, seed=seed, batch=256, name=name)
+    return Job(name, path, make_sigmas(schedule, path.model.levels, STEPS), 256)
+
+
+def flow_captions(count: int, seed: int) -> list[str]:
+    """Return captions of pocket-flow's scenes."""
+    import numpy as np
+    from slipstream_tools.pocket import flow_scenes as flow
+
+    scenes = flow.sample_scenes(count, np.random.default_rng(seed))
+    return [flow.caption(scenes, i) for i in range(count)]
 
 
 def cached(path: ModelPath, sigmas: Tensor, pairs: Sequence[int], make: Callable[[], CallReuse]) -> Tensor:
@@ -183,47 +205,105 @@ def annealed(job: Job, calls: int, pairs: Sequence[int], seed: int) -> list[int]
     return best
 
 
-def measure(job: Job, calls: int, evaluations: int, batch: int, repeats: int, seed: int, anneal: bool) -> None:
-    rows: dict[str, tuple[float, int, Callable[[Sequence[int]], Tensor]]] = {}
-    full = tuple(job.sigmas.tolist())
-    for name, fit in (("searched, fitted", None), ("searched, calls left out only", False)):
+@dataclass
+class Row:
+    """What one method came to: errors by repeat, the median errors by repeat, shares of right captions."""
+
+    calls: float
+    evaluations: int = 0
+    errors: list[float] = field(default_factory=list)
+    typical: list[float] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)
+
+    def add(self, found: Tensor, full: Tensor, right: float | None = None) -> None:
+        self.errors.append(relative(found, full))
+        self.typical.append(statistics.median(relative(f, t) for f, t in zip(found, full)))
+        self.right += [] if right is None else [right]
+
+    def join(self, other: Row) -> None:
+        for name in ("errors", "typical", "right"):
+            getattr(self, name).extend(getattr(other, name))
+
+
+Rows = dict[str, Row]
+Methods = dict[str, tuple[Row, Callable[[Sequence[int]], Tensor]]]
+
+
+def measure(job: Job, calls: int, args: argparse.Namespace, seed: int) -> Rows:
+    """Search, anneal and bisect at a budget of calls, and measure every method on fresh noise."""
+    methods, history = searched(job, calls, args, seed)
+    full, begin = job.sigmas, range(args.pairs)
+    made, threshold = bisected(calls, lambda t: thresholded(job.path, full, begin, t))
+    methods["input threshold, residual"] = (Row(made), lambda p: thresholded(job.path, full, p, threshold)[1])
+    skip = uniform_skip(calls)
+    methods["uniform skip, residual"] = (Row(calls), lambda p: residual(job.path, full, p, skip))
+    rows: Rows = {}
+    if not args.no_anneal:
+        budcache, reached = rival(job, calls, history, begin, seed)
+        methods |= budcache
+        rows["search reached BudCache's error"] = Row(calls, reached, [float(reached)])
+    methods["full run"] = (Row(STEPS), lambda p: job.path.sample(full, p))
+    for i in range(args.repeats):
+        pairs = list(range(HELD_OUT + i * job.measured, HELD_OUT + (i + 1) * job.measured))
+        truth = job.path.sample(full, pairs)
+        for row, sample in methods.values():
+            found = sample(pairs)
+            row.add(found, truth, job.right(found, pairs) if job.right else None)
+    return {name: row for name, (row, _) in methods.items()} | rows
+
+
+def searched(job: Job, calls: int, args: argparse.Namespace, seed: int) -> tuple[Methods, list[tuple[int, float]]]:
+    """Return ours and the best stock schedule, and the search's best score by evaluation."""
+    methods: Methods = {}
+    history: list[tuple[int, float]] = []
+    for name, fit in (("searched, calls left out only", False), ("searched, fitted", None)):
         config = SearchConfig(
-            steps=STEPS, computed=calls, full=full, evaluations=evaluations, pairs=batch, holdout_pairs=2 * batch, seed=seed, fit=fit
+            steps=STEPS, computed=calls, full=tuple(job.sigmas.tolist()), evaluations=args.evaluations, pairs=args.pairs,
+            holdout_pairs=2 * args.pairs, seed=seed, fit=fit,
         )  # fmt: skip
         result = search(job.path, config)
-        rows[name] = (
-            result.schedule.nfe,
-            result.evaluations,
-            scheduled(job, result.schedule.sigmas, result.schedule.reuse),
-        )
+        found, history = result.schedule, list(result.history)
+        methods[name] = Row(found.nfe, result.evaluations), scheduled(job, found.sigmas, found.reuse)
     best = min(result.baselines, key=lambda name: result.baselines[name])
     stock = job.path.stock(calls)[best]
-    rows[f"plain steps, best stock ({best})"] = calls, 0, scheduled(job, stock)
-    rows[f"the same levels, fitted ({best})"] = (
-        calls,
-        1,
-        scheduled(job, stock, fitted(job, stock, range(min(8, batch)))),
-    )
-    made, threshold = bisected(calls, lambda t: thresholded(job.path, job.sigmas, range(batch), t))
-    rows["input threshold, residual"] = made, 0, lambda p: thresholded(job.path, job.sigmas, p, threshold)[1]
-    skip = uniform_skip(calls)
-    rows["uniform skip, residual"] = calls, 0, lambda p: residual(job.path, job.sigmas, p, skip)
-    if anneal:
-        chosen = annealed(job, calls, range(min(4, batch)), seed)
-        rows["BudCache's annealing, residual"] = calls, 220, lambda p: residual(job.path, job.sigmas, p, chosen)
-    print(f"\n{job.name}, {calls} of {STEPS} calls, seed {seed}")
-    print(f"{'method':36} {'calls':>6} {'evaluations':>12}  {'error':16} {'typical':>8} {'captions':>9}")
-    held = [list(range(HELD_OUT + i * batch, HELD_OUT + (i + 1) * batch)) for i in range(repeats)]
-    truth = [job.path.sample(job.sigmas, pairs) for pairs in held]
-    rows["full run"] = STEPS, 0, lambda p: job.path.sample(job.sigmas, p)
-    for name, (made, tried, sample) in rows.items():
-        found = [sample(pairs) for pairs in held]
-        errors = str(interval([relative(f, t) for f, t in zip(found, truth)]))
-        typical = torch.stack(
-            [torch.tensor(relative(f, t)) for f, t in zip(torch.cat(found), torch.cat(truth))]
-        ).median()
-        seen = f"{100 * job.right(torch.cat(found), [p for pairs in held for p in pairs]):.0f} %" if job.right else ""
-        print(f"{name:36} {made:6.3g} {tried or '':>12}  {errors:16} {typical:8.3g} {seen:>9}", flush=True)
+    methods["plain steps, best stock schedule"] = Row(calls), scheduled(job, stock)
+    spans = fitted(job, stock, range(min(8, args.pairs)))
+    methods["its levels, fitted"] = Row(calls, 1), scheduled(job, stock, spans)
+    return methods, history
+
+
+def rival(
+    job: Job, calls: int, history: Sequence[tuple[int, float]], pairs: Sequence[int], seed: int
+) -> tuple[Methods, int]:
+    """Return BudCache's annealing as published and with our coefficients on its calls, and after how many evaluations the search
+    had reached the lower of their errors on the search's pairs (a million: never).
+    """
+    chosen = annealed(job, calls, pairs[:4], seed)
+    knots = torch.cat([job.sigmas[chosen], job.sigmas[-1:]])
+    spans = fitted(job, knots, pairs[:8])
+    methods: Methods = {
+        "BudCache's annealing, residual": (Row(calls, 220), lambda p: residual(job.path, job.sigmas, p, chosen)),
+        "its calls, our coefficients": (Row(calls, 220), scheduled(job, knots, spans)),
+    }
+    full = job.path.sample(job.sigmas, pairs)
+    error = min(float((sample(pairs) - full).pow(2).mean()) for _, sample in methods.values())
+    return methods, next((n for n, score in history if score <= error), 1_000_000)
+
+
+def print_table(title: str, rows: Rows) -> None:
+    print(f"\n{title}")
+    print(f"{'method':36} {'calls':>6} {'evaluations':>12}  {'error':18} {'typical':>8} {'captions':>9}")
+    for name, row in rows.items():
+        if not row.typical:
+            tried = ", ".join("never" if n > 1e5 else f"{n:.0f}" for n in row.errors)
+            print(f"{name} after {tried} evaluations (one number a seed)")
+            continue
+        seen = f"{100 * statistics.mean(row.right):.0f} %" if row.right else ""
+        print(
+            f"{name:36} {row.calls:6.3g} {row.evaluations or '':>12}  {interval(row.errors)!s:18} "
+            f"{statistics.mean(row.typical):8.3g} {seen:>9}",
+            flush=True,
+        )
 
 
 def scheduled(job: Job, sigmas: Tensor, reuse: Sequence[ReuseSpan] = ()) -> Callable[[Sequence[int]], Tensor]:
@@ -236,6 +316,55 @@ def fitted(job: Job, sigmas: Tensor, pairs: Sequence[int]) -> tuple[ReuseSpan, .
     course = Course.of(watch, job.path.sample(job.sigmas, pairs, watch=watch))
     levels = sigmas.tolist()
     return Candidate(tuple(levels), weights=followed_weights(job.path, course, levels, 3, pairs)).reuse_spans()
+
+
+# --------------------------------------------------------------------------------------------------- overhead
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that run within the context."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def timed(run: Callable[[], Any], repeats: int = 50) -> tuple[int, float]:
+    """Return (operators, milliseconds of processor time) of one run."""
+    with torch.no_grad():
+        with Operators() as operators:
+            run()
+        began = time.process_time()
+        for _ in range(repeats):
+            run()
+    return operators.count, (time.process_time() - began) / repeats * 1000
+
+
+def overhead(name: str) -> None:
+    """Print what reuse adds to a computed step, and what a reused step costs in all, beside a step of the network."""
+    pipe = load(name)
+    guided = CFG(pipe.model, pipe.encode_text(["a red circle"]), pipe.encode_text([""]), 3.0)
+    x = torch.randn(1, pipe.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    levels = [torch.tensor(s) for s in make_sigmas("simple", pipe.model.levels, STEPS).tolist()]
+    spans = [ReuseSpan(float(levels[3]), float(levels[10]), "fitted", (1.2, -0.3, 0.1))]
+
+    def reusing(steps: int) -> None:
+        reuse = CallReuse(spans)
+        for level in levels[:steps]:
+            reuse(lambda x, sigma: x, x, level)
+
+    (_, before), (few, computed), (more, reused) = (timed(functools.partial(reusing, n), 500) for n in (3, 4, 5))
+    operators, step = timed(lambda: guided(x, levels[3]))
+    print(f"\n{name:24} {'operators':>10} {'milliseconds':>13} {'of a step':>10}")
+    at_three = timed(functools.partial(reusing, 3), 1)[0]
+    for label, count, spent in (
+        ("a step", operators, step),
+        ("computed, on top", few - at_three, computed - before),
+        ("reused, in all", more - few, reused - computed),
+    ):
+        print(f"{label:24} {count:10} {spent:13.3f} {100 * spent / step:8.2f} %", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------- in the host
@@ -255,12 +384,12 @@ def in_host(folder: pathlib.Path) -> dict[str, Any]:
     return {"EasyCache": nodes_easycache.EasyCacheNode, "LazyCache": nodes_easycache.LazyCacheNode}
 
 
-def host_path(cache: Any, threshold: float, seed: int, text: str, counts: list[int]) -> SamplingPath:
+def host_path(name: str, cache: Any, threshold: float, seed: int, text: str, counts: list[int]) -> SamplingPath:
     import comfy.samplers
     from slipstream.nodes.host.search_path import HostPath
     from slipstream.nodes.models import LoadModel
 
-    model, clip, _ = LoadModel().load("pocket")
+    model, clip, _ = LoadModel().load(name)
     encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))  # noqa: E731
     if cache is not None:
         model = cache.execute(model, threshold, 0.0, 1.0, False).args[0]
@@ -275,49 +404,76 @@ def host_path(cache: Any, threshold: float, seed: int, text: str, counts: list[i
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(encode(text), encode(""))
     guider.set_cfg(3.0)
-    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    latent = {"samples": torch.zeros(1, model.model.latent_format.latent_channels, 16, 16)}
     return HostPath(guider, comfy.samplers.sampler_object("euler"), latent, seed)
 
 
-def measure_caches(folder: pathlib.Path, schedule: str, calls: int, batch: int, seed: int) -> None:
-    """Bisect each cache's threshold to `calls` calls on one prompt, and print its error."""
-    nodes = in_host(folder)
-    pairs, text, counts = list(range(HELD_OUT, HELD_OUT + batch)), captions(1, 11)[1][0], []
-    sigmas = make_sigmas(schedule, load("pocket").model.levels, STEPS)
-    full = host_path(None, 0, seed, text, counts).sample(sigmas, pairs)
+def measure_caches(job: Job, folder: pathlib.Path, calls: int, batch: int, seed: int) -> Rows:
+    """Bisect each cache's threshold to `calls` calls on one prompt, and measure its error there."""
+    nodes, counts, rows = in_host(folder), [], {}
+    pairs = list(range(HELD_OUT, HELD_OUT + batch))
+    text = captions(1, 11 + seed)[1][0] if job.name == "pocket" else flow_captions(1, 11 + seed)[0]
+    full = host_path(job.name, None, 0, seed, text, counts).sample(job.sigmas, pairs)
     for name, node in nodes.items():
 
         def run(threshold: float, node: Any = node) -> tuple[float, Tensor]:
-            found = host_path(node, threshold, seed, text, counts).sample(sigmas, pairs)
+            found = host_path(job.name, node, threshold, seed, text, counts).sample(job.sigmas, pairs)
             return len(counts), found
 
-        made, threshold = bisected(calls, run, 7)
-        found = run(threshold)[1]
-        typical = torch.tensor([relative(f, t) for f, t in zip(found, full)]).median()
-        label = f"{name} (host), threshold {threshold:.3g}"
-        print(f"{label:36} {made:6.3g} {'':>12}  {relative(found, full):<16.4g} {typical:8.3g}", flush=True)
+        made, threshold = bisected(calls, run, 8)
+        rows[f"{name} (host)"] = row = Row(made)
+        row.add(run(threshold)[1], full)
+    return rows
+
+
+def saved(path: pathlib.Path | None) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path is not None and path.is_file() else {}
+
+
+def measured(job: Job, calls: int, args: argparse.Namespace, seed: int) -> Rows:
+    """Measure, or read what --save holds of the same settings."""
+    settings = f"{job.name} {calls} seed {seed} {args.schedule} {args.evaluations} {args.pairs} {args.repeats} {args.no_anneal}"
+    jobs: dict[str, Callable[[], Rows]] = {f"{settings} ours": lambda: measure(job, calls, args, seed)}
+    if args.comfyui and job.name.startswith("pocket"):
+        host = args.comfyui.expanduser()
+        jobs[f"{settings} host"] = lambda: measure_caches(job, host, calls, min(args.pairs, 8), seed)
+    rows: Rows = {}
+    for key, run in jobs.items():
+        known = saved(args.save).get(key)
+        found = run() if known is None else {name: Row(**row) for name, row in known.items()}
+        rows |= found
+        if args.save is not None and known is None:
+            everything = {**saved(args.save), key: {name: asdict(row) for name, row in found.items()}}
+            args.save.write_text(json.dumps(everything))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["pocket", "ring", "digits"], help="pocket, ring, digits")
+    parser.add_argument("what", nargs="*", default=list(MODELS), help=f"overhead, {', '.join(MODELS)}")
     parser.add_argument("--calls", type=int, nargs="+", default=[6, 10])
-    parser.add_argument("--schedule", default="karras", help="the full run's schedule")
+    parser.add_argument(
+        "--schedule", default="", help="the full run's schedule (default: karras, of flow models simple)"
+    )
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--pairs", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--no-anneal", action="store_true", help="without BudCache's 220 evaluations")
     parser.add_argument("--comfyui", type=pathlib.Path, help="a checkout of the host, for EasyCache and LazyCache")
+    parser.add_argument("--save", type=pathlib.Path, help="a JSON file that keeps what was measured")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for name in args.what:
+    if "overhead" in args.what:
+        for name in ("pocket", "pocket-flow"):
+            overhead(name)
+    for name in (name for name in args.what if name != "overhead"):
         for calls in args.calls:
+            total: Rows = {}
             for seed in range(args.seeds):
-                job = make_job(name, args.schedule, seed)
-                measure(job, calls, args.evaluations, args.pairs, args.repeats, seed, not args.no_anneal)
-                if args.comfyui and name == "pocket":
-                    measure_caches(args.comfyui.expanduser(), args.schedule, calls, min(args.pairs, 8), seed)
+                for method, row in measured(make_job(name, seed, args.schedule), calls, args, seed).items():
+                    total.setdefault(method, Row(row.calls, row.evaluations)).join(row)
+            print_table(f"{name}, {calls} of {STEPS} calls, {args.seeds} seeds", total)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice
-from .denoiser import per_row
 from .guidance import Denoise
 
 ReuseKind = Literal["last", "linear", "fitted"]
@@ -93,7 +92,7 @@ class CallReuse:
                 return denoised
         else:
             self.reused += 1
-        return x - (per_row(sigma, x) * self._slope(level, span)).to(x.dtype)
+        return torch.sub(x, self._slope(level, span), alpha=level).to(x.dtype)
 
     def _calls(self, span: ReuseSpan) -> bool:
         """Whether the next call inside `span` is made."""
@@ -113,11 +112,14 @@ class CallReuse:
     def _slope(self, sigma: float, span: ReuseSpan) -> Tensor:
         last_sigma, last = self._slopes[-1]
         if span.kind == "fitted" and len(self._slopes) >= len(span.weights):
-            return sum((w * d for w, (_, d) in zip(span.weights, reversed(self._slopes))), torch.zeros_like(last))
+            total = span.weights[0] * last
+            for weight, (_, slope) in zip(span.weights[1:], reversed(self._slopes[:-1])):
+                total = total.add_(slope, alpha=weight)
+            return total
         if span.kind != "linear" or len(self._slopes) == 1:
             return last
         before_sigma, before = self._slopes[-2]
-        return last + (last - before) * ((sigma - last_sigma) / (last_sigma - before_sigma))
+        return torch.lerp(before, last, (sigma - before_sigma) / (last_sigma - before_sigma))
 
 
 def reusing(denoise: Denoise, spans: Sequence[ReuseSpan]) -> Denoise:
