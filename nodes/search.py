@@ -628,13 +628,11 @@ class LoadSchedule:
 
 def mismatches(schedule: Any, guider: Any = None, sampler: Any = None) -> list[str]:
     """Return what differs between a schedule and the sampling it is about to be used in."""
-    from .host.search_path import sampler_name, schedule_model
+    from .host.search_path import described, sampler_name
 
     model, cfg = None, None
     if guider is not None:
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        table = getattr(sampling, "sigmas", torch.tensor([float(sampling.sigma_min), float(sampling.sigma_max)]))
-        model = schedule_model(guider.model_patcher, table.detach().to("cpu", torch.float64).flatten(), sampling)
+        model = described(guider.model_patcher)
         cfg = float(guider.cfg) if hasattr(guider, "cfg") else None
     return schedule.mismatches(model, None if sampler is None else sampler_name(sampler), cfg)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.checks import printable, shown
-from ..core.reuse import REUSE_KINDS, ReuseSpan
+from ..core.reuse import REUSE_KINDS, ROUNDING, ReuseSpan
 
 METADATA_KEY = "slipstream_schedule"
 MAX_BYTES = 1 << 20
@@ -225,6 +225,19 @@ def reuse_of(value: Any, levels: Sequence[float]) -> tuple[ReuseSpan, ...]:
             spans.append(ReuseSpan(high, low, kind, weights))
         except ValueError as error:
             raise ScheduleError(f"{error} It is `{name}`.") from None
+    for i, span in enumerate(spans):
+        if not any(span.holds(sigma) for sigma in levels[:-1]):
+            raise ScheduleError(
+                f"Expected `reuse[{i}]` around a level of the schedule, but got sigma {span.sigma_high:g} to {span.sigma_low:g}. "
+                "Remove it."
+            )
+    ordered = sorted(spans, key=lambda span: -span.sigma_high)
+    for before, after in zip(ordered, ordered[1:]):
+        if after.sigma_high > before.sigma_low * (1 + ROUNDING):
+            raise ScheduleError(
+                f"Expected `reuse` without overlaps, but got one from sigma {before.sigma_high:g} to {before.sigma_low:g} and one "
+                f"from {after.sigma_high:g}. Let each level be in one of them."
+            )
     if any(span.holds(levels[0]) and span.kind != "fitted" for span in spans):
         raise ScheduleError(
             f"Expected `reuse` below the first level {levels[0]:g}, but got it there. The first step has nothing to reuse."

@@ -119,9 +119,13 @@ class Schedule:
                     f"the schedule was searched for model {self.model.get('name') or self.model['hash'][:8]!r}, "
                     f"this is {model.get('name') or model['hash'][:8]!r}: search again for the best result"
                 )
-            top, own = model.get("sigma_max"), self.levels[0]
+            top, own, made = model.get("sigma_max"), self.levels[0], self.model.get("sigma_max")
             if top and own > top * 1.001:
                 found.append(f"the schedule starts at sigma {own:.4g}, above this model's {top:.4g}")
+            elif top and made and made < 0.99 * top:
+                found.append(
+                    f"the schedule was made for noise levels up to {made:.4g}, this model's go up to {top:.4g}"
+                )
         if sampler is not None and self.sampler not in (None, sampler):
             found.append(f"the schedule was searched with sampler {self.sampler!r}, not {sampler!r}")
         if cfg_scale is not None and self.cfg_scale is not None and abs(cfg_scale - self.cfg_scale) > 0.01:

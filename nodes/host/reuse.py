@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.reuse import CallReuse
 from ...search.schedule import Schedule
 from .descent import reusing_nodes
-from .search_path import sampler_name
+from .search_path import described, sampler_name
 from .warnings import owned, warn
 
 WRAPPER_KEY = "slipstream_reuse"
@@ -36,6 +36,8 @@ def with_reuse(model: Any, schedule: Schedule) -> Any:
             f"Expected `model` without call reuse, but got one from {' and '.join(others)}. Two of them reuse each other's guesses: "
             "remove one."
         )
+    for text in schedule.mismatches(described(model)):
+        warn(NODE, f"{text}.")
     clone = model.clone()
     sampling = functools.partial(_sample, schedule, owned(warn))
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, sampling)

@@ -325,6 +325,13 @@ def sampler_name(sampler: Any) -> str:
     return name + "".join(f" {k}={v}" for k, v in sorted(options.items()))
 
 
+def described(model: Any) -> dict[str, Any]:
+    """Return what a schedule file says of a MODEL."""
+    sampling = model.get_model_object("model_sampling")
+    table = getattr(sampling, "sigmas", torch.tensor([float(sampling.sigma_min), float(sampling.sigma_max)]))
+    return schedule_model(model, table.detach().to("cpu", torch.float64).flatten(), sampling)
+
+
 def schedule_model(model: Any, table: Tensor, sampling: Any) -> dict[str, Any]:
     """Return what a schedule file says of a MODEL: name, hash, class, prediction, sigma_min, sigma_max and shift.
 

@@ -21,11 +21,16 @@ import comfy.samplers
 import comfy.sd
 import tiny_models
 import torch
+from comfy.patcher_extension import WrappersMP
+from slipstream.core.reuse import ReuseSpan
 from slipstream.core.schedules import SCHEDULES, make_sigmas, sigma_at, table_of
 from slipstream.cow import CowConfig
 from slipstream.nodes import cow, lmd, stream
 from slipstream.nodes.host.denoiser import levels_of
+from slipstream.nodes.host.reuse import with_reuse
+from slipstream.nodes.host.search_path import HostPath
 from slipstream.nodes.host.session import Session, run_on_model
+from slipstream.search import Schedule, SearchConfig, search
 from slipstream.stream import StreamConfig
 from slipstream.stream.config import stage_sigmas
 from tiny_models import FAMILIES, NEWER, OLD, SAMPLINGS, Tiny
@@ -236,6 +241,36 @@ def influence_profile(tiny: Tiny) -> None:
     expect(not math.isnan(reach), "the reach is NaN")
 
 
+def call_reuse(tiny: Tiny) -> None:
+    """Steps that keep the last slope are Euler's steps without the levels between, whatever the shape of the latents."""
+    sigmas, latent = sigmas_of(tiny, 6), torch.zeros(2, *tiny.shape)
+    knots = sigmas[[0, 1, 3, 6]]
+    spans = [ReuseSpan(float(sigmas[i]), float(sigmas[j]), "last") for i, j in ((2, 3), (4, 6))]
+    schedule = Schedule(tuple(sigmas.tolist()), {}, reuse=tuple(spans))
+    calls = {}
+
+    def ours(levels: Tensor, model: Any, name: str) -> Tensor:
+        counted = tiny._replace(model=model.clone())
+        calls[name] = 0
+
+        def count(execute: Any, *args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return execute(*args, **kwargs)
+
+        counted.model.add_wrapper(WrappersMP.PREDICT_NOISE, count)
+        return sampled(cfg_guider(counted, 2.0), "euler", levels, latent, noise(tiny, 2))
+
+    near(ours(sigmas, with_reuse(tiny.model, schedule), "reuse"), ours(knots, tiny.model, "plain"), "reuse", 1e-3)
+    expect(calls == {"reuse": 3, "plain": 3}, f"calls: {calls}")
+    path = HostPath(cfg_guider(tiny, 2.0), comfy.samplers.sampler_object("euler"), {"samples": latent}, batch=2)
+    config = SearchConfig(
+        steps=3, computed=2, full=tuple(sigmas.tolist()), pairs=1, holdout_pairs=1, evaluations=1, finalists=1
+    )
+    found = search(path, config)
+    expect(found.schedule.nfe == 2, f"{found.schedule.nfe} calls")
+    expect(found.schedule.objective["value"] <= min(found.baselines.values()), "worse than stock")  # type: ignore[index]
+
+
 def other_channels(tiny: Tiny) -> None:
     """A latent of another family's VAE is refused in one sentence."""
     wrong = torch.ones(1, tiny.shape[0] + 3, *tiny.shape[1:])
@@ -274,12 +309,14 @@ def fake_vae(tiny: Tiny) -> Any:
     return VAE()
 
 
+CALL_REUSE = "Apply Call Reuse"
 CHECKS: dict[str, Callable[[Tiny], None]] = {
     "rows": rows, "odd size": odd_size, "levels": levels, "other channels": other_channels,
     "RCFG Guider": rcfg, "Stream Frames": stream_frames,
     "Cow Sampler": cow_sampler, "Masked Regenerate": masked_regenerate, "Influence Profile": influence_profile,
+    CALL_REUSE: call_reuse,
 }  # fmt: skip
-TECHNIQUES = ("RCFG Guider", "Stream Frames", "Cow Sampler", "Masked Regenerate", "Influence Profile")
+TECHNIQUES = ("RCFG Guider", "Stream Frames", "Cow Sampler", "Masked Regenerate", "Influence Profile", CALL_REUSE)
 
 
 def result(check: Callable[[Tiny], None], tiny: Tiny) -> str:

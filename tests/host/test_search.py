@@ -518,6 +518,12 @@ def reusing(host: Any, name: str, sampler: str = "euler", reuse: tuple[ReuseSpan
     return graph | {"last": graph.pop(save)}
 
 
+def warned(result: Any) -> list[str]:
+    """Return what the nodes warn of, but for the small images of these tests."""
+    texts = [e.data["text"] for e in result.events if e.type == "slipstream.warning"]
+    return [text for text in texts if "the empty latent is" not in text]
+
+
 def counted(result: Any) -> list[int]:
     assert result.ok, result.explain()
     return json.loads(result.outputs["rows"]["report"][0])
@@ -567,15 +573,15 @@ def test_a_search_of_call_reuse_is_applied_and_warns_of_other_sigmas(host: Any) 
     other["full"] = graph["full"]
     result = host.run(other)
     assert result.ok, result.explain()
-    (event,) = [e for e in result.events if e.type == "slipstream.warning"]
-    assert "the sampler's sigmas are not those of `schedule`" in event.data["text"]
+    (text,) = warned(result)
+    assert "the sampler's sigmas are not those of `schedule`" in text
 
 
 def test_fitted_coefficients_want_euler(host: Any) -> None:
     result = host.run(reusing(host, "reuse fitted", "dpmpp_2m", FITTED))
     assert result.ok, result.explain()
-    (event,) = [e for e in result.events if e.type == "slipstream.warning"]
-    assert "the sampler is dpmpp_2m" in event.data["text"]
+    (text,) = warned(result)
+    assert "the sampler is dpmpp_2m" in text
 
 
 def test_a_stream_leaves_call_reuse_out_with_a_warning(host: Any) -> None:
@@ -656,3 +662,44 @@ def test_a_list_that_is_none_is_refused(complaint: Any, inputs: dict[str, Any], 
     graph["search"] = searching(steps=3, evaluations=1, schedules=["add", 0])
     show(graph, "report", ["search", 3])
     assert says in complaint(graph)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"hash": "0123456789abcdef", "name": "other", "sigma_min": 0.03, "sigma_max": 14.6146}, "searched for model 'other'"),
+        ({"sigma_min": 0.001, "sigma_max": 1.0}, "made for noise levels up to 1, this model's go up to 14.61"),
+    ],
+)  # fmt: skip
+def test_another_model_s_reuse_is_warned_of(host: Any, model: dict[str, Any], says: str) -> None:
+    levels = LEVELS if model["sigma_max"] > 1 else (1.0, 0.8, 0.5, 0.2, 0.0)
+    spans = (ReuseSpan(levels[2], levels[3]),)
+    write_schedule(host, "another", model=model, levels=levels, reuse=spans)
+    graph = base()
+    graph["load"] = node("SlipstreamLoadSchedule", file="another.json", steps=0)
+    graph["apply"] = node("SlipstreamApplyCallReuse", model=["m", 0], schedule=["load", 0])
+    graph["g2"] = node("CFGGuider", model=["apply", 0], positive=["p", 0], negative=["n", 0], cfg=3.0)
+    sampled(graph, ["load", 1], "g2")
+    result = host.run(graph)
+    assert result.ok, result.explain()
+    (text,) = warned(result)
+    assert says in text
+
+
+def test_cow_reuses_calls_in_each_of_its_descents(host: Any) -> None:
+    """The rounds go up in noise again: slopes from before are dropped, and the first call of each descent is made."""
+    counts = {}
+    for name, spans in (("cow reuse", (ReuseSpan(3.0, 1.5, "last"), ReuseSpan(0.7, 0.0, "last"))), ("cow plain", ())):
+        graph = reusing(host, name, reuse=spans)
+        graph["photo"] = node("EmptyImage", width=32, height=32, batch_size=1, color=0x1A3B64)
+        graph["x"]["inputs"]["latent_image"] = ["canvas", 0]
+        graph["canvas"] = node("VAEEncode", pixels=["photo", 0], vae=["m", 2])
+        graph["keep2"] = node("SolidMask", value=1.0, width=16, height=32)
+        graph["half"] = node("SolidMask", value=0.0, width=32, height=32)
+        graph["keep"] = node("MaskComposite", destination=["half", 0], source=["keep2", 0], x=0, y=0, operation="add")
+        graph["s"] = node(
+            "SlipstreamCowSampler", keep=["keep", 0], cycles=2, preserve=1.0, low=0.2, high=0.7, range_unit="training time",
+            eta=0.0, final_eta=0.0, noise_limit=0.1, inversion_cfg=1.0, repel=0.0,
+        )  # fmt: skip
+        counts[name] = len(counted(host.run(graph)))
+    assert 0 < counts["cow reuse"] < counts["cow plain"]

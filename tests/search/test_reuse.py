@@ -269,6 +269,7 @@ def test_a_file_keeps_the_reuse_and_one_without_is_version_1(found, tmp_path):
         ({"more": 1}, "an object with sigma_high, sigma_low and kind"),
         ({"sigma_high": 1e9}, r"Expected `reuse\[0\].sigma_high`"),
         ({"sigma_high": 80.0}, "first step has nothing to reuse"),
+        ({"sigma_high": 3.0}, r"`reuse\[0\]` around a level of the schedule, but got sigma 3 to 0"),
     ],
 )
 def test_a_bad_file_is_refused_by_field(change, message):
@@ -276,6 +277,18 @@ def test_a_bad_file_is_refused_by_field(change, message):
     data |= {"version": 2, "reuse": [{"sigma_high": 4.0, "sigma_low": 0.0, "kind": "last"} | change]}
     with pytest.raises(ScheduleError, match=message):
         Schedule.from_dict(data)
+
+
+def test_spans_that_overlap_are_refused():
+    data = Schedule((8.0, 4.0, 2.0, 0.0), {"sigma_min": 0.1, "sigma_max": 8.0}, nfe=1).to_dict()
+    spans = [
+        {"sigma_high": 2.0, "sigma_low": 0.0, "kind": "last"},
+        {"sigma_high": 4.0, "sigma_low": 1.0, "kind": "linear"},
+    ]
+    with pytest.raises(ScheduleError, match="without overlaps, but got one from sigma 4 to 1 and one from 2"):
+        Schedule.from_dict({**data, "version": 2, "reuse": spans})
+    spans[1]["sigma_low"] = 2.0
+    assert len(Schedule.from_dict({**data, "version": 2, "reuse": spans}).reuse) == 2
 
 
 @pytest.mark.parametrize(
