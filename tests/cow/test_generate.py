@@ -11,6 +11,7 @@ from slipstream.core import CFG, FLOW, VE, Conditioning, DiffusersDenoiser, Repl
 from slipstream.core.cache import INVERSIONS
 from slipstream.core.denoiser import PREDICTIONS, Prediction
 from slipstream.core.progress import Reporter
+from slipstream.core.reuse import ReuseSpan, reusing
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.cow import CowConfig, generate
 from slipstream.cow.config import make_plan
@@ -495,3 +496,23 @@ def test_repelling_needs_a_negative_prompt():
 def test_config_is_checked(field, value, message):
     with pytest.raises(ValueError, match=message):
         CowConfig(**{field: value})
+
+
+@pytest.mark.parametrize("space", [VE, FLOW])
+def test_reused_calls_are_not_made_and_the_subject_stays(space):
+    """Each round goes up in noise again: its first call is made, slopes from before are dropped."""
+    model, latents = GaussianDenoiser(std=0.8, space=space), canvas()
+    levels = make_sigmas("leading", GaussianDenoiser().levels, 12)
+    levels = levels if space is VE else levels / (1 + levels)
+    spans = [ReuseSpan(float(levels[i]), float(levels[i + 1]), "last") for i in range(1, 12, 2)]
+    low, high = float(levels[9]) * 0.99, float(levels[4]) * 1.01
+    config = CowConfig(low=low, high=high, unit="sigma", cycles=2)
+    found, calls = {}, {}
+    for name, reuse in (("plain", ()), ("reuse", spans)):
+        guided = CFG(model, constant_cond(0.3), constant_cond(0.0), config.cfg_scale)
+        begin = model.calls
+        found[name] = run(model, latents, config=config, sigmas=levels, denoise=reusing(guided, reuse)).latents
+        calls[name] = model.calls - begin
+    assert calls["reuse"] < 0.8 * calls["plain"]
+    torch.testing.assert_close(found["reuse"][..., 2:5, 3:9], found["plain"][..., 2:5, 3:9], atol=0.05, rtol=0)
+    assert 0 < (found["reuse"] - found["plain"]).pow(2).mean().sqrt() < 0.3 * found["plain"].std()
