@@ -213,3 +213,26 @@ def test_example_links_are_whole(name: str) -> None:
             if socket["name"] in required and "widget" not in socket and socket["link"] is None
         ]
         assert not open_sockets, f"{name}: node {id} ({node['type']}) lacks {open_sockets}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda p: p.stem)
+def test_a_blueprint_fits_our_nodes(path: pathlib.Path) -> None:
+    """Every link has its ends, every value its widget, and every setting that it shows outside is there."""
+    (shown,) = json.loads(path.read_text())["nodes"]
+    (inner,) = json.loads(path.read_text())["definitions"]["subgraphs"]
+    assert shown["type"] == inner["id"]
+    assert inner["name"] == shown["title"] == path.stem
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    for link in inner["links"]:
+        if link["origin_id"] in nodes:
+            assert link["id"] in nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["links"]
+        if link["target_id"] in nodes:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
+    for node in nodes.values():
+        if node["type"] in NODES:
+            widgets = [n for n, spec in inputs_of(NODES[node["type"]]).items() if graph.is_widget(list(spec))]
+            assert len(node["widgets_values"]) == len(widgets)
+            for name, value in zip(widgets, node["widgets_values"]):
+                check_value(f"{path.stem}: {name}", inputs_of(NODES[node["type"]])[name], value)
+    for id, name in shown["properties"]["proxyWidgets"]:
+        assert name in inputs_of(NODES[nodes[int(id)]["type"]])
