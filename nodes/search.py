@@ -6,6 +6,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -663,12 +664,25 @@ class SaveSchedule:
         return refusal(cls, file_stem, name=name)
 
     def save(self, schedule: Any, name: str, overwrite: bool) -> dict[str, Any]:
-        stem = file_stem(name)
-        taken = {p.stem: p for p in user_folder("schedules").glob("*.json")}
-        stem = stem if overwrite else _unused(stem, taken)
-        user_folder("schedules").mkdir(parents=True, exist_ok=True)
-        path = schedule.save(user_folder("schedules") / f"{stem}.json")
+        folder = user_folder("schedules")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{file_stem(name)}.json" if overwrite else _new_file(folder, file_stem(name))
+        try:
+            schedule.save(path)
+        except BaseException:
+            if not overwrite:
+                path.unlink(missing_ok=True)
+            raise
         return {"ui": {"text": [str(path)]}, "result": (str(path),)}
+
+
+def _new_file(folder: pathlib.Path, stem: str) -> pathlib.Path:
+    """Return an empty file of a name that no other had: two hosts may write into one folder."""
+    while True:
+        path = folder / f"{_unused(stem, {p.stem: p for p in folder.glob('*.json')})}.json"
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            return path
 
 
 class ResampleSchedule:

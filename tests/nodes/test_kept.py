@@ -12,6 +12,7 @@ import pytest
 import slipstream
 from slipstream.core.files import stamp
 from slipstream.nodes import lmd, models, search
+from slipstream.search import Schedule
 
 ROOT = pathlib.Path(slipstream.__file__).resolve().parent
 PACKAGES = ("core", "cow", "edit", "lmd", "nodes", "search", "stream")
@@ -31,7 +32,7 @@ USED = {
 }  # fmt: skip
 # Functions that remember their results, and variables of a module that runs write to. No result of a node is among them.
 REMEMBERED = {
-    "core/cache.py": {"CACHES"}, "core/codec.py": {"conv_relu_of"}, "core/graphs.py": {"_say_once"},
+    "core/cache.py": {"CACHES"}, "core/codec.py": {"conv_relu_of"}, "core/files.py": {"_sweep"}, "core/graphs.py": {"_say_once"},
     "core/identity.py": {"_code_names", "_FIRST"},
     "core/images.py": {"_writes"}, "core/layers.py": {"_returned"}, "core/taps.py": {"_tapped"},
     "nodes/host/identity.py": {"_register"}, "nodes/stream.py": {"INTERRUPTED"}, "stream/sinks.py": {"_fragments"},
@@ -132,3 +133,27 @@ def test_every_node_that_reads_files_is_here() -> None:
         "LiveStreamNode",
         "Doctor",
     }
+
+
+def test_a_schedule_is_saved_beside_one_of_its_name_also_when_two_hosts_save_at_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "user_folder", lambda kind: tmp_path)
+    schedule = Schedule.load(next(search.PRESETS.glob("*.json")))
+    unused = search._unused
+
+    def other_host_first(name: str, taken: dict[str, Any]) -> str:
+        found = unused(name, taken)
+        if found == "mine":
+            (tmp_path / "mine.json").write_text("of another host")
+        return found
+
+    monkeypatch.setattr(search, "_unused", other_host_first)
+    path = search.SaveSchedule().save(schedule, "mine", False)["result"][0]
+    assert path == str(tmp_path / "mine (2).json")
+    assert Schedule.load(path) == schedule
+    assert (tmp_path / "mine.json").read_text() == "of another host"
+    monkeypatch.setattr(Schedule, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        search.SaveSchedule().save(schedule, "other", False)
+    assert not (tmp_path / "other.json").exists()
