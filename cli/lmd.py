@@ -328,7 +328,9 @@ def _rescue(fill: LatentFill, out: pathlib.Path, problem: str) -> None:
 
 def _kind(pipe: Pipeline) -> str:
     config = pipe.vae.config
-    return latents_kind(pipe.latent_channels, config.scaling_factor, getattr(config, "shift_factor", None))
+    return latents_kind(
+        pipe.latent_channels, getattr(config, "scaling_factor", 1.0), getattr(config, "shift_factor", None)
+    )
 
 
 def run_fill(args: argparse.Namespace) -> int:

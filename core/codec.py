@@ -81,9 +81,32 @@ class TinyCodec(Codec):
         return self.conv_relu(inner, last, block.skip(x))
 
 
+class FrameCodec(Codec):
+    """Both ways of a VAE of videos that normalises each channel of its latents (Qwen-Image), one frame at a time."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        mean, deviation = self._normalisation
+        latents = latents_of(self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)[:, :, None]))[:, :, 0]
+        return (latents - mean) / deviation
+
+    def decode(self, latents: Tensor) -> Tensor:
+        mean, deviation = self._normalisation
+        return super().decode((latents * deviation + mean)[:, :, None])[:, :, 0]
+
+    @functools.cached_property
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation of each channel (C, 1, 1)."""
+        config = self.vae.config
+        both = torch.tensor([config.latents_mean, config.latents_std], device=self.vae.device, dtype=self.vae.dtype)
+        mean, deviation = both[..., None, None]
+        return mean, deviation
+
+
 def codec_of(vae: Any, fused: bool = True) -> Codec:
     """Return the codec of a VAE of diffusers."""
-    return TinyCodec(vae, fused) if _is_tiny(vae) else Codec(vae)
+    if _is_tiny(vae):
+        return TinyCodec(vae, fused)
+    return FrameCodec(vae) if plain_type(vae).__name__ == "AutoencoderKLQwenImage" else Codec(vae)
 
 
 def _is_tiny(vae: Any) -> bool:

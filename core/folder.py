@@ -156,12 +156,14 @@ def read_network(folder: pathlib.Path, kinds: Collection[str]) -> Network:
     return Network(config, kind, weight_files(folder))
 
 
-def read_vae(folder: pathlib.Path, shifted: bool = False) -> Network:
-    """Describe a VAE in its folder or in that of its model; raises ValueError for one that shifts its latents unless `shifted`."""
+def read_vae(folder: pathlib.Path, shifted: bool = False, kinds: Collection[str] = VAES) -> Network:
+    """Describe a VAE of one of `kinds` in its folder or in that of its model; raises ValueError for one that shifts its latents unless
+    `shifted`.
+    """
     inner = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (inner / "config.json").is_file():
         raise FileNotFoundError(f"Expected a VAE in {inner}, but found none. Give a VAE folder or file.")
-    network = read_network(inner, VAES)
+    network = read_network(inner, kinds)
     for name in ("shift_factor", "latents_mean"):
         if network.config.get(name) and not shifted:
             raise ValueError(

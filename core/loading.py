@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from .checks import check_choice
 from .denoiser import PREDICTIONS
 from .device import pick_device, pick_dtype, with_memory
 from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
-from .folder import Network, described_by, read_folder, read_vae
+from .folder import VAES, Network, described_by, read_folder, read_vae
 from .pipeline import Pipeline
 from .schedules import scaled_linear_alphas_cumprod, zero_terminal_snr
 from .text import LanguageEncoder, TextEncoder
@@ -37,15 +37,21 @@ ARCHITECTURES = {
     "UNet2DConditionModel": "diffusers",
     "AutoencoderKL": "diffusers",
     "AutoencoderTiny": "diffusers",
+    "AutoencoderKLQwenImage": "diffusers",
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
     "T5EncoderModel": "transformers",
     "Gemma2Model": "transformers",
     "Qwen3Model": "transformers",
+    "Qwen2_5_VLTextModel": "transformers",
     **dict.fromkeys(FAMILIES, "diffusers"),
 }
-# Language models with a head, of which the part below it is the text encoder.
-HEADLESS = {"Gemma2ForCausalLM": "Gemma2Model", "Qwen3ForCausalLM": "Qwen3Model"}
+# Language models with a head or eyes, of which the part between is the text encoder.
+HEADLESS = {
+    "Gemma2ForCausalLM": "Gemma2Model",
+    "Qwen3ForCausalLM": "Qwen3Model",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2_5_VLTextModel",
+}
 SD_SCALING, SDXL_SCALING = 0.18215, 0.13025
 PathLike = str | pathlib.Path
 
@@ -127,7 +133,7 @@ def _placed(tensor: Tensor, empty: Tensor, device: torch.device, dtype: torch.dt
 
 
 # What stands before the names of a text encoder's weights in the files of one version of transformers and not of another.
-PREFIXES = ("text_model.", "model.")
+PREFIXES = ("text_model.", "model.", "model.language_model.", "language_model.")
 # Weights that are one in two places, of which files hold one.
 TIED = {"encoder.embed_tokens.weight": "shared.weight", "shared.weight": "encoder.embed_tokens.weight"}
 
@@ -271,6 +277,11 @@ class Parts:
                     f"Expected a UNet that is conditioned by text alone, but got one with `{name}` {config[name]!r} (an upscaler, "
                     "unCLIP, Kandinsky ...). Load an SD1.5, SD2.x or SDXL model."
                 )
+        if config.get("use_additional_t_cond"):
+            raise ValueError(
+                "Expected a Qwen-Image that is conditioned by text alone, but got one with `use_additional_t_cond` (layered). "
+                "Load Qwen-Image."
+            )
         if config.get("addition_embed_type") not in (None, "text_time"):
             raise ValueError(
                 f"Expected a UNet of SD1.5, SD2.x or SDXL, but got one with `addition_embed_type` {config['addition_embed_type']!r}. "
@@ -343,10 +354,13 @@ def _folder_parts(source: PathLike, vae: PathLike | None) -> Parts:
     }
     texts = {network: (*family.readings, *full[network]) for network, family in FAMILIES.items()}
     found = read_folder(folder, network_folder, scheduler_folder, texts)
-    shifted = found.network.kind in FAMILIES
+    family = FAMILIES.get(found.network.kind)
+    vaes = VAES if family is None else family.vaes
     return Parts(
         network=_part(found.network),
-        vae=_vae_part(pathlib.Path(vae).expanduser() if vae else found.path / "vae", SD_SCALING, shifted),
+        vae=_vae_part(
+            pathlib.Path(vae).expanduser() if vae else found.path / "vae", SD_SCALING, family is not None, vaes
+        ),
         text=[_part(network) for network in found.text],
         tokenizers=[str(tokenizer) for tokenizer in found.tokenizers],
         pad_ids=[None for _ in found.text],
@@ -357,13 +371,14 @@ def _folder_parts(source: PathLike, vae: PathLike | None) -> Parts:
 
 
 def _part(network: Network) -> Part:
-    return Part(network.config, HEADLESS.get(network.kind, network.kind), network.files)
+    config = network.config.get("text_config") or network.config
+    return Part(config, HEADLESS.get(network.kind, network.kind), network.files)
 
 
-def _vae_part(path: pathlib.Path, scaling_factor: float, shifted: bool = False) -> Part:
+def _vae_part(path: pathlib.Path, scaling_factor: float, shifted: bool = False, kinds: Collection[str] = VAES) -> Part:
     """Describe a VAE in a folder, a diffusers or original file, or TAESD's pair of files; a file does not hold its scale."""
     if path.is_dir() or not _is_file(path):
-        return _part(read_vae(path, shifted))
+        return _part(read_vae(path, shifted, kinds))
     weights = Weights(path)
     if match := re.match(r"(.*)(encoder|decoder)(.*\.safetensors)$", path.name):
         if "0.weight" in weights.names or "1.weight" in weights.names:

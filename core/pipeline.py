@@ -53,7 +53,9 @@ class Pipeline:
     @property
     def downscale(self) -> int:
         """Pixels per latent cell, along one side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        config = self.vae.config
+        # A VAE of videos lists its halvings, the others the levels between them.
+        return int(2 ** (len(getattr(config, "temperal_downsample", None) or config.block_out_channels[1:])))
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str], size: tuple[int, int] = (1024, 1024)) -> Conditioning:
@@ -150,7 +152,7 @@ class Pipeline:
     def _normalisation(self) -> tuple[float, float]:
         """Return (shift, scale): the model's latents are (the VAE's - shift) * scale."""
         config = self.vae.config
-        return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
+        return getattr(config, "shift_factor", None) or 0.0, getattr(config, "scaling_factor", 1.0)
 
     def _in_parts(self, run: Callable[[Tensor], Tensor], batch: Tensor, pixels: int, verb: str) -> Tensor:
         what = f"{verb} images of {pixels / 1e6:.2g} million pixels"

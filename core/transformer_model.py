@@ -1,4 +1,4 @@
-"""The library's `Denoiser` over the flow transformers of diffusers: SD3, Flux, Lumina2 and Z-Image.
+"""The library's `Denoiser` over the flow transformers of diffusers: SD3, Flux, Lumina2, Z-Image and Qwen-Image.
 
 A `Family` holds all that differs between them: what the network is asked, the sign of its answer, and how its text is encoded.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .denoiser import Conditioning
 from .diffusers_model import Encoded, NetworkDenoiser
+from .folder import VAES
 from .schedules import FlowLevels
 from .text import Reading
 
@@ -31,7 +32,7 @@ class Family:
 
     `patch` is the side of a token in latent cells: odd sizes are padded to it. `channels` are those of the latents.
     `readings` say how each text encoder that is not CLIP is read, by its class; `conditioning` makes one row of what all give
-    for one prompt. `penultimate` takes CLIP's layer before the last.
+    for one prompt. `penultimate` takes CLIP's layer before the last. `vaes` are the classes of its VAE.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Family:
     patch: Callable[[Mapping[str, Any]], int] = lambda config: int(config.get("patch_size", 2))
     channels: Callable[[Mapping[str, Any]], int] = lambda config: int(config.get("in_channels", 16))
     penultimate: bool = False
+    vaes: Sequence[str] = VAES
 
 
 class TransformerDenoiser(NetworkDenoiser):
@@ -118,6 +120,14 @@ def _flux(network: Any, x: Tensor, sigma: Tensor, given: Mapping[str, Any]) -> T
     return _unpacked(output, height)
 
 
+def _qwen(network: Any, x: Tensor, sigma: Tensor, given: Mapping[str, Any]) -> Tensor:
+    height, width = x.shape[-2] // 2, x.shape[-1] // 2
+    output: Tensor = network(
+        _packed(x), given["context"], given["mask"], sigma.to(x.dtype), [[(1, height, width)]] * len(x), return_dict=False
+    )[0]  # fmt: skip
+    return _unpacked(output, height)
+
+
 def _packed(x: Tensor) -> Tensor:
     return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 
@@ -150,6 +160,11 @@ def _sd3_text(parts: Sequence[Encoded], config: Any) -> Conditioning:
     return Conditioning(torch.cat([F.pad(context, (0, width - context.shape[-1])), last], 1), pooled)
 
 
+# As Qwen-Image was trained: the template's first 34 tokens are left out.
+DESCRIBE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
+    "objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
 T5_SD3 = Reading(-1, tokens=256, padded=True)
 # By the class of the transformer in a folder.
 FAMILIES = {
@@ -164,5 +179,9 @@ FAMILIES = {
     "FluxTransformer2DModel": Family(
         "Flux", _flux, _flux_text, {"T5EncoderModel": Reading(-1, tokens=512, padded=True)},
         patch=lambda config: 2, channels=lambda config: config["in_channels"] // 4,
+    ),
+    "QwenImageTransformer2DModel": Family(
+        "Qwen-Image", _qwen, _one_text, {"Qwen2_5_VLTextModel": Reading(-1, tokens=1024, template=DESCRIBE, dropped=34)},
+        channels=lambda config: config["in_channels"] // 4, vaes=("AutoencoderKLQwenImage",),
     ),
 }  # fmt: skip

@@ -159,7 +159,6 @@ class TestWeightFiles:
 
 
 PIPELINES = {
-    "QwenImagePipeline": "QwenImageTransformer2DModel",
     "Flux2Pipeline": "Flux2Transformer2DModel",
     "ChromaPipeline": "ChromaTransformer2DModel",
     "AuraFlowPipeline": "AuraFlowTransformer2DModel",

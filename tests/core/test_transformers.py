@@ -149,12 +149,35 @@ def flux(guidance: bool = True) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def qwen_image() -> dict[str, Any]:
+    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": len(WORDS) + 3, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+        "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    network = QwenImageTransformer2DModel(
+        in_channels=64, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    vae = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    return {
+        "transformer": network, "tokenizer": words_tokenizer(), "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "text_encoder": Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eyes)),
+        "vae": vae,
+    }  # fmt: skip
+
+
 PIPELINES: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "lumina2": ("Lumina2Pipeline", lumina),
     "z-image": ("ZImagePipeline", z_image),
     "sd3": ("StableDiffusion3Pipeline", sd3),
     "flux dev": ("FluxPipeline", flux),
     "flux schnell": ("FluxPipeline", lambda: flux(guidance=False)),
+    "qwen-image": ("QwenImagePipeline", qwen_image),
 }
 
 
@@ -192,6 +215,9 @@ def own_prompt(theirs: Any, prompt: str) -> Tensor:
         return embeddings[0][mask[0].bool()]
     if kind == "ZImagePipeline":
         return theirs.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)[0][0]
+    if kind == "QwenImagePipeline":
+        embeddings, mask = theirs._get_qwen_prompt_embeds(prompt, "cpu")
+        return embeddings[0][mask[0].bool()]
     more = {"prompt_3": None, "do_classifier_free_guidance": False} if kind == "StableDiffusion3Pipeline" else {}
     return theirs.encode_prompt(prompt, prompt_2=None, device="cpu", **more)[0][0]
 
@@ -221,6 +247,9 @@ def test_a_sampling_is_that_of_diffusers(folders: Any, pipes: Any, name: str) ->
         given["guidance_scale"] = 0.0
     if name.startswith("flux"):
         given |= {"latents": theirs._pack_latents(noise, 1, 16, 8, 8), "guidance_scale": 3.5}
+    if name == "qwen-image":
+        given |= {"latents": theirs._pack_latents(noise, 1, 16, 8, 8), "true_cfg_scale": 1.0}
+        del given["guidance_scale"]
     theirs.set_progress_bar_config(disable=True)
     wanted = theirs(height=64, width=64, num_inference_steps=3, output_type="pt", **given).images
     sigmas = theirs.scheduler.sigmas
@@ -278,9 +307,17 @@ def test_odd_sizes_are_padded(pipes: Any) -> None:
 def test_latents_have_the_shift_of_the_vae(pipes: Any, folders: Any) -> None:
     image = torch.rand(1, 64, 48, 3, generator=torch.Generator().manual_seed(0))
     for name, pipe in pipes.items():
+        vae, x = folders[name][1].vae, image.movedim(-1, 1) * 2 - 1
         with torch.no_grad():
-            code = folders[name][1].vae.encode(image.movedim(-1, 1) * 2 - 1).latent_dist.mode()
-        torch.testing.assert_close(pipe.encode_image(image), (code - 0.1159) * 0.3611, atol=1e-5, rtol=1e-5)
+            if name == "qwen-image":
+                code = vae.encode(x[:, :, None]).latent_dist.mode()[:, :, 0]
+                mean, deviation = (
+                    torch.tensor(each)[:, None, None] for each in (vae.config.latents_mean, vae.config.latents_std)
+                )
+                wanted = (code - mean) / deviation
+            else:
+                wanted = (vae.encode(x).latent_dist.mode() - 0.1159) * 0.3611
+        torch.testing.assert_close(pipe.encode_image(image), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_clip_as_the_text_encoder_of_a_lumina_model(tmp_path: pathlib.Path) -> None:
@@ -294,6 +331,12 @@ def test_clip_as_the_text_encoder_of_a_lumina_model(tmp_path: pathlib.Path) -> N
     assert cond.context.shape == (2, 77, 64)
     assert torch.equal(cond.context, slipstream.load("pocket", "cpu").encode_text(PROMPTS).context)
     assert torch.isfinite(pipe.model(torch.zeros(2, 16, 8, 8), torch.tensor([1.0, 0.1]), cond)).all()
+
+
+def test_the_template_of_qwen_image_is_dropped_but_for_its_end(pipes: Any) -> None:
+    conds = [pipes["qwen-image"].encode_text([text]).context for text in ("a", "a red circle", "a red square")]
+    assert conds[1].shape[1] - conds[0].shape[1] == 2
+    assert not torch.allclose(conds[1], conds[2])
 
 
 def test_sd3_without_t5(folders: Any, tmp_path: pathlib.Path) -> None:
@@ -363,6 +406,19 @@ class TestBadInput:
     def test_extra_channels(self, folder: pathlib.Path) -> None:
         self.change(folder / "transformer" / "config.json", in_channels=32, out_channels=16)
         self.refused(folder, "as many channels in as out, but got 32")
+
+    def test_a_vae_of_videos_belongs_to_one_family(self, folder: pathlib.Path, folders: Any) -> None:
+        self.refused(
+            folder,
+            "AutoencoderKL or AutoencoderTiny in .* but got AutoencoderKLQwenImage",
+            vae=folders["qwen-image"][0] / "vae",
+        )
+        self.refused(folders["qwen-image"][0], "AutoencoderKLQwenImage in .* but got AutoencoderKL", vae=folder / "vae")
+
+    def test_a_layered_qwen_image(self, folders: Any, tmp_path: pathlib.Path) -> None:
+        path = shutil.copytree(folders["qwen-image"][0], tmp_path / "layered")
+        self.change(path / "transformer" / "config.json", use_additional_t_cond=True)
+        self.refused(path, "`use_additional_t_cond`")
 
     def test_without_the_list_of_transformers_it_is_no_folder(self, folder: pathlib.Path) -> None:
         with pytest.raises(ValueError, match="a Lumina2Pipeline with a"):
