@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from _common import ROOT  # noqa: F401  makes `slipstream` importable from a checkout
 from slipstream.core.codec import Codec, TinyCodec
-from slipstream.core.fused import FusedUnet, Prepared
+from slipstream.core.fused import FusedUnet, Prepared, read_diffusers
 from stream_gpu import SD, SDXL
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -116,7 +116,7 @@ def unet_row(name: str, config: dict[str, Any], device: str, rows: int = 1) -> R
     condition: dict[str, Any] = {"encoder_hidden_states": context}
     if config.get("addition_embed_type"):
         condition["added_cond_kwargs"] = added
-    fused = FusedUnet(unet)
+    fused = FusedUnet(read_diffusers(unet))
     with torch.inference_mode():
         tensors = Prepared(fused, time, **condition).tensors()
     label = f"{name}, {rows} row{'s' * (rows > 1)}"

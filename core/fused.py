@@ -11,7 +11,8 @@ three matrices may be summed in another order. Relative differences stay below 1
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,37 +66,140 @@ class Watch:
         return False
 
 
-class FusedUnet(nn.Module):
-    """A UNet2DConditionModel of the usual blocks as one function of what changes from frame to frame.
+# How heads attend: (q (B, heads, T, d), k, v (B, heads, S, d), bias or None) -> (B, T, heads, d) or (B, T, heads * d)
+Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+Size = tuple[int, int] | None
 
-    `joined` are the weights of q, k and v of each self-attention in one matrix: the only copies, `extra_bytes` large.
+
+@dataclass(eq=False)
+class Resnet:
+    """A residual block: its layers, and the projection of the time."""
+
+    norm1: Any
+    conv1: Any
+    norm2: Any
+    conv2: Any
+    shortcut: Any  # None where the input is added as it is
+    project: Any
+
+
+@dataclass(eq=False)
+class Heads:
+    """An attention layer; `joined` has the weights of q, k and v in one matrix, None where they are not plain tensors."""
+
+    owner: Any
+    to_out: Any
+    heads: int
+    attend: Attend
+    joined: Tensor | None = None
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [self.owner.to_q.weight, self.owner.to_k.weight, self.owner.to_v.weight]
+
+
+@dataclass(eq=False)
+class Layer:
+    """A transformer layer: self-attention, cross-attention, and a gated feed-forward of two parts."""
+
+    norm1: Any
+    attn1: Heads
+    norm2: Any
+    attn2: Heads
+    norm3: Any
+    ff: tuple[Any, Any]
+
+
+@dataclass(eq=False)
+class Transformer:
+    """Transformer layers over the cells of an image."""
+
+    norm: Any
+    proj_in: Any
+    layers: list[Layer]
+    proj_out: Any
+    linear: bool  # whether the projections are linear layers, not convolutions
+
+
+@dataclass(eq=False)
+class Resample:
+    """What halves an image or doubles it: `call(x, size)`, of which `size` is None where that is exact."""
+
+    call: Callable[[Tensor, Size], Tensor]
+
+
+Step = Resnet | Transformer | Resample
+
+
+@dataclass(eq=False)
+class Parts:
+    """A UNet as lists of steps. What each list of `inputs` gives is kept for one of `outputs`, in reverse order.
+
+    `embed` maps the arguments of time (timestep, context, and whatever else there is) to the embedding that residual blocks project, the
+    activation included. `bypassed` are modules that are not called as a whole, so that hooks on them would have no effect; `same()`
+    tells whether anything else that the steps were read from is as it was. `watched` are (owner, name) of the layers that times, texts and
+    joined weights come from. `plain` tells whether a layer's weights are tensors that may be read at any time.
     """
 
-    def __init__(self, unet: Any) -> None:
-        """Raises ValueError with the part that no rule here knows."""
+    conv_in: Any
+    inputs: list[list[Step]]
+    middle: list[Step]
+    outputs: list[list[Step]]
+    out: Callable[[Tensor], Tensor]
+    embed: Callable[..., Tensor]
+    watched: list[tuple[Any, str]]
+    bypassed: list[Any]
+    same: Callable[[], bool] = lambda: True
+    plain: Callable[[Any], bool] = lambda layer: True
+
+    def steps(self) -> Iterator[Step]:
+        for steps in (*self.inputs, self.middle, *self.outputs):
+            yield from steps
+
+
+class FusedUnet(nn.Module):
+    """A UNet of the usual blocks as one function of what changes from frame to frame.
+
+    `extra_bytes` is the size of the only copies of weights, those of q, k and v of each self-attention in one matrix.
+    """
+
+    def __init__(self, parts: Parts) -> None:
         super().__init__()
-        refusal = unknown_part(unet)
-        if refusal:
-            raise ValueError(f"Expected a UNet of the usual blocks, but got {refusal}. It runs as it is.")
-        self.unet = unet
-        blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
-        self.resnets = [resnet for block in blocks for resnet in block.resnets]
-        self.attentions = [a for block in blocks for a in getattr(block, "attentions", ()) or ()]
-        layers = [layer for a in self.attentions for layer in a.transformer_blocks]
+        self.parts = parts
+        self.resnets = [step for step in parts.steps() if isinstance(step, Resnet)]
+        layers = [layer for step in parts.steps() if isinstance(step, Transformer) for layer in step.layers]
         self.selves, self.crosses = [layer.attn1 for layer in layers], [layer.attn2 for layer in layers]
         self.widths = [resnet.conv1.out_channels for resnet in self.resnets]
-        self.sizes = [attention.to_k.out_features for attention in self.crosses]
+        self.sizes = [attention.owner.to_k.out_features for attention in self.crosses]
+        self.folded = [parts.plain(resnet.conv1) for resnet in self.resnets]
         self.version = 0  # rises when weights have changed that times and texts were computed with
+        self._join()
+        watched = [(a.owner, name) for a in (*self.selves, *self.crosses) for name in ("to_q", "to_k", "to_v")]
+        self._watch = Watch([*watched, *parts.watched])
+
+    def _join(self) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self.joined = [torch.cat(weights_of(attention)) for attention in self.selves]
+            for attention in self.selves:
+                owner, joined = attention.owner, attention.joined
+                if not all(self.parts.plain(layer) for layer in (owner.to_q, owner.to_k, owner.to_v)):
+                    attention.joined = None
+                elif joined is None or (joined.device, joined.dtype) != (
+                    owner.to_q.weight.device,
+                    owner.to_q.weight.dtype,
+                ):
+                    attention.joined = torch.cat(attention.weights)
+                else:
+                    torch.cat(attention.weights, out=joined)
         self.made = mark(self.joined)  # the event after which another CUDA stream may read them
-        self._bypassed = [m for m in unet.modules() if plain_type(m).__name__ in BYPASSED]
-        self._processors = [attention.processor for attention in (*self.selves, *self.crosses)]
-        self._watch = Watch(
-            [(a, name) for a in (*self.selves, *self.crosses) for name in ("to_q", "to_k", "to_v")]
-            + [(resnet, name) for resnet in self.resnets for name in ("time_emb_proj", "conv1")]
-            + [(owner, name) for owner in _time_modules(unet) for name in ("linear_1", "linear_2")]
-        )  # fmt: skip
+
+    @property
+    def joined(self) -> list[Tensor]:
+        return [attention.joined for attention in self.selves if attention.joined is not None]
+
+    @property
+    def plain(self) -> bool:
+        """Whether all weights are tensors that stay where they are, so that a pass can be recorded."""
+        return len(self.joined) == len(self.selves) and all(self.folded)
 
     @property
     def extra_bytes(self) -> int:
@@ -104,40 +208,30 @@ class FusedUnet(nn.Module):
     @property
     def intact(self) -> bool:
         """Whether the network has the layers that it was read with (an adapter of PEFT replaces them), and no hooks or FreeU since."""
-        hooks = any(module._forward_hooks or module._forward_pre_hooks for module in self._bypassed)
-        attentions = zip((*self.selves, *self.crosses), self._processors)
-        return (
-            self._watch.intact and not hooks and not _freeu(self.unet) and all(a.processor is p for a, p in attentions)
-        )
+        hooks = any(module._forward_hooks or module._forward_pre_hooks for module in self.parts.bypassed)
+        return self._watch.intact and not hooks and self.parts.same()
 
     def refresh(self, force: bool = False) -> None:
         """Take over weights that have changed, into the same memory."""
         if force or self._watch.changed:
-            with torch.inference_mode(False), torch.no_grad():
-                for i, (joined, attention) in enumerate(zip(self.joined, self.selves)):
-                    weights = weights_of(attention)
-                    if (joined.device, joined.dtype) != (weights[0].device, weights[0].dtype):
-                        self.joined[i] = torch.cat(weights)
-                    else:
-                        torch.cat(weights, out=joined)
-            self.made = mark(self.joined)
+            self._join()
             self._watch.look()
             self.version += 1
 
-    def times(self, timestep: Tensor, context: Tensor, added: dict[str, Tensor] | None = None) -> Tensor:
-        """Return what time adds in each residual block (B, P, 1, 1), the bias of its first convolution included."""
-        unet = self.unet
-        emb = unet.time_embedding(unet.get_time_embed(sample=context, timestep=timestep))
-        extra = unet.get_aug_embed(emb=emb, encoder_hidden_states=context, added_cond_kwargs=added)
-        emb = F.silu(emb if extra is None else emb + extra)
-        found = [resnet.time_emb_proj(emb) + resnet.conv1.bias for resnet in self.resnets]
+    def times(self, timestep: Tensor, context: Tensor, *more: Any) -> Tensor:
+        """Return what time adds in each residual block (B, P, 1, 1), with the bias of its first convolution where that is folded in."""
+        emb = self.parts.embed(timestep, context, *more)
+        found = [
+            resnet.project(emb) + resnet.conv1.bias if folded else resnet.project(emb)
+            for resnet, folded in zip(self.resnets, self.folded)
+        ]
         return torch.cat(found, 1)[:, :, None, None]
 
     def texts(self, context: Tensor) -> Tensor:
         """Return keys and values of every cross-attention (B, K) for token embeddings (B, T, D)."""
         found = []
         for attention in self.crosses:
-            pair = torch.stack((attention.to_k(context), attention.to_v(context)), 1)
+            pair = torch.stack((attention.owner.to_k(context), attention.owner.to_v(context)), 1)
             found.append(rearrange(pair, "b two t (heads d) -> b (two heads t d)", heads=attention.heads))
         return torch.cat(found, 1)
 
@@ -145,29 +239,30 @@ class FusedUnet(nn.Module):
         """Return what a mask of tokens (B, T) adds to the scores, (B, 1, 1, T)."""
         return None if mask is None else ((1 - mask.to(dtype)) * -10000.0)[:, None, None]
 
-    def forward(self, sample: Tensor, times: Tensor, texts: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return the network's output for `sample` (B, C, H, W); the rest is what the methods above gave, a row each."""
-        unet, state = self.unet, _Walk(self, times, texts, bias)
-        x = unet.conv_in(sample)
+    def forward(
+        self, sample: Tensor, times: Tensor, texts: Tensor, bias: Tensor | None = None,
+        control: Callable[[Tensor, str], Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return the network's output for `sample` (B, C, H, W); the rest is what the methods above gave, a row each.
+
+        `control(h, place)` adds what a ControlNet gives after each "input", the "middle", and to each kept "output".
+        """
+        parts, walk = self.parts, _Walk(self, times, texts, bias)
+        control = control or _untouched
+        x = control(parts.conv_in(sample), "input")
         skips = [x]
-        for block in unet.down_blocks:
-            for i, resnet in enumerate(block.resnets):
-                x = state.block(block, i, resnet, x)
-                skips.append(x)
-            for downsampler in block.downsamplers or ():
-                x = downsampler(x)
-                skips.append(x)
-        x = state.resnet(unet.mid_block.resnets[0], x)
-        for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:]):
-            x = state.resnet(resnet, state.transformer(attention, x))
-        for block in unet.up_blocks:
-            for i, resnet in enumerate(block.resnets):
-                x = state.block(block, i, resnet, torch.cat((x, skips.pop()), 1))
-            for upsampler in block.upsamplers or ():
-                # Odd sides were rounded up on the way down.
-                height, width = skips[-1].shape[2:]
-                x = upsampler(x, None if (height, width) == (2 * x.shape[2], 2 * x.shape[3]) else (height, width))
-        return unet.conv_out(F.silu(unet.conv_norm_out(x)))  # type: ignore[no-any-return]
+        for steps in parts.inputs:
+            x = control(walk(steps, x, None), "input")
+            skips.append(x)
+        x = control(walk(parts.middle, x, None), "middle")
+        for steps in parts.outputs:
+            x = torch.cat((x, control(skips.pop(), "output")), 1)
+            x = walk(steps, x, skips[-1].shape[2:] if skips else None)
+        return parts.out(x)
+
+
+def _untouched(h: Tensor, place: str) -> Tensor:
+    return h
 
 
 class Prepared:
@@ -190,7 +285,8 @@ class Prepared:
         if self._tensors is None or self._version != fused.version:
             receive(fused.made, fused.joined)
             bias = fused.text_bias(self.mask, self.context.dtype)
-            self._tensors = fused.times(self.timestep, self.context, self.added), fused.texts(self.context), bias
+            times = fused.times(self.timestep, self.context, *([] if self.added is None else [self.added]))
+            self._tensors = times, fused.texts(self.context), bias
             self._version = fused.version
         return self._tensors
 
@@ -202,56 +298,118 @@ class _Walk:
         tokens = texts.shape[1] // (2 * sum(fused.sizes)) if fused.sizes else 0
         self.times: Iterator[Tensor] = iter(times.split(fused.widths, 1))
         self.texts: Iterator[Tensor] = iter(texts.split([2 * size * tokens for size in fused.sizes], 1))
-        self.joined, self.tokens, self.bias = iter(fused.joined), tokens, bias
+        self.folded, self.tokens, self.bias = iter(fused.folded), tokens, bias
 
-    def block(self, block: Any, i: int, resnet: Any, x: Tensor) -> Tensor:
-        x = self.resnet(resnet, x)
-        attentions = getattr(block, "attentions", None)
-        return self.transformer(attentions[i], x) if attentions is not None else x
+    def __call__(self, steps: list[Step], x: Tensor, size: Sequence[int] | None) -> Tensor:
+        """Return `x` after some steps; `size` is that of the latents that are joined next."""
+        for step in steps:
+            if isinstance(step, Resnet):
+                x = self.resnet(step, x)
+            elif isinstance(step, Transformer):
+                x = self.transformer(step, x)
+            else:
+                # Odd sides were rounded up on the way down.
+                exact = size is None or (size[0], size[1]) == (2 * x.shape[2], 2 * x.shape[3])
+                x = step.call(x, None if exact or size is None else (size[0], size[1]))
+        return x
 
-    def resnet(self, resnet: Any, x: Tensor) -> Tensor:
-        conv = resnet.conv1
-        h = F.conv2d(F.silu(resnet.norm1(x)), conv.weight, None, conv.stride, conv.padding) + next(self.times)
-        h = resnet.conv2(F.silu(resnet.norm2(h)))
-        return (x if resnet.conv_shortcut is None else resnet.conv_shortcut(x)) + h  # type: ignore[no-any-return]
+    def resnet(self, step: Resnet, x: Tensor) -> Tensor:
+        conv, h = step.conv1, F.silu(step.norm1(x))
+        h = F.conv2d(h, conv.weight, None, conv.stride, conv.padding) if next(self.folded) else conv(h)
+        h = step.conv2(F.silu(step.norm2(h + next(self.times))))
+        return (x if step.shortcut is None else step.shortcut(x)) + h  # type: ignore[no-any-return]
 
-    def transformer(self, module: Any, x: Tensor) -> Tensor:
+    def transformer(self, step: Transformer, x: Tensor) -> Tensor:
         # Tokens keep their rows and columns, (B, H, W, C): of latents in channels_last that is the memory as it lies.
-        h = module.norm(x)
-        if module.use_linear_projection:
-            h = module.proj_in(h.permute(0, 2, 3, 1))
-        else:
-            h = module.proj_in(h).permute(0, 2, 3, 1)
-        for layer in module.transformer_blocks:
+        h = step.norm(x)
+        h = step.proj_in(h.permute(0, 2, 3, 1)) if step.linear else step.proj_in(h).permute(0, 2, 3, 1)
+        for layer in step.layers:
             h = self.self_attention(layer.attn1, layer.norm1(h)) + h
             h = self.cross_attention(layer.attn2, layer.norm2(h)) + h
-            h = layer.ff.net[2](layer.ff.net[0](layer.norm3(h))) + h
-        if module.use_linear_projection:
-            return x + module.proj_out(h).permute(0, 3, 1, 2)
-        return x + module.proj_out(h.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+            h = layer.ff[1](layer.ff[0](layer.norm3(h))) + h
+        if step.linear:
+            return x + step.proj_out(h).permute(0, 3, 1, 2)
+        return x + step.proj_out(h.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
-    def self_attention(self, attention: Any, x: Tensor) -> Tensor:
-        parts = F.linear(x, next(self.joined)).view(len(x), -1, 3, attention.heads, x.shape[-1] // attention.heads)
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        return self.attend(attention, x, q, k, v, None)
+    def self_attention(self, attention: Heads, x: Tensor) -> Tensor:
+        shape = len(x), -1, attention.heads, x.shape[-1] // attention.heads
+        if attention.joined is not None:
+            parts = F.linear(x, attention.joined).view(*shape[:2], 3, *shape[2:])
+            q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            owner = attention.owner
+            q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (owner.to_q, owner.to_k, owner.to_v))
+        return attention.to_out(attention.attend(q, k, v, None).reshape(x.shape))  # type: ignore[no-any-return]
 
-    def cross_attention(self, attention: Any, x: Tensor) -> Tensor:
+    def cross_attention(self, attention: Heads, x: Tensor) -> Tensor:
         width = x.shape[-1] // attention.heads
-        q = attention.to_q(x).view(len(x), -1, attention.heads, width).transpose(1, 2)
+        q = attention.owner.to_q(x).view(len(x), -1, attention.heads, width).transpose(1, 2)
         k, v = next(self.texts).view(len(x), 2, attention.heads, self.tokens, width).unbind(1)
-        return self.attend(attention, x, q, k, v, self.bias)
-
-    def attend(self, attention: Any, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return attention.to_out[0](out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+        return attention.to_out(attention.attend(q, k, v, self.bias).reshape(x.shape))  # type: ignore[no-any-return]
 
 
-def weights_of(attention: Any) -> list[Tensor]:
-    return [attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """See `Attend`: PyTorch's scaled dot product."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 
-def _time_modules(unet: Any) -> list[nn.Module]:
-    return [unet.time_embedding, *([unet.add_embedding] if getattr(unet, "add_embedding", None) is not None else [])]
+# -- reading a network of diffusers
+
+
+def read_diffusers(unet: Any) -> Parts:
+    """Return the parts of a UNet2DConditionModel; raises ValueError with the part that no rule here knows."""
+    refusal = unknown_part(unet)
+    if refusal:
+        raise ValueError(f"Expected a UNet of the usual blocks, but got {refusal}. It runs as it is.")
+    inputs: list[list[Step]] = []
+    outputs: list[list[Step]] = []
+    for block in unet.down_blocks:
+        inputs += [_pair(block, i) for i in range(len(block.resnets))]
+        inputs += [[Resample(lambda x, size, m=m: m(x))] for m in block.downsamplers or ()]  # type: ignore[misc]
+    middle: list[Step] = [_resnet(unet.mid_block.resnets[0])]
+    for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:]):
+        middle += [_transformer(attention), _resnet(resnet)]
+    for block in unet.up_blocks:
+        outputs += [_pair(block, i) for i in range(len(block.resnets))]
+        outputs[-1] += [Resample(m) for m in block.upsamplers or ()]
+    attentions = [m for m in unet.modules() if plain_type(m).__name__ == "Attention"]
+    processors = [attention.processor for attention in attentions]
+    resnets = [m for m in unet.modules() if plain_type(m).__name__ == "ResnetBlock2D"]
+    times = [unet.time_embedding, *([unet.add_embedding] if getattr(unet, "add_embedding", None) is not None else [])]
+
+    def embed(timestep: Tensor, context: Tensor, added: dict[str, Tensor] | None = None) -> Tensor:
+        emb = unet.time_embedding(unet.get_time_embed(sample=context, timestep=timestep))
+        extra = unet.get_aug_embed(emb=emb, encoder_hidden_states=context, added_cond_kwargs=added)
+        return F.silu(emb if extra is None else emb + extra)
+
+    return Parts(
+        unet.conv_in, inputs, middle, outputs, lambda x: unet.conv_out(F.silu(unet.conv_norm_out(x))), embed,
+        watched=[(r, name) for r in resnets for name in ("time_emb_proj", "conv1")]
+        + [(owner, name) for owner in times for name in ("linear_1", "linear_2")],
+        bypassed=[m for m in unet.modules() if plain_type(m).__name__ in BYPASSED],
+        same=lambda: not _freeu(unet) and all(a.processor is p for a, p in zip(attentions, processors)),
+    )  # fmt: skip
+
+
+def _pair(block: Any, i: int) -> list[Step]:
+    attentions = getattr(block, "attentions", None)
+    return [_resnet(block.resnets[i]), *([_transformer(attentions[i])] if attentions is not None else [])]
+
+
+def _resnet(m: Any) -> Resnet:
+    return Resnet(m.norm1, m.conv1, m.norm2, m.conv2, m.conv_shortcut, m.time_emb_proj)
+
+
+def _transformer(m: Any) -> Transformer:
+    layers = [
+        Layer(b.norm1, _heads(b.attn1), b.norm2, _heads(b.attn2), b.norm3, (b.ff.net[0], b.ff.net[2]))
+        for b in m.transformer_blocks
+    ]
+    return Transformer(m.norm, m.proj_in, layers, m.proj_out, bool(m.use_linear_projection))
+
+
+def _heads(m: Any) -> Heads:
+    return Heads(m, m.to_out[0], m.heads, attend)
 
 
 DOWN, MID, UP = (
@@ -362,5 +520,5 @@ def fused_unet(unet: Any) -> FusedUnet | None:
     if found is None or not found.intact:
         if unknown_part(unet):
             return None
-        _shared[id(unet)] = found = FusedUnet(unet)
+        _shared[id(unet)] = found = FusedUnet(read_diffusers(unet))
     return found

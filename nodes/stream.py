@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.denoiser import Conditioning
+from ..core.graphs import ACCELERATIONS
 from ..core.identity import Identity
 from ..core.progress import Reporter
 from ..core.tensors import check_image, image_to_pixels, unchecked_pixels
@@ -20,6 +21,7 @@ from ..stream.clip import FRAMES, RATE, ball_clip
 from ..stream.config import GUIDANCE, RENOISE
 from ..stream.curves import Curve, read_curve, value_at
 from ..stream.guidance import BLENDS
+from ..stream.lanes import FULL, PRIORITIES, width_of
 from ..stream.similarity import select
 from ..stream.stability import join_rows
 from .unused import Unused
@@ -95,8 +97,12 @@ FILTER_RULES = (
 )
 
 
+def _steps(v: Any) -> int:
+    return int(v.steps if v.sigmas is None else (v.sigmas > 0).sum())
+
+
 def _one_step(v: Any) -> bool:
-    return (v.steps if v.sigmas is None else int((v.sigmas > 0).sum())) == 1
+    return _steps(v) == 1
 
 
 class SharingDenoiser:
@@ -493,7 +499,17 @@ class StreamFrames:
         *GUIDANCE_RULES,
         Unused("renoise", _one_step, "with one step: it acts between steps. Use 2 `steps` or more."),
         Unused("cross_frame", _one_step, "with one step: only one frame is in flight. Use 2 `steps` or more."),
-        Unused("feedback motion cross_frame", lambda v: len(v.frames) == 1, "on one frame. Connect a clip."),
+        Unused("feedback motion cross_frame priority", lambda v: len(v.frames) == 1, "on one frame. Connect a clip."),
+        Unused(
+            "priority",
+            lambda v: v.priority == "throughput" and len(v.frames) > 1 and _steps(v) >= FULL,
+            "with four steps or more, which fill a call by themselves. Choose latency.",
+        ),
+        Unused(
+            "acceleration",
+            lambda v: v.cross_frame and v.acceleration != "none",
+            "with `cross_frame`. Turn one of them off.",
+        ),
         *FILTER_RULES,
     )
 
@@ -560,6 +576,20 @@ class StreamFrames:
                     "Strength by frame in place of strength: 0: 0.3, 24: 0.8 rises evenly over the first 24 frames and stays.",
                     advanced=True,
                 ),
+                "acceleration": choice(
+                    ACCELERATIONS,
+                    "none",
+                    "graph: record the network once and replay it (CUDA). compile: compile it before, up to a minute the first time, "
+                    "kept for later. For SD and SDXL without patches inside the network and without ControlNet.",
+                    advanced=True,
+                ),
+                "priority": choice(
+                    PRIORITIES,
+                    "latency",
+                    "throughput: frames share a network call, up to four rows: faster on a large GPU, same images, more memory. "
+                    "latency: each frame by itself, as in a live stream.",
+                    advanced=True,
+                ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
@@ -574,7 +604,8 @@ class StreamFrames:
         guidance: str, guidance_scale: float, seed: int, sigmas: Tensor | None = None, delta: float = 1.0,
         renoise: str = "fixed", consistency: bool = False, feedback: float = 0.0, motion: float = 0.0,
         cross_frame: bool = False, similarity: float = 1.0, max_skip: int = 10, blocks: int = 8, filter_seed: int = 0,
-        on_interrupt: str = DISCARD, strength_curve: str = "", unique_id: Any = None,
+        on_interrupt: str = DISCARD, strength_curve: str = "", acceleration: str = "none", priority: str = "latency",
+        unique_id: Any = None,
     ) -> tuple[Tensor, str]:  # fmt: skip
         curve = read_curve("strength_curve", strength_curve) if sigmas is None else []
         for _, value in curve:
@@ -582,14 +613,27 @@ class StreamFrames:
         config = StreamConfig(
             strength=(value_at(curve, 0) if curve else strength) if sigmas is None else None, steps=steps, sigmas=sigmas, guidance=guidance,
             cfg_scale=guidance_scale, delta=delta, renoise=renoise, seed=seed, consistency=consistency,
-            feedback=feedback, motion=motion, cross_frame=cross_frame,
+            feedback=feedback, motion=motion, cross_frame=cross_frame, static_rows=acceleration != "none",
         )  # fmt: skip
+        config = config.changed(frame_group=self._group(priority, config, curve))
         chooser = SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks) if similarity < 1 else None
-        run = StreamRun(vae, frames, config, chooser, on_interrupt == KEEP, curve)
+        run = StreamRun(vae, frames, config, chooser, on_interrupt == KEEP, curve, acceleration)
         found = run(model, positive, negative)
         if run.interrupted:
             INTERRUPTED[str(unique_id)] = INTERRUPTED.get(str(unique_id), 0) + 1
         return found
+
+    def _group(self, priority: str, config: StreamConfig, curve: Curve) -> int:
+        from .host.warnings import warn
+
+        width = width_of(priority, config)
+        moves = width.group > 1 and len({value for _, value in curve}) > 1
+        reason = (
+            "`strength_curve` gives each frame its own strength, so frames go one by one" if moves else width.reason
+        )
+        if reason:
+            warn("Stream Frames", f"`priority` throughput has no effect: {reason}. Choose latency.")
+        return 1 if moves else width.group
 
 
 class StreamRun:
@@ -599,15 +643,11 @@ class StreamRun:
     """
 
     def __init__(
-        self,
-        vae: Any,
-        frames: Tensor,
-        config: StreamConfig,
-        chooser: SimilarityFilter | None,
-        keep: bool,
-        curve: Curve = (),
-    ) -> None:
-        self.vae, self.config, self.chooser, self.keep, self.curve = vae, config, chooser, keep, curve
+        self, vae: Any, frames: Tensor, config: StreamConfig, chooser: SimilarityFilter | None, keep: bool, curve: Curve = (),
+        acceleration: str = "none",
+    ) -> None:  # fmt: skip
+        self.vae, self.config, self.chooser, self.keep = vae, config, chooser, keep
+        self.curve, self.acceleration = curve, acceleration
         check_image(frames, finite=False)
         self.frames = frames if frames.ndim == 4 else frames[None]
         if not len(self.frames):
@@ -630,7 +670,7 @@ class StreamRun:
         samples = self._encode()
         # What acts around the network may ask for the negative prompt though the guidance does not.
         guided = {"negative": negative} if self.config.guided or acts_on(model) else {}
-        rows = self.config.stages * (2 if self.config.guidance == "full" else 1) + 1
+        rows = (self.config.stages * (2 if self.config.guidance == "full" else 1) + 1) * self.config.frame_group
         model = without_step_cache(model, "Stream Frames")
         warn_of_patches("Stream Frames", model, self.config.guidance, frames=True)
         finished = run_on_model(
@@ -660,14 +700,13 @@ class StreamRun:
         import comfy.model_management
 
         begun = time.perf_counter()
-        denoiser: Any = SharingDenoiser(session.denoiser) if self.config.cross_frame else session.denoiser
+        denoiser: Any = self._network(session)
         positive, negative = session.conds["positive"], session.conds.get("negative")
         self._warn_of_repeats(positive, negative)
         batch = StreamBatch(denoiser, positive.at(0), None if negative is None else negative.at(0), self.config)
         latents = session.process_in(samples)
-        report = Reporter(
-            len(latents) + self.config.stages - 1, session.callback(len(latents) + self.config.stages - 1)
-        )
+        total = len(latents) + self.config.stages - 1 + (len(latents) % self.config.frame_group > 0)
+        report = Reporter(total, session.callback(total))
         finished: list[StreamFrame] = []
         try:
             for i, row in enumerate(latents.split(1)):
@@ -690,6 +729,18 @@ class StreamRun:
         self.passes, self.calls, self.rows = batch.passes, denoiser.calls, denoiser.rows
         self.seconds["denoise"] = time.perf_counter() - begun
         return [(frame, session.process_out(frame.latents)) for frame in finished]
+
+    def _network(self, session: Session) -> Any:
+        """Return the denoiser of a run: fused and accelerated where nothing works inside the network."""
+        from .host.warnings import warn
+
+        def forgone(reason: str) -> None:
+            warn("Stream Frames", f"`acceleration` has no effect: {reason.rstrip('.')}. The network runs as it is.")
+
+        if self.config.cross_frame:
+            return SharingDenoiser(session.denoiser)
+        session.denoiser.fuse(self.acceleration, self.config.rows, forgone)
+        return session.denoiser
 
     def _warn_of_repeats(self, *conds: Any) -> None:
         from .host.warnings import warn

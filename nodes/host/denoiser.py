@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from ...core.guidance import denoise_many
 from ...core.identity import Identity
 from ...core.schedules import TRAIN_STEPS, DiscreteLevels, FlowLevels, Levels
 from .descent import Descent
+from .fused import FusedNetwork
 from .guidance import Group, acts, asks_itself
 from .identity import entries_of, model_identity
 
@@ -246,6 +248,7 @@ class HostDenoiser:
         self.sigma_min, self.sigma_max = self.levels.sigma_min, self.levels.sigma_max
         self.latent_channels = int(model.latent_format.latent_channels)
         self._labels: list[tuple[int, Any]] = []
+        self.fused: FusedNetwork | None = None
         self._adopt(model_options)
 
     def adopt(self, model_options: dict[str, Any]) -> None:
@@ -263,10 +266,22 @@ class HostDenoiser:
         extension.add_wrapper_with_key(
             extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._network_call, self.options, is_model_options=True
         )
+        # What may change a prompt on its way to the network.
+        wrapped = extension.get_all_wrappers(extension.WrappersMP.APPLY_MODEL, model_options, is_model_options=True)
+        self._alone = not wrapped and self.options.get("model_function_wrapper") is None
+        if self.fused is not None:
+            extension.add_wrapper_with_key(
+                extension.WrappersMP.DIFFUSION_MODEL, WRAPPER_KEY, self.fused, self.options, is_model_options=True
+            )
         users = self.options.get("model_function_wrapper")
         self.options["model_function_wrapper"] = lambda apply, given: self._labelled_call(users, apply, given)
         ranges = acting_ranges(self.options.get("transformer_options", {}))
         self._ranges = [(a, b) for a, b in ranges if a < self.sigma_max or b > self.sigma_min]
+
+    def fuse(self, acceleration: str = "none", rows: int = 1, tell: Callable[[str], None] = lambda text: None) -> None:
+        """Let the network run in its fused form where it can, recorded or compiled as `acceleration` says; see `FusedNetwork`."""
+        self.fused = FusedNetwork(self.model.diffusion_model, acceleration, rows, tell)
+        self._adopt(self.model_options)
 
     @functools.cached_property
     def identity(self) -> Identity:
@@ -366,8 +381,14 @@ class HostDenoiser:
         self.descent.at(sigma, entries)
         self._labels = labels(items) if len(entries) == 1 else []
         there = x.to(self.device), sigma.to(self.device)
+        bound = (
+            nullcontext()
+            if self.fused is None or not self._alone or len(entries) > 1
+            else self.fused.bound(sigma, items)
+        )
         try:
-            return comfy.samplers.calc_cond_batch(self.model, [entries], *there, self.options)[0].to(x.device)
+            with bound:
+                return comfy.samplers.calc_cond_batch(self.model, [entries], *there, self.options)[0].to(x.device)
         except (RuntimeError, ValueError, AssertionError) as error:
             refuse_shape(self.model, x, entries, error)
             raise

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from slipstream.core import Conditioning, DiffusersDenoiser
-from slipstream.core.fused import FusedUnet, Prepared, fused_unet, unknown_part
+from slipstream.core.fused import FusedUnet, Prepared, fused_unet, read_diffusers, unknown_part
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.stream import StreamBatch, StreamConfig
 from slipstream_tests.core.checkpoints import UNETS, make_unet
@@ -46,10 +46,10 @@ def test_it_gives_what_the_network_gives(kind: str, masked: bool, side: tuple[in
     for layout in (torch.contiguous_format, torch.channels_last):
         unet, x = unet.to(memory_format=layout), x.contiguous(memory_format=layout)
         plain = unet(x, TIME, **given, return_dict=False)[0]
-        fused = FusedUnet(unet)
+        fused = FusedUnet(read_diffusers(unet))
         found = fused(x, *Prepared(fused, TIME, **given).tensors())
         torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
-    assert fused.extra_bytes == sum(3 * a.to_q.weight.nbytes for a in fused.selves)
+    assert fused.extra_bytes == sum(3 * a.owner.to_q.weight.nbytes for a in fused.selves)
 
 
 class Count(TorchDispatchMode):
@@ -254,12 +254,12 @@ def test_what_no_rule_knows_runs_as_it_is(setting: str, value: Any) -> None:
     assert unknown_part(unet)
     assert fused_unet(unet) is None
     with pytest.raises(ValueError, match="Expected a UNet of the usual blocks, but got"):
-        FusedUnet(unet)
+        FusedUnet(read_diffusers(unet))
 
 
 def test_it_compiles_as_one_graph() -> None:
     unet = network("sdxl")
-    fused = FusedUnet(unet)
+    fused = FusedUnet(read_diffusers(unet))
     with torch.no_grad():
         tensors, x = Prepared(fused, TIME, **arguments(unet)).tensors(), torch.randn(3, 4, 8, 8)
         compiled = torch.compile(fused, backend="eager", fullgraph=True, dynamic=False)

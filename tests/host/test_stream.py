@@ -151,6 +151,19 @@ def test_odd_sizes_come_back_as_they_went_in(host) -> None:
     assert pictures(host.run(graph)).shape == (3, 52, 75, 3)
 
 
+def test_frames_that_share_a_call_are_the_same_and_an_acceleration_without_effect_says_why(host) -> None:
+    graph = base()
+    socket = loaded(host, graph, clip(5))
+    add_stream(graph, socket, steps=1, guidance="none", guidance_scale=1.0)
+    plain = host.run(graph)
+    graph["s"]["inputs"].update(priority="throughput", acceleration="graph")
+    shared = host.run(graph)
+    assert np.abs(pictures(shared).astype(int) - pictures(plain)).max() <= 1
+    assert "5 passes, 5 network calls" in text_of(plain)
+    assert "2 passes, 2 network calls" in text_of(shared)
+    assert "`acceleration` has no effect: CUDA graphs need a CUDA device. Choose compile, or none." in text_of(shared)
+
+
 OPTIONS = ({"cross_frame": True}, {"feedback": 0.5}, {"motion": 1.0}, {"renoise": "ddim"}, {"delta": 0.5})
 
 
