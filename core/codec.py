@@ -39,7 +39,7 @@ class Codec:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return float32 pixels (B, 3, H, W) about [0, 1], not clamped, of the VAE's latents (B, C, h, w)."""
-        return (self.vae.decode(latents).sample.float() + 1) / 2  # type: ignore[no-any-return]
+        return (self.vae.decode(latents).sample.float() + 1) / 2
 
 
 class TinyCodec(Codec):
@@ -120,7 +120,8 @@ def _is_tiny(vae: Any) -> bool:
         return False
     usual = (nn.ReLU, nn.Conv2d, nn.Upsample, nn.Sequential, nn.Identity)
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in vae.modules())
-    inner = (module for part in (vae.encoder, vae.decoder) for module in part.layers.modules())
+    parts: list[Any] = [vae.encoder, vae.decoder]
+    inner = (module for part in parts for module in part.layers.modules())
     return not hooked and all(isinstance(m, usual) or plain_type(m).__name__ == "AutoencoderTinyBlock" for m in inner)
 
 
@@ -142,9 +143,9 @@ def _conv_relu_cudnn(x: Tensor, conv: Any, other: Tensor | None) -> Tensor:
 def _conv_relu_onednn(x: Tensor, conv: Any, other: Tensor | None) -> Tensor:
     given = x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
     if other is None:
-        return torch.ops.mkldnn._convolution_pointwise(*given, "relu", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._convolution_pointwise(*given, "relu", [], "")
     x, *rest = given
-    return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *rest, "add", 1.0, "relu", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *rest, "add", 1.0, "relu", [], "")
 
 
 @functools.cache

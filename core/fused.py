@@ -317,7 +317,7 @@ class _Walk:
         conv, h = step.conv1, F.silu(step.norm1(x))
         h = F.conv2d(h, conv.weight, None, conv.stride, conv.padding) if next(self.folded) else conv(h)
         h = step.conv2(F.silu(step.norm2(h + next(self.times))))
-        return (x if step.shortcut is None else step.shortcut(x)) + h  # type: ignore[no-any-return]
+        return (x if step.shortcut is None else step.shortcut(x)) + h
 
     def transformer(self, step: Transformer, x: Tensor) -> Tensor:
         # Tokens keep their rows and columns, (B, H, W, C): of latents in channels_last that is the memory as it lies.
@@ -329,7 +329,7 @@ class _Walk:
             h = layer.ff[1](layer.ff[0](layer.norm3(h))) + h
         if step.linear:
             return x + step.proj_out(h).permute(0, 3, 1, 2)
-        return x + step.proj_out(h.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+        return x + step.proj_out(h.permute(0, 3, 1, 2))
 
     def self_attention(self, attention: Heads, x: Tensor) -> Tensor:
         shape = len(x), -1, attention.heads, x.shape[-1] // attention.heads
@@ -339,13 +339,13 @@ class _Walk:
         else:
             owner = attention.owner
             q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (owner.to_q, owner.to_k, owner.to_v))
-        return attention.to_out(attention.attend(q, k, v, None).reshape(x.shape))  # type: ignore[no-any-return]
+        return attention.to_out(attention.attend(q, k, v, None).reshape(x.shape))
 
     def cross_attention(self, attention: Heads, x: Tensor) -> Tensor:
         width = x.shape[-1] // attention.heads
         q = attention.owner.to_q(x).view(len(x), -1, attention.heads, width).transpose(1, 2)
         k, v = next(self.texts).view(len(x), 2, attention.heads, self.tokens, width).unbind(1)
-        return attention.to_out(attention.attend(q, k, v, self.bias).reshape(x.shape))  # type: ignore[no-any-return]
+        return attention.to_out(attention.attend(q, k, v, self.bias).reshape(x.shape))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
