@@ -15,7 +15,7 @@ from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
 from ..core.unused import Unused
 from ..cow.canvas import GREY, Canvas, image_background, noise_background, padded, paste_back, place, plain_background
-from ..cow.config import CowConfig
+from ..cow.config import STARTS, CowConfig
 from ..cow.photos import PHOTOS
 from ..cow.sampling import CowResult, generate
 from .options import (
@@ -44,6 +44,7 @@ def _cfg_scale(v: Any) -> float:
 
 UNUSED = (
     Unused("negative", lambda v: _cfg_scale(v) == v.inversion_cfg == 1, "at --cfg 1 and --inversion-cfg 1. Raise one of them."),
+    Unused("preserve", lambda v: v.follow > 0, "with --follow. Leave one of them out."),
     Unused("softness", lambda v: v.no_paste, "with --no-paste. Leave one of them out."),
 )  # fmt: skip
 
@@ -94,6 +95,12 @@ def _add_run(group: Any) -> None:
     group.add_argument("--low", type=number(), default=default.low, help="the cycles' range in shares of training time")
     group.add_argument("--high", type=number(), default=default.high, help="its upper end (default %(default)s)")
     group.add_argument("--preserve", type=number(), default=default.preserve, help="0 free, 1 subject's latents exact")
+    group.add_argument(
+        "--follow", type=number(), default=default.follow, help="0 keep the pixels ... 1 follow the text"
+    )
+    group.add_argument(
+        "--start", choices=STARTS, default=default.start, help="what the scene starts as (default %(default)s)"
+    )
     add_seed(group)
     group.add_argument("--no-paste", action="store_true", help="leave the subject as the model returns it")
     group.add_argument(
@@ -114,7 +121,7 @@ def run_cow(args: argparse.Namespace) -> int:
     photo, keep = _subject(args.image, args.mask, args.invert_mask)
     config = CowConfig(
         steps=args.steps, cfg_scale=_cfg_scale(args), inversion_cfg=args.inversion_cfg, cycles=args.cycles, low=args.low,
-        high=args.high, preserve=args.preserve,
+        high=args.high, preserve=args.preserve, follow=args.follow, start=args.start,
     )  # fmt: skip
     background = _background(args.background, *size_of(args, (512, 512)), args.seed)
     canvas = place(photo, keep, background, args.scale, args.x, args.y)

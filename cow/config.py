@@ -11,6 +11,7 @@ from ..core.checks import check_choice, check_integer, check_range, check_sigmas
 from ..core.schedules import SCHEDULES, Levels, nearest_step, sigma_at
 
 UNITS = ("time", "sigma")
+STARTS = ("noise", "canvas")
 TOP = 0.9
 
 
@@ -22,7 +23,8 @@ class CowConfig:
         steps, schedule: the levels of the run, unless `generate` is given `sigmas`.
         cfg_scale: guidance of the cycles and the final phase.
         inversion_cfg: guidance of the inversion. The published 7.5 drifts on real photos; 1 costs half.
-        cycles: how often the canvas is disturbed and reconstructed. 1 leaves the background visible, 3 to 10 suffice.
+        cycles: how often the scene is disturbed and reconstructed. From "noise" 1 suffices; from "canvas" 1 leaves the background
+            visible, and 3 to 10 suffice.
         low, high: the cycles run between these levels. As "time", fractions of the training time (0 clean, 1 pure noise):
             0.4 to 0.6 is what the published 0.5 to 0.7 of the steps comes to once every latent carries the level the
             sampler believes in. As "sigma", noise levels of the model itself.
@@ -32,13 +34,17 @@ class CowConfig:
             follows the prompt from there on). The published code puts it back once, at 0.2.
         noise_limit: the subject's inverted noise is scaled back to this root mean square per channel where it is stronger.
         repel: weight of the optional `suppress` and `enhance` conditionings.
+        start: "noise": the scene comes down from the top of the levels around the subject, then cycles. "canvas": it starts as the
+            inverted canvas at `low`, as published, and keeps something of the canvas's background.
+        follow: the dial between the pixels kept (0) and the text followed (1): the share of the levels up to `high` in which the
+            subject is let go in the last descent. Above 0 it takes the place of `preserve`.
     """
 
     steps: int = 20
     schedule: str = "leading"
     cfg_scale: float = 7.5
-    inversion_cfg: float = 1.5
-    cycles: int = 10
+    inversion_cfg: float = 1.0
+    cycles: int = 1
     low: float = 0.4
     high: float = 0.6
     unit: str = "time"
@@ -47,6 +53,8 @@ class CowConfig:
     preserve: float = 1.0
     noise_limit: float = 1.0
     repel: float = 1.0
+    start: str = "noise"
+    follow: float = 0.0
 
     def __post_init__(self) -> None:
         check_integer("steps", self.steps, 1, 1000)
@@ -65,13 +73,16 @@ class CowConfig:
         check_range("preserve", self.preserve, 0, 1)
         check_range("noise_limit", self.noise_limit, 0.01, 1000)
         check_range("repel", self.repel, 0, 100)
+        check_choice("start", self.start, STARTS)
+        check_range("follow", self.follow, 0, 1)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The levels of a run, counted from the clean end: levels[0] = 0, levels[high] is where the cycles start.
 
-    `low` < `high` bound the cycles; the subject is put back in the final phase at each level down to `stop` <= `low`.
+    `low` < `high` bound the cycles; the subject is put back in the last descent at each level down to `stop` <= `high`. The scene
+    starts at `top`, `low` or the last level.
     """
 
     levels: tuple[float, ...]
@@ -79,11 +90,17 @@ class Plan:
     high: int
     stop: int
     cycles: int
+    top: int
 
     @property
     def total(self) -> int:
         """Denoising steps of a whole run, inversion included."""
-        return self.high + self.cycles * (self.high - self.low) + self.low
+        return self.inverted + self.top - self.low + self.cycles * (self.high - self.low) + self.low
+
+    @property
+    def inverted(self) -> int:
+        """How far up the canvas is inverted: the highest levels of a scene that starts as noise take the noise of the level below."""
+        return self.high if self.top == self.low else max(1, self.high - 1)
 
     def threshold(self, step: int) -> float:
         """Return the mask value from which a cell is put back at `step`: low at high noise, nearly 1 at the last.
@@ -91,7 +108,7 @@ class Plan:
         So a soft mask holds a cell for its share of the levels (as arXiv 2306.00950 does), and what is put back always
         carries exactly the noise level of its surroundings: mixing two noisy latents linearly would lower it.
         """
-        return (self.high - step + 0.5) / (self.high - self.stop + 1)
+        return (max(0, self.high - step) + 0.5) / (self.high - self.stop + 1)
 
 
 def make_plan(config: CowConfig, levels: Levels, sigmas: Tensor) -> Plan:
@@ -108,8 +125,9 @@ def make_plan(config: CowConfig, levels: Levels, sigmas: Tensor) -> Plan:
     if low >= high:
         raise _empty_range(config, levels, sigmas)
     _check_top(config, levels, float(sigmas[len(sigmas) - 1 - high]))
-    stop = low - round(config.preserve * low)
-    return Plan(tuple(sigmas.flip(0).tolist()), low, high, stop, config.cycles)
+    stop = round(config.follow * high) if config.follow > 0 else low - round(config.preserve * low)
+    top = len(sigmas) - 1 if config.start == "noise" else low
+    return Plan(tuple(sigmas.flip(0).tolist()), low, high, stop, config.cycles, top)
 
 
 def _range(config: CowConfig, levels: Levels) -> tuple[float, float]:

@@ -17,7 +17,10 @@ from .config import CowConfig, Plan
 
 @dataclass(frozen=True)
 class Subject:
-    """What is kept: the canvas's latents at every level of the plan, and how firmly each cell is held (B, 1, H, W)."""
+    """What is kept: the canvas's latents at every level of the plan, and how firmly each cell is held (B, 1, H, W).
+
+    Below the plan's `stop` nothing is put back.
+    """
 
     latents: list[Tensor]
     keep: Tensor
@@ -68,6 +71,18 @@ def make_repel(
     return Repel(model, cond, uncond, config.cfg_scale, keep, config.repel, suppress, enhance)
 
 
+def down(
+    denoise: Denoise, x: Tensor, subject: Subject, levels: Tensor, steps: range, space: NoiseSpace, eta: float, noise: NoiseSource,
+    report: Reporter, phase: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return `x` below the last of the descending `steps` and the last denoised estimate, the subject put back after each step."""
+    for step in steps:
+        x, denoised = descend(denoise, x, levels, step, space, eta, noise)
+        x = subject.put_back(x, step - 1)
+        report(phase, levels[step - 1], denoised)
+    return x, denoised
+
+
 def cycle(
     denoise: Denoise, x: Tensor, subject: Subject, levels: Tensor, space: NoiseSpace, eta: float, noise: NoiseSource,
     report: Reporter, phase: str,
@@ -80,11 +95,7 @@ def cycle(
     plan = subject.plan
     x = space.renoise(x, levels[plan.low], levels[plan.high], noise(x))
     x = subject.put_back(x, plan.high)
-    for step in range(plan.high, plan.low, -1):
-        x, denoised = descend(denoise, x, levels, step, space, eta, noise)
-        x = subject.put_back(x, step - 1)
-        report(phase, levels[step - 1], denoised)
-    return x, denoised
+    return down(denoise, x, subject, levels, range(plan.high, plan.low, -1), space, eta, noise, report, phase)
 
 
 def descend(

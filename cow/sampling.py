@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..core.cache import INVERSIONS
 from ..core.checks import check_finite, check_latents
-from ..core.denoiser import Cond, Denoiser
+from ..core.denoiser import Cond, Denoiser, NoiseSpace
 from ..core.guidance import CFG, Denoise, own_guidance
 from ..core.identity import has_identity, identify
 from ..core.masks import as_mask, over
@@ -18,7 +18,7 @@ from ..core.noise import NoiseSource
 from ..core.progress import Callback, Reporter
 from ..core.schedules import make_sigmas
 from .config import CowConfig, Plan, as_levels, make_plan
-from .cycle import Subject, cycle, descend, make_repel
+from .cycle import Subject, cycle, descend, down, make_repel
 from .invert import invert, limit_noise
 
 
@@ -60,26 +60,41 @@ def generate(
     levels, space = as_levels(plan.levels, canvas_latents), model.space
     whole = bool((keep >= plan.threshold(plan.stop)).all())
     # All kept: whatever is sampled above the last replacement would be overwritten there, so start at that level.
-    top, start = (plan.stop, plan.stop) if whole else (plan.high, plan.low)
+    top, start = (plan.stop, plan.stop) if whole else (plan.inverted, plan.low)
     report = Reporter(2 * plan.stop if whole else plan.total, callback)
 
     path = _inversion(model, cond, uncond, config.inversion_cfg, canvas_latents, levels[: top + 1], report)
-    subject = Subject(limit_noise(path, keep, levels, space, config.noise_limit), keep, plan)
+    kept = limit_noise(path, keep, levels, space, config.noise_limit)
+    last = Subject(kept if whole else lifted(kept, levels, space), keep, plan)
+    # Until the last descent the subject informs its surroundings down to `low`.
+    subject = replace(last, plan=replace(plan, stop=min(plan.stop, plan.low)))
 
     free = denoise or CFG(model, cond, uncond, config.cfg_scale)
     repelled = config.repel > 0 and (suppress is not None or enhance is not None)
     guided = make_repel(model, cond, uncond, config, keep, suppress, enhance) if repelled else free
-    x, estimates = subject.latents[start], []
+    x, estimates = last.latents[start], []
+    if not whole and config.start == "noise":
+        fresh = noise.fork("cow start")
+        x = subject.put_back(space.add_noise(canvas_latents, fresh(canvas_latents), levels[plan.top]), plan.top)
+        steps = range(plan.top, plan.low, -1)
+        x, _ = down(guided, x, subject, levels, steps, space, config.eta, fresh, report, "start")
     for index in [] if whole else range(config.cycles):
-        fresh = noise.fork(f"cow cycle {index}")
-        x, denoised = cycle(guided, x, subject, levels, space, config.eta, fresh, report, f"cycle {index + 1}")
+        fresh, held = noise.fork(f"cow cycle {index}"), last if index == config.cycles - 1 else subject
+        x, denoised = cycle(guided, x, held, levels, space, config.eta, fresh, report, f"cycle {index + 1}")
         estimates.append(denoised)
 
     for step in range(start, 0, -1):
         x, denoised = descend(free, x, levels, step, space, config.final_eta, noise.fork(f"cow final {step}"))
-        x = subject.put_back(x, step - 1) if step > plan.stop else x
+        x = last.put_back(x, step - 1) if step > plan.stop else x
         report("sample", levels[step - 1], denoised)
     return CowResult(x, estimates)
+
+
+def lifted(path: list[Tensor], levels: Tensor, space: NoiseSpace) -> list[Tensor]:
+    """Return inverted latents at all `levels`: above those of `path` the last noise goes on."""
+    known = len(path) - 1
+    noise = space.noise_of(path[known], path[0], levels[known])
+    return [*path, *(space.add_noise(path[0], noise, level) for level in levels[known + 1 :])]
 
 
 def _inversion(

@@ -14,6 +14,7 @@ from ..core.noise import SeededNoise
 from ..core.progress import Callback, Step
 from ..cow import CowConfig, generate
 from ..cow.canvas import GREY, image_background, noise_background, parse_colour, paste_mask, place, plain_background
+from ..cow.config import STARTS
 from ..cow.photos import PHOTOS
 from .canvas import STORED_TIP, canvas, check_canvas, drawn_mask, shown
 from .unused import Unused
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 CATEGORY = "slipstream/subject"
 BACKGROUNDS = ["colour", "noise", "picture"]
 UNITS = {"training time": "time", "noise level": "sigma"}
+# The dial: share of the levels of the last descent in which the subject is let go.
+FOLLOW = {"keep the pixels": 0.0, "mostly pixels": 0.25, "between": 0.5, "mostly text": 0.75, "follow the text": 1.0}
 
 
 class ExamplePhoto:
@@ -204,6 +207,11 @@ class CowSampler:
             lambda v: v.suppress is None and v.enhance is None,
             "without `suppress` or `enhance`. Connect a prompt.",
         ),
+        Unused(
+            "preserve",
+            lambda v: FOLLOW[v.follow] > 0,
+            "unless `follow` keeps the pixels. Leave it at 1.",
+        ),
     )
 
     @classmethod
@@ -221,7 +229,7 @@ class CowSampler:
                     d.cycles,
                     1,
                     1000,
-                    "How often the canvas is disturbed and reconstructed. 3 to 10 suffice; 1 leaves the background visible.",
+                    "How often the scene is disturbed and reconstructed. 1 suffices from noise, 3 to 10 from the canvas.",
                 ),
                 "preserve": number(
                     d.preserve,
@@ -285,6 +293,17 @@ class CowSampler:
                     "CONDITIONING",
                     {"tooltip": "The background is pushed towards this. Costs one more row in the cycles."},
                 ),
+                "follow": choice(
+                    FOLLOW,
+                    "keep the pixels",
+                    "The dial: from the subject's pixels kept to the end, to a subject that follows the text as its scene does.",
+                ),
+                "start": choice(
+                    STARTS,
+                    "noise",
+                    "noise: the scene comes down around the subject, then cycles; nothing of the canvas's background is left. "
+                    "canvas: it starts as the inverted canvas, as published, and keeps something of it; needs more cycles.",
+                ),
             },
         }
 
@@ -300,13 +319,14 @@ class CowSampler:
     def make(
         self, keep: Tensor, cycles: int, preserve: float, low: float, high: float, range_unit: str, inversion_cfg: float,
         eta: float, final_eta: float, noise_limit: float, repel: float, suppress: Any = None, enhance: Any = None,
+        follow: str = "keep the pixels", start: str = "canvas",
     ) -> tuple[Any]:  # fmt: skip
         from .host.sampling import make_sampler
         from .host.warnings import warn
 
         config = CowConfig(
             inversion_cfg=inversion_cfg, cycles=cycles, low=low, high=high, unit=UNITS[range_unit], eta=eta,
-            final_eta=final_eta, preserve=preserve, noise_limit=noise_limit, repel=repel,
+            final_eta=final_eta, preserve=preserve, noise_limit=noise_limit, repel=repel, follow=FOLLOW[follow], start=start,
         )  # fmt: skip
         if bool((clean(keep) == 1).all()):
             warn(

@@ -34,6 +34,7 @@ CASES: list[tuple[str, str, str]] = [
     ("cow", "--cfg 1 --inversion-cfg 1 --negative y", "--negative"),
     ("cow", "--model pocket-lcm --inversion-cfg 1 --negative y", "--negative"),
     ("cow", "--no-paste --softness 5", "--softness"),
+    ("cow", "--follow 0.5 --preserve 0.3", "--preserve"),
     *(
         ("edit", f"--only-preview {option}", option.split()[0])
         for option in (
@@ -124,7 +125,7 @@ CASES: list[tuple[str, str, str]] = [
 # The other options: each counts in every state, or is one of `cli.options.add_without_effect`.
 MODEL = "model vae device dtype"
 ALWAYS = {
-    "cow": f"image mask invert_mask prompt out strip size scale x y background steps cfg_scale inversion_cfg cycles low high preserve "
+    "cow": f"image mask invert_mask prompt out strip size scale x y background steps cfg_scale inversion_cfg cycles low high follow start "
     f"seed no_paste {MODEL}",
     "demo": f"out scenes size seed {MODEL}",
     "edit": "image preview only_preview move paste appearance drag",
@@ -180,7 +181,7 @@ def test_an_option_without_effect_is_named(command: str, options: str, name: str
         ("stream", "--acceleration compile --priority 2"),
         ("stream", "--priority throughput"),
         ("cow", "--negative y --softness 5"),
-        ("cow", "--model pocket-lcm --negative y"),
+        ("cow", "--model pocket-lcm --inversion-cfg 1.5 --negative y"),
         ("edit", f"{APPEARANCE} --hold-fill 0.77"),
         ("edit", "--mode fine --negative y --energy 0.3 --memory row --hold-object 0.9 --hold-fill 0.9"),
         ("edit", "--only-preview --out o.png"),

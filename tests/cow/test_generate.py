@@ -16,10 +16,11 @@ from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.cow import CowConfig, generate
 from slipstream.cow.config import make_plan
 from slipstream.cow.invert import invert, limit_noise
+from slipstream.cow.sampling import lifted
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from slipstream_tests.noisy_masks import NOISY, noisy
 
-TEN = CowConfig(steps=10, cycles=3)
+TEN = CowConfig(steps=10, cycles=3, start="canvas", inversion_cfg=1.5)
 
 
 def canvas(rows: int = 1, height: int = 8, width: int = 12) -> torch.Tensor:
@@ -164,7 +165,7 @@ def test_noise_of_a_subject_that_inverts_badly_is_limited_to_its_level():
 def test_the_subject_is_at_every_network_call_at_its_own_level(space):
     """What the network sees inside the mask is the inversion's latent of that very level, after every replacement."""
     model = Watch(std=0.8, space=space)
-    config = CowConfig(steps=10, cycles=2, preserve=1.0, noise_limit=1000)
+    config = CowConfig(steps=10, cycles=2, preserve=1.0, noise_limit=1000, start="canvas")
     result = run(model, config=config)
     plan = make_plan(config, model.levels, make_sigmas("leading", model.levels, 10))
     levels = torch.tensor(plan.levels)
@@ -245,7 +246,7 @@ def test_a_soft_mask_holds_a_cell_for_its_share_of_the_levels():
     """Cells of 0, 0.1 ... 1 side by side: the higher the value, the lower the level down to which the cell is put back."""
     model = Watch(std=0.8)
     values = torch.linspace(0, 1, 11)
-    config = CowConfig(steps=20, cycles=1, preserve=1.0, cfg_scale=1, inversion_cfg=1, noise_limit=1000)
+    config = CowConfig(steps=20, cycles=1, preserve=1.0, cfg_scale=1, inversion_cfg=1, noise_limit=1000, start="canvas")
     run(model, canvas(1, 1, 11), values[None, None], config)
     plan = make_plan(config, model.levels, make_sigmas("leading", model.levels, 20))
     path = {level: x for level, x in model.seen[: plan.high]}
@@ -295,7 +296,7 @@ def test_inputs_are_not_changed():
 def test_cost_in_network_rows(inversion_cfg, cfg_scale):
     """invert K, cycles C (K - R), final R calls; two rows a call where guidance acts. n = 10: K = 7, R = 5."""
     model = GaussianDenoiser()
-    config = CowConfig(steps=10, cycles=10, inversion_cfg=inversion_cfg, cfg_scale=cfg_scale)
+    config = CowConfig(steps=10, cycles=10, inversion_cfg=inversion_cfg, cfg_scale=cfg_scale, start="canvas")
     run(model, canvas(2), config=config)
     assert model.calls == 7 + 10 * 2 + 5
     pair = {True: 2, False: 1}
@@ -332,7 +333,12 @@ def test_another_seed_or_more_cycles_do_not_invert_again(inversions):
     assert model.calls == 3 * 2 + 5
     assert torch.equal(first.latents, again.latents)
     assert [s.index for s in seen] == list(range(8, 19))  # the progress bar jumps over what was found
-    run(model, latents, config=CowConfig(steps=10, cycles=5, eta=0.5, preserve=0.2), seed=9)
+    run(
+        model,
+        latents,
+        config=CowConfig(steps=10, cycles=5, eta=0.5, preserve=0.2, inversion_cfg=1.5, start="canvas"),
+        seed=9,
+    )
     assert model.calls == 3 * 2 + 5 + 5 * 2 + 5
     assert len(inversions) == 1
 
@@ -516,3 +522,56 @@ def test_reused_calls_are_not_made_and_the_subject_stays(space):
     assert calls["reuse"] < 0.8 * calls["plain"]
     torch.testing.assert_close(found["reuse"][..., 2:5, 3:9], found["plain"][..., 2:5, 3:9], atol=0.05, rtol=0)
     assert 0 < (found["reuse"] - found["plain"]).pow(2).mean().sqrt() < 0.3 * found["plain"].std()
+
+
+# The scene that starts as noise, and the dial
+
+
+@pytest.mark.parametrize("space", [VE, FLOW])
+def test_from_noise_the_subject_is_at_every_network_call_at_its_own_level(space):
+    """Above the inversion its last noise goes on; below, what the network sees is the inversion's latent of that very level."""
+    model = Watch(std=0.8, space=space)
+    config = CowConfig(steps=10, noise_limit=1000)
+    result = run(model, config=config)
+    plan = make_plan(config, model.levels, make_sigmas("leading", model.levels, 10))
+    levels = torch.tensor(plan.levels)
+    assert plan.inverted == plan.high - 1
+    assert plan.top == 10
+    calls = model.seen[plan.inverted :]
+    guided = CFG(model, constant_cond(0.3), constant_cond(0.0), config.inversion_cfg)
+    path = lifted(invert(guided, canvas(), levels[: plan.high], space, Reporter(plan.high)), levels, space)
+    kept = corner()[0] == 1
+    assert len(calls) == plan.total - plan.inverted
+    for sigma, x in calls:
+        step = int((levels - sigma).abs().argmin())
+        torch.testing.assert_close(x[:1][..., kept], path[step][..., kept], atol=1e-4, rtol=1e-4)
+    assert torch.equal(result.latents[..., kept], canvas()[..., kept])
+
+
+def test_at_the_default_a_run_costs_at_most_one_and_a_half_plain_ones():
+    model = GaussianDenoiser()
+    run(model, config=CowConfig())
+    assert model.rows <= 1.5 * 2 * CowConfig().steps
+
+
+@pytest.mark.parametrize("space", [VE, FLOW])
+@pytest.mark.parametrize("start", ["noise", "canvas"])
+def test_the_dial_lets_the_subject_go_step_by_step(space, start):
+    kept = corner()[0] == 1
+    errors = []
+    for follow in (0.0, 0.25, 0.5, 0.75, 1.0):
+        config = CowConfig(steps=20, follow=follow, start=start, cfg_scale=2.0)
+        result = run(GaussianDenoiser(std=0.8, space=space), config=config)
+        errors.append(float((result.latents - canvas())[..., kept].square().mean().sqrt()))
+    assert errors[0] == 0
+    assert errors == sorted(errors)
+    assert len(set(errors)) == 5
+
+
+def test_follow_takes_the_place_of_preserve():
+    free, held = (run(config=CowConfig(steps=20, follow=0.5, preserve=p)).latents for p in (0.0, 1.0))
+    assert torch.equal(free, held)
+    with pytest.raises(ValueError, match="`follow` between 0 and 1"):
+        CowConfig(follow=1.5)
+    with pytest.raises(ValueError, match="`start` to be"):
+        CowConfig(start="grey")
