@@ -41,7 +41,7 @@ from slipstream.core.tensors import composite
 from slipstream.cow import CowConfig, generate
 from slipstream_tools.pocket import flow_scenes as flow
 from slipstream_tools.pocket.checker import labels, load_checker, predict
-from slipstream_tools.pocket.scenes import caption, coverage, render, sample_scene
+from slipstream_tools.pocket.scenes import COLOURS, Scene, caption, coverage, render, sample_scene
 from torch import Tensor
 
 Run = Callable[[NoiseSource], Tensor]
@@ -72,7 +72,9 @@ def others(denoise: Denoise, canvas: Tensor, keep: Tensor, levels: Levels, space
     }
 
 
-def measure_fields(count: int, seeds: int, names: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+def measure_fields(
+    count: int, seeds: int, names: Sequence[str] | None = None, first: int = 0
+) -> dict[str, dict[str, float]]:
     """Return the measures of each method on exact Gaussian fields."""
     bed, cond = Bed.make(count), Conditioning(torch.zeros(1, 1, 1))
     runs = others(CFG(bed.model, cond), bed.canvas, bed.keep, bed.model.levels, bed.model.space)
@@ -82,7 +84,7 @@ def measure_fields(count: int, seeds: int, names: Sequence[str] | None = None) -
     found = {"the fields themselves": {"calls": 0.0, **bed.metrics(bed.truth)}}
     for name in names or runs:
         bed.model.calls = 0
-        rows = [bed.metrics(runs[name](SeededNoise(seed))) for seed in range(seeds)]
+        rows = [bed.metrics(runs[name](SeededNoise(seed))) for seed in range(first, first + seeds)]
         found[name] = {"calls": bed.model.calls / seeds, **{k: float(np.mean([r[k] for r in rows])) for k in rows[0]}}
     return found
 
@@ -103,8 +105,11 @@ class Kept:
         return composite(torch.full_like(self.truth, 0.5), self.truth, self.masks)
 
 
-def kept(model: str, count: int) -> Kept:
-    """Return scenes of a bundled model's own world: pocket's with a second object that the text asks for, pocket-flow's with one."""
+def kept(model: str, count: int, contradicted: bool = False) -> Kept:
+    """Return scenes of a bundled model's own world: pocket's with a second object that the text asks for, pocket-flow's with one.
+
+    `contradicted`: the text gives the kept object the next colour of the palette that is not in the scene.
+    """
     pipe, rng = slipstream.load(model), np.random.default_rng(1234)
     if model == "pocket-flow":
         atlas, scenes = flow.make_atlas(), flow.sample_scenes(count, rng, pairs=0.0)
@@ -124,11 +129,20 @@ def kept(model: str, count: int) -> Kept:
         ((render(part) + 1) / 2).movedim(1, -1) for part in (drawn, [replace(s, items=s.items[1:]) for s in drawn])
     )
     masks = torch.stack([coverage(scene.items[0], 128) for scene in drawn])
-    return Kept(pipe, truth, empty, masks, [caption(scene) for scene in drawn], labels(drawn))
+    told = [with_other_colour(scene) for scene in drawn] if contradicted else drawn
+    return Kept(pipe, truth, empty, masks, [caption(scene) for scene in told], labels(told))
+
+
+def with_other_colour(scene: Scene) -> Scene:
+    first, second = scene.items
+    after = COLOURS.index(first.colour)
+    order = [*COLOURS[after + 1 :], *COLOURS[:after]]
+    colour = next(c for c in order if c not in (scene.background, second.colour))
+    return replace(scene, items=(replace(first, colour=colour), second))
 
 
 def measure_scenes(
-    scenes: Kept, out: pathlib.Path, configs: dict[str, dict] | None = None
+    scenes: Kept, out: pathlib.Path, configs: dict[str, dict] | None = None, only: Sequence[str] = ()
 ) -> dict[str, dict[str, float]]:
     """Return the measures of each method (or of `configs` of COW alone) on a bundled model; saves a few images side by side."""
     pipe, model, count = scenes.pipe, scenes.pipe.model, len(scenes.truth)
@@ -139,12 +153,23 @@ def measure_scenes(
         config = CowConfig(steps=STEPS, cfg_scale=3.0, **changes)
         runs[name] = lambda n, c=config: generate(model, latents, scenes.masks, cond, uncond, c, n).latents
     checker = load_checker()
-    found, shown = {"the scenes themselves": read(checker, scenes, scenes.truth, 0)}, {"canvas": scenes.canvas}
+    found = {} if configs else {"the scenes themselves": read(checker, scenes, scenes.truth, 0)}
+    shown = {"canvas": scenes.canvas}
     for name, run in runs.items():
+        if only and name not in only:
+            continue
         model.rows = 0
         INVERSIONS.clear()  # each method pays for its own
-        image = pipe.decode(run(SeededNoise(0))).float()
+        result = run(SeededNoise(0))
+        image = pipe.decode(result).float()
         found[name] = read(checker, scenes, image, model.rows / count)
+        if configs:
+            whole = torch.nn.functional.interpolate(scenes.masks[:, None], latents.shape[-2:], mode="area") > 0.99
+            inside = whole.expand_as(latents)
+            change = (result - latents)[inside].square().mean().sqrt() / latents[inside].std()
+            own = predict(checker, image.movedim(-1, 1) * 2 - 1)["colour"]
+            asked = 100 * float((own == (scenes.wanted or {"colour": own})["colour"]).float().mean())
+            found[name] |= {"subject's latents changed %": 100 * float(change), "subject as the text says %": asked}
         shown[name] = image if configs else composite(image, scenes.truth, scenes.masks)
         print(f"  {name}: {found[name]}", flush=True)
     rows = [side_by_side([images[i : i + 1] for images in shown.values()]) for i in range(min(4, count))]
@@ -185,24 +210,26 @@ def growth(scenes: Kept, image: Tensor) -> float:
 
 
 def dial_chart(found: dict[str, dict[str, float]], path: pathlib.Path) -> pathlib.Path:
-    """Draw subject error and caption accuracy over the five settings; returns the SVG file."""
-    rows = list(found.values())[1:]
-    error = [255 * 10 ** (-r["kept PSNR"] / 20) for r in rows]
-    accuracy = [(r["background %"] + r["other colour %"] + r["other shape %"]) / 3 for r in rows]
-    most = max(error) * 1.1
+    """Draw the subject's change and what follows the text over the five settings, in percent; returns the SVG file."""
+    rows = list(found.values())
+    change = [r["subject's latents changed %"] for r in rows]
+    around = [(r["background %"] + r["other colour %"] + r["other shape %"]) / 3 for r in rows]
+    asked = [r["subject as the text says %"] for r in rows]
+    most = max(100.0, *change)
     lines = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 520 300" font-family="sans-serif" font-size="13">',
-        '<rect width="520" height="300" fill="white"/><path d="M60 20V240H470" fill="none" stroke="#888"/>',
+        '<rect width="520" height="300" fill="white"/><path d="M60 60V240H470" fill="none" stroke="#888"/>',
     ]
-    for values, high, colour, name in (
-        (error, most, "#c33", f"error of the subject, 0 to {most:.0f} of 255"),
-        (accuracy, 100.0, "#36c", "surroundings as the caption says, 0 to 100 %"),
-    ):
-        points = [(60 + 410 * f, 240 - 210 * v / high) for f, v in zip(DIAL, values)]
+    for n, (values, colour, name) in enumerate((
+        (change, "#c33", "change of the subject's latents, % of their deviation"),
+        (around, "#36c", "surroundings as the text says, %"),
+        (asked, "#2a2", "subject as the text says (it asks for another colour), %"),
+    )):  # fmt: skip
+        points = [(60 + 410 * f, 240 - 180 * v / most) for f, v in zip(DIAL, values)]
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         lines.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2"/>')
         lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in points]
-        lines.append(f'<text x="70" y="{(16, 32)[colour == "#36c"]}" fill="{colour}">{name}</text>')
+        lines.append(f'<text x="70" y="{16 + 16 * n}" fill="{colour}">{name}</text>')
     lines += [f'<text x="{60 + 410 * f:.0f}" y="258" text-anchor="middle">{f:g}</text>' for f in DIAL]
     lines.append(
         '<text x="60" y="284">keep the pixels</text><text x="470" y="284" text-anchor="end">follow the text</text></svg>'
@@ -242,7 +269,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.dial:
-        found = measure_scenes(kept("pocket", args.scenes), args.out, {f"follow {f:g}": {"follow": f} for f in DIAL})
+        found = measure_scenes(
+            kept("pocket", args.scenes, True), args.out, {f"follow {f:g}": {"follow": f} for f in DIAL}
+        )
         print(table(found))
         print(dial_chart(found, _common.ROOT / "docs" / "img" / "cow_dial.svg"))
         return

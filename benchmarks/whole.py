@@ -1,0 +1,348 @@
+"""`make bench`: every technique against its best alternative in one table, with limits that were written down first.
+
+    python benchmarks/whole.py [--only edit cow] [--seeds 3] [--minutes 5] [--paintbench FOLDER] [--fresh]
+
+One row a figure: ours, the best alternative at no more rows, 95 % intervals over the seeds or cases, the limit, and go or no-go. The
+limits of quality (SSIM, PSNR, caption accuracy) are gates: a change that makes something faster and leaves them cannot cost quality
+unseen. A technique's figures are kept in benchmarks/out/whole.json; a further run goes on from there, `--fresh` begins again, and
+docs/benchmarks.md is written from what there is, also after `--minutes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import _common
+import numpy as np
+import slipstream
+import torch
+from intervals import bounds
+from slipstream.core import CFG, SeededNoise, make_sigmas, sample
+from torch import Tensor
+
+PAGE = _common.ROOT / "docs" / "benchmarks.md"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured thing. `limit` was decided before it was measured: `higher` says on which side of it ours must lie.
+
+    `values` are ours over the seeds or cases, `others` the best alternative's, under the name `rival`.
+    """
+
+    technique: str
+    what: str
+    values: tuple[float, ...]
+    rival: str
+    others: tuple[float, ...]
+    limit: float
+    higher: bool
+    cost: str = ""
+
+    @property
+    def go(self) -> bool:
+        mean = float(np.mean(self.values))
+        return mean >= self.limit if self.higher else mean <= self.limit
+
+
+def shown(values: tuple[float, ...]) -> str:
+    """Return a mean with its interval, in three digits."""
+    if not values:
+        return "-"
+    mean = f"{np.mean(values):.3g}"
+    if len(values) < 2 or max(values) == min(values):
+        return mean
+    low, high = bounds(values)
+    return f"{mean} [{low:.3g}, {high:.3g}]"
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Mean structural similarity of IMAGEs (B, H, W, 3), windows of 7 x 7 (Wang et al., 2004)."""
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, 7, 1)
+
+    x, y = (i.float().movedim(-1, 1) for i in (a, b))
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    return float(((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))).mean())
+
+
+# --- techniques: each returns its figures ---
+
+
+def edit(seeds: int) -> list[Figure]:
+    """A moved object beside pasting and inpainting the hole, from the same draft and with more rows."""
+    import edit_quality as bench
+
+    found: list[Figure] = []
+    for model, make, rows in (("pocket", bench.make_cases, 20), ("pocket-flow", bench.make_flow_cases, 20)):
+        pipe = slipstream.load(model)
+        methods = bench.Methods(pipe, pipe.encode_text([""]))
+        measured, cases = bench.Bench(pipe, None), make(2 * seeds)
+        before = pipe.model.rows
+        ours = [measured.score(c, methods.ours(bench.DRAFT)(c)) for c in cases]
+        cost = (pipe.model.rows - before) / len(cases)
+        rival = [measured.score(c, methods.inpaint(24, composite_back=True)(c)) for c in cases]
+        for name, limit, higher in (("position", 0.1, False), ("vacated", 5.0, False), ("background PSNR", 50.0, True)):
+            values, others = (tuple(f[name] for f in figures) for figures in (ours, rival))
+            what = {
+                "position": "position error, cells",
+                "vacated": "error where it was, of 255",
+                "background PSNR": "background, dB",
+            }[name]
+            found.append(
+                Figure(f"Move, {model}", what, values, "paste + inpaint", others, limit, higher, f"{cost:.0f} rows, 48")
+            )
+        found.append(Figure(f"Move, {model}", "network rows", (cost,), "paste + inpaint", (48.0,), rows, False))
+    return found
+
+
+def cow(seeds: int) -> list[Figure]:
+    """COW beside LanPaint on exact fields, and on the bundled model beside RePaint."""
+    import cow_quality as bench
+
+    names = {"COW (default)": "ours", "LanPaint, 10 levels x (2 + 1)": "LanPaint"}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for seed in range(seeds):
+        for name, row in bench.measure_fields(32, 1, list(names), seed).items():
+            if name in runs:
+                runs[name].append(row)
+    ours, theirs = runs.values()
+    found = [
+        Figure(
+            "COW, exact fields", what, tuple(r[key] for r in ours), "LanPaint", tuple(r[key] for r in theirs), limit, higher,
+            f"{ours[0]['calls']:.0f} calls, {theirs[0]['calls']:.0f}",
+        )
+        for key, what, limit, higher in (
+            ("seed RMSE", "error of the kept square", 0.12, False), ("seam after paste", "seam (1 is right)", 1.3, False),
+            ("background variance", "variance of the background (1 is right)", 0.75, True),
+            ("Mahalanobis", "likelihood of the background (1 is right)", 0.6, True),
+        )
+    ]  # fmt: skip
+    scenes = bench.kept("pocket", 2 * seeds)
+    rows = bench.measure_scenes(scenes, _common.OUT, only=("COW (default)", "RePaint, 6 levels x 5"))
+    mine, repaint = rows["COW (default)"], rows["RePaint, 6 levels x 5"]
+    limits = {"rows": 60.0, "halo": 40.0, "growth %": 20.0, "background %": 90.0, "other colour %": 90.0}
+    for key, limit in limits.items():
+        higher = limit == 90.0
+        found.append(Figure("COW, pocket", key, (mine[key],), "RePaint", (repaint[key],), limit, higher))
+    return found
+
+
+def schedules(seeds: int) -> list[Figure]:
+    """Four searched steps beside the best standard schedule on an exact mixture: distance of the samples from the data (FID)."""
+    import schedule_quality as bench
+    from slipstream.search import ReferenceImages, SearchConfig, search
+    from slipstream.search.statistics import frechet_distance, moments
+
+    model = bench._mixtures.ring()
+    exact, fresh = moments(model.draw(50_000, 4321)), bench.toy_path(model, 999)
+    objective = ReferenceImages(list(model.draw(10_000, 12345).float()), bench.Raw())
+
+    def final(sigmas: Tensor) -> float:
+        return frechet_distance(*moments(fresh.sample(sigmas, range(8000)).flatten(1)), *exact)
+
+    standard = min(final(sigmas) for sigmas in fresh.stock(4).values())
+    found = []
+    for seed in range(seeds):
+        config = SearchConfig(
+            steps=4,
+            strategy="auto",
+            evaluations=40,
+            pairs=1000,
+            holdout_pairs=1000,
+            teacher_steps=60,
+            halving=False,
+            seed=seed,
+        )
+        result = search(bench.toy_path(model, 1000 + seed), config, objective)
+        found.append(final(torch.tensor(result.finalists[0][0].levels)))
+    name = "Schedule search, exact mixture, 4 steps"
+    return [Figure(name, "FID", tuple(found), "best standard", (standard,), standard, False, "40 evaluations")]
+
+
+def reuse(seeds: int) -> list[Figure]:
+    """Six of twenty calls, searched, beside every third call with the residual kept: error to all twenty."""
+    import call_reuse as bench
+    from slipstream.search import SearchConfig, search
+
+    ours, others = [], []
+    for seed in range(seeds):
+        job = bench.make_job("ring", "leading", seed)
+        config = SearchConfig(
+            steps=bench.STEPS,
+            computed=6,
+            full=tuple(job.sigmas.tolist()),
+            evaluations=40,
+            pairs=32,
+            holdout_pairs=64,
+            seed=seed,
+        )
+        schedule = search(job.path, config).schedule
+        held = list(range(bench.HELD_OUT, bench.HELD_OUT + 64))
+        truth = job.path.sample(job.sigmas, held)
+        ours.append(bench.relative(job.path.sample(schedule.sigmas, held, reuse=schedule.reuse), truth))
+        others.append(bench.relative(bench.residual(job.path, job.sigmas, held, bench.uniform_skip(6)), truth))
+    limit = 0.5 * float(np.mean(others))  # half the alternative's error
+    name = "Call reuse, exact mixture, 6 of 20 calls"
+    return [Figure(name, "error to 20 calls", tuple(ours), "every third call", tuple(others), limit, False)]
+
+
+def stream(seeds: int) -> list[Figure]:
+    """Stream Batch: as many images as one at a time, in fewer calls; residual guidance at half the rows."""
+    from slipstream.stream import StreamBatch, StreamConfig
+
+    pipe = slipstream.load("pocket-lcm")
+    cond, uncond = pipe.encode_text(["a large red circle on a blue background"]), pipe.encode_text([""])
+    config = StreamConfig(strength=0.6, guidance="none", guidance_scale=1.0)
+    found, alone = [], []
+    for seed in range(seeds):
+        frames = SeededNoise(seed)(torch.empty(6, 4, 16, 16)) * 0.5
+        outputs = []
+        for batch in (True, False):
+            pipe.model.calls = 0
+            streamed = StreamBatch(pipe.model, cond, uncond, config)
+            out = []
+            for frame in frames:
+                out += streamed.push(frame[None])
+                out += [] if batch else streamed.drain()
+            out += streamed.drain()
+            outputs.append((torch.cat([f.latents for f in out]), pipe.model.calls))
+        (together, calls), (single, others) = outputs
+        found.append(float((together - single).abs().max()))
+        alone.append((calls, others))
+    return [
+        Figure("Stream Batch", "largest difference from frames one at a time", tuple(found), "one at a time", (0.0,), 1e-3, False),
+        Figure(
+            "Stream Batch", "network calls for 6 frames", tuple(float(a) for a, _ in alone), "one at a time",
+            tuple(float(b) for _, b in alone), 12, False,
+        ),
+    ]  # fmt: skip
+
+
+def captions(seeds: int) -> list[Figure]:
+    """What the bundled model draws: the gate under everything that samples it."""
+    from slipstream_tools.pocket.checker import load_checker, score
+    from slipstream_tools.pocket.scenes import caption, sample_scene
+
+    pipe, checker, rng = slipstream.load("pocket"), load_checker(), np.random.default_rng(0)
+    right: dict[str, list[float]] = {"background": [], "colour": []}
+    for seed in range(seeds):
+        scenes = [sample_scene(rng, 1) for _ in range(8)]
+        cond, uncond = pipe.encode_text([caption(s) for s in scenes]), pipe.encode_text([""])
+        sigmas = make_sigmas("leading", pipe.model.levels, 12)
+        x = SeededNoise(seed)(torch.empty(8, 4, 16, 16)) * sigmas[0]
+        images = pipe.decode(sample("euler", CFG(pipe.model, cond, uncond, 3.0), x, sigmas, pipe.model.space))
+        read = score(checker, images.movedim(-1, 1) * 2 - 1, scenes)
+        for name in right:
+            right[name].append(100 * read[name])
+    return [
+        Figure("Bundled UNet, 12 steps", f"{name} as the caption says, %", tuple(v), "-", (), 90.0, True)
+        for name, v in right.items()
+    ]
+
+
+def codec(seeds: int) -> list[Figure]:
+    """SSIM of an image through each bundled autoencoder: the gate under a faster codec."""
+    from slipstream_tools.pocket.scenes import render, sample_scene
+
+    rng, found = np.random.default_rng(0), []
+    for model, limit in (("pocket", 0.9), ("pocket-flow", 0.9)):
+        pipe = slipstream.load(model)
+        images = ((render([sample_scene(rng, 1) for _ in range(2 * seeds)]) + 1) / 2).movedim(1, -1)
+        values = tuple(ssim(pipe.decode(pipe.encode_image(i[None])), i[None]) for i in images)
+        found.append(Figure(f"Autoencoder, {model}", "SSIM", values, "-", (), limit, True))
+    return found
+
+
+TECHNIQUES: dict[str, Callable[[int], list[Figure]]] = {
+    "edit": edit, "cow": cow, "schedules": schedules, "reuse": reuse, "stream": stream, "captions": captions, "codec": codec,
+}  # fmt: skip
+
+
+# --- the page ---
+
+
+def machine() -> str:
+    """Return what this ran on, in one line."""
+    cpu = platform.processor() or platform.machine()
+    with_info = pathlib.Path("/proc/cpuinfo")
+    if with_info.exists():
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in with_info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cpu}, {os.cpu_count()} cores, {card}; Python {platform.python_version()}, torch {torch.__version__}, one thread"
+
+
+def page(figures: list[Figure], missing: list[str], where: str) -> str:
+    """Return docs/benchmarks.md."""
+    head = (
+        "# Benchmarks\n\n"
+        "Written by `make bench` (`benchmarks/whole.py`): every technique against the best alternative at no more rows, on the bundled\n"
+        "models and on exact maths. Means and 95 % intervals over seeds or scenes. The limits are in that file; beyond one is a no-go,\n"
+        "and the command fails. Limits of quality (error, dB, SSIM, caption accuracy) are gates: a change that makes something\n"
+        "faster and keeps them has not cost quality. Figures of each technique alone: [figures/overview.md](figures/overview.md).\n\n"
+        f"Machine: {where}.\n\n"
+        "| technique | figure | ours | alternative | its figure | limit | verdict | cost, ours and its |\n"
+        "|---|---|--:|---|--:|--:|---|---|"
+    )
+    lines = [head]
+    for f in figures:
+        limit = f"{'>=' if f.higher else '<='} {f.limit:g}"
+        verdict = "go" if f.go else "**no-go**"
+        lines.append(
+            f"| {f.technique} | {f.what} | {shown(f.values)} | {f.rival} | {shown(f.others)} | {limit} | {verdict} | {f.cost} |"
+        )
+    if missing:
+        lines += ["", f"Not measured in this run: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=TECHNIQUES, default=list(TECHNIQUES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
+    parser.add_argument("--out", type=pathlib.Path, default=PAGE)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    ends, store = time.monotonic() + 60 * args.minutes, _common.OUT / "whole.json"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    kept = {} if args.fresh or not store.exists() else json.loads(store.read_text())
+    for name in args.only:
+        if name in kept or time.monotonic() > ends:
+            continue
+        began = time.monotonic()
+        kept[name] = [dataclasses.asdict(f) for f in TECHNIQUES[name](args.seeds)]
+        store.write_text(json.dumps(kept, indent=1))
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    figures = [
+        Figure(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()})
+        for name in TECHNIQUES
+        for f in kept.get(name, [])
+    ]
+    text = page(figures, [name for name in TECHNIQUES if name not in kept], machine())
+    args.out.write_text(text)
+    print(text)
+    beyond = [f"{f.technique}: {f.what}" for f in figures if not f.go]
+    if beyond:
+        raise SystemExit("No-go: " + "; ".join(beyond))
+
+
+if __name__ == "__main__":
+    main()
