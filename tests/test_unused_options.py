@@ -128,7 +128,7 @@ ALWAYS = {
     "cow": f"image mask invert_mask prompt out strip size scale x y background steps cfg_scale inversion_cfg cycles low high follow start "
     f"seed no_paste {MODEL}",
     "demo": f"out scenes size seed {MODEL}",
-    "edit": "image preview only_preview move paste appearance drag",
+    "edit": "image preview only_preview move remove paste appearance drag",
     "search": f"prompt prompts sampler cfg_scale size objective features pairs seed batch steps evaluations minutes strategy layers begin "
     f"search_first_level store ray out chart {MODEL}",
     "compare": f"prompt prompts sampler cfg_scale size objective features pairs seed batch stock_steps repeats chart {MODEL}",

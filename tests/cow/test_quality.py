@@ -16,6 +16,7 @@ def quality(root):
     try:
         spec = importlib.util.spec_from_file_location("cow_quality", root / "benchmarks" / "cow_quality.py")
         module = importlib.util.module_from_spec(spec)
+        sys.modules["cow_quality"] = module
         spec.loader.exec_module(module)
         yield module
     finally:
