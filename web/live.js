@@ -2,7 +2,7 @@
 // Its value holds source and view as JSON; every live setting lies in the node's own widgets, so that the saved workflow is what was seen.
 import { app } from "../../scripts/app.js";
 import { Panel } from "./live/panel.js";
-import { chained, nodeOf } from "./nodes.js";
+import { chained, nodeOf, rootGraph } from "./nodes.js";
 
 const NAMES = { negative: "negative_prompt" }; // settings whose widget has another name
 const [HEIGHT, WIDTH] = [430, 460];
@@ -95,10 +95,11 @@ class NodePanel {
     await app.queuePrompt(0);
   }
 
-  connect(stream) {
+  /** Join a stream; `place` is the graph and the execution id of the node, for a page that is loaded again. */
+  connect(stream, place) {
     this.waiting = false;
-    const streams = { ...stored(), [this.node.id]: stream };
-    sessionStorage.setItem(KEY, JSON.stringify(streams));
+    this.place = place;
+    sessionStorage.setItem(KEY, JSON.stringify({ ...stored(), [place]: stream }));
     this.seen = this.values();
     this.panel.connect(stream);
   }
@@ -106,7 +107,7 @@ class NodePanel {
   forget() {
     this.waiting = false;
     const streams = stored();
-    delete streams[this.node.id];
+    delete streams[this.place];
     sessionStorage.setItem(KEY, JSON.stringify(streams));
   }
 
@@ -143,15 +144,18 @@ app.registerExtension({
     if (node.comfyClass === "SlipstreamLiveStream") node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
   },
   setup() {
-    app.api.addEventListener("slipstream.live", ({ detail }) => panelOf(nodeOf(detail.node))?.connect(detail.stream));
+    app.api.addEventListener("slipstream.live", ({ detail }) => {
+      panelOf(nodeOf(detail.node))?.connect(detail.stream, `${rootGraph().id}/${detail.node}`);
+    });
     app.api.addEventListener("execution_error", ({ detail }) => panels.forEach((p) => p.gaveUp(detail.exception_message ?? "The run failed.")));
     app.api.addEventListener("execution_interrupted", () => panels.forEach((p) => p.gaveUp("Stopped.")));
   },
   afterConfigureGraph() {
-    // A page that was loaded again takes its stream up, if that still runs.
-    for (const [id, stream] of Object.entries(stored())) {
-      const panel = panelOf(nodeOf(id));
-      if (panel && !panel.panel.running) panel.connect(stream);
+    // A page that was loaded again, or a workflow that was opened again, takes its stream up, if that still runs.
+    for (const [place, stream] of Object.entries(stored())) {
+      const [graph, id] = place.split("/");
+      const panel = graph === rootGraph()?.id ? panelOf(nodeOf(id)) : null;
+      if (panel && !panel.panel.running) panel.connect(stream, place);
     }
   },
 });

@@ -135,6 +135,12 @@ def test_camera_to_screen(host: Any, opened: Any, request: pytest.FixtureRequest
     until(page, "() => document.querySelector('.slipstream-live .says').textContent.includes('lost')")
     more_frames(page)
 
+    # Loaded again, the page takes its stream up, with the values that were set.
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_function(load("screenshot").READY, timeout=90_000, polling=250)
+    page.evaluate(load("screenshot").LISTEN)
+    until(page, "() => Boolean(document.querySelector('.slipstream-live canvas.output'))")
+    more_frames(page)
     before = page.evaluate(VALUES)
     press(page, "stop")
     until(page, "() => window.__host.ended")

@@ -175,7 +175,6 @@ await check("an error is told", async () => {
 });
 await check("a stream that is gone is told", async () => {
   two.connect("gone");
-  two.connection.tries = 7;
   await until(() => two.says.textContent.includes("no such stream"), two.says.textContent, 10);
 });
 await check("a video file", async () => {

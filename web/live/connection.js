@@ -4,6 +4,7 @@ import { FRAME, REPEAT, RESULT, pack, unpack } from "./wire.js";
 const BUFFERED = 1 << 18; // bytes that may wait to be sent: a frame beyond is left out
 const AGAIN = [0.3, 0.6, 1.2, 2.5, 5]; // seconds until the next try
 const TRIES = 8;
+export const LEFT = "Left.";
 
 export class Connection {
   /** `on` has open(), text(message), result(head), closed(reason): the last is called once. */
@@ -20,7 +21,7 @@ export class Connection {
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     socket.onopen = () => {
-      [this.tries, this.lost] = [0, false];
+      [this.tries, this.lost, this.opened] = [0, false, true];
       this.on.open();
     };
     socket.onmessage = ({ data }) => this.take(data);
@@ -41,7 +42,7 @@ export class Connection {
   closed(code, reason) {
     if (this.ended) return;
     if (code === 1013) return this.finish(reason || "The stream takes no more clients.");
-    if (this.tries >= TRIES) return this.finish(this.opened ? "The connection was lost." : "There is no such stream any more.");
+    if (this.tries >= (this.opened ? TRIES : 2)) return this.finish(this.opened ? "The connection was lost." : "There is no such stream any more.");
     const seconds = AGAIN[Math.min(this.tries++, AGAIN.length - 1)];
     this.lost = true;
     this.on.text({ type: "lost", seconds });
@@ -75,7 +76,7 @@ export class Connection {
   }
 
   close() {
-    this.finish("Left.");
+    this.finish(LEFT);
     clearTimeout(this.timer);
     this.socket.close(1000);
   }

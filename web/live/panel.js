@@ -2,7 +2,7 @@
 //
 // new Panel(element, { settings, address, start, stop, onSettings, compact }): `address(id)` gives the websocket's URL, `start()` begins a
 // run (its id comes by connect), `onSettings(values)` gets what was changed here or elsewhere.
-import { Connection } from "./connection.js";
+import { Connection, LEFT } from "./connection.js";
 import { Source } from "./source.js";
 import { REPEAT, middle, percentile } from "./wire.js";
 
@@ -249,21 +249,17 @@ export class Panel {
       closed: (reason) => connection === this.connection && this.ended(reason),
     });
     this.connection = connection;
-    if (this.kind !== "pushed" && !this.source.opened) {
-      if (this.kind === "camera") this.openSource();
-      else this.say(`Press Start to choose the ${this.kind}.`, true);
-    }
     this.state();
   }
 
-  ended(reason, bad = !/^(Stopped|Left)/.test(reason)) {
+  ended(reason, bad = !/^(Stopped|Left|There is no such)/.test(reason)) {
     this.running = false;
     this.connection = null;
     this.producer = false;
     this.source.close();
     this.stopRecording();
     this.say(reason, bad);
-    this.options.onEnd?.(reason);
+    if (reason !== LEFT) this.options.onEnd?.(reason); // a stream that was left may be taken up again
     this.state();
   }
 
@@ -294,6 +290,11 @@ export class Panel {
 
   role(producer) {
     this.producer = producer;
+    if (producer && this.kind !== "pushed" && !this.source.opened) {
+      // A screen or a file can be chosen by hand only.
+      if (this.kind === "camera") this.openSource();
+      else this.say(`Press Stop, then Start to choose the ${this.kind === "file" ? "video file" : "screen"}.`, true);
+    }
     if (!producer && this.kind !== "pushed") this.say("Another page sends the frames; this one shows them.");
     this.state();
   }
