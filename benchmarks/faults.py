@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,7 @@ import _common
 import slipstream
 import torch
 from slipstream.core.guidance import CFG, RCFG
-from slipstream.core.images import read_image, save_image
+from slipstream.core.images import encode_jpeg, read_image, save_image
 from slipstream.core.noise import SeededNoise
 from slipstream.core.reuse import ReuseSpan, reusing
 from slipstream.core.samplers import sample
@@ -34,7 +36,10 @@ from slipstream.cow import CowConfig, generate
 from slipstream.edit import EditConfig, Move, invert, prepare_draft, sample_draft
 from slipstream.lmd import FillConfig, LatentFill, RegenerateConfig, TrainConfig, regenerate, train
 from slipstream.search import ModelPath, Schedule, SearchConfig, search
-from slipstream.stream import StreamBatch, StreamConfig
+from slipstream.stream import BlendedStream, PromptBlend, StreamBatch, StreamConfig
+from slipstream.stream.live import wire
+from slipstream.stream.live.session import LiveStream
+from slipstream.stream.live.settings import LiveSettings
 from slipstream.stream.queues import StreamThreads
 from slipstream.stream.sinks import open_sink
 from slipstream.stream.video import open_source
@@ -409,6 +414,64 @@ def threads() -> Iterator[Row]:
     yield Row("exception in a thread", f"stream: {', '.join(places)}", len(places), good, "frames in flight")
 
 
+class Told:
+    """A client of a live stream that notes the reason of its end."""
+
+    def __init__(self) -> None:
+        self.reason, self.results = "", 0
+
+    def offer(self, message: bytes) -> None:
+        self.results += 1
+
+    def tell(self, message: str) -> None:
+        found = json.loads(message)
+        self.reason = found["reason"] if found["type"] == "ended" else self.reason
+
+
+def live_faults() -> Iterator[Row]:
+    """End a live stream at each of its places: its client is told why, the error comes out, and no thread is left."""
+    kinds = {
+        "cancel": KeyboardInterrupt,
+        "out of memory": torch.cuda.OutOfMemoryError,
+        "exception in a thread": RuntimeError,
+    }
+    places = ("encode", "denoise", "decode", "the thread that runs it")
+    for fault, kind in kinds.items():
+        good = sum(live_survives(place, kind("injected")) for place in places)
+        yield Row(fault, f"live stream: {', '.join(places)}", len(places), good, "frames in flight")
+
+
+def live_survives(place: str, error: BaseException) -> bool:
+    client, count, live = Told(), itertools.count(1), LiveStream(LiveSettings(steps=1, guidance="none"), (8, 8))
+    member = live.join(client)
+    model = Failing(3, error if place == "denoise" else None)
+    batch = BlendedStream(
+        model, [constant_cond()], PromptBlend([1.0]), 0, None, StreamConfig(**live.settings.updates())
+    )
+
+    def at(stage: str, value: Any) -> Any:
+        if stage == place and client.results >= 2:
+            raise error
+        return value
+
+    def check() -> None:
+        live.receive(member, wire.pack(wire.Head(wire.FRAME, next(count), 0.0), encode_jpeg(torch.rand(8, 8, 3))))
+        at("the thread that runs it", None)
+
+    try:
+        live.run(
+            batch,
+            lambda image: at("encode", latents()),
+            lambda x: at("decode", torch.rand(1, 8, 8, 3)),
+            lambda a, b: None,
+            check,
+        )
+    except BaseException as found:
+        left = [thread for thread in threading.enumerate() if thread.name.startswith("slipstream-")]
+        return found is error and "injected" in client.reason and not left
+    return False
+
+
 # ------------------------------------------------------------------------------------------------ nodes
 
 
@@ -437,7 +500,7 @@ def table(printed: pathlib.Path | None) -> list[Row]:
     return [
         *injected("cancel", KeyboardInterrupt), *injected("out of memory", lambda: torch.cuda.OutOfMemoryError("injected")),
         *injected("exception in the network or a callback", lambda: RuntimeError("injected")), *stopped_training(),
-        *threads(), *killed(), *full_disk(), *replaced(), *nodes(printed),
+        *threads(), *live_faults(), *killed(), *full_disk(), *replaced(), *nodes(printed),
     ]  # fmt: skip
 
 

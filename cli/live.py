@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.images import pad_to_multiple
 from ..core.pipeline import Pipeline
 from ..core.unused import Unused
-from ..stream.live.client import Pushed
+from ..stream.live.client import Pushed, control
 from ..stream.live.client import push as push_frames
 from ..stream.live.osc import OscServer
 from ..stream.live.server import Server
@@ -51,13 +51,7 @@ def add_parser(subparsers: Any) -> None:
         "--host", default=LOOPBACK, help="address to serve at; another one is reachable by others (default %(default)s)"
     )
     parser.add_argument("--port", type=integer(0, 65535), default=PORT, help="default %(default)s; 0 takes a free one")
-    parser.add_argument(
-        "--osc",
-        type=integer(1, 65535),
-        metavar="PORT",
-        help="take live settings over OSC too: /slipstream/strength 0.4",
-    )
-    parser.add_argument("--osc-host", default=LOOPBACK, help="address of --osc (default %(default)s)")
+    _add_osc(parser)
     parser.add_argument("--once", action="store_true", help="end with the first stream")
     add_method(parser.add_argument_group("method"), live=True)
     add_model(parser, "pocket-lcm")
@@ -69,16 +63,26 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(run=run_live)
     _add_push(subparsers)
+    parser = subparsers.add_parser("osc", help="change the settings of a live stream, here or in ComfyUI, over OSC")
+    _add_url(parser)
+    _add_osc(parser, required=True)
+    parser.set_defaults(run=run_osc)
+
+
+def _add_osc(parser: Any, required: bool = False) -> None:
+    text = "take live settings over OSC: /slipstream/strength 0.4"
+    parser.add_argument("--osc", type=integer(1, 65535), metavar="PORT", required=required, help=text)
+    parser.add_argument("--osc-host", default=LOOPBACK, help="address of --osc (default %(default)s)")
+
+
+def _add_url(parser: Any) -> None:
+    text = "of the stream, as its panel shows it: http://.../slipstream/live/ID"
+    parser.add_argument("--host", required=True, metavar="URL", help=text)
 
 
 def _add_push(subparsers: Any) -> None:
     parser = subparsers.add_parser("push", help="send a video or a camera to a live stream, and store what comes back")
-    parser.add_argument(
-        "--host",
-        required=True,
-        metavar="URL",
-        help="of the stream, as its panel shows it: http://.../slipstream/live/ID",
-    )
+    _add_url(parser)
     parser.add_argument("--input", required=True, help='video file, folder of images, or "webcam"')
     parser.add_argument("--out", "--output", help=f"{POSSIBLE} (default: nothing is stored)".replace("%", "%%"))
     parser.add_argument("--fps", type=number(0.01), default=25.0, help="of a folder of images (default %(default)s)")
@@ -177,6 +181,12 @@ def run_push(args: argparse.Namespace) -> int:
     log.info("%s%s", found.text(), f"; {found.ended}" if found.ended else "")
     if source.problem:
         log.warning("%s: %s. What could be read was sent.", args.input, source.problem)
+    return 0
+
+
+def run_osc(args: argparse.Namespace) -> int:
+    """Run the command until the stream ends."""
+    log.info("%s", control(stream_url(args.host), lambda remote: OscServer(args.osc_host, args.osc, lambda: remote)))
     return 0
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from ...core.checks import printable
 from ...core.images import cover, encode_jpeg, read_encoded
 from ...core.tensors import image_to_bytes
 from ..queues import percentile
@@ -20,6 +23,7 @@ from . import wire
 from .routes import LARGEST
 from .server import import_aiohttp
 
+log = logging.getLogger(__name__)
 LAST = 3.0  # seconds that the results of the last frames are waited for
 KEPT = 1024  # frames on their way whose times are known; older ones were dropped
 
@@ -60,6 +64,54 @@ def push(
     return asyncio.run(_Push(url, source, sink, settings or {}, loop, progress).run())
 
 
+def control(url: str, opened: Callable[[Remote], AbstractContextManager[Any]]) -> str:
+    """Join the stream at `url` as one more page: `opened(remote)` is entered while it runs. Returns why it ended.
+
+    Raises:
+        ValueError: the stream cannot be reached.
+    """
+
+    async def visit() -> str:
+        async with connected(url) as socket:
+            with opened(Remote(socket, asyncio.get_running_loop())):
+                async for message in socket:
+                    found = json.loads(message.data) if isinstance(message.data, str) else {"type": ""}
+                    if found["type"] in ("refused", "warning"):
+                        log.warning("%s", printable(found["reason"]))
+                    elif found["type"] == "ended":
+                        return str(found["reason"])
+        return "The connection was lost."
+
+    return asyncio.run(visit())
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A stream of another process, whose settings can be changed from any thread."""
+
+    socket: Any
+    loop: asyncio.AbstractEventLoop
+
+    def set(self, updates: Mapping[str, Any]) -> None:
+        """Send changed settings; what the stream says of them is logged."""
+        asyncio.run_coroutine_threadsafe(self.socket.send_str(json.dumps({"type": "set", **updates})), self.loop)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    """Connect to the stream at `url`; raises ValueError where there is none."""
+    aiohttp = import_aiohttp()
+    try:
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=LARGEST) as socket:
+            yield socket
+    except aiohttp.ClientError as error:
+        status = getattr(error, "status", None)
+        reason = "there is no stream of this name" if status == 404 else getattr(error, "message", "") or str(error)
+        raise ValueError(
+            f"Expected `host` to be the address of a running live stream, but {url} is not: {reason}."
+        ) from None
+
+
 class _Push:
     def __init__(
         self, url: str, source: FrameSource, sink: FrameSink | None, settings: dict[str, Any], *how: Any
@@ -74,16 +126,8 @@ class _Push:
         self.last: Tensor | None = None
 
     async def run(self) -> Pushed:
-        aiohttp = import_aiohttp()
-        try:
-            async with aiohttp.ClientSession() as session, session.ws_connect(self.url, max_msg_size=LARGEST) as socket:
-                await self._talk(socket)
-        except aiohttp.ClientError as error:
-            status = getattr(error, "status", None)
-            reason = "there is no stream of this name" if status == 404 else getattr(error, "message", "") or str(error)
-            raise ValueError(
-                f"Expected `host` to be the address of a running live stream, but {self.url} is not: {reason}."
-            ) from None
+        async with connected(self.url) as socket:
+            await self._talk(socket)
         return self.found
 
     async def _talk(self, socket: Any) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from ...core.checks import printable
-from .session import LiveStream
 
 log = logging.getLogger(__name__)
 PREFIX = "/slipstream/"
+
+
+class Settable(Protocol):
+    """A stream, here or elsewhere."""
+
+    def set(self, updates: Mapping[str, Any]) -> None: ...
 
 
 class OscServer:
@@ -22,7 +27,7 @@ class OscServer:
     is not free, or python-osc is not installed.
     """
 
-    def __init__(self, host: str, port: int, current: Callable[[], LiveStream | None]) -> None:
+    def __init__(self, host: str, port: int, current: Callable[[], Settable | None]) -> None:
         try:
             from pythonosc.dispatcher import Dispatcher
             from pythonosc.osc_server import BlockingOSCUDPServer

@@ -161,6 +161,29 @@ def test_osc_sets_settings_and_survives_what_it_does_not_know(running: Running, 
     assert "OSC: Expected `strength`" in caplog.text
 
 
+def test_osc_reaches_a_stream_of_another_process(server: Server, running: Running, caplog) -> None:
+    """What it refuses is logged, and the command ends with the stream."""
+    udp_client = pytest.importorskip("pythonosc.udp_client")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"{server.url}/slipstream/live/{running.live.id}"
+    command = threading.Thread(target=lambda: main(["osc", "--host", url, "--osc", str(port)]))
+    command.start()
+    client, end = udp_client.SimpleUDPClient("127.0.0.1", port), time.monotonic() + 20
+    while running.live.settings.strength != 0.25 and time.monotonic() < end:
+        client.send_message("/slipstream/strength", 0.25)
+        client.send_message("/slipstream/steps", 0)
+        time.sleep(0.05)
+    assert running.live.settings.strength == 0.25
+    while not running.live.refused["malformed"] and time.monotonic() < end:
+        time.sleep(0.02)
+    assert running.live.refused["malformed"]
+    running.live.end("Stopped.")
+    command.join(20)
+    assert not command.is_alive()
+
+
 def test_the_command_on_the_bundled_model(frames, tmp_path, caplog) -> None:
     """`live` serves and runs, `push` changes the prompt; Stop in the page ends it with `--once`."""
     parser_args = ["live", "--port", "0", "--once", "--steps", "1", "--size", "64x64", "--prompt", "a red circle"]
