@@ -58,6 +58,7 @@ class NodePanel {
 
   /** Write settings that were changed in the panel, or by another client, into the node's widgets. */
   write(values) {
+    this.look(); // what was typed since goes out first, and is not overwritten
     for (const [name, given] of Object.entries(values)) {
       const widget = this.widgetOf(name);
       const value = Array.isArray(given) ? given.join(",") : given;
@@ -87,7 +88,7 @@ class NodePanel {
     if (!changed.length) return;
     this.seen = values;
     this.panel.setSettings(Object.fromEntries(changed));
-    this.panel.connection?.send({ type: "set", ...Object.fromEntries(changed) });
+    this.panel.send(Object.fromEntries(changed));
   }
 
   async queue() {

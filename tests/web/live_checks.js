@@ -106,6 +106,15 @@ await check("what is refused is said, and the setting goes back", async () => {
   await until(() => one.says.textContent.includes("a number"), "the reason of the stream");
   await until(() => $(one, "prompt").value === "0.9", "the prompt before");
 });
+await check("what is typed is not overwritten by an older answer", async () => {
+  one.put({ prompt: "0.31" });
+  one.put({ prompt: "0.32" });
+  one.told({ type: "settings", settings: { ...one.settings, prompt: "0.31" } });
+  equal([one.settings.prompt, $(one, "prompt").value !== "0.31"], ["0.32", true]);
+  await until(() => !("prompt" in one.sent), "the answer");
+  one.put({ prompt: "0.9" });
+  await until(() => !("prompt" in one.sent), "the answer");
+});
 const two = panelIn("two");
 await check("a second page watches, and changes settings", async () => {
   two.setSource("camera");

@@ -52,6 +52,7 @@ const SETTINGS = [
   ["similarity", "Similarity", [0.8, 1, 0.001], "Frames alike beyond this are skipped; 1 skips none."],
 ];
 const TYPING = 350; // ms without a key until a text is sent
+const ANSWERED = 3000; // ms within which a stream answers a changed setting
 const RECENT = 4000; // ms that delays are measured over
 const RATE = 31; // frames a second that are sent at most
 
@@ -61,6 +62,7 @@ export class Panel {
   delays = []; // [time shown, delay]
   times = []; // when frames were sent
   shown = 0;
+  sent = {}; // settings that the stream has not answered yet
 
   constructor(root, options) {
     Object.assign(this, { root, options, settings: { ...options.settings }, controls: {}, timers: {} });
@@ -181,7 +183,21 @@ export class Panel {
   put(values) {
     Object.assign(this.settings, values);
     this.options.onSettings?.(values);
-    this.connection?.send({ type: "set", ...values });
+    this.send(values);
+  }
+
+  /** Send changed settings, and remember them until the stream has them: what it says before is older. */
+  send(values) {
+    if (!this.connection) return;
+    for (const [name, value] of Object.entries(values)) this.sent[name] = { text: String(value), at: performance.now() };
+    this.connection.send({ type: "set", ...values });
+  }
+
+  isOlder(name, value) {
+    const mine = this.sent[name];
+    if (!mine) return false;
+    if (mine.text === String(value) || performance.now() - mine.at > ANSWERED) delete this.sent[name];
+    return name in this.sent;
   }
 
   // -- source and run
@@ -268,9 +284,15 @@ export class Panel {
     else if (message.type === "role") this.role(message.producer);
     else if (message.type === "settings") this.changed(message.settings);
     else if (message.type === "statistics") this.report(message);
-    else if (message.type === "refused" || message.type === "warning") this.say(message.reason, true);
+    else if (message.type === "refused") this.refused(message);
+    else if (message.type === "warning") this.say(message.reason, true);
     else if (message.type === "lost") this.say(`The connection is lost; next try in ${message.seconds} s.`, true);
     else if (message.type === "paused" && !this.producer) this.connection.send({ type: "produce" });
+  }
+
+  refused({ kind, reason }) {
+    if (kind === "setting" || kind === "malformed") this.sent = {}; // the settings that follow hold
+    this.say(reason, true);
   }
 
   hello({ settings, size, note, without }) {
@@ -282,7 +304,7 @@ export class Panel {
   }
 
   changed(settings) {
-    const usable = Object.fromEntries(Object.entries(settings).filter(([name]) => !(name in (this.without ?? {}))));
+    const usable = Object.fromEntries(Object.entries(settings).filter(([name, value]) => !(name in (this.without ?? {})) && !this.isOlder(name, value)));
     this.setSettings(usable);
     for (const name of Object.keys(this.without ?? {})) if (name in this.controls) this.show(name);
     this.options.onSettings?.(usable);
@@ -305,8 +327,8 @@ export class Panel {
     const now = performance.now();
     const connection = this.connection;
     if (!connection || !this.producer || this.kind === "pushed" || this.grabbing) return;
-    if (now - (this.sent ?? 0) < 1000 / RATE - 4 || !connection.free) return;
-    this.sent = now;
+    if (now - (this.grabbed ?? 0) < 1000 / RATE - 4 || !connection.free) return;
+    this.grabbed = now;
     this.grabbing = true;
     const { video, grabber } = this;
     const part = middle(video.videoWidth, video.videoHeight, grabber.width, grabber.height);
