@@ -9,6 +9,7 @@ import sys
 import types
 
 import pytest
+import slipstream
 import torch
 from slipstream.core.images import save_image
 from slipstream.nodes.host.places import VARIABLE, readable, readable_images
@@ -89,3 +90,26 @@ def test_a_folder_of_models_may_be_a_link(base: pathlib.Path) -> None:
     (base / "models/unet").symlink_to(base / "elsewhere")
     sys.modules["folder_paths"].folder_names_and_paths["unet"] = ([str(base / "models/unet")], set())
     assert readable("weights", str(base / "models/unet/a.safetensors")) == base / "elsewhere/a.safetensors"
+
+
+PLACES = {
+    "TrainLatentFill folder",
+    "ReferenceObjective folder",
+    "ReferenceObjective inception_weights",
+}  # through `readable`
+FILES = {"TrainLatentFill name", "SaveSchedule name"}  # through `file_stem`
+TEXTS = {
+    "colour", "canvas", "reference_canvas", "handles", "targets", "points", "strength_curve", "prompt", "negative_prompt", "panel",
+    "t_index_list", "prompts", "levels", "captions",
+}  # fmt: skip
+
+
+def test_every_text_that_a_client_may_send_is_known() -> None:
+    """One that names a file or a folder must be read through `readable` or `file_stem`: list a new one where it belongs."""
+    found = set()
+    for id, node in slipstream.NODE_CLASS_MAPPINGS.items():
+        inputs = node.INPUT_TYPES()
+        texts = {**inputs.get("required", {}), **inputs.get("optional", {})}
+        found |= {f"{id.removeprefix('Slipstream')} {name}" for name, spec in texts.items() if spec[0] == "STRING"}
+    assert PLACES | FILES <= found
+    assert {text for text in found - PLACES - FILES if text.split()[1] not in TEXTS} == {"AddSchedule name"}
