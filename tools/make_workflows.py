@@ -32,6 +32,8 @@ workflows that the tests alone run, for nodes that no example shows; they lie in
   `size=(width, height)` of a node gives it more room. A workflow without sections gets them by its types of nodes: what goes in,
   what our nodes do, the result, and the rest below.
 - `g.app([(node, "widget")], [node])` makes an app of it too, NAME.app.json: a form of these widgets beside what these nodes show.
+- `g.blueprint("Move an object", "...", [photo, saved], [(node, "widget")])` makes one node of
+  all but the nodes outside: subgraphs/NAME.json.
 """
 
 from __future__ import annotations
@@ -98,6 +100,7 @@ def load_module(path: pathlib.Path) -> ModuleType:
 
 
 host_graph = load_module(ROOT / "tests" / "host" / "graph.py")
+blueprints = load_module(ROOT / "tools" / "blueprints.py")
 
 
 @dataclass(eq=False)
@@ -164,6 +167,7 @@ class Graph:
         self.sections: list[tuple[str, tuple[list[Node], ...], int]] = []
         self.uploads: list[str] = []
         self.linear: dict[str, Any] = {}
+        self.plan: Any = None
 
     def add(
         self,
@@ -211,6 +215,19 @@ class Graph:
             "inputs": [[node.id, widget] for node, widget in inputs],
             "outputs": [node.id for node in outputs],
         }
+
+    def blueprint(
+        self,
+        name: str,
+        description: str,
+        outside: list[Node],
+        widgets: list[tuple[Node, str]],
+        fresh: tuple[Node, ...] = (),
+    ) -> None:
+        """Make one sub-graph node of it too: all but the nodes `outside`, with these widgets; `fresh` nodes get their defaults."""
+        shown = tuple((node.id, widget) for node, widget in widgets)
+        values = {node.id: [value for _, value in host_graph.widgets(node.info)] for node in fresh}
+        self.plan = blueprints.Blueprint(name, description, frozenset(node.id for node in outside), shown, values)
 
     def upload(self, path: str) -> str:
         self.uploads.append(path)
@@ -425,6 +442,9 @@ def main(argv: list[str] | None = None) -> int:
             describe(graph)
             workflow = graph.build()
             write(workflow, path)
+            if graph.plan:
+                file = ROOT / "subgraphs" / f"{graph.plan.name}.json"
+                file.write_text(json.dumps(blueprints.blueprint_of(workflow, graph.plan), indent=1) + "\n")
             print(f"{path.relative_to(ROOT)}: {len(graph.nodes)} nodes")
             for upload in graph.uploads:
                 host.upload_image(

@@ -93,6 +93,14 @@ def test_the_pack_imports_quickly_and_lazily(host: Any) -> None:
     assert host.pack_import_seconds()[PACK] <= 2.0  # KeyError where the host's log has no such line
 
 
+def test_blueprints_are_served(host: Any) -> None:
+    status, _, body = host.request("GET", "/global_subgraphs")
+    if status != 200:
+        pytest.skip("this host has no blueprints yet")
+    ours = {each["name"] for each in json.loads(body).values() if each["info"]["node_pack"] == f"custom_nodes.{PACK}"}
+    assert ours == {p.stem for p in (ROOT / "subgraphs").glob("*.json")}
+
+
 def test_examples_and_help_are_served(host: Any) -> None:
     names = {p.stem for p in (ROOT / "example_workflows").glob("*.json")}
     assert set(host.get("/workflow_templates")[PACK]) == names

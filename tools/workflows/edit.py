@@ -74,6 +74,12 @@ def edit_move(g: Any) -> None:
         "Every pixel outside the edit stays the photo's own.",
     )  # fmt: skip
     g.app([(photo, "image"), (tasks, "canvas")], [saved])
+    named = {node.type: node for node in reversed(g.nodes)}
+    g.blueprint(
+        "Move an object", "Moves, resizes or turns an object of a photo. Enter the sub-graph, paint the object and pull it to its place.",
+        [photo, named["SlipstreamBeforeAfter"], saved],
+        [(named["SlipstreamLoadModel"], "model"), (named["CLIPTextEncode"], "text")], (tasks,),
+    )  # fmt: skip
 
 
 def edit_paste(g: Any) -> None:

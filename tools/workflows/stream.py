@@ -33,6 +33,11 @@ def stream_video(g: Any) -> None:
     g.section("2 How it is repainted", [stream])
     g.section("3 Result", [video])
     g.section("More", [blank], [result], [both], [report], row=1)
+    g.blueprint(
+        "Repaint frames", "Repaints the frames of a clip with one noise for all of them, so that what rests does not flicker.",
+        [node for node in g.nodes if node not in (model, prompt, blank, stream)],
+        [(model, "model"), (prompt, "text"), (stream, "strength"), (stream, "steps")],
+    )  # fmt: skip
     g.app([(prompt, "text"), (stream, "strength"), (stream, "steps")], [video])
     g.note(
         "# Repaint a clip\n\n"
