@@ -503,7 +503,7 @@ class StreamFrames:
         Unused(
             "priority",
             lambda v: v.priority == "throughput" and len(v.frames) > 1 and _steps(v) >= FULL,
-            "with four steps or more, which fill a call by themselves. Choose latency.",
+            "with four steps or more, which fill a call alone. Choose latency.",
         ),
         Unused(
             "acceleration",
@@ -587,7 +587,7 @@ class StreamFrames:
                     PRIORITIES,
                     "latency",
                     "throughput: frames share a network call, up to four rows: faster on a large GPU, same images, more memory. "
-                    "latency: each frame by itself, as in a live stream.",
+                    "latency: each frame alone, as in a live stream.",
                     advanced=True,
                 ),
             },
