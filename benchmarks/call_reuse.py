@@ -276,7 +276,7 @@ def rival(
     job: Job, calls: int, history: Sequence[tuple[int, float]], pairs: Sequence[int], seed: int
 ) -> tuple[Methods, int]:
     """Return BudCache's annealing as published and with our coefficients on its calls, and after how many evaluations the search
-    had reached the lower of their errors on the search's pairs (a million: never).
+    had reached the published one's error on the search's pairs (a million: never).
     """
     chosen = annealed(job, calls, pairs[:4], seed)
     knots = torch.cat([job.sigmas[chosen], job.sigmas[-1:]])
@@ -286,7 +286,7 @@ def rival(
         "its calls, our coefficients": (Row(calls, 220), scheduled(job, knots, spans)),
     }
     full = job.path.sample(job.sigmas, pairs)
-    error = min(float((sample(pairs) - full).pow(2).mean()) for _, sample in methods.values())
+    error = float((residual(job.path, job.sigmas, pairs, chosen) - full).pow(2).mean())
     return methods, next((n for n, score in history if score <= error), 1_000_000)
 
 
