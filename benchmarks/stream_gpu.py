@@ -1,24 +1,27 @@
-"""Frames per second of a stream on a GPU: from a uint8 frame in host memory to a uint8 frame in host memory.
+"""Frames per second and delay of a stream on a GPU: from a uint8 frame in host memory to a uint8 frame in host memory.
 
-    python benchmarks/stream_gpu.py                        # SD-Turbo and SDXL-Turbo shapes, 512 x 512, fp16: one table
-    python benchmarks/stream_gpu.py --models sd --steps 1 4 --modes graph
-    python benchmarks/stream_gpu.py --device cpu --small   # does everything run? (tiny networks, 64 x 64, fp32)
-    python benchmarks/stream_gpu.py --profile trace.json   # one setting under the profiler, for chrome://tracing
+    python benchmarks/stream_gpu.py                        # what matters first, for eight minutes; what was left out is named
+    python benchmarks/stream_gpu.py --minutes 30 --json figures.json
+    python benchmarks/stream_gpu.py --host ~/ComfyUI       # also the host's own UNet, beside that of diffusers
+    python benchmarks/stream_gpu.py --check                # does every path run? (tiny networks on the CPU, in a minute)
+    python benchmarks/stream_gpu.py --profile trace.json   # the first setting under the profiler, for chrome://tracing
 
-The networks have the published shapes and random weights; the VAE is a TAESD (diffusers' AutoencoderTiny). They run as a user
-runs them: `Pipeline.encode_image` and `decode_async`, `StreamBatch`, `StreamThreads`, `replayed_pipeline`. Modes: "eager";
-"compiled" (torch.compile of each network); "graph" (each network recorded as a CUDA graph); "both" (compiled, then recorded).
+The networks have the published shapes and random weights; the VAE is a TAESD (diffusers' AutoencoderTiny). They run as a user runs
+them: `Pipeline.encode_image` and `decode_async`, `StreamBatch` or `StreamLanes`, `StreamThreads`, `core.graphs.accelerated`. "graph" is
+each network recorded as a CUDA graph, "compile" compiled before; `priority` is that of `slipstream stream`. "published" is the package
+streamdiffusion 0.1.1 (`pip install --no-deps streamdiffusion==0.1.1`) on the same network, VAE and frames; left out where it is missing.
 
-"loop" is one thread that reads results two frames late, "threads" the five threads of `slipstream stream`. Stage times come from
-a second run with CUDA events. Peak is the best fp16 matrix product of 8192^3 measured here; the fraction counts the
-multiply-adds of all networks. "steady" is a run after warm-up in which torch raises when the host would wait for the device, and
-in which no memory may be asked of the device or pinned; the command ends with 1 when a setting fails it.
+"loop" is one thread that reads results two frames late, "threads" the five threads of `slipstream stream`. Delay is that of a camera at
+half the rate: p50 and p95 from the frame in host memory to its result there. Stage times come from a second run with CUDA events. Peak is
+the best fp16 matrix product of 8192^3 measured here; the fraction counts the multiply-adds of all networks. "steady" is a run after warm-up
+in which torch raises when the host would wait for the device, and in which no memory may be asked of the device or pinned; the command
+ends with 1 when a setting fails it. "ready" is the time until the first frame: recording, and compiling. Goals are printed at the end,
+each with what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import json
 import pathlib
@@ -26,22 +29,26 @@ import statistics
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from _common import ROOT  # noqa: F401  makes `slipstream` importable from a checkout
 from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
+from slipstream.core.compiling import kept_folder
 from slipstream.core.device import default_device
-from slipstream.core.graphs import replayed_pipeline
+from slipstream.core.graphs import accelerated
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
-from slipstream.core.transfer import Arrival
-from slipstream.stream import StreamBatch, StreamConfig
+from slipstream.core.transfer import Arrival, receive
+from slipstream.stream import StreamBatch, StreamConfig, StreamLanes
+from slipstream.stream.lanes import width_of
 from slipstream.stream.queues import StreamThreads
 
 STEPS = {1: [35], 2: [35, 45], 4: [20, 28, 36, 45]}
 LAG = 2  # frames that the GPU may be behind when a result is read
-WARM_UP = 12
+WARM_UP, FEW = 12, 20
 SD = {
     "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024,
     "use_linear_projection": True, "sample_size": 64,
@@ -61,31 +68,68 @@ SMALL = {
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What one line of the table runs."""
+
+    model: str
+    acceleration: str
+    steps: int
+    guidance: str = "self"
+    priority: str = "latency"
+    sequential: bool = False
+
+    @property
+    def label(self) -> str:
+        kind = "sequential" if self.sequential else f"priority {self.priority}"
+        return f"{self.model:5} {self.acceleration:8} N={self.steps} {self.guidance:7} {kind:19}"
+
+
+# What matters first. The first compiled one pays for the kernels that later ones find kept.
+SETTINGS = [
+    Setting("sd", "none", 1), Setting("sd", "none", 4), Setting("sd", "compile", 1),
+    Setting("sd", "compile", 1, priority="throughput"), Setting("sd", "compile", 4), Setting("sd", "compile", 4, "full"),
+    Setting("sdxl", "compile", 2), Setting("sd", "compile", 1, priority="4"), Setting("sd", "graph", 1), Setting("sd", "compile", 2),
+    Setting("sd", "graph", 4), Setting("sdxl", "none", 2), Setting("sd", "compile", 2, priority="throughput"),
+    Setting("sdxl", "compile", 2, priority="throughput"), Setting("sd", "compile", 4, "none"), Setting("sd", "compile", 4, "onetime"),
+    Setting("sd", "none", 4, sequential=True), Setting("sd", "graph", 1, priority="2"), Setting("sd", "compile", 4, priority="2"),
+    Setting("sdxl", "graph", 2), Setting("sdxl", "compile", 4),
+]  # fmt: skip
+# (what, the setting, frames a second) on one H100 or H200
+GOALS = [
+    ("SD-Turbo N = 1, most frames", Setting("sd", "compile", 1, priority="throughput"), 300.0),
+    ("SD-Turbo N = 1, least delay", Setting("sd", "compile", 1), 230.0), ("SD-Turbo N = 4", Setting("sd", "compile", 4), 140.0),
+    ("SDXL-Turbo N = 2", Setting("sdxl", "compile", 2), 110.0),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the table."""
 
-    model: str
-    mode: str
-    steps: int
-    guidance: str
-    sequential: bool
+    setting: Setting
     fps: float
     threads_fps: float
+    delay_p50_ms: float
+    delay_p95_ms: float
     steady: str
     encode_ms: float
     denoise_ms: float
     decode_ms: float
+    ready_s: float
     tflop: float
     peak_share: float
     memory_gb: float
 
+    @property
+    def best(self) -> float:
+        return max(self.fps, self.threads_fps)
+
     def text(self) -> str:
-        kind = "sequential" if self.sequential else "stream batch"
         return (
-            f"{self.model:5} {self.mode:8} N={self.steps} {self.guidance:7} {kind:12} fps: loop {self.fps:6.1f} threads "
-            f"{self.threads_fps:6.1f}  steady: {self.steady}  ms: encode "
-            f"{self.encode_ms:6.2f} denoise {self.denoise_ms:7.2f} decode {self.decode_ms:6.2f}  {self.tflop:6.3f} TFLOP/frame  "
-            f"{self.peak_share:5.1%} of peak  {self.memory_gb:5.2f} GB"
+            f"{self.setting.label} fps: loop {self.fps:6.1f} threads {self.threads_fps:6.1f}  delay p50 {self.delay_p50_ms:6.1f} p95 "
+            f"{self.delay_p95_ms:6.1f} ms  steady: {self.steady}  ms: encode {self.encode_ms:6.2f} denoise {self.denoise_ms:7.2f} decode "
+            f"{self.decode_ms:6.2f}  ready {self.ready_s:5.1f} s  {self.tflop:6.3f} TFLOP/frame  {self.peak_share:5.1%} of peak  "
+            f"{self.memory_gb:5.2f} GB"
         )
 
 
@@ -115,35 +159,32 @@ def make_cond(pipe: Pipeline, size: int) -> Conditioning:
     return Conditioning(context, torch.randn(1, 1280, **put), {"time_ids": ids})
 
 
-def prepared(pipe: Pipeline, mode: str, rows: int, size: int, cond: Conditioning) -> Pipeline:
-    """Return `pipe` with its networks as `mode` says."""
-    if mode in ("graph", "both"):
-        return replayed_pipeline(pipe, rows, size, size, cond, compiled=mode == "both")
-    if mode == "compiled":
-        pipe = copy.copy(pipe)
-        pipe.model, pipe.vae = copy.copy(pipe.model), copy.copy(pipe.vae)
-        pipe.model.network = torch.compile(pipe.model.network, dynamic=False)
-        pipe.vae.encode, pipe.vae.decode = (torch.compile(f, dynamic=False) for f in (pipe.vae.encode, pipe.vae.decode))
-    return pipe
-
-
 class Runner:
     """One setting: frame on the host -> frame on the host, in one thread that waits for nothing but old results."""
 
-    def __init__(self, pipe: Pipeline, size: int, mode: str, steps: int, guidance: str, sequential: bool) -> None:
+    def __init__(self, pipe: Pipeline, size: int, setting: Setting) -> None:
         cond, uncond = make_cond(pipe, size), make_cond(pipe, size)
         config = StreamConfig(
-            t_index_list=STEPS[steps], guidance=guidance, cfg_scale=1.0 if guidance == "none" else 1.2,
-            static_rows=mode != "eager" and not sequential,
+            t_index_list=STEPS[setting.steps], guidance=setting.guidance, cfg_scale=1.0 if setting.guidance == "none" else 1.2,
+            static_rows=setting.acceleration != "none" and not setting.sequential,
         )  # fmt: skip
-        self.sequential = sequential
-        self.pipe = prepared(pipe, mode, config.rows, size, cond)
-        self.new_batch = functools.partial(StreamBatch, self.pipe.model, cond, uncond, config)
+        width = width_of(setting.priority, config)
+        config, self.sequential = config.changed(frame_group=width.group), setting.sequential
+        begun = time.perf_counter()
+        self.pipe, models = accelerated(
+            pipe, setting.acceleration, config.rows, size, size, cond, width.group, width.lanes
+        )
+        self.ready = time.perf_counter() - begun
+        self.models, self.make = models, functools.partial(StreamBatch, cond=cond, uncond=uncond, config=config)
         self.batch = self.new_batch()
         self.decode = functools.partial(self.pipe.decode_async, dtype=torch.uint8)
         generator = torch.Generator().manual_seed(1)
         self.frames = [torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=generator) for _ in range(8)]
         self.coming: deque[Arrival] = deque()
+
+    def new_batch(self) -> StreamBatch | StreamLanes:
+        made = [self.make(model) for model in self.models]
+        return made[0] if len(made) == 1 else StreamLanes(made)
 
     def __call__(self, i: int, marks: list[Any] | None = None) -> int:
         """Push frame `i`; returns how many frames came out. `marks` collects an event after each stage."""
@@ -153,21 +194,31 @@ class Runner:
         finished = self.batch.push(latents)
         if self.sequential:  # one step at a time, as without a Stream Batch
             finished += self.batch.drain()
+        for frame in finished:
+            receive(frame.ready, frame.latents)
         _mark(marks)
-        self.coming.extend(self.decode(frame.latents) for frame in finished)
+        if finished:
+            self.coming.append(self.decode(torch.cat([frame.latents for frame in finished])))
         _mark(marks)
         while len(self.coming) > LAG:
             self.coming.popleft().get()
         return len(finished)
 
-    def threads(self, count: int) -> float:
-        """Return the rate of `count` frames through `StreamThreads`; 0 for one step at a time, which it does not do."""
-        if self.sequential:
-            return 0.0
-        source = ((self.frames[i % len(self.frames)], i) for i in range(count))
-        parts = source, self.pipe.encode_image, self.new_batch(), self.decode, lambda *_: None
-        with StreamThreads(*parts, live=False, device=self.pipe.device) as threads:
-            return threads.wait()["fps_out"]
+    def threads(self, count: int, rate: float = 0.0) -> dict[str, float]:
+        """Return the readouts of `count` frames through `StreamThreads`: as fast as it goes, or of a camera of `rate`."""
+        if self.sequential:  # which it does not do
+            return {"fps_out": 0.0, "latency_p50_ms": 0.0, "latency_p95_ms": 0.0}
+
+        def source() -> Iterator[tuple[torch.Tensor, int]]:
+            begun = time.perf_counter()
+            for i in range(count):
+                if rate:
+                    time.sleep(max(begun + i / rate - time.perf_counter(), 0))
+                yield self.frames[i % len(self.frames)], i
+
+        parts = source(), self.pipe.encode_image, self.new_batch(), self.decode, lambda *_: None
+        with StreamThreads(*parts, live=bool(rate), device=self.pipe.device) as threads:
+            return threads.wait()
 
 
 def _mark(marks: list[Any] | None) -> None:
@@ -187,7 +238,7 @@ def frames_per_second(run: Runner, seconds: float) -> float:
         run(i)
     _synchronize(run)
     begun, count = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds or count < 5:
+    while time.perf_counter() - begun < seconds or count < 2:
         count += run(count)
     _synchronize(run)
     return count / (time.perf_counter() - begun)
@@ -228,7 +279,7 @@ def allocations() -> dict[str, int]:
     return found
 
 
-def stage_times(run: Runner, count: int = 20) -> list[float]:
+def stage_times(run: Runner, count: int) -> list[float]:
     """Return median milliseconds of encode, denoise and decode."""
     rows = []
     for i in range(count):
@@ -242,11 +293,11 @@ def stage_times(run: Runner, count: int = 20) -> list[float]:
     return [statistics.median(column) for column in zip(*rows)]
 
 
-def flops(pipe: Pipeline, size: int, steps: int, guidance: str) -> float:
+def flops(pipe: Pipeline, size: int, setting: Setting) -> float:
     """Return the floating point operations of one frame in 10^12 (two for each multiply-add)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    run = Runner(pipe, size, "eager", steps, guidance, sequential=True)
+    run = Runner(pipe, size, Setting(setting.model, "none", setting.steps, setting.guidance, sequential=True))
     with FlopCounterMode(display=False) as counter:
         run(0)
     return counter.get_total_flops() / 1e12
@@ -269,76 +320,213 @@ def matmul_peak(device: torch.device) -> float:
     return best
 
 
-def measure(
-    name: str, pipe: Pipeline, size: int, mode: str, steps: int, guidance: str, sequential: bool, seconds: float, peak: float
-) -> Row:  # fmt: skip
+def measure(pipe: Pipeline, size: int, setting: Setting, seconds: float, peak: float) -> Row:
     cuda = pipe.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    if mode in ("compiled", "both"):
+    if setting.acceleration == "compile":
         torch.compiler.reset()  # after some shapes of one network torch gives up compiling and runs eagerly
-    run = Runner(pipe, size, mode, steps, guidance, sequential)
+    run = Runner(pipe, size, setting)
     fps = frames_per_second(run, seconds)
-    verdict, times, threads_fps = steady(run), stage_times(run), run.threads(max(int(fps * seconds / 2), 20))
+    verdict, times = steady(run), stage_times(run, FEW)
+    full = run.threads(max(int(fps * seconds / 2), FEW))
+    rate = max(full["fps_out"], fps) / 2
+    camera = run.threads(min(max(int(rate * seconds / 2), FEW), 200), rate)
     memory = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
-    work = flops(pipe, size, steps, guidance)
-    return Row(
-        name, mode, steps, guidance, sequential, fps, threads_fps, verdict, *times, work, work * fps / peak, memory
+    work = flops(pipe, size, setting)
+    delays = camera["latency_p50_ms"], camera["latency_p95_ms"]
+    best = max(fps, full["fps_out"])
+    return Row(setting, fps, full["fps_out"], *delays, verdict, *times, run.ready, work, work * best / peak, memory)
+
+
+def published(pipe: Pipeline, size: int, steps: int, seconds: float) -> float | None:
+    """Return frames a second of the published package, eager, on the same networks and frames; None where it is missing."""
+    try:
+        from diffusers import DDIMScheduler
+        from streamdiffusion import StreamDiffusion
+    except ImportError:
+        return None
+    if pipe.device.type != "cuda":  # it times itself with CUDA events whatever the device
+        torch.cuda.Event = lambda **_: SimpleNamespace(record=lambda: None, elapsed_time=lambda _: 0.0)  # type: ignore[assignment, misc]
+        torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    cond = make_cond(pipe, size).context
+    inner = SimpleNamespace(
+        device=pipe.device, vae_scale_factor=8, scheduler=scheduler, text_encoder=None, unet=pipe.model.unet, vae=pipe.vae,
+        encode_prompt=lambda **_: (cond, cond), image_processor=None,
+    )  # fmt: skip
+    stream = StreamDiffusion(inner, STEPS[steps], pipe.dtype, size, size, True, True, 1, "self")
+    stream.prepare("", "", 50, 1.2, 1.0)
+    frames = torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+    def frame(i: int) -> None:
+        pixels = frames[i % 8].to(pipe.device).permute(2, 0, 1)[None].to(pipe.dtype) / 127.5 - 1
+        latents = pipe.vae.encode(pixels).latents
+        done = stream.predict_x0_batch(stream.add_noise(latents, stream.init_noise[0], 0))
+        ((pipe.vae.decode(done).sample / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+    with torch.no_grad():
+        for i in range(WARM_UP):
+            frame(i)
+        begun, count = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds or count < 2:
+            frame(count)
+            count += 1
+    return count / (time.perf_counter() - begun)
+
+
+def host_rows(host: pathlib.Path, pipe: Pipeline, size: int, small: bool, seconds: float) -> list[str]:
+    """Return rows a second of the host's own UNet, as it is and in its fused form, beside those of diffusers."""
+    sys.path.insert(0, str(host.expanduser()))
+    arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if pipe.device.type != "cuda" else [])]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+    from slipstream.nodes.host.fused import FusedNetwork
+
+    sys.argv = arguments
+    width, depth = (32, [1, 1]) if small else (320, [1, 1, 1, 1, 1, 1, 0, 0])
+    shape = {"channel_mult": [1], "num_res_blocks": [2], "transformer_depth_output": [1] * 3} if small else {
+        "channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "transformer_depth_output": [1] * 9 + [0] * 3}  # fmt: skip
+    tokens = pipe.model.unet.config.cross_attention_dim
+    with pipe.device:
+        network = UNetModel(
+            image_size=32, in_channels=4, out_channels=4, model_channels=width, transformer_depth=depth, transformer_depth_middle=1,
+            num_heads=-1, num_head_channels=32 if small else 64, use_spatial_transformer=True, context_dim=tokens,
+            use_linear_in_transformer=True, legacy=False, dtype=pipe.dtype, **shape,
+        ).eval().requires_grad_(False)  # fmt: skip
+    put = {"device": pipe.device, "dtype": pipe.dtype}
+    x, t, c = (
+        torch.randn(1, 4, size // 8, size // 8, **put),
+        torch.full((1,), 299.0, device=pipe.device),
+        torch.randn(1, 77, tokens, **put),
     )
+    fused, options = FusedNetwork(network), dict[str, Any]()
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "benchmark", fused, options)
+    sigma, items = torch.ones(1), [(object(), 0)]
+
+    def ours() -> torch.Tensor:
+        with fused.bound(sigma, items):
+            return network(x, t, context=c, transformer_options=options)
+
+    bound = pipe.model.bind(sigma, make_cond(pipe, size))
+    runs = {
+        "host's UNet as it is": lambda: network(x, t, context=c, transformer_options={}), "host's UNet, fused": ours,
+        "diffusers as it is": lambda: pipe.model.unet(x, t, c, return_dict=False)[0], "diffusers, fused": lambda: bound(x.float()),
+    }  # fmt: skip
+    with torch.inference_mode():
+        return [f"{name:22} {_rate(call, pipe.device, seconds):7.1f} rows/s, eager" for name, call in runs.items()]
 
 
-def settings(steps: list[int], modes: list[str]) -> list[tuple[str, int, str, bool]]:
-    """Return (mode, steps, guidance, sequential): self at every N, the comparisons at the largest N."""
-    found = [(mode, n, "self", False) for mode in modes for n in steps]
-    most = max(steps)
-    found += [(mode, most, kind, False) for mode in modes for kind in ("none", "onetime", "full")]
-    return found + [(mode, n, "self", True) for mode in modes[:1] for n in steps if n > 1]
+def _rate(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    for _ in range(5):
+        call()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds or count < 2:
+        call()
+        count += 1
+    wait()
+    return count / (time.perf_counter() - begun)
 
 
-def ratios(rows: list[Row]) -> list[str]:
-    """Return the claims of Stream Batch and RCFG as measured."""
-    found = {(r.model, r.mode, r.steps, r.guidance, r.sequential): r.fps for r in rows}
+def warm_start(pipe: Pipeline, size: int) -> str:
+    """Compile a shape that was compiled before, as a new process would: from what is kept."""
+    torch.compiler.reset()
+    return f"warm start: compiled again from {kept_folder()} in {Runner(pipe, size, Setting('sd', 'compile', 1)).ready:.1f} s"
+
+
+def ratios(rows: dict[Setting, Row], packages: dict[int, float]) -> list[str]:
+    """Return the claims of Stream Batch, RCFG and speed as measured, and the goals."""
     lines = []
-    for (model, mode, n, kind, sequential), fps in found.items():
-        batch, full = found.get((model, mode, n, kind, False)), found.get((model, mode, n, "full", False))
-        if sequential and batch:
-            lines.append(f"{model} {mode} N={n}: Stream Batch is {batch / fps:.2f}x sequential")
-        if kind == "self" and full and not sequential:
-            lines.append(f"{model} {mode} N={n}: self-RCFG is {fps / full:.2f}x full CFG")
+    for setting, row in rows.items():
+        batch, full = rows.get(replace(setting, sequential=False)), rows.get(replace(setting, guidance="full"))
+        if setting.sequential and batch:
+            lines.append(f"{setting.label}: Stream Batch is {batch.fps / row.fps:.2f}x sequential")
+        if setting.guidance == "self" and full and not setting.sequential:
+            lines.append(f"{setting.label}: self-RCFG is {row.best / full.best:.2f}x full CFG (goal 1.9x at N = 4)")
+        if (
+            setting.acceleration == "none"
+            and setting.model == "sd"
+            and not setting.sequential
+            and setting.steps in packages
+        ):
+            theirs = packages[setting.steps]
+            lines.append(
+                f"{setting.label}: {row.best / theirs:.2f}x the published package at {theirs:.1f} fps (goal 1.3x)"
+            )
+    for what, setting, goal in GOALS:
+        found = rows.get(setting)
+        lines.append(f"goal {what}: {goal:.0f} fps, " + (f"measured {found.best:.0f}" if found else "not measured"))
     return lines
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=default_device())
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--models", nargs="+", default=["sd", "sdxl"], choices=["sd", "sdxl"])
-    parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4], choices=list(STEPS))
-    parser.add_argument("--modes", nargs="+", default=["eager", "compiled", "graph", "both"])
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="begin no further setting after so many (default %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default %(default)s)")
+    parser.add_argument("--host", type=pathlib.Path, help="a checkout of ComfyUI, for its own UNet")
+    parser.add_argument("--check", action="store_true", help="tiny networks on the CPU; nothing is compiled for true")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--profile", type=pathlib.Path)
     args = parser.parse_args()
-    device = torch.device(args.device)
+    if args.check:
+        global WARM_UP, FEW
+        WARM_UP, FEW = 2, 5
+        args.device, args.seconds = "cpu", 0.02
+        torch.compile = lambda function, **_: function  # type: ignore[assignment]
+    return run(args, torch.device(args.device))
+
+
+def run(args: argparse.Namespace, device: torch.device) -> int:
     torch.backends.cudnn.benchmark = True
-    peak = matmul_peak(device)
+    begun, peak = time.perf_counter(), matmul_peak(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"{name}, torch {torch.__version__}, fp16 matrix product {peak:.0f} TFLOP/s")
-    rows: list[Row] = []
-    for model in args.models:
-        pipe, size = make_pipe(model, device, args.small)
+    say(f"{name}, torch {torch.__version__}, fp16 matrix product {peak:.0f} TFLOP/s")
+    pipes: dict[str, tuple[Pipeline, int]] = {}
+    rows: dict[Setting, Row] = {}
+    packages: dict[int, float] = {}
+    for i, setting in enumerate(SETTINGS):
+        if time.perf_counter() - begun > 60 * args.minutes:
+            say(
+                f"left out after {args.minutes:g} minutes: {', '.join(' '.join(s.label.split()) for s in SETTINGS[i:])}"
+            )
+            break
+        if setting.model not in pipes:
+            pipes[setting.model] = make_pipe(setting.model, device, args.check)
+        pipe, size = pipes[setting.model]
         if args.profile:
-            profile(Runner(pipe, size, args.modes[0], args.steps[0], "self", False), args.profile)
+            profile(Runner(pipe, size, setting), args.profile)
             return 0
-        for setting in settings(args.steps, args.modes):
-            rows.append(measure(model, pipe, size, *setting, args.seconds, peak))
-            print(rows[-1].text(), flush=True)
-    print("\n".join(ratios(rows)))
+        rows[setting] = measure(pipe, size, setting, args.seconds, peak)
+        say(rows[setting].text())
+        if setting.acceleration == "none" and setting.model == "sd" and not setting.sequential:
+            theirs = published(pipe, size, setting.steps, args.seconds)
+            packages |= {} if theirs is None else {setting.steps: theirs}
+        if i == 2:
+            say(warm_start(pipe, size))
+            for line in host_rows(args.host, pipe, size, args.check, args.seconds) if args.host else ():
+                say(line)
+    if not packages:
+        say("published package: not installed, left out")
+    say("\n".join(ratios(rows, packages)))
     if args.json:
-        args.json.write_text(json.dumps({"device": name, "peak": peak, "rows": [asdict(r) for r in rows]}, indent=1))
-    failed = [row for row in rows if row.steady.startswith("FAIL")]
-    print(f"steady: {len(failed)} of {len(rows)} settings fail" if device.type == "cuda" else "steady: needs a GPU")
+        found = {"device": name, "peak": peak, "published": packages, "rows": [asdict(row) for row in rows.values()]}
+        args.json.write_text(json.dumps(found, indent=1))
+    failed = [row for row in rows.values() if row.steady.startswith("FAIL")]
+    say(f"steady: {len(failed)} of {len(rows)} settings fail" if device.type == "cuda" else "steady: needs a GPU")
+    say(f"{time.perf_counter() - begun:.0f} s in all")
     return 1 if failed else 0
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 def profile(run: Runner, path: pathlib.Path) -> None:

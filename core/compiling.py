@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,10 @@ TICK = 10.0  # seconds between two messages
 
 def kept_folder() -> pathlib.Path:
     """Return where compiled kernels are kept: the user's own choice for torch, else `slipstream/compiled` in the cache of the system."""
-    if os.environ.get(VARIABLE):
-        return pathlib.Path(os.environ[VARIABLE])
+    chosen = pathlib.Path(os.environ.get(VARIABLE) or tempfile.gettempdir())
+    # torch writes its own default there, a folder that does not outlive the machine's next start.
+    if pathlib.Path(tempfile.gettempdir()) not in (chosen, chosen.parent):
+        return chosen
     base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
     return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "slipstream" / "compiled"
 
