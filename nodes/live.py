@@ -137,6 +137,9 @@ class LiveStreamNode:
         stream = STREAMS.open(LiveStream(settings, (height, width), keep, note, without))
         try:
             return LiveRun(stream, vae, clip, str(unique_id), on_interrupt == KEEP)(model, positive, negative)
+        except BaseException as error:
+            stream.end(why(error))
+            raise
         finally:
             STREAMS.close(stream)
 
@@ -225,17 +228,6 @@ class LiveRun:
 
         check_interrupt()
 
-    @staticmethod
-    def _why(error: BaseException) -> str:
-        """Return what the panel says of an error that ended the stream."""
-        import comfy.model_management
-
-        if isinstance(error, comfy.model_management.InterruptProcessingException):
-            return "Cancelled in ComfyUI."
-        if isinstance(error, comfy.model_management.OOM_EXCEPTION):
-            return "Out of memory. Choose a smaller size, fewer steps or a tiny VAE, and press Start again."
-        return f"{type(error).__name__}: {error}"
-
     def _samples(self, image: Tensor) -> Tensor:
         """Return the LATENT samples of IMAGE (1, H, W, 3), padded to whole latent cells."""
         from .host.vae import encode_images
@@ -269,6 +261,17 @@ class LiveRun:
         cond = session.condition("positive", path)
         batch.move(cond.at, frames)
         self.positive = path
+
+
+def why(error: BaseException) -> str:
+    """Return what the panel says of an error that ended a stream."""
+    import comfy.model_management
+
+    if isinstance(error, comfy.model_management.InterruptProcessingException):
+        return "Cancelled in ComfyUI."
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "Out of memory. Choose a smaller size, fewer steps or a tiny VAE, and press Start again."
+    return f"{type(error).__name__}: {error}"
 
 
 def row_of(conditioning: list[Any], index: int) -> list[Any]:

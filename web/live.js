@@ -19,7 +19,7 @@ class NodePanel {
       compact: true,
       address: (id) => app.api.apiURL(`/slipstream/live/${id}`).replace(/^(https?:)?/, "").replace(/^(\/\/[^/]*)?/, location.origin.replace(/^http/, "ws")),
       start: () => this.queue(),
-      stop: () => this.waiting && app.api.interrupt?.(),
+      stop: () => (this.unwanted = this.waiting),
       onSettings: (values) => this.write(values),
       onPanel: (values) => this.keep(values),
       onEnd: () => this.forget(),
@@ -92,8 +92,9 @@ class NodePanel {
   }
 
   async queue() {
-    this.waiting = true;
-    await app.queuePrompt(0);
+    [this.waiting, this.unwanted] = [true, false];
+    const queued = await app.queuePrompt(0);
+    if (queued === false || Object.keys(app.lastNodeErrors ?? {}).length) throw new Error("The workflow has a mistake. It is marked on the node.");
   }
 
   /** Join a stream; `place` is the graph and the execution id of the node, for a page that is loaded again. */
@@ -102,7 +103,8 @@ class NodePanel {
     this.place = place;
     sessionStorage.setItem(KEY, JSON.stringify({ ...stored(), [place]: stream }));
     this.seen = this.values();
-    this.panel.connect(stream);
+    this.panel.connect(stream, this.unwanted);
+    this.unwanted = false;
   }
 
   forget() {

@@ -117,7 +117,7 @@ class LiveStream:
             if self.ended:
                 raise ValueError(f"Expected a stream that runs, but this one has ended: {self.ended}")
             # A page that lost its connection comes back before the server knows that it was lost.
-            before = next((m for m in self._members if key and hmac.compare_digest(m.key, key)), None)
+            before = next((m for m in self._members if key and hmac.compare_digest(m.key.encode(), key.encode())), None)
             if before is not None:
                 self.leave(before, lost=True)
             if len(self._members) >= MAX_CLIENTS:

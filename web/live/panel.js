@@ -252,14 +252,14 @@ export class Panel {
     this.options.stop?.();
   }
 
-  /** Join the stream of a run. */
-  connect(id) {
+  /** Join the stream of a run; one that is no longer wanted, as Stop was pressed before it began, is ended. */
+  connect(id, unwanted = false) {
     this.connection?.close();
     this.id = id;
     this.running = true;
     [this.delays, this.times, this.shown] = [[], [], 0];
     const connection = new Connection(this.options.address(id), {
-      open: () => this.say(""),
+      open: () => (unwanted ? connection.send({ type: "stop" }) : this.say("")),
       text: (message) => this.told(message),
       result: (result) => this.result(result),
       closed: (reason) => connection === this.connection && this.ended(reason),
