@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_finite
+from ..core.device import is_out_of_memory
 from ..core.images import pad_to_multiple
 from ..core.tensors import image_to_bytes
 from ..stream import BlendedStream, PromptBlend, StreamConfig
@@ -269,7 +270,7 @@ def why(error: BaseException) -> str:
 
     if isinstance(error, comfy.model_management.InterruptProcessingException):
         return "Cancelled in ComfyUI."
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if is_out_of_memory(error):
         return "Out of memory. Choose a smaller size, fewer steps or a tiny VAE, and press Start again."
     return f"{type(error).__name__}: {error}"
 
