@@ -196,6 +196,9 @@ class LiveRun:
     def _work(self, session: Session) -> None:
         import comfy.model_management
 
+        from .host.progress import check_interrupt
+        from .host.vae import decode_images
+
         positive, negative = session.conds["positive"].at(0), session.conds["negative"].at(0)
         config = StreamConfig(**self.stream.settings.updates())
         batch = BlendedStream(session.denoiser, [positive], PromptBlend([1.0]), 0, negative, config)
@@ -204,30 +207,19 @@ class LiveRun:
             return session.process_in(self._samples(image.float() / 255))
 
         def decode(latents: Tensor) -> Tensor:
-            from .host.vae import decode_images
-
             with self.turn, torch.inference_mode():
                 images = decode_images(self.vae, session.process_out(latents))[..., :3]
             check_finite("image", images)  # bytes cannot say NaN
             return image_to_bytes(images)
 
+        def apply(old: LiveSettings, new: LiveSettings) -> None:
+            self._apply(session, batch, old, new)
+
         try:
-            self.stream.run(
-                batch,
-                encode,
-                decode,
-                lambda old, new: self._apply(session, batch, old, new),
-                self._check,
-                why=self._why,
-            )
+            self.stream.run(batch, encode, decode, apply, check_interrupt, why=why)
         except comfy.model_management.InterruptProcessingException:
             if not self.keep or not len(self.stream.images()):
                 raise
-
-    def _check(self) -> None:
-        from .host.progress import check_interrupt
-
-        check_interrupt()
 
     def _samples(self, image: Tensor) -> Tensor:
         """Return the LATENT samples of IMAGE (1, H, W, 3), padded to whole latent cells."""
