@@ -24,6 +24,7 @@ from .denoiser import levels_of, noise_space
 from .identity import entries_of, host_identity, original_weights, sampling_identity
 from .layers import LayerSwitch
 from .progress import check_interrupt
+from .session import check_channels
 
 WRAPPER_KEY = "slipstream_search"
 # These take two ends from the sigmas and choose the steps between them by themselves.
@@ -68,6 +69,7 @@ class HostPath:
         self.positive = positive
         self.sampler, self.seed, self.batch = sampler, seed, batch
         samples = comfy.sample.fix_empty_latent_channels(original, latent["samples"])
+        check_channels(original, samples)
         self.size = tuple(samples.shape[1:])
         self.sampling = original.get_model_object("model_sampling")
         self.calls = self.evaluations = 0

@@ -272,15 +272,37 @@ def call_reuse(tiny: Tiny) -> None:
 
 
 def other_channels(tiny: Tiny) -> None:
-    """A latent of another family's VAE is refused in one sentence."""
-    wrong = torch.ones(1, tiny.shape[0] + 3, *tiny.shape[1:])
-    try:
-        run_on_model(tiny.model, {"samples": wrong}, lambda session: None, positive=tiny.prompts[0])
-    except ValueError as error:
-        said = f"a latent of {tiny.shape[0]} channels for this model, but got {tiny.shape[0] + 3}. Encode"
-        expect(said in str(error), f"said {error}")
-    else:
-        raise AssertionError("was taken")
+    """A latent of another family's VAE is refused in one sentence, where the host does not stop before: it scales by channel first."""
+    count = tiny.shape[0]
+    wrong = torch.ones(1, count + 3, *tiny.shape[1:])
+    euler = comfy.samplers.sampler_object("euler")
+    regenerate = {
+        "seed": 4, "steps": 1, "cfg": 2.0, "sampler_name": "euler", "schedule": "uniform", "rounds": 1, "strength": 0.6,
+        "strength_end": 0.0, "kind": "fixed", "low": 0.15, "high": 1.0, "direction": "decreasing", "patch": 2, "nested": True,
+        "candidates": 1,
+    }  # fmt: skip
+    vae = fake_vae(tiny._replace(shape=wrong.shape[1:]))
+    tried: dict[str, Callable[[], Any]] = {
+        "a session": lambda: run_on_model(tiny.model, {"samples": wrong}, lambda session: None, positive=tiny.prompts[0]),
+        "Masked Regenerate": lambda: lmd.MaskedRegenerate().regenerate(
+            tiny.model, *tiny.prompts, {"samples": wrong}, **regenerate
+        ),
+        "Stream Frames": lambda: stream.StreamFrames().stream(
+            tiny.model, *tiny.prompts, vae, torch.rand(1, tiny.shape[-2] * 4, tiny.shape[-1] * 4, 3), strength=0.7, steps=1,
+            guidance="none", guidance_scale=1.0, seed=2,
+        ),
+        "Search Schedule": lambda: HostPath(cfg_guider(tiny, 2.0), euler, {"samples": wrong}),
+    }  # fmt: skip
+    if tiny.shape[0] and len(tiny.shape) == 4 and tiny.shape[1] > 1:
+        del tried["Stream Frames"]  # a video is no frame, whatever its channels
+    for name, run in tried.items():
+        try:
+            run()
+        except ValueError as error:
+            said = f"a latent of {count} channels for this model, but got {count + 3}. Encode"
+            expect(said in str(error), f"{name} said {error}")
+        else:
+            raise AssertionError(f"{name} took it")
 
 
 def fake_vae(tiny: Tiny) -> Any:
