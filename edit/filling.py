@@ -19,8 +19,9 @@ CANDIDATES = 12
 GLANCE, SAMPLES = 64, 384
 # Values differ where they do so by more than this share of the image's deviation.
 TOLERANCE = 0.1
-# A copy is taken where at most this share of its surroundings differs; where no more than the second, the network need not make it anew.
-MOST, SURE = 0.25, 0.1
+# A copy is taken where at most this share of its surroundings differs, a plain one up to the second: what differs there are other
+# objects. Where no more than the third differs, or the copy is plain, the network need not make it anew.
+MOST, MOST_PLAIN, SURE = 0.25, 0.6, 0.1
 # What one copy cannot reach, beyond the image's edge or another object, is left to the next.
 ROUNDS = 3
 
@@ -61,18 +62,18 @@ def refilled(values: Tensor, gone: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             if copy is None:
                 break
             out, left = torch.where(copy.region, copy.values, out), left & ~copy.region
-            sure = torch.where(copy.region, float(copy.misfit <= SURE), sure)
+            sure = torch.where(copy.region, float(copy.sure), sure)
     known = (~left).to(values)[None, None]
     return torch.where(left, fill(out, known), out), sure
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """What fills `region` (H, W), `misfit` the share of its surroundings that differs."""
+    """What fills `region` (H, W), and whether that is sure to be right."""
 
     values: Tensor
     region: Tensor
-    misfit: float
+    sure: bool
 
 
 def _best_copy(values: Tensor, out: Tensor, hole: Tensor, unknown: Tensor, left: Tensor) -> _Copy | None:
@@ -98,7 +99,7 @@ def _best_copy(values: Tensor, out: Tensor, hole: Tensor, unknown: Tensor, left:
         best = (best[:, None] + _square(step, hole.device)[None]).reshape(-1, 2).unique(dim=0)
     best = fine.best(fine.best(best, CANDIDATES, GLANCE), 1)
     misfit, (dy, dx) = float(fine.costs(best)[0, 0]), best[0].tolist()
-    return None if misfit > MOST else _copied(values, out, hole, unknown, left, (dy, dx), misfit, tolerance)
+    return None if misfit > MOST_PLAIN else _copied(values, out, hole, unknown, left, (dy, dx), misfit, tolerance)
 
 
 def _copied(
@@ -109,6 +110,10 @@ def _copied(
     if not bool(region.any()):
         return None
     copy = _shifted(values, shift)
+    low, high = copy[0][:, region].aminmax(dim=1)
+    plain = float((high - low).max()) <= tolerance
+    if misfit > MOST and not plain:
+        return None
     difference = out - copy
     fits = _dilated(hole, 4) & ~left & source & (difference.abs().amax((0, 1)) <= tolerance)
     if bool((difference[..., fits].abs() > 1 / 512).any()):
@@ -117,7 +122,7 @@ def _copied(
         part = (..., slice(top, bottom), slice(left_, right))
         copy = copy.clone()
         copy[part] += fill(difference[part], fits[part].to(values)[None, None])
-    return _Copy(copy, region, misfit)
+    return _Copy(copy, region, plain or misfit <= SURE)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,17 @@ def test_an_object_that_touches_the_hole_does_not_bleed_into_it() -> None:
     assert torch.equal(out, truth)
 
 
+def test_a_plain_ground_goes_on_where_another_object_takes_up_much_of_the_edge() -> None:
+    truth = two_colours(grid()[1] < 0)
+    truth = torch.where(
+        grid()[0] < 64, torch.tensor([0.9, 0.8, 0.1])[:, None, None], truth
+    )  # a third of the hole's edge
+    hole = disc(80, 80, 18) * (grid()[0] >= 64)
+    out, sure = refilled(torch.where(hole > 0, 1.0, truth), [hole])
+    assert torch.equal(out[..., 66:, :], truth[..., 66:, :])
+    assert bool((sure[hole > 0] == 1).all())
+
+
 def test_several_holes_are_filled_from_what_is_none() -> None:
     truth = two_colours((grid()[1] // 9) % 2 == 0)
     holes = [disc(40, 40, 15), disc(44, 76, 15), disc(120, 100, 20)]
