@@ -183,7 +183,7 @@ def sample_draft(
 
 
 # A change of what is known counts from this many times the network's own error on.
-BEYOND = 3.0
+BEYOND = 4.0
 
 
 @dataclass
