@@ -32,7 +32,7 @@ class Outbox:
 
     def offer(self, message: bytes) -> None:
         with self._lock:
-            self._result = message
+            self._result = wire.newest(self._result, message)
         self._wake()
 
     def tell(self, message: str) -> None:

@@ -34,7 +34,7 @@ GRACE = 30.0  # seconds until a stream ends whose producer was lost
 PAUSE = 600.0  # and one whose producer closed its page
 REPORTS = 0.5  # seconds between statistics
 OUTSIDE = 2  # frames on their way besides those that are denoised: one is encoded, one decoded
-LEAST_WAIT = 0.2  # seconds
+LEAST_WAIT, MOST_WAIT = 0.2, 5.0  # seconds
 RECENT = 4.0  # seconds that rates are measured over
 
 
@@ -288,7 +288,7 @@ class LiveStream:
                 self.kept.append(image.clone())
             members = list(self._members)
             now = time.monotonic()
-            self._published, self._patience = now, max(LEAST_WAIT, 3 * (now - self._published))
+            self._published, self._patience = now, min(max(LEAST_WAIT, 3 * (now - self._published)), MOST_WAIT)
             self._shown += 1
             self._changed.notify_all()
         for member in members:

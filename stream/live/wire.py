@@ -28,6 +28,14 @@ def pack(head: Head, body: bytes = b"") -> bytes:
     return HEAD.pack(MAGIC, *head) + body
 
 
+def newest(waiting: bytes | None, message: bytes) -> bytes:
+    """Return what is to be sent of a result that still waits and a newer one: one that repeats an image needs that image."""
+    kind, sequence, captured = HEAD.unpack_from(message)[1:]
+    if waiting is None or kind != REPEAT or HEAD.unpack_from(waiting)[1] != RESULT:
+        return message
+    return pack(Head(RESULT, sequence, captured), waiting[HEAD.size :])
+
+
 def unpack(message: bytes, kinds: tuple[int, ...]) -> tuple[Head, bytes]:
     """Return head and image of a message; raises ValueError unless it is one of `kinds` and holds an image."""
     if len(message) > MAX_FRAME:

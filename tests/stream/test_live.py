@@ -57,6 +57,17 @@ def test_other_frames_are_refused(message: bytes, reason: str) -> None:
         wire.unpack(message, (wire.FRAME,))
 
 
+def test_a_repeat_does_not_take_the_place_of_the_image_that_it_repeats() -> None:
+    """A slow client gets the image with the newer time, not the order to show an older one again."""
+    first, second = (wire.pack(wire.Head(wire.RESULT, n, 10.0 * n), b"image %d" % n) for n in (1, 2))
+    repeat = wire.pack(wire.Head(wire.REPEAT, 3, 30.0))
+    assert wire.newest(None, repeat) == repeat
+    assert wire.newest(first, second) == second
+    assert wire.newest(repeat, second) == second
+    assert wire.newest(repeat, repeat) == repeat
+    assert wire.unpack(wire.newest(second, repeat), (wire.RESULT,)) == ((wire.RESULT, 3, 30.0), b"image 2")
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[1]", "3", '{"a": 1}', '{"type": 3}', "[" * 9999, '{"type":"set"}' + " " * wire.MAX_TEXT]
 )

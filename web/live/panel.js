@@ -350,7 +350,9 @@ export class Panel {
   // -- frames down
 
   async result(result) {
-    this.waiting = result;
+    // The newest wins; one that repeats an image does not take the place of that image.
+    const repeats = result.kind === REPEAT && this.waiting;
+    this.waiting = repeats ? { ...this.waiting, captured: result.captured } : result;
     if (this.drawing) return;
     this.drawing = true;
     while (this.waiting) {
