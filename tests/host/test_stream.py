@@ -395,6 +395,27 @@ def test_interrupt_throws_away_or_keeps(host, cancelled) -> None:
     assert "(interrupted)" in text_of(result)
 
 
+def test_memory_that_is_freed_while_a_stream_runs_changes_nothing(host) -> None:
+    """POST /free empties our caches at once, the host's own after the run."""
+    graph = base()
+    graph["e"] = node("EmptyImage", width=64, height=64, batch_size=24, color=0x3050A0)
+    add_stream(graph, ["e", 0], steps=2)
+    graph["s"]["inputs"]["seed"] = 77
+    expected = pictures(host.run(graph))
+    host.free()
+    running = host.submit(graph)
+    for at in (4, 12):
+        running.wait_for(
+            lambda e: e.type == "progress" and e.data.get("value", 0) >= at and e.data.get("node") == "s"  # noqa: B023
+        )
+        host.free()
+    result = running.wait()
+    assert result.ok, result.explain()
+    assert "s" in result.executed_nodes
+    assert len(expected) == 24
+    assert np.array_equal(pictures(result), expected)
+
+
 def test_each_frame_goes_with_its_own_controlnet_picture(host) -> None:
     """A batch of ControlNet pictures: frame by frame alone, with its own picture, gives the same."""
     frames, graph = clip(4), base()
