@@ -375,8 +375,8 @@ def first_view(boxes: list[list[int]]) -> dict[str, Any]:
     return {"scale": scale, "offset": [round(CORNER[0] / scale - left), round(CORNER[1] / scale - top)]}
 
 
-def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
-    """Save a square JPEG of what Before and After shows: four images whole, else the last one with the first as an inset."""
+def thumbnail(files: list[Any], path: pathlib.Path, parts: int, size: int = 400) -> None:
+    """Save a square JPEG of what Before and After shows of `parts` images: four whole, else the last one with the first as an inset."""
     from PIL import Image, ImageOps
 
     files = [f for f in files if f.filename.endswith((".png", ".jpg", ".webp"))]
@@ -384,8 +384,7 @@ def thumbnail(files: list[Any], path: pathlib.Path, size: int = 400) -> None:
     files = [f for f in files if f.type == "temp"] or files
     last = max(files, key=lambda f: int(f.node)).node
     sheet = Image.open(io.BytesIO([f for f in files if f.node == last][-1].read())).convert("RGB")
-    parts = round(sheet.width / sheet.height)
-    if parts < 2:
+    if parts not in (2, 3):
         ImageOps.fit(sheet, (size, size), Image.Resampling.LANCZOS).save(path, quality=88)
         return
     width = sheet.width // parts
@@ -457,7 +456,13 @@ def main(argv: list[str] | None = None) -> int:
                     failed += 1
                     print(result.explain())
                 elif result.files and path.parent == SHOWN:
-                    thumbnail(result.files, path.with_suffix(".jpg"))
+                    shown = [node for node in graph.nodes if node.type == "SlipstreamBeforeAfter"]
+                    parts = (
+                        sum(name in shown[-1].sockets for name in ("before", "after", "third", "fourth"))
+                        if shown
+                        else 1
+                    )
+                    thumbnail(result.files, path.with_suffix(".jpg"), parts)
                     if graph.linear:
                         shutil.copy(path.with_suffix(".jpg"), path.with_suffix(".app.jpg"))
     return 1 if failed else 0

@@ -64,8 +64,10 @@ def _photo_workflow(g: Any, name: str, second: str, task: Any, note: str, **sett
 
 def edit_move(g: Any) -> None:
     def task(g: Any, photo: Any) -> Any:
-        drawing = _drawing({"outline": CLOUD})
-        return g.add("SlipstreamMove", image=photo["IMAGE"], canvas=drawing, dx=20.0, dy=130.0, size=(440, 0))
+        drawing = _drawing({"box": [449, 332, 606, 390]})
+        return g.add(
+            "SlipstreamMove", image=photo["IMAGE"], canvas=drawing, dx=-10.0, dy=-38.0, angle=-30.0, size=(440, 0)
+        )
 
     photo, tasks, saved = _photo_workflow(
         g, "edit_move", "What moves", task,
@@ -109,7 +111,7 @@ def edit_appearance(g: Any) -> None:
     model, prompt = _model(g, "a photo", "What the photos show")
     inversion = _invert(g, model, photo["IMAGE"], prompt)
     reference = _invert(g, model, other["IMAGE"], prompt, "Invert the photo with the look")
-    dress = {"outline": [[322, 328], [430, 330], [446, 470], [490, 640], [270, 652], [312, 470]]}
+    dress = {"outline": [[316, 322], [444, 324], [456, 470], [506, 652], [256, 670], [302, 470]]}
     tasks = g.add(
         "SlipstreamAppearance", reference=reference, image=photo["IMAGE"], canvas=_drawing(dress),
         reference_canvas=_drawing({"box": [40, 560, 200, 740]}), size=(440, 0),
@@ -144,40 +146,53 @@ def edit_drag(g: Any) -> None:
     )  # fmt: skip
 
 
-def harmonise(g: Any) -> None:
-    photo = g.add("SlipstreamExamplePhoto", photo="astronaut")
-    model, prompt = _model(g, "a small yellow star on the left on a purple background", "What the background shows")
-    blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"], title="A background")
+def _drawn(g: Any, model: Any, blank: Any, text: str, seed: int, title: str) -> tuple[Any, list[Any]]:
+    """Add an image of the bundled model, the stand-in for a photo; returns it and its nodes."""
+    prompt = g.add("CLIPTextEncode", clip=model, text=text, title=title)
+    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])
     latent = g.add(
-        "KSampler", model=model, positive=prompt, negative=blank, latent_image=empty, seed=3, steps=20, cfg=3.0,
-        sampler_name="euler", scheduler="normal", title="A background",
+        "KSampler", model=model, positive=prompt, negative=blank, latent_image=empty, seed=seed, steps=20, cfg=3.0,
+        sampler_name="euler", scheduler="normal", title=title,
     )  # fmt: skip
-    background = g.add("VAEDecode", samples=latent, vae=model)
-    placed = g.add(
-        "SlipstreamSeedCanvas", image=photo["image"], keep=photo["keep"], picture=background, background="picture",
-        width=model["width"], height=model["height"], scale=0.18, x=1.0, y=1.0, size=(440, 0), title="Your collage",
-    )  # fmt: skip
+    image = g.add("VAEDecode", samples=latent, vae=model)
+    return image, [prompt, empty, latent, image]
+
+
+def harmonise(g: Any) -> None:
+    model = g.add("SlipstreamLoadModel", model="pocket")
+    blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
+    image, first = _drawn(g, model, blank, "a small red circle on the left on a blue background", 3, "The background")
+    other, second = _drawn(
+        g, model, blank, "a small yellow square in the center on a green background", 5, "What is pasted"
+    )
+    # The host's Compositor does the same with a mouse.
+    cut = g.add("ImageCrop", image=other, width=64, height=64, x=32, y=32)
+    pasted = g.add(
+        "ImageCompositeMasked", destination=image, source=cut, x=56, y=40, resize_source=False, title="The collage"
+    )
+    off = g.add("SolidMask", value=0.0, width=128, height=128)
+    on = g.add("SolidMask", value=1.0, width=64, height=64)
+    there = g.add("MaskComposite", destination=off, source=on, x=56, y=40, operation="add", title="Where it was pasted")
+    text = "a small red circle on the left and a small yellow square on the right on a blue background"
+    wanted = g.add("CLIPTextEncode", clip=model, text=text, title="What the result shows")
     made = g.add(
-        "SlipstreamHarmonise", model=model, vae=model, image=placed["canvas"], mask=placed["keep"], positive=prompt, negative=blank, seed=1
+        "SlipstreamHarmonise", model=model, vae=model, image=pasted, mask=there, positive=wanted, negative=blank, seed=1, hold_seam=0.0,
+        size=(440, 0),
     )  # fmt: skip
     both = g.add(
-        "SlipstreamBeforeAfter",
-        before=placed["canvas"],
-        after=made["image"],
-        captions="Collage | One image",
-        size=(440, 0),
+        "SlipstreamBeforeAfter", before=pasted, after=made["image"], captions="Collage | One image", size=(440, 0)
     )
     saved = g.add("SaveImage", images=made["image"], filename_prefix="slipstream/harmonise", title="Saved")
     g.note(
-        "# Make a collage one image\n\nWhat was pasted follows the collage for most of the steps, the seam around it is painted anew, "
-        "everything else is the background's own.\n\n**With your own collage**: connect Load Image, from any editor or the host's "
-        "Compositor, with the mask of what was pasted to *Harmonise*."
+        "# Make a collage one image\n\n"
+        "The pasted piece has brought its own background along. What was pasted follows the collage for most of the "
+        "steps, the seam around it is painted again, everything else is the background's own.\n\n"
+        "**With your own collage**: connect Load Image, from any editor or the host's Compositor, and the mask of what was pasted."
     )
-    g.section("1 A photo", [photo])
-    g.section("2 The collage", [placed])
+    g.section("1 What it shows", [wanted, model, blank])
+    g.section("2 How", [made])
     g.section("3 Result", [both])
-    g.section("How", [model, prompt, blank], [empty, latent], [background, made], [saved], row=1)
+    g.section("The collage", first, second, [cut, pasted], [off, on, there], [saved], row=1)
 
 
 def edit_preview(g: Any) -> None:
