@@ -389,10 +389,9 @@ def thumbnail(files: list[Any], path: pathlib.Path, parts: int, size: int = 400)
         return
     width = sheet.width // parts
     first, result = (sheet.crop((at * width, 0, (at + 1) * width, sheet.height)) for at in (0, parts - 1))
-    made, inset = (
-        ImageOps.fit(result, (size, size), Image.Resampling.LANCZOS),
-        ImageOps.fit(first, (size // 3, size // 3)),
-    )
+    corner = (0.0, 0.5)  # captions stand on the left
+    made = ImageOps.fit(result, (size, size), Image.Resampling.LANCZOS, centering=corner)
+    inset = ImageOps.fit(first, (size // 3, size // 3), Image.Resampling.LANCZOS, centering=corner)
     made.paste(ImageOps.expand(inset, 3, "white"), (8, size - inset.height - 14))
     made.save(path, quality=88)
 
