@@ -24,7 +24,8 @@ def grad_ready(model: Any) -> Iterator[None]:
         model: MODEL (`ModelPatcher`).
 
     Raises:
-        ValueError: quantised weights (fp8, GGUF, nf4): they have no gradient; or weights only partly on the device.
+        ValueError: quantised weights (GGUF, nf4, int8, fp8 that the host does not cast): nothing goes back through them; or weights
+            only partly on the device.
     """
     network = model.model.diffusion_model
     _check_weights(network)
@@ -66,16 +67,20 @@ def renew_tensors(module: nn.Module) -> int:
 
 
 def _check_weights(network: nn.Module) -> None:
-    """Raise ValueError for weights that have no gradient, or that lie on more than one device."""
+    """Raise ValueError for weights that no gradient goes through, or that lie on more than one device.
+
+    The gradient is that in the latents. fp8 weights are no obstacle where the host casts them for each call.
+    """
     devices = set()
-    for name, parameter in network.named_parameters():
-        devices.add(parameter.device.type)
-        quantised = not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2
-        if quantised or type(parameter) is not nn.Parameter:
-            raise ValueError(
-                f"Expected `model` with float32, float16 or bfloat16 weights, but got {parameter.dtype} in {name}. "
-                "Editing in mode fine needs gradients, which quantised weights do not have: use mode draft, or weight_dtype default."
-            )
+    for prefix, module in network.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            devices.add(parameter.device.type)
+            cast = parameter.dtype.itemsize > 1 or getattr(module, "comfy_cast_weights", False)
+            if not parameter.dtype.is_floating_point or not cast or type(parameter) is not nn.Parameter:
+                raise ValueError(
+                    f"Expected `model` with float32, float16 or bfloat16 weights, but got {parameter.dtype} in {prefix}.{name}. "
+                    "Editing in mode fine needs gradients, which quantised weights do not have: use mode draft, or weight_dtype default."
+                )
     if len(devices) > 1:
         raise ValueError(
             f"Expected `model` wholly on one device, but got weights on {', '.join(sorted(devices))}. "

@@ -73,6 +73,33 @@ def test_quantised_weights_are_refused_with_the_reason(dtype: torch.dtype) -> No
         pass
 
 
+class Cast(nn.Linear):
+    """A layer as the host makes it where it casts the weights for each call."""
+
+    comfy_cast_weights = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+def test_fp8_weights_that_are_cast_have_the_gradient_of_their_values() -> None:
+    network = Network()
+    first = network.diffusion_model[0]
+    cast = Cast(first.in_features, first.out_features)
+    small = first.weight.detach().to(torch.float8_e4m3fn)
+    cast.weight, cast.bias = nn.Parameter(small, requires_grad=False), first.bias
+    x = torch.randn(2, first.in_features)
+    gradients = []
+    for layer in (cast, first):
+        first.weight.data = small.float()
+        network.diffusion_model[0] = layer
+        with torch.inference_mode(), grad_ready(patcher(network)):
+            given = x.clone().requires_grad_()
+            gradients.append(torch.autograd.grad(network.diffusion_model(given).pow(2).sum(), given)[0])
+    assert gradients[0].abs().max() > 0
+    assert torch.equal(*gradients)
+
+
 def test_a_model_in_two_places_is_refused() -> None:
     network = Network()
     network.diffusion_model[2].to("meta")
