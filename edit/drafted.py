@@ -81,7 +81,8 @@ class DraftedEdit:
 
     def result(self, latents: Tensor) -> EditResult:
         latents = torch.where(self.free, latents, self.photo)
-        draft_latents = None if self.draft is None else self.clean
+        # What was followed: cells of the photo beside it decode otherwise beside the draft's own.
+        draft_latents = None if self.draft is None else self.source
         return EditResult(latents, self.mask, self.notes, self.draft, draft_latents, self.restore)
 
 

@@ -297,3 +297,22 @@ def test_what_is_removed_is_gone_and_nothing_else_changes(mode: str) -> None:
         edit(model, base, Remove(torch.ones(64, 96)), cond, None, config, encode=small.encode)
     with pytest.raises(ValueError, match="Remove and Move on the same one"):
         edit(model, base, Remove(box()) + Move(box(), 30.0), cond, None, config, encode=small.encode)
+
+
+def test_an_edit_that_the_network_leaves_as_it_is_gives_the_draft_exactly() -> None:
+    """Also with an autoencoder whose cells reach into each other."""
+
+    class Agrees(GaussianDenoiser):
+        def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+            return prepared.source.expand(len(x), -1, -1, -1)
+
+    def encode(image: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(small.encode(image), 3, 1, 1)
+
+    image = small.picture()
+    base = invert(Agrees(), encode(image), COND, CONFIG, small.CANVAS, image)
+    prepared = prepare_draft(Move(box(), 40.0, 10.0), base, CONFIG, encode)
+    result = sample_draft(Agrees(), prepared, COND, UNCOND, SeededNoise(0))
+    assert result.draft is not None
+    out, whole = finish(image, result, small.decode), result.mask[0] == 1
+    torch.testing.assert_close(out[0][whole], result.draft[0][whole], atol=1e-6, rtol=0)
