@@ -280,7 +280,14 @@ class HostDenoiser:
 
     def fuse(self, acceleration: str = "none", rows: int = 1, tell: Callable[[str], None] = lambda text: None) -> None:
         """Let the network run in its fused form where it can, recorded or compiled as `acceleration` says; see `FusedNetwork`."""
-        self.fused = FusedNetwork(self.model.diffusion_model, acceleration, rows, tell)
+        import comfy.model_management
+
+        try:
+            self.fused = FusedNetwork(self.model.diffusion_model, acceleration, rows, tell)
+        except comfy.model_management.OOM_EXCEPTION:
+            if acceleration != "none":
+                tell("the device has no memory left for it")
+            return
         self._adopt(self.model_options)
 
     @functools.cached_property
