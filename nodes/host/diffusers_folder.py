@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...core.folder import Folder, Network, read_folder, read_vae
 from ...core.loading import init_config
 from ...core.schedules import DiscreteLevels
-from .folder_weights import preview_factors, read_weights
+from .folder_weights import as_model, choose_dtype, preview_factors, read_weights
 
 # Settings of UNet2DConditionModel that the host's UNet has built in: (field, the only value it can do).
 BUILT_IN = (
@@ -140,7 +140,6 @@ def load_unet(folder: Folder, vae: Any) -> Any:
     """Return a MODEL: the host's UNetModel with the weights of a UNet2DConditionModel."""
     import comfy.latent_formats
     import comfy.model_management as management
-    import comfy.model_patcher
     import comfy.supported_models
     import comfy.utils
 
@@ -156,13 +155,7 @@ def load_unet(folder: Folder, vae: Any) -> Any:
     family.latent_format.latent_rgb_factors, family.latent_format.latent_rgb_factors_bias = preview_factors(
         vae, family.latent_format.scale_factor
     )
-    device, offload = management.get_torch_device(), management.unet_offload_device()
-    dtype = management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(state),
-        supported_dtypes=list(family.supported_inference_dtypes),
-        weight_dtype=comfy.utils.weight_dtype(state),
-    )
-    family.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, family.supported_inference_dtypes))
+    choose_dtype(family, state)
     family.custom_operations = operations_with_groups(family.manual_cast_dtype is not None, config["norm_num_groups"])
     names = comfy.utils.unet_to_diffusers(family.unet_config)
     missing = sorted(set(state) - set(names))
@@ -170,11 +163,10 @@ def load_unet(folder: Folder, vae: Any) -> Any:
         raise ValueError(
             f"Expected the layers of a UNet2DConditionModel in unet/, but got {missing[0]}. Use a stock checkpoint loader."
         )
-    model = family.get_model(state, "", device=offload)
+    model = family.get_model(state, "", device=management.unet_offload_device())
     model.load_model_weights({names[key]: tensor for key, tensor in state.items()}, "")
     set_levels(model, folder)
-    model.requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    return as_model(model)
 
 
 def host_unet_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every reader of diffusers folders needs: weights on the CPU, and the colours of the host's latent previews."""
+"""What every reader of diffusers folders needs: weights on the CPU, their dtype, a MODEL, the colours of the host's latent previews."""
 
 from __future__ import annotations
 
@@ -25,6 +25,30 @@ def read_weights(network: Network) -> dict[str, Tensor]:
                 f"({str(error).splitlines()[0]}). Download it again."
             ) from None
     return state
+
+
+def choose_dtype(family: Any, state: dict[str, Tensor]) -> None:
+    """Give a family of the host the dtype that the host takes for these weights, and the one that it computes in."""
+    import comfy.model_management as management
+    import comfy.utils
+
+    dtype = management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state),
+        supported_dtypes=list(family.supported_inference_dtypes),
+        weight_dtype=comfy.utils.weight_dtype(state),
+    )
+    cast = management.unet_manual_cast(dtype, management.get_torch_device(), family.supported_inference_dtypes)
+    family.set_inference_dtype(dtype, cast)
+
+
+def as_model(model: Any) -> Any:
+    """Return a loaded `BaseModel` of the host as a MODEL on the devices that the host chooses."""
+    import comfy.model_management as management
+    import comfy.model_patcher
+
+    device, offload = management.get_torch_device(), management.unet_offload_device()
+    model.requires_grad_(False)
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
 
 
 def preview_factors(vae: Any, scale_factor: float, shift_factor: float = 0.0) -> tuple[list[list[float]], list[float]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.folder import Folder
-from .folder_weights import preview_factors, read_weights
+from .folder_weights import as_model, choose_dtype, preview_factors, read_weights
 
 KIND = "Lumina2Transformer2DModel"
 # Names within a block and outside of the blocks: diffusers' beginning of a name -> the host's.
@@ -68,26 +68,17 @@ def host_config(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, A
 def load_lumina(folder: Folder, vae: Any) -> Any:
     """Return a MODEL: the host's NextDiT with the weights of a Lumina2Transformer2DModel, for latents of `vae` (the host's class)."""
     import comfy.model_management as management
-    import comfy.model_patcher
-    import comfy.utils
 
     state = host_weights(read_weights(folder.network))
     family = lumina_family()(host_config(folder.network.config, state))
     family.sampling_settings = {"multiplier": 1.0, "shift": folder.shift}
     family.latent_format = latent_format(vae)
-    device, offload = management.get_torch_device(), management.unet_offload_device()
-    dtype = management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(state),
-        supported_dtypes=list(family.supported_inference_dtypes),
-        weight_dtype=comfy.utils.weight_dtype(state),
-    )
-    family.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, family.supported_inference_dtypes))
-    model = family.get_model(state, "", device=offload)
+    choose_dtype(family, state)
+    model = family.get_model(state, "", device=management.unet_offload_device())
     # Older hosts keep a norm that they do not use.
     unused = {key: value for key, value in model.diffusion_model.state_dict().items() if key == "norm_final.weight"}
     model.load_model_weights({**unused, **state}, "")
-    model.requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    return as_model(model)
 
 
 def lumina_family() -> Any:
