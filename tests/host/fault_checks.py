@@ -65,7 +65,7 @@ class Points:
             raise InjectedError("injected")
 
 
-MODEL, CLIP, VAE = models.LoadModel().load("pocket")
+MODEL, CLIP, VAE = models.LoadModel().load("pocket")[:3]
 PROMPTS = [CLIP.encode_from_tokens_scheduled(CLIP.tokenize(text)) for text in ("a red circle", "")]
 PHOTO = read_image(inside.ROOT / "assets" / "astronaut.jpg")[:, 100 : 100 + SIZE, 200 : 200 + SIZE, :3].contiguous()
 LATENT = VAE.encode(PHOTO)
