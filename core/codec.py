@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import Conv2d
 
 from .taps import plain_type
 
@@ -155,7 +156,7 @@ def conv_relu_of(device: str, dtype: torch.dtype) -> ConvRelu:
     if device not in kernels or (device == "cuda" and not torch.cuda.is_available()):
         return _conv_relu
     with torch.no_grad():
-        conv = nn.Conv2d(8, 8, 3, padding=1, device=device, dtype=dtype)
+        conv = Conv2d(8, 8, 3, padding=1, device=device, dtype=dtype)
         x = torch.linspace(-1, 1, 2048, device=device).reshape(1, 8, 16, 16).to(dtype)
         try:
             for other in (None, x):
