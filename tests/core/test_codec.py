@@ -67,3 +67,10 @@ def test_a_device_without_the_kernel_takes_two_operators(monkeypatch: pytest.Mon
         assert codec.conv_relu_of("cpu", torch.float32) is codec._conv_relu
     assert codec.conv_relu_of("mps", torch.float32) is codec._conv_relu
     codec.conv_relu_of.cache_clear()
+
+
+def test_trying_a_kernel_leaves_the_random_numbers_of_torch_alone() -> None:
+    codec.conv_relu_of.cache_clear()
+    before = torch.get_rng_state()
+    codec.conv_relu_of("cpu", torch.float32)
+    assert torch.equal(before, torch.get_rng_state())
