@@ -389,7 +389,7 @@ def host_path(name: str, cache: Any, threshold: float, seed: int, text: str, cou
     from slipstream.nodes.host.search_path import HostPath
     from slipstream.nodes.models import LoadModel
 
-    model, clip, _ = LoadModel().load(name)
+    model, clip, *_ = LoadModel().load(name)
     encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))  # noqa: E731
     if cache is not None:
         model = cache.execute(model, threshold, 0.0, 1.0, False).args[0]
