@@ -1,4 +1,4 @@
-"""`make bench`: every technique against its best alternative in one table, with limits that were written down first.
+"""`make bench`: every technique against its best alternative in one table, with limits.
 
     python benchmarks/whole.py [--only edit cow] [--seeds 3] [--minutes 5] [--paintbench FOLDER] [--fresh]
 
@@ -33,7 +33,10 @@ PAGE = _common.ROOT / "docs" / "benchmarks.md"
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured thing. `limit` was decided before it was measured: `higher` says on which side of it ours must lie.
+    """One measured thing and its `limit`; `higher`: which side of it ours must lie on.
+
+    A limit moves only with a sentence in the commit that says why. That of the schedule search moved once, from half the best
+    standard's figure to the whole of it, after it was measured.
 
     `values` are ours over the seeds or cases, `others` the best alternative's, under the name `rival`.
     """
