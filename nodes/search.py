@@ -492,7 +492,7 @@ class AddSchedule:
 def _typed(levels: str) -> Tensor | None:
     from ..search.parsing import typed_levels
 
-    return torch.tensor(typed_levels(levels)) if levels.strip() else None
+    return torch.tensor(typed_levels(levels, "levels")) if levels.strip() else None
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:

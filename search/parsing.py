@@ -73,13 +73,13 @@ def check_levels(levels: Sequence[float]) -> None:
             )
 
 
-def typed_levels(text: str) -> tuple[float, ...]:
+def typed_levels(text: str, name: str = "sigmas") -> tuple[float, ...]:
     """Return the levels of a list such as "1.0, 0.65, 0.44", with the 0 at its end that people leave out."""
     parts = text.replace(",", " ").split()
     try:
         levels = tuple(float(part) for part in parts)
     except ValueError:
-        raise ScheduleError(f"Expected `sigmas` as numbers separated by commas, but got {text!r:.60}.") from None
+        raise ScheduleError(f"Expected `{name}` as numbers separated by commas, but got {text!r:.60}.") from None
     levels = levels if not levels or levels[-1] == 0 else (*levels, 0.0)
     check_levels(levels)
     return levels

@@ -56,8 +56,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "`inception_weights` to be a file",
     ),
     ("SearchSchedule", {"computed": 6}, "`computed` between 1 and 4, but got 6"),
-    ("SearchSchedule", {"computed": 2, "strategy": "evolution"}, "`strategy` auto or coordinate and `layers` off"),
-    ("SearchSchedule", {"computed": 2, "layers": True}, "`strategy` auto or coordinate and `layers` off"),
+    ("SearchSchedule", {"computed": 2, "strategy": "published"}, "`strategy` other than published and `layers` off"),
+    ("SearchSchedule", {"computed": 2, "layers": True}, "`strategy` other than published and `layers` off"),
+    ("AddSchedule", {"levels": "1.0, many"}, "`levels` as numbers"),
     ("ReferenceObjective", {"features": "colour"}, "`features` to be one of"),
 ]
 
