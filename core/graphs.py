@@ -302,7 +302,7 @@ def _again(model: NetworkDenoiser, record: Record | None) -> NetworkDenoiser:
 
 
 def _reserved(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" and torch.cuda.is_available() else 0
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0  # none before CUDA is used
 
 
 def _recorder(device: torch.device, compiled: bool) -> Record | None:

@@ -64,7 +64,7 @@ def image_files(folder: str | os.PathLike[str], below: bool = False, name: str =
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[PilImage]:
+def opened_image(path: str | os.PathLike[str]) -> Iterator[PilImage]:
     """Open an image file; whatever its decoder raises within the context becomes one ValueError."""
     file = pathlib.Path(path).expanduser()
 
@@ -128,7 +128,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     Reads 1, 8, 16 and 32 bits per channel (colour beyond 8 bits is read as 8), palettes, CMYK, and the first frame of an
     animation. Float channels must lie in [0, 1]. Raises ValueError for a file that is missing, too large or no image.
     """
-    with _opened(path) as image:
+    with opened_image(path) as image:
         return _image(image)
 
 
@@ -174,7 +174,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[tuple[Tensor, float]]:
 
     Any other image gives its one frame. Raises ValueError as `read_image` does, at the frame that cannot be read.
     """
-    with _opened(path) as image:
+    with opened_image(path) as image:
         for index in _frames(image):
             image.seek(index)
             frame = _image(image)
@@ -183,7 +183,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[tuple[Tensor, float]]:
 
 def count_frames(path: str | os.PathLike[str]) -> int:
     """Return how many frames `read_frames` gives; raises ValueError as it does."""
-    with _opened(path) as image:
+    with opened_image(path) as image:
         return len(_frames(image))
 
 

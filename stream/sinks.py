@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import Draft, check_folder, check_output, naming, unwritten
-from ..core.images import IMAGE_SUFFIXES, save_image
+from ..core.images import IMAGE_SUFFIXES, opened_image, save_image
 from ..core.tensors import image_to_numpy
 from .video import FrameSource, Stamp, import_av, reason
 
@@ -291,10 +291,8 @@ class KeptFrames:
     palette: bool
 
     def __iter__(self) -> Iterator[PilImage]:
-        from PIL import Image
-
         for file in self.files:
-            with Image.open(file) as image:
+            with opened_image(file) as image:
                 yield image.quantize(256) if self.palette else image.copy()
 
     @property
