@@ -86,11 +86,16 @@ class FusedNetwork:
         finally:
             self._held = None
 
-    def __call__(  # type: ignore[no-untyped-def]
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.fused is None:  # another kind of network, whose arguments are its own
+            return executor(*args, **kwargs)
+        return self._unet(executor, *args, **kwargs)
+
+    def _unet(  # type: ignore[no-untyped-def]
         self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs  # noqa: B006
     ) -> Any:  # fmt: skip
         inside = self._inside(executor, context, transformer_options, kwargs)
-        if inside or self.fused is None:
+        if inside:
             self.forgo(f"{inside} works inside the network")
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
         self.calls += 1
