@@ -249,10 +249,11 @@ KEPT: dict[str, Kept] = {
         },
     ),
     "SlipstreamCowSampler": Kept(
-        {"keep": ["k", 0], "cycles": 1, "low": 0.3, "high": 0.6}, ["sample", 0], {"sample": SAMPLED},
+        {"keep": ["k", 0], "start": "canvas", "inversion_cfg": 3.0, "cycles": 1, "low": 0.3, "high": 0.6},
+        ["sample", 0], {"sample": SAMPLED},
         {
             "inversion_cfg": {"it.inversion_cfg": 2.0}, "high": {"it.high": 0.75}, "start": {"it.start": "noise"},
-            "range_unit": {"it.range_unit": "noise level", "it.low": 0.02, "it.high": 0.7},
+            "range_unit": {"it.range_unit": "noise level", "it.low": 0.0, "it.high": 0.05},
             **dict.fromkeys(("keep", "cycles", "preserve", "low", "eta", "final_eta", "noise_limit", "repel"), FREE),
             **dict.fromkeys(("suppress", "enhance", "follow"), FREE),
         },

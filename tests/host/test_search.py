@@ -650,7 +650,7 @@ def test_a_search_begins_from_typed_and_wired_lists(host: Any) -> None:
     ("inputs", "says"),
     [
         ({"levels": "1, 2"}, "descend strictly"),
-        ({"levels": "one"}, "Expected `sigmas` as numbers separated by commas, but got 'one'"),
+        ({"levels": "one"}, "Expected `levels` as numbers separated by commas, but got 'one'"),
         ({"levels": "2, 1", "sigmas": ["few", 0]}, "Expected one of `sigmas`, `schedule` and `levels`"),
         ({}, "Expected one of `sigmas`, `schedule` and `levels`"),
     ],

@@ -129,7 +129,7 @@ def test_the_video_of_the_example_holds_every_frame_side_by_side(host, example) 
     (file,) = [f for f in result.files if f.filename.endswith(".mp4")]
     with av.open(io.BytesIO(file.read())) as made:
         video = made.streams.video[0]
-        assert (video.frames, video.height, video.width) == (12, 128, 2 * 128 + 4)
+        assert (video.frames, video.height, video.width) == (12, 256, 2 * 256 + 6)  # enlarged for its captions
         assert video.average_rate == 12
 
 

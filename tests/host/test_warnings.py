@@ -84,7 +84,7 @@ def test_a_guider_warns_on_its_own_node_while_another_one_runs_it(host: Any) -> 
         "noise": node("RandomNoise", noise_seed=1),
         "euler": node("KSamplerSelect", sampler_name="euler"),
         "sigmas": node("BasicScheduler", model=["m", 0], scheduler="normal", steps=1, denoise=1.0),
-        "latent": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
         "run": node(
             "SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["euler", 0], sigmas=["sigmas", 0],
             latent_image=["latent", 0],
