@@ -98,6 +98,7 @@ class FusedNetwork:
         if inside:
             self.forgo(f"{inside} works inside the network")
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+        assert self.fused is not None
         self.calls += 1
         times, texts = self._prepared(len(x), timesteps, context, y)
         if control is not None:
