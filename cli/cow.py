@@ -192,7 +192,7 @@ SCENES = (
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    """Grow scenes around the astronaut of the bundled photo and say where the pictures are."""
+    """Grow scenes around the astronaut of the bundled photo and say where the images are."""
     torch.set_num_threads(min(torch.get_num_threads(), 4))
     photo, keep = _subject(str(PHOTO), str(MASK), False)
     background = plain_background(*size_of(args, (192, 256)))

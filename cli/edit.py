@@ -89,9 +89,7 @@ def add_parser(subparsers: Any) -> None:
     tasks.add_argument(
         "--paste", nargs="+", action="append", default=[], metavar="V", help="IMAGE MASK DX DY [SCALE [ANGLE]]"
     )
-    tasks.add_argument(
-        "--appearance", nargs=3, action="append", default=[], metavar=("MASK", "PICTURE", "PICTURE_MASK")
-    )
+    tasks.add_argument("--appearance", nargs=3, action="append", default=[], metavar=("MASK", "IMAGE", "IMAGE_MASK"))
     tasks.add_argument(
         "--drag", nargs="+", action="append", default=[], metavar="V", help="MASK X,Y:X,Y ... (handle:target)"
     )
@@ -180,14 +178,14 @@ def edit_image(
     return finish(inversion.image, result, pipe.decode)
 
 
-def _unloaded(picture: Tensor) -> Inversion:
-    """Return a picture as a task wants it for a preview, without a model."""
-    height, width = picture.shape[1:3]
-    return Inversion(torch.zeros(0), torch.zeros(0), None, Canvas((height, width), (height, width), 1.0), picture)
+def _unloaded(image: Tensor) -> Inversion:
+    """Return an image as a task wants it for a preview, without a model."""
+    height, width = image.shape[1:3]
+    return Inversion(torch.zeros(0), torch.zeros(0), None, Canvas((height, width), (height, width), 1.0), image)
 
 
 def make_tasks(args: argparse.Namespace, image: Tensor, inverted: Any) -> list[Task]:
-    """Return the tasks of a command line; `inverted` (IMAGE -> Inversion) is asked for other pictures."""
+    """Return the tasks of a command line; `inverted` (IMAGE -> Inversion) is asked for other images."""
     tasks: list[Task] = []
     for words in args.move:
         mask = object_mask(_first("move", words, (3, 5)), image)

@@ -1,4 +1,4 @@
-"""`slipstream stream`: a video, a folder of pictures or a webcam through a Stream Batch."""
+"""`slipstream stream`: a video, a folder of images or a webcam through a Stream Batch."""
 
 from __future__ import annotations
 

@@ -28,6 +28,21 @@ def load_package(name: str, folder: pathlib.Path) -> None:
     spec.loader.exec_module(module)
 
 
+def load_benchmark(name: str) -> Any:
+    """Import a script of benchmarks/ under its own name, which has its neighbours on its path."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    return module
+
+
 # The root on sys.path would shadow the host's `nodes` module and make every package importable twice.
 sys.path[:] = [p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT]
 load_package("slipstream", ROOT)

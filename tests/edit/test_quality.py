@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from typing import Any
 
 import pytest
 import torch
-from slipstream_tests.conftest import ROOT
+from slipstream_tests.conftest import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("edit_quality", ROOT / "benchmarks" / "edit_quality.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["edit_quality"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+    return load_benchmark("edit_quality")
 
 
 def test_a_moved_object_is_where_it_should_be_and_the_rest_is_the_truth(bench: Any) -> None:

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from typing import Any
 
 import pytest
 import torch
-from slipstream_tests.conftest import ROOT
+from slipstream_tests.conftest import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def whole() -> Any:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("whole", ROOT / "benchmarks" / "whole.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["whole"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+    return load_benchmark("whole")
 
 
 @pytest.mark.parametrize(
