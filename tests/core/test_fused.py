@@ -99,17 +99,19 @@ PLACES = {
 }
 
 
+def denoiser_of(unet: Any) -> tuple[DiffusersDenoiser, Conditioning, torch.Tensor, torch.Tensor]:
+    """Return a denoiser of the network with a prompt, latents of one row and their level."""
+    model = DiffusersDenoiser(unet, scaled_linear_alphas_cumprod())
+    cond = Conditioning(arguments(unet, 1)["encoder_hidden_states"])
+    return model, cond, torch.randn(1, 4, 8, 8), torch.tensor([2.0])
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 @torch.no_grad()
 def test_weights_that_change_count_from_the_next_pass_on(place: str, change: Callable[[Any], Any]) -> None:
     unet = network()
-    model = DiffusersDenoiser(unet, scaled_linear_alphas_cumprod())
-    cond, x, sigma = (
-        Conditioning(arguments(unet, 1)["encoder_hidden_states"]),
-        torch.randn(1, 4, 8, 8),
-        torch.tensor([2.0]),
-    )
+    model, cond, x, sigma = denoiser_of(unet)
     bound = model.bind(sigma, cond)
     before = bound(x)
     change(unet.get_submodule(place))
@@ -165,12 +167,7 @@ class Adapter(nn.Module):
 @torch.no_grad()
 def test_an_adapter_in_the_place_of_a_layer_acts_at_once_and_its_removal_too(place: str) -> None:
     unet = network()
-    model = DiffusersDenoiser(unet, scaled_linear_alphas_cumprod())
-    cond, x, sigma = (
-        Conditioning(arguments(unet, 1)["encoder_hidden_states"]),
-        torch.randn(1, 4, 8, 8),
-        torch.tensor([2.0]),
-    )
+    model, cond, x, sigma = denoiser_of(unet)
     bound, before = model.bind(sigma, cond), model(x, sigma, cond)
     owner, _, name = PLACES[place].rpartition(".")
     layer = unet.get_submodule(PLACES[place])
@@ -188,12 +185,7 @@ def test_an_adapter_in_the_place_of_a_layer_acts_at_once_and_its_removal_too(pla
 @torch.no_grad()
 def test_hooks_freeu_and_processors_of_the_user_act() -> None:
     unet = network()
-    model = DiffusersDenoiser(unet, scaled_linear_alphas_cumprod())
-    cond, x, sigma = (
-        Conditioning(arguments(unet, 1)["encoder_hidden_states"]),
-        torch.randn(1, 4, 8, 8),
-        torch.tensor([2.0]),
-    )
+    model, cond, x, sigma = denoiser_of(unet)
     bound = model.bind(sigma, cond)
     bound(x)
     seen: list[Any] = []
