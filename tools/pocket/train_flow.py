@@ -34,7 +34,7 @@ class FlowSettings:
     heads: int = 4
     objects: tuple[str, ...] = FEW_OBJECTS
     shapes: float = 0.5  # share of objects that are coloured shapes
-    latents: int = 3000  # scenes in all, of which `first` are there before the first step
+    latents: int = 12000  # scenes in all, of which `first` are there before the first step
     first: int = 512
     grow_every: int = 8  # steps between additions
     batch: int = 32
