@@ -584,8 +584,10 @@ def _recorded_run(noise: Any, guider: Any, sampler: Any, sigmas: Tensor, latent:
     from ..core.progress import Step
     from ..lmd.influence import recorded
     from .host.progress import host_callback, listening
+    from .host.session import check_channels
 
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
+    check_channels(guider.model_patcher, samples)
     given = {**latent, "samples": samples}
     inner: list[Tensor] = []
     outer: list[Tensor] = []

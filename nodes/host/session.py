@@ -83,9 +83,11 @@ def session_of(
 ) -> Session:  # fmt: skip
     """Return the session of a sampling that the host has prepared (`guider.inner_model` and `guider.conds` are set).
 
-    `wrapped` says that the user's wrappers around the guider's prediction are around the session already.
+    `wrapped` says that the user's wrappers around the guider's prediction are around the session already. Raises ValueError for
+    latents of another number of channels than the model's.
     """
     model = guider.model_patcher
+    check_channels(model, latents)
     conds = {
         name: HostConditioning.of(Source(name, tuple(entries))) for name, entries in guider.conds.items() if entries
     }

@@ -7,6 +7,7 @@ prints one JSON line for each family and check: "yes", "refused: ..." or "WRONG 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -181,15 +182,18 @@ def stream_frames(tiny: Tiny) -> None:
 
 
 def cow_sampler(tiny: Tiny) -> None:
-    """The subject stays, in every frame of a video, and the rest changes."""
+    """From the canvas and from noise: the subject stays, in every frame of a video, and the rest changes."""
     latent, mask = noise(tiny, 1, 11), torch.zeros(1, *tiny.shape[-2:])
     mask[:, 2:5, 2:5] = 1
     d = CowConfig()
-    sampler = cow.CowSampler().make(mask, 2, 1.0, d.low, d.high, "training time", 1.5, 1.0, 0.1, 1.0, 1.0)[0]
-    found = sampled(cfg_guider(tiny, 2.0), sampler, sigmas_of(tiny, 10), latent, noise(tiny))
-    near(found[..., 2:5, 2:5], latent[..., 2:5, 2:5], "the subject")
-    change = (found - latent).abs()[..., 6:, 6:].mean()
-    expect(torch.isfinite(found).all() and change > 1e-3, "the background did not change")
+    for start in ("canvas", "noise"):
+        sampler = cow.CowSampler().make(
+            mask, 2, 1.0, d.low, d.high, "training time", 1.5, 1.0, 0.1, 1.0, 1.0, start=start
+        )[0]
+        found = sampled(cfg_guider(tiny, 2.0), sampler, sigmas_of(tiny, 10), latent, noise(tiny))
+        near(found[..., 2:5, 2:5], latent[..., 2:5, 2:5], f"the subject, from the {start}")
+        change = (found - latent).abs()[..., 6:, 6:].mean()
+        expect(torch.isfinite(found).all() and change > 1e-3, f"the background did not change, from the {start}")
 
 
 def masked_regenerate(tiny: Tiny) -> None:
@@ -282,6 +286,9 @@ def other_channels(tiny: Tiny) -> None:
         "candidates": 1,
     }  # fmt: skip
     vae = fake_vae(tiny._replace(shape=wrong.shape[1:]))
+    d, mask = CowConfig(), torch.zeros(1, *tiny.shape[-2:])
+    mask[:, 2:5, 2:5] = 1
+    keeping = cow.CowSampler().make(mask, 1, 1.0, d.low, d.high, "training time", 1.5, 1.0, 0.1, 1.0, 1.0)[0]
     tried: dict[str, Callable[[], Any]] = {
         "a session": lambda: run_on_model(tiny.model, {"samples": wrong}, lambda session: None, positive=tiny.prompts[0]),
         "Masked Regenerate": lambda: lmd.MaskedRegenerate().regenerate(
@@ -292,9 +299,18 @@ def other_channels(tiny: Tiny) -> None:
             guidance="none", guidance_scale=1.0, seed=2,
         ),
         "Search Schedule": lambda: HostPath(cfg_guider(tiny, 2.0), euler, {"samples": wrong}),
+        "Influence Profile": lambda: lmd.InfluenceProfile().measure(
+            None, cfg_guider(tiny, 2.0), euler, sigmas_of(tiny, 4), {"samples": wrong}, mask, {"samples": wrong + 1}
+        ),
+        "RCFG Guider": lambda: sampled(
+            stream.RCFGGuider().guide(tiny.model, *tiny.prompts, "self", 2.0, 0.5)[0], euler, sigmas_of(tiny, 4), wrong, wrong
+        ),
     }  # fmt: skip
     if tiny.shape[0] and len(tiny.shape) == 4 and tiny.shape[1] > 1:
         del tried["Stream Frames"]  # a video is no frame, whatever its channels
+    with contextlib.suppress(RuntimeError):
+        tiny.model.model.process_latent_in(wrong)
+        tried["Cow Sampler"] = lambda: sampled(cfg_guider(tiny, 2.0), keeping, sigmas_of(tiny, 4), wrong, wrong)
     for name, run in tried.items():
         try:
             run()
