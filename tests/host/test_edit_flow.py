@@ -12,10 +12,12 @@ FAMILIES = ["lumina2", "flux", "sd3", "qwen_image"]
 QUIET = {**EDIT, "hold_object": 0.5}
 
 
-def base(family: str, size: tuple[int, int] = (128, 128), override: bool = False) -> dict[str, Any]:
+def base(
+    family: str, size: tuple[int, int] = (128, 128), override: bool = False, weights: str = "float32"
+) -> dict[str, Any]:
     """Image "i" (a red box on blue), its mask "mask", the photo "inv" on a tiny MODEL "f"."""
     graph = {
-        "f": node("ProbeTinyFlow", family=family, override=override),
+        "f": node("ProbeTinyFlow", family=family, override=override, weights=weights),
         "blue": node("EmptyImage", width=size[0], height=size[1], batch_size=1, color=0x2D55D7),
         "red": node("EmptyImage", width=size[0], height=size[1], batch_size=1, color=0xDC2828),
         "i": node("ImageCompositeMasked", destination=["blue", 0], source=["red", 0], x=0, y=0, resize_source=False, mask=["mask", 0]),
@@ -40,6 +42,14 @@ def edited(graph: dict[str, Any], **changes: Any) -> dict[str, Any]:
     graph["out"] = node(
         "SlipstreamEditSampler", model=["f", 0], vae=["f", 1], inversion=["inv", 0], tasks=["t", 0], positive=["f", 2],
         negative=["f", 3], **{**QUIET, **changes},
+    )  # fmt: skip
+    return finished(graph)
+
+
+def harmonised(graph: dict[str, Any], hold_object: float = 0.7) -> dict[str, Any]:
+    graph["out"] = node(
+        "SlipstreamHarmonise", model=["f", 0], vae=["f", 1], image=["red", 0], background=["blue", 0], mask=["mask", 0],
+        positive=["f", 2], negative=["f", 3], seed=1, steps=6, cfg=2.0, hold_object=hold_object, hold_seam=0.4, seam=8, megapixels=1.0,
     )  # fmt: skip
     return finished(graph)
 
@@ -76,6 +86,21 @@ def test_a_move_on_every_family_leaves_the_rest_and_the_model_as_they_were(host:
     assert done[-1] == (3, 3)  # of six steps; in the others the object and its plain ground are held
 
 
+@pytest.mark.parametrize("family", ["lumina2", "flux", "qwen_image"])
+@pytest.mark.parametrize("weights", ["fp8", "scaled fp8"])
+def test_quantised_weights_edit_as_their_values_do(host: Any, report: Any, family: str, weights: str) -> None:
+    seen = {}
+    for kind in ("float32", weights):
+        result = host.run(harmonised(base(family, weights=kind), hold_object=0.0))
+        assert result.ok, result.explain()
+        assert_untouched(result)
+        assert report(result)["finite"]
+        seen[kind] = pixels(result, "save").astype(int)
+    difference = np.abs(seen["float32"] - seen[weights])
+    assert 0 < difference.max()
+    assert difference.mean() < 4  # of 255: random weights of 8 bits
+
+
 @pytest.mark.parametrize("kind", ["paste", "appearance", "drag warp", "drag energy"])
 def test_every_task_runs_on_a_flow_model(host: Any, report: Any, kind: str) -> None:
     result = host.run(edited(with_task(base("lumina2"), kind)))
@@ -89,12 +114,7 @@ def test_every_task_runs_on_a_flow_model(host: Any, report: Any, kind: str) -> N
 
 @pytest.mark.parametrize("family", ["flux", "qwen_image"])
 def test_a_composition_is_harmonised(host: Any, report: Any, family: str) -> None:
-    graph = base(family)
-    graph["out"] = node(
-        "SlipstreamHarmonise", model=["f", 0], vae=["f", 1], image=["red", 0], background=["blue", 0], mask=["mask", 0],
-        positive=["f", 2], negative=["f", 3], seed=1, steps=6, cfg=2.0, hold_object=0.7, hold_seam=0.4, seam=8, megapixels=1.0,
-    )  # fmt: skip
-    result = host.run(finished(graph))
+    result = host.run(harmonised(base(family)))
     assert result.ok, result.explain()
     assert_untouched(result)
     assert np.abs(pixels(result, "orig").astype(int) - pixels(result, "save")).max() > 20

@@ -55,6 +55,45 @@ FAMILIES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
 }
 
 
+def configured(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The host's settings of a family, computed in float32."""
+    import comfy.supported_models
+
+    config = getattr(comfy.supported_models, FAMILIES[family][0])(unet_config(family))
+    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
+    return config
+
+
+def stored(model: Any, family: str, scaled: bool) -> Any:
+    """The model with its weights in float8; `scaled` has the marks by which the host knows quantised files, then and now."""
+    weights = model.diffusion_model.state_dict()
+    if not scaled:
+        made = configured(family, torch.float8_e4m3fn).get_model({}, "", device=None)
+        made.diffusion_model.load_state_dict({k: v.to(torch.float8_e4m3fn) for k, v in weights.items()})
+        return made
+    config, mark = configured(family), {"format": "float8_e4m3fn"}
+    if recent():
+        config.quant_config = {"mixed_ops": True}
+    else:
+        config.scaled_fp8 = torch.float8_e4m3fn
+    layers = [
+        n
+        for n, m in model.diffusion_model.named_modules()
+        if (isinstance(m, torch.nn.Linear) and "blocks" in n) or "layers" in n
+    ]
+    for layer in (n for n in layers if weights.get(f"{n}.weight", torch.empty(0)).ndim == 2):
+        weight = weights[f"{layer}.weight"]
+        scale = weight.abs().max() / 448
+        weights[f"{layer}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
+        weights[f"{layer}.{'weight_scale' if recent() else 'scale_weight'}"] = scale
+        if recent():
+            weights[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+    made = config.get_model({}, "", device=None)
+    made.diffusion_model.load_state_dict(weights, strict=recent())
+    assert any(p.dtype.itemsize == 1 or type(p) is not torch.nn.Parameter for p in made.diffusion_model.parameters())
+    return made
+
+
 class CellMeans:
     """Stands in for a VAE: 16 channels of cell means, 8 pixels a cell; with `frames` as video VAEs give and take them."""
 
@@ -75,22 +114,26 @@ class CellMeans:
 
 
 class TinyFlow:
-    """MODEL, VAE and two prompts of a flow family. `override` counts the attention calls through an override of another node."""
+    """MODEL, VAE and two prompts of a flow family. `override` counts the attention calls through an override of another node.
+
+    `weights` are those of float32, stored so and cast for each call, or as quantised files have them: 8 bits and a scale a layer.
+    """
 
     CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("MODEL", "VAE", "CONDITIONING", "CONDITIONING")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"family": (list(FAMILIES),), "override": ("BOOLEAN", {"default": False})}}
+        return {
+            "required": {"family": (list(FAMILIES),), "override": ("BOOLEAN", {"default": False})},
+            "optional": {"weights": (["float32", "fp8", "scaled fp8"], {"default": "float32"})},
+        }
 
-    def make(self, family: str, override: bool) -> tuple[Any, ...]:
+    def make(self, family: str, override: bool, weights: str = "float32") -> tuple[Any, ...]:
         import comfy.model_management
         import comfy.model_patcher
-        import comfy.supported_models
 
-        name, tokens, width, more = FAMILIES[family]
-        config = getattr(comfy.supported_models, name)(unet_config(family))
-        config.set_inference_dtype(torch.float32, None)
+        _, tokens, width, more = FAMILIES[family]
+        config = configured(family)
         generator = torch.Generator().manual_seed(0)
         with torch.inference_mode(False):
             model = config.get_model({}, "", device=None)
@@ -100,6 +143,8 @@ class TinyFlow:
                     parameter.data = drawn / max(1, parameter[0].numel()) ** 0.5
                 else:
                     parameter.data = 0.1 * drawn + float(key.split(".")[-1] in ("weight", "scale"))
+            if weights != "float32":
+                model = stored(model, family, scaled=weights == "scaled fp8")
             model.eval().requires_grad_(False)
         device = comfy.model_management.get_torch_device()
         patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
