@@ -6,12 +6,16 @@ The network is built on the meta device, so that nothing is computed: what autog
 is saved (each storage once, weights left out), and the bank from the shapes of the keys and values it would store. Batch 1, fp16,
 fused attention (no score matrix). With low_memory: the inputs of all blocks and the activations of the largest one.
 
+Mode draft keeps no gradient and no bank. Its table counts every tensor that is alive when the network is called, beside a plain sampling
+with cfg at the same size: what an edit adds to the peak, its image and masks included, whatever the network.
+
 On a machine with CUDA the true peak and the time of one gradient are measured as well, with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +23,16 @@ from typing import Any
 import _common  # noqa: F401  makes `slipstream` importable from a checkout
 import torch
 from slipstream.core.attention import Attend
+from slipstream.core.denoiser import FLOW, Conditioning
 from slipstream.core.diffusers_model import DiffusersDenoiser
 from slipstream.core.features import default_blocks, unet_features
+from slipstream.core.guidance import CFG
+from slipstream.core.samplers import sample
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
+from slipstream.edit import Canvas, Move, edit, invert
 from slipstream.edit.config import KEYS, EditConfig, steps_in
+from slipstream_tests.analytic import GaussianDenoiser, constant_cond
+from slipstream_tests.edit import small
 from torch import Tensor
 
 GIB = 1 << 30
@@ -155,13 +165,52 @@ def measured(name: str, cells: int, checkpoint: bool) -> str:
     return f"{torch.cuda.max_memory_allocated() / GIB:.2f} GiB, {start.elapsed_time(end):.0f} ms"
 
 
+class Watched(GaussianDenoiser):
+    """A network without weights; `held` is the most bytes of tensors that were alive when it was called, `most` its most rows a call."""
+
+    held = most = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        # By type, since isinstance would ask lazy modules of other libraries for their class.
+        alive = {
+            t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is Tensor
+        }
+        self.held, self.most = max(self.held, sum(alive.values())), max(self.most, len(x))
+        return super().__call__(x, sigma, cond)
+
+
+def draft_bytes(size: int) -> tuple[int, Watched]:
+    """Return what a Move of an image of size x size holds beyond a plain sampling of its latents, and the network that was called."""
+    config = EditConfig(steps=16, mode="draft", anchor_object=(0.0, 0.2), anchor_fill=(0.0, 0.2))
+    conds = constant_cond(0.4), constant_cond(-0.2)
+    plain, drafted = Watched(std=0.5, space=FLOW), Watched(std=0.5, space=FLOW)
+    with torch.no_grad():
+        sigmas = config.sigmas(plain.levels).float()
+        start = torch.randn(1, 4, size // 8, size // 8)
+        sample("euler", CFG(plain, *conds, config.cfg_scale), start, sigmas, FLOW)
+        del start, sigmas
+        image = torch.rand(1, size, size, 3)
+        canvas = Canvas((size, size), (size // 8, size // 8), 8)
+        mask = small.box(size // 8, size // 8, size // 3, size // 3, (size, size))
+        photo = invert(drafted, small.encode(image), conds[0], config, canvas, image)
+        edit(drafted, photo, Move(mask, size / 3, 0.0), *conds, config, encode=small.encode)
+    return drafted.held - plain.held, drafted
+
+
+def draft_table(sizes: list[int]) -> None:
+    print("\n| image | mode draft holds beyond plain sampling, GiB | rows | rows a call |\n|---|---|---|---|")
+    for size in sizes:
+        more, network = draft_bytes(size)
+        print(f"| {size} | {more / GIB:.3f} | {network.rows} | {network.most} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 768, 1024])
     args = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     print(
-        "| model | picture | activations GiB | with low_memory | bank, 16 steps | bank, 50 steps |"
+        "| model | image | activations GiB | with low_memory | bank, 16 steps | bank, 50 steps |"
         + (" GPU peak, time |" if on_gpu else "")
     )
     print("|---" * (7 if on_gpu else 6) + "|")
@@ -176,6 +225,7 @@ def main() -> None:
             print(
                 f"| {name} | {size} | {line} |" + (f" {measured(name, cells, False)} |" if on_gpu else ""), flush=True
             )
+    draft_table(args.sizes)
 
 
 if __name__ == "__main__":
