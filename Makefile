@@ -9,22 +9,28 @@ TORCH ?= torch==2.13.0
 
 .PHONY: demo test hosts fuzz lint bench clean
 
-$(BIN)/.base: pyproject.toml
+# One run of pip for all that a target needs. Nothing is compiled ahead, as most of it is never imported.
+PIP = $(BIN)/pip install --quiet --no-compile $$($(BIN)/python -c "import torch" 2>/dev/null || echo "$(TORCH)")
+
+$(BIN)/.venv:
 	$(PYTHON) -m venv $$($(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages) $(VENV)
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet -e ".[standalone]"
 	touch $@
 
-$(BIN)/.test: $(BIN)/.base
-	$(BIN)/pip install --quiet -e ".[standalone,test]"
+$(BIN)/.base: pyproject.toml | $(BIN)/.venv
+	$(PIP) -e ".[standalone]"
 	touch $@
+
+$(BIN)/.test: pyproject.toml | $(BIN)/.venv
+	$(PIP) -e ".[standalone,test]"
+	touch $(BIN)/.base $@
+
+# Checkers of others, where they can be installed; tools/checkers.py names one that is missing.
+$(BIN)/.checkers: pyproject.toml | $(BIN)/.venv
+	$(PIP) -e ".[standalone,test,checkers]" || { echo "The checkers of others cannot be installed here."; $(PIP) -e ".[standalone,test]"; }
+	touch $(BIN)/.base $(BIN)/.test $@
 
 demo: $(BIN)/.base
 	$(BIN)/slipstream demo --out out
-
-# Checkers of others, where they can be installed; tools/checkers.py names one that is missing.
-$(BIN)/.checkers: $(BIN)/.test
-	@$(BIN)/pip install --quiet -e ".[checkers]" && touch $@ || echo "The checkers of others cannot be installed here."
 
 lint: $(BIN)/.checkers
 	$(BIN)/ruff check .
@@ -34,8 +40,12 @@ lint: $(BIN)/.checkers
 	mkdir -p build && ln -sfn .. build/slipstream
 	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml $(addprefix -p slipstream.,core cow stream search edit lmd cli nodes)
 
-test: $(BIN)/.test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# Lint runs beside the tests, so that no core is idle; what it says comes after them. The target fails if one of the two does.
+test: $(BIN)/.checkers
+	@mkdir -p build; $(MAKE) --no-print-directory lint > build/lint.log 2>&1 & lint=$$!; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile; tests=$$?; \
+	wait $$lint; linted=$$?; cat build/lint.log; \
+	echo "Exit code of the tests: $$tests, of lint: $$linted"; test $$tests = 0 -a $$linted = 0
 
 # The host tests on every checkout of ComfyUI in COMFYUI_PATHS, separated by colons; all are tried, and one that fails fails the target.
 hosts: $(BIN)/.test
