@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import math
 import urllib.parse
@@ -13,28 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.compiling import nobody
+from ..core.denoiser import Conditioning
+from ..core.diffusers_model import NetworkDenoiser
+from ..core.graphs import Tell, accelerated
 from ..core.images import pad_to_multiple
 from ..core.pipeline import Pipeline
 from ..core.unused import Unused
+from ..stream.config import StreamConfig
+from ..stream.lanes import width_of
 from ..stream.live.client import Pushed, control
 from ..stream.live.client import push as push_frames
 from ..stream.live.osc import OscServer
 from ..stream.live.server import Server
 from ..stream.live.session import STREAMS, LiveStream, described
 from ..stream.live.settings import LiveSettings, read_indices
-from ..stream.prompts import BlendedStream, PromptBlend
+from ..stream.prompts import PromptBlend, blended
 from ..stream.sinks import POSSIBLE, check_sink, open_sink
 from ..stream.video import is_webcam, open_source
 from .options import add_model, add_prompt, checked, integer, load_pipeline, number, parse_size
 from .progress import Progress
-from .stream import UNUSED as STREAM_UNUSED
-from .stream import add_method, config_of
+from .stream import SHARED_UNUSED, add_method, config_of
 
 log = logging.getLogger(__name__)
 PORT = 8189
 LOOPBACK = "127.0.0.1"
-# Of `slipstream stream`: frames of a live stream come one by one, and a recorded network cannot change its number of steps.
-NOT_LIVE = {"frame_group": 1, "graph": False, "acceleration": "none", "priority": "latency"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -56,12 +58,11 @@ def add_parser(subparsers: Any) -> None:
     add_method(parser.add_argument_group("method"), live=True)
     add_model(parser, "pocket-lcm")
     parser.arguments = {"threshold": "--similarity", "t_index_list": "--t-index", "guidance_scale": "--cfg"}
-    only = {"frame_group", "graph", "acceleration", "priority", "blocks", "fps", "drop", "blend"}
     parser.unused = (
-        *(rule for rule in STREAM_UNUSED if not only & set(rule.inputs.split())),
+        *SHARED_UNUSED,
         Unused("osc_host", lambda v: v.osc is None, "without --osc. Give its port."),
     )
-    parser.set_defaults(run=run_live)
+    parser.set_defaults(run=run_live, frame_group=1, graph=False)
     _add_push(subparsers)
     parser = subparsers.add_parser("osc", help="change the settings of a live stream, here or in ComfyUI, over OSC")
     _add_url(parser)
@@ -104,7 +105,6 @@ def settings_of(args: argparse.Namespace) -> LiveSettings:
 
 def run_live(args: argparse.Namespace) -> int:
     """Run the command until Ctrl-C: each time the page starts, a stream runs on the model that stays loaded."""
-    vars(args).update(NOT_LIVE)
     size = args.size or ((128, 128) if args.model.startswith("pocket") else (512, 512))
     settings, base = settings_of(args), config_of(args)
     with ExitStack() as stack:
@@ -114,6 +114,7 @@ def run_live(args: argparse.Namespace) -> int:
         if args.osc is not None:
             stack.enter_context(OscServer(args.osc_host, args.osc, lambda: current[0]))
         pipe = load_pipeline(args)
+        networks = Networks(pipe, args.acceleration, args.priority)
         log.info("The panel is at %s/#%s (Ctrl-C ends it).", server.url, stream.id)
         log.info(
             "slipstream push --host %s/slipstream/live/%s --input clip.mp4 --output out.mp4", server.url, stream.id
@@ -124,7 +125,7 @@ def run_live(args: argparse.Namespace) -> int:
             )
             STREAMS.open(current[0])
             try:
-                run_one(current[0], pipe, base)
+                run_one(current[0], networks, base)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(current[0].statistics.text()) from None
             except (ValueError, RuntimeError) as error:  # told in the page; the next start begins again
@@ -139,28 +140,62 @@ def run_live(args: argparse.Namespace) -> int:
                 return 0
 
 
-def run_one(live: LiveStream, pipe: Pipeline, base: Any) -> None:
-    """Run one live stream on a pipeline; `base` holds what its settings do not."""
-    height, width = live.size
+class Networks:
+    """The networks of live streams, recorded for what their settings ask, and again when they ask for another number of rows."""
+
+    def __init__(self, pipe: Pipeline, acceleration: str = "none", priority: str = "latency") -> None:
+        self.pipe, self.acceleration, self.priority = pipe, acceleration, priority
+        self.fast = pipe
+        self.models: list[NetworkDenoiser] = []
+        self._recorded: tuple[object, ...] = ()
+
+    def fit(
+        self, config: StreamConfig, size: tuple[int, int], cond: Conditioning, lanes: int, tell: Tell = nobody
+    ) -> list[NetworkDenoiser]:
+        """Record what is not yet, and return the models, one for each lane."""
+        wanted = (config.rows, config.frame_group, size, cond.context.shape[1:], lanes)
+        if wanted != self._recorded:
+            self.fast, self.models = accelerated(
+                self.pipe, self.acceleration, config.rows, *size, cond, config.frame_group, lanes, tell=tell
+            )
+            self._recorded = wanted
+        return self.models
+
+
+def run_one(live: LiveStream, networks: Networks, base: StreamConfig) -> None:
+    """Run one live stream; `base` holds what its settings do not."""
+    pipe, (height, width) = networks.pipe, live.size
     padded = math.ceil(height / pipe.downscale) * pipe.downscale, math.ceil(width / pipe.downscale) * pipe.downscale
 
     def prompts(settings: LiveSettings) -> tuple[Any, Any]:
         encoded = pipe.encode_text([settings.prompt, settings.negative], padded)
         return encoded.take([0]), encoded.take([1])
 
-    def encode(image: Tensor) -> Tensor:
-        return pipe.encode_image(pad_to_multiple(image, pipe.downscale))
+    def grouped(settings: LiveSettings) -> StreamConfig:
+        config = base.changed(**settings.updates())
+        return config.changed(frame_group=width_of(networks.priority, config).group)
 
-    cond, uncond = prompts(live.settings)
-    batch = BlendedStream(pipe.model, [cond], PromptBlend([1.0]), 0, uncond, base.changed(**live.settings.updates()))
+    def encode(image: Tensor) -> Tensor:
+        return networks.fast.encode_image(pad_to_multiple(image, pipe.downscale))
+
+    def decode(latents: Tensor) -> Any:
+        return networks.fast.decode_async(latents, dtype=torch.uint8)
+
+    (cond, uncond), config = prompts(live.settings), grouped(live.settings)
+    at_work = width_of(networks.priority, config)
+    if at_work.reason:
+        live.tell(f"--priority {networks.priority} has no effect: {at_work.reason}.", bad=True)
+    models = networks.fit(config, padded, cond, at_work.lanes, live.tell)
+    batch = blended(models, [cond], PromptBlend([1.0]), 0, uncond, config)
 
     def apply(old: LiveSettings, new: LiveSettings) -> None:
-        cond, uncond = prompts(new)
-        batch.update(None, uncond, **new.updates())
+        (cond, uncond), config = prompts(new), grouped(new)
+        batch.update(None, uncond, **new.updates(), frame_group=config.frame_group)
         if new.prompt != old.prompt:
             batch.fade(cond, new.crossfade)
+        batch.use(networks.fit(config, padded, cond, at_work.lanes, live.tell))
 
-    live.run(batch, encode, functools.partial(pipe.decode_async, dtype=torch.uint8), apply, device=pipe.device)
+    live.run(batch, encode, decode, apply, device=pipe.device)
 
 
 def run_push(args: argparse.Namespace) -> int:

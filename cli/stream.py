@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 
 from ..core.device import default_device
-from ..core.diffusers_model import NetworkDenoiser
 from ..core.graphs import ACCELERATIONS, accelerated
 from ..core.images import cover, pad_to_multiple
-from ..core.pipeline import Pipeline
 from ..core.unused import Unused
-from ..stream.batch import StreamBatch, StreamFrame
+from ..stream.batch import StreamFrame
 from ..stream.config import GUIDANCE, RENOISE, StreamConfig
 from ..stream.guidance import BLENDS
-from ..stream.lanes import StreamLanes, width_of
-from ..stream.prompts import BlendedStream, PromptBlend
+from ..stream.lanes import width_of
+from ..stream.prompts import PromptBlend, blended
 from ..stream.queues import StreamThreads
 from ..stream.similarity import SimilarityFilter
 from ..stream.sinks import POSSIBLE, check_sink, open_sink
@@ -55,7 +53,8 @@ def _unguided(v: Any) -> bool:
     return bool(v.guidance == "none" or v.cfg_scale == 1)
 
 
-UNUSED = (
+# Of the options that `slipstream live` has too.
+SHARED_UNUSED = (
     Unused("cfg_scale", lambda v: v.guidance == "none" and v.cfg_scale != 1, "with --guidance none. Choose another guidance."),
     Unused("guidance", lambda v: v.guidance != "none" and v.cfg_scale == 1, "at --cfg 1. Raise it, or choose none."),
     Unused("delta", _unguided, "without guidance. Choose self or onetime, and a --cfg above 1."),
@@ -63,21 +62,24 @@ UNUSED = (
     Unused("negative", lambda v: _unguided(v) or v.guidance == "self", "without onetime or full guidance. Choose one of them."),
     Unused("strength steps", lambda v: bool(v.t_index), "with --t-index, which lists the steps. Leave it out to use them."),
     Unused("renoise cross_frame", _one_step, "with one step. Use two or more."),
+    Unused(
+        "acceleration", lambda v: v.acceleration == "graph" and not (v.device or default_device()).startswith("cuda"),
+        "as graph without CUDA. Leave it out, or choose compile.",
+    ),
+    Unused(
+        "priority", lambda v: v.priority.isdigit() and acceleration_of(v) == "none",
+        "as a number of lanes without recordings. Add --acceleration graph or compile.",
+    ),
+)  # fmt: skip
+UNUSED = (
+    *SHARED_UNUSED,
     Unused("fps", lambda v: not pathlib.Path(v.input).expanduser().is_dir(), "on a video or a webcam, whose times are kept."),
     Unused("drop", lambda v: is_webcam(v.input), "on a webcam, which always drops what is not taken in time."),
     Unused("blend", lambda v: len(v.prompt or ()) < 2, "on one prompt. Give --prompt again."),
     Unused("blocks", lambda v: v.similarity >= 1, "at --similarity 1, which skips nothing. Lower it."),
     Unused("feedback motion cross_frame frame_group", lambda v: v.max_frames == 1, "on one frame. Raise --max-frames."),
     Unused("graph", lambda v: not (v.device or default_device()).startswith("cuda"), "without CUDA. Leave it out."),
-    Unused(
-        "acceleration", lambda v: v.acceleration == "graph" and not (v.device or default_device()).startswith("cuda"),
-        "as graph without CUDA. Leave it out, or choose compile.",
-    ),
     Unused("graph", lambda v: v.acceleration != "none", "beside --acceleration, which says it. Leave it out."),
-    Unused(
-        "priority", lambda v: v.priority.isdigit() and v.acceleration == "none" and not v.graph,
-        "as a number of lanes without recordings. Add --acceleration graph or compile.",
-    ),
     Unused(
         "priority", lambda v: v.priority == "throughput" and v.frame_group > 1, "beside --frame-group, which says it. Leave it out.",
     ),
@@ -109,7 +111,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def add_method(group: Any, live: bool = False) -> None:
-    """Declare what `config_of` reads; a `live` stream has no groups of frames and no recorded networks."""
+    """Declare what `config_of` reads; frames of a `live` stream travel together only as its `priority` says."""
     default = StreamConfig()
     group.add_argument("--strength", type=number(), default=0.5, help="how much is repainted (default %(default)s)")
     add_steps(group, default.steps)
@@ -126,13 +128,6 @@ def add_method(group: Any, live: bool = False) -> None:
     group.add_argument(
         "--similarity", type=number(), default=1.0, help="skip frames alike beyond this, 0.98 for example"
     )
-    if live:
-        return
-    group.add_argument("--frame-group", type=integer(), default=default.frame_group, help="frames that travel together")
-    group.add_argument(
-        "--blocks", type=integer(1), default=8, help="compare in so many parts across (default %(default)s)"
-    )
-    group.add_argument("--graph", action="store_true", help="the same as --acceleration graph")
     group.add_argument(
         "--acceleration",
         choices=ACCELERATIONS,
@@ -144,6 +139,13 @@ def add_method(group: Any, live: bool = False) -> None:
         help="latency: each frame as soon as it is there; throughput: frames share a network call, up to four, for a delay of up to "
         "three; a number: so many calls side by side, which takes the memory of as many passes (default %(default)s)",
     )  # fmt: skip
+    if live:
+        return
+    group.add_argument("--frame-group", type=integer(), default=default.frame_group, help="frames that travel together")
+    group.add_argument(
+        "--blocks", type=integer(1), default=8, help="compare in so many parts across (default %(default)s)"
+    )
+    group.add_argument("--graph", action="store_true", help="the same as --acceleration graph")
 
 
 def config_of(args: argparse.Namespace) -> StreamConfig:
@@ -173,13 +175,12 @@ def acceleration_of(args: argparse.Namespace) -> str:
     return "graph" if args.graph and args.acceleration == "none" else str(args.acceleration)
 
 
-def lanes_of(args: argparse.Namespace, config: StreamConfig, moves: bool) -> int:
+def lanes_of(args: argparse.Namespace, config: StreamConfig) -> int:
     """Return how many lanes a stream has; a sentence where it is fewer than asked for."""
     width = width_of(args.priority, config)
-    reason = width.reason or ("prompts that move give each frame its place" if width.lanes > 1 and moves else "")
-    if reason:
-        log.warning("--priority %s has no effect: %s.", args.priority, reason.rstrip("."))
-    return 1 if moves else width.lanes
+    if width.reason:
+        log.warning("--priority %s has no effect: %s.", args.priority, width.reason)
+    return width.lanes
 
 
 def run_stream(args: argparse.Namespace) -> int:
@@ -202,10 +203,11 @@ def run_stream(args: argparse.Namespace) -> int:
     pipe = load_pipeline(args)
     padded = ((pad_to_multiple(image, pipe.downscale), stamp) for image, stamp in frames)
     size = math.ceil(height / pipe.downscale) * pipe.downscale, math.ceil(width / pipe.downscale) * pipe.downscale
-    lanes, cond = lanes_of(args, config, prompts.moves), pipe.encode_text([""], size)
+    lanes, cond = lanes_of(args, config), pipe.encode_text([""], size)
     pipe, models = accelerated(pipe, acceleration_of(args), config.rows, *size, cond, config.frame_group, lanes)
-    batches = [make_batch(model, pipe, args, config, size, texts, prompts, total) for model in models]
-    batch = batches[0] if lanes == 1 else StreamLanes(batches)
+    encoded = pipe.encode_text([*texts, args.negative], size)
+    *conds, uncond = (encoded.take([i]) for i in range(encoded.rows))
+    batch = blended(models, conds, prompts, total, uncond, config)
     try:
         with sink, Progress("frame") as progress:
 
@@ -244,17 +246,6 @@ def run_to_end(threads: StreamThreads) -> bool:
         threads.wait()
         return True
     return False
-
-
-def make_batch(
-    model: NetworkDenoiser, pipe: Pipeline, args: argparse.Namespace, config: StreamConfig, size: tuple[int, int], texts: list[str],
-    prompts: PromptBlend, frames: int,
-) -> StreamBatch:  # fmt: skip
-    encoded = pipe.encode_text([*texts, args.negative], size)
-    *conds, uncond = (encoded.take([i]) for i in range(encoded.rows))
-    if prompts.moves:
-        return BlendedStream(model, conds, prompts, frames, uncond, config)
-    return StreamBatch(model, prompts.at(conds), uncond, config)
 
 
 NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checks import check_choice
 from .codec import Codec, codec_of
-from .compiling import compiling
+from .compiling import compiled_for, compiling, nobody
 from .denoiser import Conditioning
 from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
 from .fused import FusedUnet, Prepared, fused_unet
@@ -29,6 +29,7 @@ WARM_UP = 3  # runs before a recording: kernels are chosen, compiled and cached 
 log = logging.getLogger(__name__)
 # run -> (replay, output): `replay` computes `run` anew on the same memory and leaves the result in `output`.
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], Any], Tensor]]
+Tell = Callable[[str], None]  # gets what the log gets, for whoever waits
 
 
 def record_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
@@ -50,7 +51,13 @@ def record_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
 def record_again(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
     """Stand in for a recording where there are no CUDA graphs: a replay runs once more. For compiled networks of one shape."""
     output = run()
-    return lambda: output.copy_(run()), output
+
+    @torch.inference_mode(False)
+    @torch.no_grad()  # as it was compiled: in another mode it would be compiled again
+    def replay() -> None:
+        output.copy_(run())
+
+    return replay, output
 
 
 class Replay:
@@ -119,13 +126,14 @@ class ReplayedUnet:
     ) -> None:  # fmt: skip
         self.unet, self.config, self.fused = unet, unet.config, fused_unet(unet)
         given = _flat(sample, timestep, **cond)
-        self._eager = functools.partial(_run, unet)
+        run: tuple[Any, Any] = _run, unet
         if self.fused is not None:
             with torch.no_grad():
                 prepared = Prepared(self.fused, timestep, **cond).tensors()
             given = {"sample": sample, **_fixed(*prepared)}
-            self._eager = functools.partial(_run_fused, self.fused)
-        self._called = torch.compile(self._eager, dynamic=False) if compiled else self._eager
+            run = _run_fused, self.fused
+        self._eager = functools.partial(*run)
+        self._called = compiled_for(*run, *given.values()) if compiled else self._eager
         self.recording = Replay(self._called, given, record, FIXED)
 
     def again(self, record: Record) -> ReplayedUnet:
@@ -166,11 +174,14 @@ class ReplayedVae(Codec):
         super().__init__(vae)
         self.config, self.device, self.dtype = vae.config, vae.device, vae.dtype
         self.codec = codec = codec_of(vae, fused=not compiled)
-        encode, decode = (torch.compile(f, dynamic=False) if compiled else f for f in (codec.encode, codec.decode))
         zeros = functools.partial(torch.zeros, device=vae.device)
         # Laid out as images are: the channels of a pixel beside each other.
         pixels = zeros(images, height, width, 3).movedim(-1, 1)
         latents = zeros(images, vae.config.latent_channels, height // cell, width // cell, dtype=vae.dtype)
+        encode, decode = codec.encode, codec.decode
+        if compiled:
+            kind: Any = type(codec)
+            encode, decode = compiled_for(kind.encode, codec, pixels), compiled_for(kind.decode, codec, latents)
         self.recordings = (
             Replay(lambda given: encode(given["x"]), {"x": pixels}, record),
             Replay(lambda given: decode(given["x"]), {"x": latents}, record),
@@ -224,7 +235,7 @@ def _fixed(times: Tensor, texts: Tensor, bias: Tensor | None) -> dict[str, Tenso
 
 def replayed(
     model: NetworkDenoiser, rows: int, height: int, width: int, cond: Conditioning, compiled: bool = False,
-    record: Record | None = None,
+    record: Record | None = None, tell: Tell = nobody,
 ) -> NetworkDenoiser:  # fmt: skip
     """Return `model` with its network recorded for up to `rows` latents of `height` x `width` and the shape of `cond`.
 
@@ -244,38 +255,38 @@ def replayed(
     sigma = torch.full((rows,), model.sigma_max)
     arguments = model.network_condition(cond.take([0]).expand(rows))
     try:
-        with compiling(f"the network for {rows} x {height} x {width} latents") if compiled else nullcontext():
+        with compiling(f"the network for {rows} x {height} x {width} latents", tell) if compiled else nullcontext():
             fast.network = ReplayedUnet(model.unet, x, model.network_time(sigma), arguments, compiled, record)
     except RuntimeError as error:
-        _warn("network", error)
+        _warn("network", error, tell)
         return model
     return fast
 
 
 def replayed_pipeline(
     pipe: Pipeline, rows: int, height: int, width: int, cond: Conditioning, compiled: bool = False,
-    record: Record | None = None, images: int = 1,
+    record: Record | None = None, images: int = 1, tell: Tell = nobody,
 ) -> Pipeline:  # fmt: skip
     """Return `pipe` with model and VAE recorded, for a stream of images of `height` x `width` pixels; see `replayed`.
 
     `images` go through the VAE in one call.
     """
-    model = replayed(pipe.model, rows, height // pipe.downscale, width // pipe.downscale, cond, compiled, record)
+    model = replayed(pipe.model, rows, height // pipe.downscale, width // pipe.downscale, cond, compiled, record, tell)
     record = record or _recorder(pipe.device, compiled)
     if record is None:
         return pipe
     try:
-        with compiling(f"the VAE for {images} x {height} x {width} images") if compiled else nullcontext():
+        with compiling(f"the VAE for {images} x {height} x {width} images", tell) if compiled else nullcontext():
             vae: Any = ReplayedVae(pipe.vae, height, width, pipe.downscale, compiled, record, images)
     except RuntimeError as error:
-        _warn("VAE", error)
+        _warn("VAE", error, tell)
         vae = pipe.vae
     return dataclasses.replace(pipe, model=model, vae=vae)
 
 
 def accelerated(
     pipe: Pipeline, acceleration: str, rows: int, height: int, width: int, cond: Conditioning, images: int = 1, lanes: int = 1,
-    record: Record | None = None,
+    record: Record | None = None, tell: Tell = nobody,
 ) -> tuple[Pipeline, list[NetworkDenoiser]]:  # fmt: skip
     """Return `pipe` as `acceleration` says ("none", "graph", "compile": compiled, then recorded), and a model for each lane.
 
@@ -284,12 +295,13 @@ def accelerated(
     check_choice("acceleration", acceleration, ACCELERATIONS)
     if acceleration == "none":
         return pipe, [pipe.model] * lanes
-    before, compiled = _reserved(pipe.device), acceleration == "compile"
-    fast = replayed_pipeline(pipe, rows, height, width, cond, compiled, record, images)
+    before, compiled = reserved_bytes(pipe.device), acceleration == "compile"
+    fast = replayed_pipeline(pipe, rows, height, width, cond, compiled, record, images, tell)
     more = [_again(fast.model, record) for _ in range(lanes - 1)]
     if pipe.device.type == "cuda":
-        taken = (_reserved(pipe.device) - before) / 2**30
-        log.info("Recordings for %d lane%s of %d rows take %.2f GB.", lanes, "s" * (lanes > 1), rows, taken)
+        text = recorded_text(lanes, rows, reserved_bytes(pipe.device) - before)
+        log.info(text)
+        tell(text)
     return fast, [fast.model, *more]
 
 
@@ -301,7 +313,8 @@ def _again(model: NetworkDenoiser, record: Record | None) -> NetworkDenoiser:
     return other
 
 
-def _reserved(device: torch.device) -> int:
+def reserved_bytes(device: torch.device) -> int:
+    """Return the bytes that torch holds of a CUDA device, 0 for others."""
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0  # none before CUDA is used
 
 
@@ -318,8 +331,17 @@ def _has_cuda(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _warn(what: str, error: RuntimeError) -> None:
-    log.warning("The %s could not be recorded and runs eagerly: %s", what, str(error).splitlines()[0])
+def _warn(what: str, error: RuntimeError, tell: Tell) -> None:
+    text = f"The {what} could not be recorded and runs eagerly: {str(error).splitlines()[0]}"
+    log.warning(text)
+    tell(text)
+
+
+def recorded_text(lanes: int, rows: int, taken: int) -> str:
+    """Return a sentence on recordings and the device memory in bytes that they take."""
+    return (
+        f"Recordings for {lanes} lane{'s' * (lanes > 1)} of {rows} row{'s' * (rows > 1)} take {taken / 2**30:.2f} GB."
+    )
 
 
 @functools.cache

@@ -10,12 +10,24 @@ from torch import Tensor
 
 from ..core.checks import check_finite
 from ..core.device import is_out_of_memory
+from ..core.graphs import Tell
 from ..core.images import pad_to_multiple
 from ..core.tensors import image_to_bytes
-from ..stream import BlendedStream, PromptBlend, StreamConfig
+from ..stream import PromptBlend, StreamConfig
+from ..stream.lanes import CHOICES, FULL, width_of
 from ..stream.live.session import STREAMS, LiveStream, described
 from ..stream.live.settings import LiveSettings, read_indices
-from .stream import DISCARD, GUIDANCE_RULES, KEEP, BlendPrompts, guidance_widgets
+from ..stream.prompts import blended
+from .stream import (
+    ACCELERATION,
+    DISCARD,
+    GUIDANCE_RULES,
+    KEEP,
+    LANES_RULE,
+    BlendPrompts,
+    accelerated_lanes,
+    guidance_widgets,
+)
 from .unused import Unused
 from .widgets import choice, integer, number, string
 
@@ -49,6 +61,12 @@ class LiveStreamNode:
             "while `t_index_list` is set. Clear it to use them.",
         ),
         *GUIDANCE_RULES,
+        LANES_RULE,
+        Unused(
+            "priority",
+            lambda v: v.priority == "throughput" and (len(read_indices(v.t_index_list)) or v.steps) >= FULL,
+            "with four steps or more, which fill a call alone. Choose latency.",
+        ),
     )
 
     @classmethod
@@ -112,6 +130,15 @@ class LiveStreamNode:
                 "on_interrupt": choice(
                     [KEEP, DISCARD], KEEP, "What a press on cancel does with the last frames.", advanced=True
                 ),
+                "acceleration": ACCELERATION,
+                "priority": choice(
+                    CHOICES,
+                    "latency",
+                    "latency: each frame as soon as it is there. throughput: frames share a network call, up to four rows: more frames a "
+                    "second on a large GPU, up to three frames later. A number: so many calls side by side, each with a recording "
+                    "(`acceleration`) and the memory of a pass.",
+                    advanced=True,
+                ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
@@ -125,7 +152,8 @@ class LiveStreamNode:
         self, model: Any, vae: Any, positive: Any, negative: Any, prompt: str, width: int, height: int, strength: float, steps: int,
         guidance: str, guidance_scale: float, seed: int, crossfade: int, feedback: float, similarity: float, keep: int,
         panel: str = "", clip: Any = None, negative_prompt: str = "", t_index_list: str = "", delta: float = 1.0,
-        motion: float = 0.0, on_interrupt: str = KEEP, unique_id: Any = None,
+        motion: float = 0.0, on_interrupt: str = KEEP, acceleration: str = "none", priority: str = "latency",
+        unique_id: Any = None,
     ) -> tuple[Tensor, str]:  # fmt: skip
         texts = {"prompt": prompt, "negative": negative_prompt} if clip is not None else {}
         settings = LiveSettings(
@@ -137,7 +165,8 @@ class LiveStreamNode:
         note = described(model.load_device, model.model_dtype())
         stream = STREAMS.open(LiveStream(settings, (height, width), keep, note, without))
         try:
-            return LiveRun(stream, vae, clip, str(unique_id), on_interrupt == KEEP)(model, positive, negative)
+            run = LiveRun(stream, vae, clip, str(unique_id), on_interrupt == KEEP, acceleration, priority)
+            return run(model, positive, negative)
         except BaseException as error:
             stream.end(why(error))
             raise
@@ -148,8 +177,12 @@ class LiveStreamNode:
 class LiveRun:
     """One execution of Live Stream: the MODEL is loaded once, and frames go through it until the stream ends."""
 
-    def __init__(self, stream: LiveStream, vae: Any, clip: Any, node_id: str, keep: bool) -> None:
+    def __init__(
+        self, stream: LiveStream, vae: Any, clip: Any, node_id: str, keep: bool, acceleration: str = "none", priority: str = "latency"
+    ) -> None:  # fmt: skip
         self.stream, self.vae, self.clip, self.node_id, self.keep = stream, vae, clip, node_id, keep
+        self.acceleration, self.priority = acceleration, priority
+        self.width = width_of(priority, self._config(stream.settings))
         # The host's memory management is not made for several threads: VAE and CLIP take turns.
         self.turn = threading.Lock()
         self.ratio = vae.spacial_compression_encode()
@@ -164,12 +197,14 @@ class LiveRun:
         model = without_step_cache(model, "Live Stream")
         warn_of_patches("Live Stream", model, settings.guidance, frames=True)
         announce(self.stream, self.node_id)
+        if self.width.reason:
+            self._warn(f"`priority` {self.priority} has no effect: {self.width.reason}. Choose latency.")
         self.given_positive, self.given_negative = positive, negative
-        self.positive = self._encoded(settings.prompt) if settings.prompt else positive
-        negative = self._encoded(settings.negative) if settings.negative else negative
+        self.positive = self._typed("positive", positive, settings.prompt)
+        self.negative = self._typed("negative", negative, settings.negative)
         samples = self._samples(torch.zeros(1, *self.stream.size, 3))
         # The guidance may change while it runs, and with it the rows of a call.
-        rows = 2 * max(settings.stages, MOST_STEPS)
+        rows = 2 * max(settings.stages, MOST_STEPS) * self.width.lanes
         run_on_model(
             model,
             {"samples": samples},
@@ -177,7 +212,7 @@ class LiveRun:
             rows=rows,
             seed=settings.seed,
             positive=self.positive,
-            negative=negative,
+            negative=self.negative,
         )
         return self._images(), self.stream.text()
 
@@ -200,8 +235,11 @@ class LiveRun:
         from .host.vae import decode_images
 
         positive, negative = session.conds["positive"].at(0), session.conds["negative"].at(0)
-        config = StreamConfig(**self.stream.settings.updates())
-        batch = BlendedStream(session.denoiser, [positive], PromptBlend([1.0]), 0, negative, config)
+        config = self._config(self.stream.settings)
+        denoisers = accelerated_lanes(
+            session, self.acceleration, config, self.width.lanes, self._warn, self._informer()
+        )
+        batch = blended(denoisers, [positive], PromptBlend([1.0]), 0, negative, config)
 
         def encode(image: Tensor) -> Tensor:
             return session.process_in(self._samples(image.float() / 255))
@@ -214,6 +252,8 @@ class LiveRun:
 
         def apply(old: LiveSettings, new: LiveSettings) -> None:
             self._apply(session, batch, old, new)
+            for denoiser in denoisers:
+                denoiser.resize(batch.config.rows)
 
         try:
             self.stream.run(batch, encode, decode, apply, check_interrupt, why=why)
@@ -232,20 +272,52 @@ class LiveRun:
         with self.turn, torch.inference_mode():
             return list(self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)))
 
-    def _apply(self, session: Session, batch: BlendedStream, old: LiveSettings, new: LiveSettings) -> None:
+    def _config(self, settings: LiveSettings) -> StreamConfig:
+        config = StreamConfig(**settings.updates(), static_rows=self.acceleration != "none")
+        return config.changed(frame_group=width_of(self.priority, config).group)
+
+    def _warn(self, text: str) -> None:
+        from .host.warnings import warn
+
+        warn("Live Stream", text)
+        self.stream.tell(text, bad=True)
+
+    def _informer(self) -> Tell:
+        """Return what shows a line of text in the panel and on the node, from any thread."""
+        from .host.warnings import progress_text
+
+        show = progress_text()
+
+        def inform(text: str) -> None:
+            show(text)
+            self.stream.tell(text)
+
+        return inform
+
+    def _typed(self, name: str, given: list[Any], text: str) -> list[Any]:
+        """Return a CONDITIONING with the text that was typed in place of its own; its area, mask and ControlNet stay."""
+        if not text:
+            return given
+        if len(given) != 1:
+            self._warn(
+                f"the typed prompt takes the place of all {len(given)} prompts of `{name}`, with their areas and ControlNets. Connect one "
+                "prompt to keep those."
+            )
+            return self._encoded(text)
+        return list(BlendPrompts().mix(given, self._encoded(text), 1.0, "linear")[0])
+
+    def _apply(self, session: Session, batch: Any, old: LiveSettings, new: LiveSettings) -> None:
         """Take changed settings over; raises ValueError for a prompt that cannot be faded in."""
         uncond = None
         if new.negative != old.negative:
-            negative = self._encoded(new.negative) if new.negative else self.given_negative
-            uncond = session.condition("negative", negative).at(0)
-        batch.update(None, uncond, **new.updates())
+            uncond = session.condition("negative", self._typed("negative", self.given_negative, new.negative)).at(0)
+        batch.update(None, uncond, **new.updates(), frame_group=self._config(new).frame_group)
         if new.prompt != old.prompt:
-            target = self._encoded(new.prompt) if new.prompt else self.given_positive
-            self._fade(session, batch, target, new.crossfade)
+            self._fade(session, batch, self._typed("positive", self.given_positive, new.prompt), new.crossfade)
 
-    def _fade(self, session: Session, batch: BlendedStream, target: list[Any], frames: int) -> None:
+    def _fade(self, session: Session, batch: Any, target: list[Any], frames: int) -> None:
         """Go from the prompt of the newest frame to `target`, one blend a frame, as Blend Prompts mixes them."""
-        if frames < 2:
+        if frames < 2 or len(self.positive) != 1 or len(target) != 1:
             batch.update(session.condition("positive", target).at(0))
             self.positive = target
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.denoiser import Conditioning
-from ..core.graphs import ACCELERATIONS
+from ..core.graphs import ACCELERATIONS, Tell
 from ..core.identity import Identity
 from ..core.progress import Reporter
 from ..core.tensors import check_image, image_to_pixels, unchecked_pixels
@@ -21,7 +22,7 @@ from ..stream.clip import FRAMES, RATE, ball_clip
 from ..stream.config import GUIDANCE, RENOISE
 from ..stream.curves import Curve, read_curve, value_at
 from ..stream.guidance import BLENDS
-from ..stream.lanes import FULL, PRIORITIES, width_of
+from ..stream.lanes import CHOICES, FULL, StreamLanes, Width, width_of
 from ..stream.similarity import select
 from ..stream.stability import join_rows
 from .unused import Unused
@@ -103,6 +104,37 @@ def _steps(v: Any) -> int:
 
 def _one_step(v: Any) -> bool:
     return _steps(v) == 1
+
+
+ACCELERATION = choice(
+    ACCELERATIONS,
+    "none",
+    "graph: record the network once and replay it (CUDA). compile: compile it before, up to a minute the first time, "
+    "kept for later. For SD and SDXL without patches inside the network and without ControlNet.",
+    advanced=True,
+)
+LANES_RULE = Unused(
+    "priority",
+    lambda v: v.priority.isdigit() and v.acceleration == "none",
+    "as a number without `acceleration`: so many calls side by side need recordings. Choose graph or compile, or latency.",
+)
+
+
+def accelerated_lanes(
+    session: Session, acceleration: str, config: StreamConfig, lanes: int, tell: Tell, inform: Tell
+) -> list[HostDenoiser]:
+    """Return a denoiser for each lane: fused and accelerated where nothing works inside the network, else one as it is.
+
+    `tell` gets what has no effect, `inform` what is compiled, and the memory of recordings.
+    """
+
+    def forgone(reason: str) -> None:
+        tell(f"`acceleration` has no effect: {reason.rstrip('.')}. The network runs as it is.")
+
+    session.denoiser.fuse(acceleration, config.rows, forgone, inform)
+    if lanes > 1 and acceleration != "none" and not session.denoiser.recorded:
+        tell("`priority` has no effect: calls side by side need recordings. Choose latency.")
+    return session.denoiser.lanes(lanes if session.denoiser.recorded else 1)
 
 
 class SharingDenoiser:
@@ -510,6 +542,7 @@ class StreamFrames:
             lambda v: v.cross_frame and v.acceleration != "none",
             "with `cross_frame`. Turn one of them off.",
         ),
+        LANES_RULE,
         *FILTER_RULES,
     )
 
@@ -576,18 +609,13 @@ class StreamFrames:
                     "Strength by frame in place of strength: 0: 0.3, 24: 0.8 rises evenly over the first 24 frames and stays.",
                     advanced=True,
                 ),
-                "acceleration": choice(
-                    ACCELERATIONS,
-                    "none",
-                    "graph: record the network once and replay it (CUDA). compile: compile it before, up to a minute the first time, "
-                    "kept for later. For SD and SDXL without patches inside the network and without ControlNet.",
-                    advanced=True,
-                ),
+                "acceleration": ACCELERATION,
                 "priority": choice(
-                    PRIORITIES,
+                    CHOICES,
                     "latency",
                     "throughput: frames share a network call, up to four rows: faster on a large GPU, same images, more memory. "
-                    "latency: each frame alone, as in a live stream.",
+                    "latency: each frame alone, as in a live stream. A number: so many calls side by side, each with a recording "
+                    "(`acceleration`) and the memory of a pass.",
                     advanced=True,
                 ),
             },
@@ -615,15 +643,16 @@ class StreamFrames:
             cfg_scale=guidance_scale, delta=delta, renoise=renoise, seed=seed, consistency=consistency,
             feedback=feedback, motion=motion, cross_frame=cross_frame, static_rows=acceleration != "none",
         )  # fmt: skip
-        config = config.changed(frame_group=self._group(priority, config, curve))
+        width = self._width(priority, config, curve)
+        config = config.changed(frame_group=width.group)
         chooser = SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks) if similarity < 1 else None
-        run = StreamRun(vae, frames, config, chooser, on_interrupt == KEEP, curve, acceleration)
+        run = StreamRun(vae, frames, config, chooser, on_interrupt == KEEP, curve, acceleration, width.lanes)
         found = run(model, positive, negative)
         if run.interrupted:
             INTERRUPTED[str(unique_id)] = INTERRUPTED.get(str(unique_id), 0) + 1
         return found
 
-    def _group(self, priority: str, config: StreamConfig, curve: Curve) -> int:
+    def _width(self, priority: str, config: StreamConfig, curve: Curve) -> Width:
         from .host.warnings import warn
 
         width = width_of(priority, config)
@@ -632,8 +661,8 @@ class StreamFrames:
             "`strength_curve` gives each frame its own strength, so frames go one by one" if moves else width.reason
         )
         if reason:
-            warn("Stream Frames", f"`priority` throughput has no effect: {reason}. Choose latency.")
-        return 1 if moves else width.group
+            warn("Stream Frames", f"`priority` {priority} has no effect: {reason}. Choose latency.")
+        return Width() if moves else width
 
 
 class StreamRun:
@@ -644,10 +673,10 @@ class StreamRun:
 
     def __init__(
         self, vae: Any, frames: Tensor, config: StreamConfig, chooser: SimilarityFilter | None, keep: bool, curve: Curve = (),
-        acceleration: str = "none",
+        acceleration: str = "none", lanes: int = 1,
     ) -> None:  # fmt: skip
         self.vae, self.config, self.chooser, self.keep = vae, config, chooser, keep
-        self.curve, self.acceleration = curve, acceleration
+        self.curve, self.acceleration, self.lanes = curve, acceleration, lanes
         check_image(frames, finite=False)
         self.frames = frames if frames.ndim == 4 else frames[None]
         if not len(self.frames):
@@ -670,7 +699,11 @@ class StreamRun:
         samples = self._encode()
         # What acts around the network may ask for the negative prompt though the guidance does not.
         guided = {"negative": negative} if self.config.guided or acts_on(model) else {}
-        rows = (self.config.stages * (2 if self.config.guidance == "full" else 1) + 1) * self.config.frame_group
+        rows = (
+            (self.config.stages * (2 if self.config.guidance == "full" else 1) + 1)
+            * self.config.frame_group
+            * self.lanes
+        )
         model = without_step_cache(model, "Stream Frames")
         warn_of_patches("Stream Frames", model, self.config.guidance, frames=True)
         finished = run_on_model(
@@ -700,12 +733,19 @@ class StreamRun:
         import comfy.model_management
 
         begun = time.perf_counter()
-        denoiser: Any = self._network(session)
+        denoisers = self._networks(session)
+        self.lanes = len(denoisers)
         positive, negative = session.conds["positive"], session.conds.get("negative")
         self._warn_of_repeats(positive, negative)
-        batch = StreamBatch(denoiser, positive.at(0), None if negative is None else negative.at(0), self.config)
+        prompts = positive.at(0), None if negative is None else negative.at(0)
+        batches = [StreamBatch(denoiser, *prompts, self.config) for denoiser in denoisers]
+        batch = batches[0] if self.lanes == 1 else StreamLanes(batches)
         latents = session.process_in(samples)
-        total = len(latents) + self.config.stages - 1 + (len(latents) % self.config.frame_group > 0)
+        total = (
+            len(latents)
+            + (self.config.stages - 1) * min(self.lanes, len(latents))
+            + (len(latents) % self.config.frame_group > 0)
+        )
         report = Reporter(total, session.callback(total))
         finished: list[StreamFrame] = []
         try:
@@ -726,21 +766,18 @@ class StreamRun:
             if not self.keep or not finished:
                 raise
             self.interrupted = True
-        self.passes, self.calls, self.rows = batch.passes, denoiser.calls, denoiser.rows
+        self.passes, self.calls, self.rows = batch.passes, denoisers[0].calls, denoisers[0].rows
         self.seconds["denoise"] = time.perf_counter() - begun
         return [(frame, session.process_out(frame.latents)) for frame in finished]
 
-    def _network(self, session: Session) -> Any:
-        """Return the denoiser of a run: fused and accelerated where nothing works inside the network."""
-        from .host.warnings import warn
-
-        def forgone(reason: str) -> None:
-            warn("Stream Frames", f"`acceleration` has no effect: {reason.rstrip('.')}. The network runs as it is.")
+    def _networks(self, session: Session) -> list[Any]:
+        """Return the denoisers of a run, one for each lane."""
+        from .host.warnings import progress_text, warn
 
         if self.config.cross_frame:
-            return SharingDenoiser(session.denoiser)
-        session.denoiser.fuse(self.acceleration, self.config.rows, forgone)
-        return session.denoiser
+            return [SharingDenoiser(session.denoiser)]
+        tell = functools.partial(warn, "Stream Frames")
+        return accelerated_lanes(session, self.acceleration, self.config, self.lanes, tell, progress_text())
 
     def _warn_of_repeats(self, *conds: Any) -> None:
         from .host.warnings import warn
@@ -782,7 +819,7 @@ class StreamRun:
 
     def _report(self, finished: list[tuple[StreamFrame, Tensor]]) -> str:
         count, total = len(finished), sum(self.seconds.values())
-        lag = self.config.stages - 1
+        lag = (self.config.stages - 1) * self.lanes + self.config.frame_group - 1
         per_frame = ", ".join(f"{name} {1000 * s / count:.1f}" for name, s in self.seconds.items())
         skipped = sum(frame.repeated for frame, _ in finished)
         lines = [

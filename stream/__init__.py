@@ -5,11 +5,12 @@ from .batch import StreamBatch, StreamFrame
 from .config import StreamConfig
 from .guidance import blend
 from .lanes import StreamLanes
-from .prompts import BlendedStream, PromptBlend
+from .prompts import BlendedLanes, BlendedStream, PromptBlend
 from .similarity import SimilarityFilter
 
 __all__ = [
     "RCFG",
+    "BlendedLanes",
     "BlendedStream",
     "PromptBlend",
     "SimilarityFilter",

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,6 +107,11 @@ class StreamBatch:
         """Frames that were pushed or skipped and have not come out yet."""
         return len(self._waiting) + sum(group.size + len(group.skipped) for group in self._groups)
 
+    @property
+    def capacity(self) -> int:
+        """Frames in flight when all steps are at work."""
+        return self.config.stages * self.config.frame_group
+
     @torch.inference_mode()
     def push(self, latents: Tensor, meta: Any = None, cond: Any = None, uncond: Any = None) -> list[StreamFrame]:
         """Add frames (B, C, H, W) or (B, C, 1, H, W) on any device, scaled as the model takes them; return those that finished.
@@ -186,6 +192,12 @@ class StreamBatch:
             self._plans.clear()
             self._x = self._reference = self._newest = None
             self._motion = Motion()
+
+    def use(self, models: Sequence[Denoiser]) -> None:
+        """Run the next passes on another model of the same kind (one, in a list): a recording for other settings."""
+        with self._lock:
+            (self.model,) = models
+            self._plans.clear()
 
     def update(self, cond: Any = None, uncond: Any = None, **settings: Any) -> None:
         """Change the prompt, the negative prompt or any field of the config while frames are in flight.

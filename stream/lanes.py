@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.checks import check_choice, check_integer
+from ..core.denoiser import Denoiser
 from ..core.transfer import Lane, mark, receive
 from .batch import StreamBatch, StreamFrame
 from .config import StreamConfig
@@ -23,6 +24,7 @@ from .config import StreamConfig
 PRIORITIES = ("latency", "throughput")
 FULL = 4  # rows of a network call at which a large GPU is busy
 MOST = 8  # lanes
+CHOICES = (*PRIORITIES, "2", "3", "4")  # where one is chosen from a list
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class StreamLanes:
         self._entered: list[deque[int]] = [deque() for _ in batches]  # numbers of the frames in each lane, oldest first
         self._done: dict[int, StreamFrame] = {}
         self._skipped: dict[int, tuple[Any, float]] = {}
-        self._count = self._pushed = self._next = 0
+        self._arrived = self._pushed = self._next = 0
         self._newest: StreamFrame | None = None
         for lane in self._lanes:
             lane.start()
@@ -99,13 +101,21 @@ class StreamLanes:
         return self.batches[0].config
 
     @property
+    def cond(self) -> Any:
+        return self.batches[0].cond
+
+    @property
     def passes(self) -> int:
         return sum(batch.passes for batch in self.batches)
 
     @property
+    def capacity(self) -> int:
+        return sum(batch.capacity for batch in self.batches)
+
+    @property
     def in_flight(self) -> int:
         """Frames that were pushed or skipped and have not come out yet."""
-        return self._count - self._next
+        return self._arrived - self._next
 
     def push(self, latents: Tensor, meta: Any = None, cond: Any = None, uncond: Any = None) -> list[StreamFrame]:
         """See `StreamBatch.push`."""
@@ -143,8 +153,8 @@ class StreamLanes:
                 event = lane.mark() if found else None
         finally:
             for _ in range(batch.in_flight + len(found) - before):
-                self._entered[turn].append(self._count)
-                self._count, self._pushed = self._count + 1, self._pushed + 1
+                self._entered[turn].append(self._arrived)
+                self._arrived, self._pushed = self._arrived + 1, self._pushed + 1
         for frame in found:
             number = self._entered[turn].popleft()
             self._done[number] = replace(frame, id=number, ready=event)
@@ -188,11 +198,11 @@ class StreamLanes:
     def skip(self, meta: Any = None) -> list[StreamFrame]:
         """See `StreamBatch.skip`."""
         with self._lock:
-            if not self._count:
+            if not self._arrived:
                 raise ValueError("Expected a frame before the first skip, but got none. Push the first frame.")
             self._advance()
-            self._skipped[self._count] = meta, time.perf_counter()
-            self._count += 1
+            self._skipped[self._arrived] = meta, time.perf_counter()
+            self._arrived += 1
             return self._hand_out()
 
     def drain(self) -> list[StreamFrame]:
@@ -211,7 +221,13 @@ class StreamLanes:
                 numbers.clear()
             self._done.clear()
             self._skipped.clear()
-            self._next, self._newest = self._count, None
+            self._next, self._newest = self._arrived, None
+
+    def use(self, models: Sequence[Denoiser]) -> None:
+        """Run the next passes on other models, one for each lane."""
+        with self._lock:
+            for batch, model in zip(self.batches, models):
+                batch.use([model])
 
     def update(self, cond: Any = None, uncond: Any = None, **settings: Any) -> None:
         """See `StreamBatch.update`; raises ValueError also for a setting that ties frames together."""

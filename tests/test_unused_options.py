@@ -85,6 +85,8 @@ CASES: list[tuple[str, str, str]] = [
     ("live", "--steps 1 --renoise fresh", "--renoise"),
     ("live", "--t-index 20 --cross-frame", "--cross-frame"),
     ("live", "--osc-host 0.0.0.0", "--osc-host"),
+    ("live", "--device cpu --acceleration graph", "--acceleration"),
+    ("live", "--priority 3", "--priority"),
     ("push", "--host a:1/b --input webcam --fps 30", "--fps"),
     ("stream", "--acceleration graph --device cpu", "--acceleration"),
     ("stream", "--acceleration compile --graph --device cuda", "--graph"),

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from ...core.checks import check_shape
+from ...core.compiling import nobody
 from ...core.denoiser import FLOW, VE, Counter, NoiseSpace, per_row
+from ...core.graphs import Tell
 from ...core.guidance import denoise_many
 from ...core.identity import Identity
 from ...core.schedules import TRAIN_STEPS, DiscreteLevels, FlowLevels, Levels
@@ -278,17 +280,37 @@ class HostDenoiser:
         ranges = acting_ranges(self.options.get("transformer_options", {}))
         self._ranges = [(a, b) for a, b in ranges if a < self.sigma_max or b > self.sigma_min]
 
-    def fuse(self, acceleration: str = "none", rows: int = 1, tell: Callable[[str], None] = lambda text: None) -> None:
+    def fuse(self, acceleration: str = "none", rows: int = 1, tell: Tell = nobody, inform: Tell = nobody) -> None:
         """Let the network run in its fused form where it can, recorded or compiled as `acceleration` says; see `FusedNetwork`."""
         import comfy.model_management
 
         try:
-            self.fused = FusedNetwork(self.model.diffusion_model, acceleration, rows, tell)
+            self.fused = FusedNetwork(self.model.diffusion_model, acceleration, rows, tell, inform=inform)
         except comfy.model_management.OOM_EXCEPTION:
             if acceleration != "none":
                 tell("the device has no memory left for it")
             return
         self._adopt(self.model_options)
+
+    def resize(self, rows: int) -> None:
+        """Record the network for another number of rows, at its next call."""
+        if self.fused is not None:
+            self.fused.rows = rows
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the network is recorded or compiled, now or at its next call."""
+        return self.fused is not None and self.fused.acceleration != "none"
+
+    def lanes(self, count: int) -> list[HostDenoiser]:
+        """Return this and others of the same model, counters and weights: `count` in all, each with a recording of its own."""
+        found = [self]
+        for _ in range(count - 1):
+            other = HostDenoiser(self.model, self.model_options, self.counter, self.guider, self.descent, self.patcher)
+            other.fused = None if self.fused is None else self.fused.again()
+            other._adopt(self.model_options)
+            found.append(other)
+        return found
 
     @functools.cached_property
     def identity(self) -> Identity:

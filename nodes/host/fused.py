@@ -7,6 +7,7 @@ to be a part of that. LoRA are weights, and count. ControlNets are added as the 
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.compiling import compiling
+from ...core.compiling import compiled_for, compiling, nobody
 from ...core.fused import Attend, FusedUnet, Heads, Layer, Parts, Resample, Resnet, Size, Step, Transformer
-from ...core.graphs import FIXED, Record, Replay, record_again, record_cuda
+from ...core.graphs import FIXED, Record, Replay, Tell, record_again, record_cuda, recorded_text, reserved_bytes
 from ...core.taps import plain_type
+from ...core.transfer import receive
 
 KEPT = 32  # arrangements of levels and prompts whose times and texts are kept
 # What the host gives a network beside latents, levels and prompts that changes nothing in a UNet of images.
@@ -36,13 +38,14 @@ class FusedNetwork:
         acceleration: "none", "graph" or "compile"; see `core.graphs.accelerated`.
         rows: most rows of a call.
         tell: gets a sentence when the acceleration has no effect, with the reason.
+        inform: gets what is compiled and recorded meanwhile, and what memory that takes.
     """
 
     def __init__(
-        self, network: Any, acceleration: str = "none", rows: int = 1, tell: Callable[[str], None] = lambda text: None,
-        record: Record | None = None,
+        self, network: Any, acceleration: str = "none", rows: int = 1, tell: Tell = nobody,
+        record: Record | None = None, inform: Tell = nobody,
     ) -> None:  # fmt: skip
-        self.network, self.acceleration, self.rows, self.tell = network, acceleration, rows, tell
+        self.network, self.acceleration, self.rows, self.tell, self.inform = network, acceleration, rows, tell, inform
         self.fused: FusedUnet | None = None
         self.refusal = unknown_part(network)
         self.calls = 0  # of the fused form
@@ -50,6 +53,8 @@ class FusedNetwork:
         self._held: tuple[Tensor, Sequence[tuple[Any, int]]] | None = None
         self._known: OrderedDict[Any, tuple[int, Any, Tensor, Tensor]] = OrderedDict()
         self._replay: Replay | None = None
+        self._shapes: tuple[Any, ...] = ()  # of the call before
+        self._recorded = 0  # `rows` of what is recorded
         if not self.refusal:
             self.fused = FusedUnet(read_network(network))
         if acceleration != "none" and self._reason():
@@ -60,6 +65,12 @@ class FusedNetwork:
         if self.acceleration != "none":
             self.acceleration, self._replay = "none", None
             self.tell(reason)
+
+    def again(self) -> FusedNetwork:
+        """Return another one of the same network for a lane beside it: it shares weights and what is compiled, and records for itself."""
+        other = copy.copy(self)
+        other._known, other._replay = OrderedDict(), None
+        return other
 
     def _reason(self) -> str:
         """Return why a network cannot be recorded or compiled, "" where it can."""
@@ -132,6 +143,7 @@ class FusedNetwork:
         if known is not None and known[0] == fused.version:
             self._known.move_to_end(name)
             return known[2:]
+        receive(fused.made, fused.joined)
         times, texts = fused.times(timesteps, context, y), fused.texts(context)
         if name is not None:
             self._known[name] = fused.version, held, times, texts  # `held` lives on, so that its ids stay its own
@@ -140,29 +152,45 @@ class FusedNetwork:
         return times, texts
 
     def _run(self, inputs: dict[str, Tensor]) -> Tensor:
-        if self.acceleration == "none":
-            return _call(self.fused, inputs)
-        if self._replay is None:
-            self._replay = self._recorded(inputs)
-        replay = self._replay
-        return replay(inputs) if replay is not None and replay.fits(inputs) else _call(self.fused, inputs)
+        replay = self._replay_for(inputs)
+        return _call(self.fused, inputs) if replay is None else replay(inputs)
 
-    def _recorded(self, inputs: dict[str, Tensor]) -> Replay | None:
-        """Record the network for the shape of `inputs` and `rows` rows."""
+    def _replay_for(self, inputs: dict[str, Tensor]) -> Replay | None:
+        """Return what is recorded for a call, None where there is nothing.
+
+        Recorded again is what has other rows than `rows`, and for a call of all rows whose shapes come a second time.
+        """
+        if self.acceleration == "none":
+            return None
+        rows, before = len(inputs["sample"]), self._shapes
+        self._shapes = tuple(tensor.shape for tensor in inputs.values())
+        missing = self._replay is None or self._recorded != self.rows
+        other = rows == self.rows and before == self._shapes and not (self._replay and self._replay.fits(inputs))
+        if (missing and rows <= self.rows) or other:
+            self._replay = None  # its memory first
+            self._replay, self._recorded = self._record_now(inputs), self.rows
+        return self._replay if self._replay is not None and self._replay.fits(inputs) else None
+
+    def _record_now(self, inputs: dict[str, Tensor]) -> Replay | None:
+        """Record the network for the shapes of `inputs` and `rows` rows."""
         compiled = self.acceleration == "compile"
         full = {
             name: torch.cat([t[:1].expand(max(self.rows - len(t), 0), *t.shape[1:]), t]) for name, t in inputs.items()
         }
-        call = functools.partial(_call, self.fused)
         record = self._record or (record_cuda if self._device.type == "cuda" else record_again)
         what = f"the network for {len(full['sample'])} x {tuple(inputs['sample'].shape[2:])} latents"
+        before = reserved_bytes(self._device)
         try:
-            with compiling(what) if compiled else nullcontext():
-                run = torch.compile(call, dynamic=False) if compiled else call
-                return Replay(run, full, record, FIXED)
+            with compiling(what, self.inform) if compiled else nullcontext():
+                owner = self.fused
+                run = compiled_for(_call, owner, *full.values()) if compiled else functools.partial(_call, owner)
+                found = Replay(run, full, record, FIXED)
         except RuntimeError as error:
             self.forgo(f"it failed: {str(error).splitlines()[0].rstrip('.')}")
             return None
+        if self._device.type == "cuda":
+            self.inform(recorded_text(1, len(full["sample"]), reserved_bytes(self._device) - before))
+        return found
 
 
 def _call(fused: Any, inputs: dict[str, Tensor]) -> Tensor:

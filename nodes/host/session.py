@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.guidance import Denoise
 from ...core.progress import Callback
-from .denoiser import HostConditioning, HostDenoiser, Source
+from .denoiser import HostConditioning, HostDenoiser, Source, take_hints
 from .progress import host_callback, overheard
 
 Result = TypeVar("Result")
@@ -61,20 +61,32 @@ class Session:
         return samples.to(comfy.model_management.intermediate_device())
 
     def condition(self, name: str, conditioning: list[Any]) -> HostConditioning:
-        """Prepare one more CONDITIONING while sampling runs (a live prompt); ControlNet, GLIGEN and hooks are refused."""
+        """Prepare one more CONDITIONING while sampling runs (a live prompt).
+
+        A ControlNet that was given under this name at the start stays on it, with its first image. Another one, and GLIGEN and hooks,
+        are refused.
+        """
         import comfy.sampler_helpers
         import comfy.samplers
 
-        for part in ("control", "gligen", "hooks", "additional_models"):
+        held = self.conds[name].items[0][0].entries if name in self.conds else ()
+        control = held[0].get("control") if len(held) == 1 else None
+        refused = ("gligen", "hooks", "additional_models", *(() if control is not None else ("control",)))
+        for part in refused:
             if any(part in entry[1] for entry in conditioning):
                 raise ValueError(
                     f"Expected a plain prompt during sampling, but got one with {part}. Give it at the start."
                 )
-        conds = {name: comfy.sampler_helpers.convert_cond(conditioning)}
+        # It has been prepared: the host would do that again, while it is at work.
+        plain = [[text, {k: v for k, v in options.items() if k != "control"}] for text, options in conditioning]
+        conds = {name: comfy.sampler_helpers.convert_cond(plain)}
         conds = comfy.samplers.process_conds(
             self.guider.inner_model, self.noise, conds, self.latents.device, self.latents, self.noise_mask, self.seed
         )
-        return HostConditioning.of(Source(name, tuple(conds[name])))
+        entries = tuple(
+            {**entry, "control": take_hints(control, [0])} if control is not None else entry for entry in conds[name]
+        )
+        return HostConditioning.of(Source(name, entries))
 
 
 def session_of(

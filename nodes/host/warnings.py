@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ...core.compiling import nobody
 from ..unused import unused
 
 logger = logging.getLogger("slipstream")
@@ -58,6 +60,15 @@ def warn(node: str, text: str) -> None:
     if server is not None and server.client_id is not None:
         ids = {"node": owner.node_id, "class_type": owner.class_type, "by": executing or owner.node_id}
         server.send_sync(EVENT, {**ids, "title": node, "text": text}, server.client_id)
+
+
+def progress_text() -> Callable[[str], None]:
+    """Return a function that shows a line of text on the node that runs now, from any thread; nothing where the host cannot."""
+    owner, server = _OWNER.get(), getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    send = getattr(server, "send_progress_text", None)
+    if owner is None or send is None:
+        return nobody
+    return lambda text: send(text, owner.node_id, server.client_id)
 
 
 def warn_of_stretch(node: str, name: str, mask: Tensor, latents: Tensor) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...core.images import cover, encode_jpeg, read_encoded
 from ...core.tensors import image_to_bytes
 from ..batch import StreamBatch, StreamFrame
+from ..lanes import StreamLanes
 from ..queues import WINDOW, FrameQueue, Statistics, StreamThreads
 from ..similarity import SimilarityFilter
 from . import wire
@@ -33,7 +34,7 @@ ANSWERS_PER_SECOND = 20  # to messages that are refused
 GRACE = 30.0  # seconds until a stream ends whose producer was lost
 PAUSE = 600.0  # and one whose producer closed its page
 REPORTS = 0.5  # seconds between statistics
-OUTSIDE = 2  # frames on their way besides those that are denoised: one is encoded, one decoded
+OUTSIDE = 2  # frames (or groups) on their way besides those that are denoised: one is encoded, one decoded
 LEAST_WAIT, MOST_WAIT = 0.2, 5.0  # seconds
 RECENT = 4.0  # seconds that rates are measured over
 
@@ -106,6 +107,8 @@ class LiveStream:
         self._applied = settings
         self._changed = threading.Condition(self._lock)
         self._begun = self._shown = 0
+        self._batch: StreamBatch | StreamLanes | None = None
+        self._news = ""
         self._received: deque[float] = deque(maxlen=WINDOW)
         self._reported, self._published, self._patience = 0.0, time.monotonic(), LEAST_WAIT
 
@@ -131,7 +134,7 @@ class LiveStream:
                 "hello",
                 settings=self.settings.as_json(),
                 size=self.size[::-1],
-                note=self.note,
+                note=self._news or self.note,
                 without=self.without,
             )
             self.produce(member)
@@ -216,6 +219,12 @@ class LiveStream:
                 self._tell_all("warning", reason=text)
             self._changed.notify_all()
 
+    def tell(self, text: str, bad: bool = False) -> None:
+        """Tell everybody something that is no answer, such as that a network is being compiled; `bad`: that something has no effect."""
+        with self._lock:
+            self._news = text
+            self._tell_all("warning" if bad else "note", reason=text)
+
     def end(self, reason: str) -> None:
         """End the stream and tell everybody why; the first reason stays."""
         with self._changed:
@@ -260,7 +269,9 @@ class LiveStream:
 
     @property
     def _room(self) -> int:
-        return self.settings.stages + OUTSIDE
+        if self._batch is None:
+            return OUTSIDE
+        return self._batch.capacity + OUTSIDE * self._batch.config.frame_group
 
     @property
     def _on_their_way(self) -> int:
@@ -303,7 +314,7 @@ class LiveStream:
     # -- the run
 
     def run(
-        self, batch: StreamBatch, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Any],
+        self, batch: StreamBatch | StreamLanes, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Any],
         apply: Callable[[LiveSettings, LiveSettings], None], check: Callable[[], None] = lambda: None,
         device: torch.device | None = None, why: Callable[[BaseException], str] = lambda e: f"{type(e).__name__}: {e}",
     ) -> None:  # fmt: skip
@@ -312,7 +323,7 @@ class LiveStream:
         `apply(old, new)` takes changed settings over; a ValueError of it is told, and the old ones stay. It and `check`, called
         about twenty times a second, run in this thread. `why` says of an error what the clients are told.
         """
-        chooser = LiveFilter(self, batch)
+        chooser, self._batch = LiveFilter(self, batch), batch
         threads = StreamThreads(
             self.frames(), encode, batch, decode, self.publish, queue=1, device=device, statistics=self.statistics
         )
@@ -387,7 +398,7 @@ class LiveStream:
 class LiveFilter(SimilarityFilter):
     """The similarity filter of a live stream: its threshold moves, and a frame is processed after each change of a setting."""
 
-    def __init__(self, live: LiveStream, batch: StreamBatch) -> None:
+    def __init__(self, live: LiveStream, batch: StreamBatch | StreamLanes) -> None:
         super().__init__(1.0, blocks=8)
         self.live, self.batch = live, batch
 

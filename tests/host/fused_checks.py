@@ -10,6 +10,7 @@ import json
 import sys
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import comfy.patcher_extension as extension
 import family_checks  # noqa: F401  makes the host and slipstream importable
@@ -17,7 +18,10 @@ import torch
 from comfy.ldm.modules import attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from slipstream.core.graphs import record_again
+from slipstream.core.transfer import to_device
+from slipstream.nodes.host import fused as fused_module
 from slipstream.nodes.host.fused import FusedNetwork, unknown_part
+from slipstream_tests.fake_cuda import DEVICE, fake_cuda
 from tiny_models import randomise
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -186,6 +190,55 @@ def check_recording(kind: str) -> dict[str, Any]:
     return {"difference": worst, "replays": before, "after": len(replays) - before, "told": told, "cpu": cpu}
 
 
+def check_lanes(kind: str) -> dict[str, Any]:
+    """Two lanes on the fake CUDA device: each records for itself and none waits; recorded again for other rows and prompts."""
+    network, given = made(kind)
+    made_of: list[int] = []
+
+    def record(run: Any) -> Any:
+        made_of.append(1)
+        output = run()
+        return lambda: output.copy_(run()), output
+
+    def call(where: FusedNetwork | None, x: Tensor, some: dict[str, Tensor]) -> Tensor:
+        return network(x, **some, transformer_options=options(where))
+
+    tokens = {**given, "context": torch.randn(2, 9, 24)}  # a longer prompt
+    steps = [(1, given), (1, given), (2, given), (2, given), (2, tokens), (2, tokens), (2, tokens), (1, tokens)]
+    torch.manual_seed(5)
+    inputs = [[torch.randn(rows, 4, 8, 8) for rows, _ in steps] for _ in range(2)]
+    wanted = [
+        [call(None, x, {n: t[: len(x)] for n, t in some.items()}) for x, (_, some) in zip(xs, steps)] for xs in inputs
+    ]
+    told: list[str] = []
+    informed: list[str] = []
+    counts, worst = [], 0.0
+    with fake_cuda() as machine, patch.object(fused_module, "_plain", lambda layer: True):
+        machine.put_module(network)
+        first = FusedNetwork(network, "graph", 1, told.append, record, informed.append)
+        lanes = [(first, torch.cuda.Stream()), (first.again(), torch.cuda.Stream())]
+        for _, stream in lanes:
+            stream.wait_stream(torch.cuda.current_stream())
+        for i, (rows, some) in enumerate(steps):
+            for n, (lane, stream) in enumerate(lanes):
+                lane.rows = rows
+                with torch.cuda.stream(stream):
+                    x = to_device(inputs[n][i], DEVICE)
+                    got = call(lane, x, {name: to_device(t[:rows], DEVICE) for name, t in some.items()})
+                    worst = max(worst, difference(got.inner, wanted[n][i]))
+            counts.append(len(made_of))
+        apart = all(stream.clock[other] == 0 for _, stream in lanes for _, other in lanes if other is not stream)
+        waits = machine.waits
+    return {
+        "difference": worst,
+        "recorded": counts,
+        "told": told,
+        "informed": len(informed),
+        "apart": apart,
+        "waits": waits,
+    }
+
+
 def check_refusals(kind: str) -> dict[str, Any]:
     network, _ = made(kind)
     network._forward = lambda *a, **k: None
@@ -196,7 +249,7 @@ def check_refusals(kind: str) -> dict[str, Any]:
 
 
 CHECKS = {
-    "sd": (check_numbers, check_weights, check_patches, check_recording, check_refusals), "sd2": (check_numbers,),
+    "sd": (check_numbers, check_weights, check_patches, check_recording, check_refusals, check_lanes), "sd2": (check_numbers,),
     "sdxl": (check_numbers, check_weights),
 }  # fmt: skip
 

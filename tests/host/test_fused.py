@@ -19,6 +19,7 @@ Lines = dict[tuple[str, str], dict[str, Any]]
 def lines(checkout: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Lines:
     folder = tmp_path_factory.mktemp("fused")
     (folder / "slipstream").symlink_to(HERE.parent.parent, target_is_directory=True)
+    (folder / "slipstream_tests").symlink_to(HERE.parent, target_is_directory=True)
     paths = [checkout[0], str(folder), str(HERE)]
     done = subprocess.run(
         [checkout[1], str(HERE / "fused_checks.py")], cwd=checkout[0], capture_output=True, text=True, check=False, timeout=800,
@@ -66,3 +67,15 @@ def test_what_no_rule_knows_is_named(lines: Lines) -> None:
     line = lines["sd", "refusals"]
     assert (line["replaced"], line["class"]) == ("a UNetModel whose call was replaced", "Linear")
     assert line["setting"] == "ResBlock at middle_block.0 with settings or hooks of its own"
+
+
+def test_lanes_record_for_themselves_and_again_for_other_rows_and_prompts_on_the_fake_device(lines: Lines) -> None:
+    line = lines["sd", "lanes"]
+    assert line["difference"] < 1e-5
+    assert line["recorded"] == [2, 2, 4, 4, 4, 6, 6, 8], (
+        "each lane: at once, for two rows, for the second call of a longer prompt, for one row"
+    )
+    assert line["apart"], "a lane waits for no other"
+    assert line["waits"] == 0
+    assert line["told"] == []
+    assert line["informed"] == 8, "the memory of each recording is said"

@@ -237,3 +237,45 @@ def test_a_page_of_another_origin_is_refused(host: Any, live: Any) -> None:
     }
     assert host.request("GET", path, headers={**upgrade, "Origin": "http://elsewhere.example"})[0] == 403
     assert host.request("GET", "/slipstream/live/nothing", headers=upgrade)[0] == 404
+
+
+@pytest.mark.parametrize("priority", ["throughput", "3"])
+def test_frames_that_share_a_call_or_go_side_by_side_are_shown_and_what_has_no_effect_is_said(
+    host: Any, live: Any, priority: str
+) -> None:
+    running, pushing = live(graph_of(priority=priority, acceleration="graph"))
+    pushing.until(6)
+    send(pushing, {"type": "set", "prompt": GREEN, "steps": 2}, url_of(host, running))
+    pushing.until(4)
+    told = send(pushing, {"type": "set", "feedback": 0.4}, url_of(host, running))
+    assert any(t["type"] == "settings" and t["settings"]["feedback"] == 0.4 for t in told)
+    pushing.until(2)
+    send(pushing, {"type": "stop"}, url_of(host, running))
+    result = running.wait(60)
+    assert "`acceleration` has no effect: CUDA graphs need a CUDA device." in text_of(result)
+    assert ("`priority` has no effect: calls side by side need recordings" in text_of(result)) == (priority == "3")
+
+
+@pytest.mark.parametrize("typed", ["", "a large green square"])
+def test_a_controlnet_stays_on_a_prompt_that_is_typed(host: Any, live: Any, typed: str) -> None:
+    """Also on one that was typed before the start, and its frames are those of that prompt with the ControlNet."""
+    graph = graph_of(strength=0.9, crossfade=0, prompt=typed)
+    graph["i"] = node("EmptyImage", width=SIZE, height=SIZE, batch_size=1, color=0x40C020)
+    graph["c"] = node("ProbeTinyControlNet", model=["1", 0])
+    graph["a"] = node(
+        "ControlNetApplyAdvanced", positive=["p", 0], negative=["n", 0], control_net=["c", 0], image=["i", 0], strength=1.0,
+        start_percent=0.0, end_percent=1.0,
+    )  # fmt: skip
+    images = []
+    for strength in (1.0, 0.0):
+        graph["a"]["inputs"]["strength"] = strength
+        graph["live"]["inputs"].update(positive=["a", 0], negative=["a", 1])
+        running, pushing = live(graph)
+        pushing.until(2)
+        told = send(pushing, {"type": "set", "prompt": GREEN}, url_of(host, running))
+        assert not [t for t in told if t["type"] == "refused"]
+        pushing.until(4)
+        send(pushing, {"type": "stop"}, url_of(host, running))
+        assert running.wait(60).ok
+        images.append(np.stack(pushing.shown[-2:]).astype(float).mean((0, 1, 2)))
+    assert np.abs(images[0] - images[1]).max() > 2, "the ControlNet acts under the typed prompt"

@@ -32,7 +32,8 @@ USED = {
 }  # fmt: skip
 # Functions that remember their results, and variables of a module that runs write to. No result of a node is among them.
 REMEMBERED = {
-    "core/cache.py": {"CACHES"}, "core/codec.py": {"conv_relu_of"}, "core/files.py": {"_sweep"}, "core/graphs.py": {"_say_once"},
+    "core/cache.py": {"CACHES"}, "core/codec.py": {"conv_relu_of"}, "core/compiling.py": {"function_for"},
+    "core/files.py": {"_sweep"}, "core/graphs.py": {"_say_once"},
     "core/identity.py": {"_code_names", "_FIRST"},
     "core/images.py": {"_writes"}, "core/layers.py": {"_returned"}, "core/taps.py": {"_tapped"},
     "nodes/host/identity.py": {"_register"}, "nodes/stream.py": {"INTERRUPTED"}, "stream/sinks.py": {"_fragments"},

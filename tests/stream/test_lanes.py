@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from slipstream.core import Conditioning
+from slipstream.cli.live import Networks
+from slipstream.core import Conditioning, graphs
 from slipstream.core.graphs import replayed
 from slipstream.core.transfer import to_device
-from slipstream.stream import StreamBatch, StreamConfig, StreamFrame, StreamLanes
+from slipstream.stream import PromptBlend, StreamBatch, StreamConfig, StreamFrame, StreamLanes
 from slipstream.stream.lanes import Width, width_of
+from slipstream.stream.live.settings import LiveSettings
+from slipstream.stream.prompts import blended
 from slipstream.stream.queues import StreamThreads
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 from slipstream_tests.fake_cuda import DEVICE, RaceError, fake_cuda
@@ -152,7 +157,112 @@ def test_an_error_in_one_lane_loses_no_other_frame(frames: Tensor) -> None:
     assert [f.id for f in s.drain()] == [1, 2]
 
 
+# -- a prompt that moves
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize(("lanes", "group"), [(2, 1), (3, 1), (1, 4), (2, 2)])
+def test_a_prompt_moves_from_frame_to_frame_whatever_lane_they_go_to(
+    frames: Tensor, lanes: int, group: int, steps: int
+) -> None:
+    found = []
+    for width, size in ((1, 1), (lanes, group)):
+        config = StreamConfig(strength=0.7, steps=steps, guidance="none", frame_group=size)
+        models = [GaussianDenoiser() for _ in range(width)]
+        s = blended(models, [constant_cond(0.1)], PromptBlend([1.0]), 0, None, config)
+        out: list[StreamFrame] = []
+        for i, frame in enumerate([*frames.split(1)] * 3):
+            if i == 4:
+                out += s.drain()
+                s.fade(constant_cond(0.9), 5)
+                assert s.moving
+            out += s.skip() if i == 6 else s.push(frame)
+        out += s.drain()
+        assert not s.moving
+        assert s._length == 0, "the last prompt has become that of the stream"
+        assert float(s.newest_prompt().context.mean()) == pytest.approx(0.9)
+        found.append(torch.cat([f.latents for f in out]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    assert (found[0][11] - found[0][0]).abs().max() > 0.1, "the same frame before the fade and after it"
+
+
 # -- on a device
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_prompt_that_another_cuda_stream_made_is_waited_for(frames: Tensor, lanes: int) -> None:
+    config = StreamConfig(strength=0.6, steps=1, guidance="none")
+    with fake_cuda() as machine:
+        models = []
+        for _ in range(lanes):
+            models.append(network())
+            machine.put_module(models[-1].unet)
+        before, after = (to_device(c.context, DEVICE) for c in prompts()[:2])
+        s = blended(models, [Conditioning(before)], PromptBlend([1.0]), 0, None, config)
+        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+            after.record_stream(torch.cuda.current_stream())
+            s.fade(Conditioning(after * 1.0), 3)
+        for _ in range(8):
+            for frame in frames[:4].split(1):
+                s.push(to_device(frame, DEVICE))
+        assert machine.waits == 0
+
+
+@pytest.mark.parametrize("priority", ["throughput", "2", "latency"])
+def test_a_live_stream_records_again_what_other_settings_need(
+    frames: Tensor, priority: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps and guidance change the rows of a call: they are recorded for these, and the images are those of a stream without."""
+    made: list[int] = []
+
+    def counted(run: Any) -> Any:
+        made.append(1)
+        return recording(run)
+
+    monkeypatch.setattr(graphs, "record_cuda", counted)
+    changes = [{"steps": 2}, {"guidance": "onetime"}, {"steps": 1, "guidance": "none"}, {"seed": 7}]
+    results = []
+    for device in (None, DEVICE):
+        pipe, out = pipeline(), []
+        with fake_cuda() if device else nullcontext() as machine:
+            conds = prompts()
+            if machine is not None:
+                machine.put_module(pipe.vae)
+                machine.put_module(pipe.model.unet)
+                pipe = dataclasses.replace(pipe, device=DEVICE)
+                conds = [Conditioning(to_device(c.context, DEVICE)) for c in conds]
+            networks = Networks(pipe, "none" if machine is None else "graph", priority)
+            settings = LiveSettings(steps=1, guidance="none", strength=0.6)
+            config = StreamConfig(**settings.updates(), static_rows=machine is not None)
+            config = config.changed(frame_group=width_of(priority, config).group)
+            lanes = width_of(priority, config).lanes
+            models = networks.fit(config, (48, 64), conds[0], lanes)
+            s = blended(models, [conds[0]], PromptBlend([1.0]), 0, conds[1], config)
+            counts = [len(made)]
+            for change in ({}, *changes):
+                settings = settings.changed(change)
+                group = width_of(priority, config.changed(**settings.updates())).group
+                s.update(None, None, **settings.updates(), frame_group=group)
+                s.use(networks.fit(s.config, (48, 64), conds[0], lanes))
+                counts.append(len(made))
+                for i in range(8):
+                    out += s.push(to_device(frames[i : i + 1], DEVICE) if machine else frames[i : i + 1])
+                out += s.drain()
+            if machine is not None:
+                assert machine.waits == 0
+                for frame in out:
+                    if frame.ready is not None:
+                        torch.cuda.current_stream().wait_event(frame.ready)
+                        frame.latents.record_stream(torch.cuda.current_stream())
+                found = torch.cat([(f.latents + 0).inner for f in out])
+            else:
+                found = torch.cat([f.latents for f in out])
+        results.append(found)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+    each = lanes + 2  # the network in each lane, and the VAE both ways
+    again = {"latency": [0, 1, 1, 1, 0], "2": [0, 1, 1, 1, 0], "throughput": [0, 1, 1, 1, 0]}[priority]
+    assert [b - a for a, b in zip(counts, counts[1:])] == [n * each for n in again]
 
 
 @pytest.mark.parametrize(("lanes", "group", "steps", "kind"), [(3, 1, 1, "unet"), (2, 2, 2, "small")])

@@ -286,6 +286,7 @@ export class Panel {
     else if (message.type === "statistics") this.report(message);
     else if (message.type === "refused") this.refused(message);
     else if (message.type === "warning") this.say(message.reason, true);
+    else if (message.type === "note") this.say(message.reason);
     else if (message.type === "lost") this.say(`The connection is lost; next try in ${message.seconds} s.`, true);
     else if (message.type === "paused" && !this.producer) this.connection.send({ type: "produce" });
   }
