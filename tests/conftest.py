@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -61,6 +62,15 @@ if os.environ.get("SLIPSTREAM_PRETEND_CUDA"):
 
 # The bundled network is tiny: more threads cost more than they give, and results stay the same on every machine.
 torch.set_num_threads(1)
+
+
+# What importing and collecting make lives to the end, and is a million objects: every collection would visit them.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 # What a reason to skip contains, and what is said of it at the end: nobody reads a list of skips.
