@@ -65,7 +65,7 @@ class Placement:
     from (H, W, 2). `bends`: what it takes away is torn open by a bend, so that it is filled after the bend, not before. `source`
     is the object's mask (H_s, W_s) in the image that it comes from: colours are weighed by it, so that none of its surroundings
     come along. `carries` is False where nothing is carried and the target is made anew, `keeps` where what is carried is only a
-    look to begin with."""
+    look to begin with. `hard`: what is carried keeps hard edges instead of being smoothed between pixels."""
 
     target: Tensor
     removed: Tensor
@@ -75,6 +75,7 @@ class Placement:
     source: Tensor | None = None
     carries: bool = True
     keeps: bool = True
+    hard: bool = False
 
 
 @dataclass(frozen=True)

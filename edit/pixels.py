@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.checks import check_finite, check_integer
 from ..core.images import pad_to_multiple
-from ..core.masks import RESIDUE, touched
+from ..core.masks import RESIDUE, bounding_box, grow, touched
 from ..core.tensors import composite
 from .filling import fill, refilled
 from .geometry import Canvas, Placement, sample_at
@@ -82,6 +82,20 @@ def draft(
     return out, torch.maximum(sure, torn)
 
 
+def hard_edged(image: Tensor, mask: Tensor, reach: int = 2) -> bool:
+    """Return whether most edges of an IMAGE (1, H, W, 3) at and around a mask (H, W) lie between two pixels, as in flat drawings and
+    screenshots: the same colour twice, then another one twice. A photo and antialiased shapes have next to none."""
+    top, left, bottom, right = bounding_box(mask)
+    part = slice(max(0, top - reach - 2), bottom + reach + 2), slice(max(0, left - reach - 2), right + reach + 2)
+    near, within = image[0][part], grow(mask[None], reach)[0][part] > 0.5
+    edges = hard = 0
+    for pixels, inside in ((near, within), (near.transpose(0, 1), within.T)):
+        differ = (pixels[1:] != pixels[:-1]).any(-1)
+        edge = differ[1:-1] & inside[1:-2] & inside[2:-1]
+        edges, hard = edges + int(edge.sum()), hard + int((edge & ~differ[:-2] & ~differ[2:]).sum())
+    return hard > 0.5 * edges
+
+
 def _carried(values: Tensor, placed: Placement, size: tuple[int, int]) -> Tensor:
     """Return values (1, C, H_s, W_s) read where a placement takes them from, premultiplied by the object's mask if it is known."""
     if placed.source is None:
@@ -91,6 +105,11 @@ def _carried(values: Tensor, placed: Placement, size: tuple[int, int]) -> Tensor
         [values.shape[1], 1], 1
     )
     carried = weighted / weight.clamp(min=RESIDUE)
+    if placed.hard:
+        nearest, own = sample_at(torch.cat([values, alpha], 1), placed.points, size, "nearest").split(
+            [values.shape[1], 1], 1
+        )
+        carried = torch.where(own >= 0.5, nearest, carried)
     # A look reaches as far as its own object does; beyond, it goes on smoothly.
     return carried if placed.keeps else fill(carried, touched(weight).to(carried))
 

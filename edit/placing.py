@@ -14,12 +14,15 @@ from torch import Tensor
 from ..core.masks import bounding_box, feather, grow, snapped, touched
 from .geometry import Affine, Canvas, Photo, Placement, bent, centre_of, freedom, sample_at
 from .invert import Inversion
-from .pixels import draft
+from .pixels import draft, hard_edged
 from .tasks import Appearance, Drag, Move, Paste, Remove, Task
 
 
-def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placement:
-    """Return where a task puts things, per pixel of the picture. Also what a preview draws."""
+def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas, hard: bool = False) -> Placement:
+    """Return where a task puts things, per pixel of the image. Also what a preview draws.
+
+    `hard`: what is carried has hard edges in its own image (`hard_edged`), and keeps them.
+    """
     pixels = canvas.pixel_centres()
     if isinstance(task, Drag):
         free = freedom(task.mask, [target for _, target in task.points])
@@ -29,8 +32,9 @@ def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas) -> Placemen
         return Placement(moved * (1 - torn), torn, torn, points, bends=True)
     points = affine_of(task).inverse(pixels)
     target = snapped(sample_at(task.mask[None, None], points, source.size)[0, 0])
+    target = (target >= 0.5).float() if hard else target
     removed = task.mask if isinstance(task, Move) else torch.zeros_like(target)
-    return Placement(target, removed, (removed - target).clamp(min=0), points, source=task.mask)
+    return Placement(target, removed, (removed - target).clamp(min=0), points, source=task.mask, hard=hard)
 
 
 def affine_of(task: Move | Paste) -> Affine:
@@ -110,7 +114,7 @@ def lay_out(tasks: Sequence[Task], photo: Photo | Inversion, looks: bool = False
             photos.append(own)
         sources.append(next(n for n, other in enumerate(photos) if own is other))
     canvases = [p.canvas for p in photos]
-    placements = [_place(task, canvases[0], canvases[source], notes) for task, source in zip(tasks, sources)]
+    placements = [_place(task, canvases[0], photos[source], notes) for task, source in zip(tasks, sources)]
     if looks:
         placements = [
             _with_look(t, placed) if isinstance(t, Appearance) else placed for t, placed in zip(tasks, placements)
@@ -129,7 +133,8 @@ def check_size(name: str, mask: Tensor, size: tuple[int, int]) -> None:
         )
 
 
-def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement:
+def _place(task: Task, base: Canvas, photo: Photo | Inversion, notes: list[str]) -> Placement:
+    own = photo.canvas
     if isinstance(task, Appearance):
         check_size("mask", task.mask, base.size)
         check_size("reference_mask", task.reference_mask, own.size)
@@ -153,7 +158,7 @@ def _place(task: Task, base: Canvas, own: Canvas, notes: list[str]) -> Placement
     if isinstance(task, Remove):
         none = torch.zeros_like(task.mask)
         return Placement(none, task.mask, task.mask, base.pixel_centres(), source=task.mask)
-    placed = place(task, base, own)
+    placed = place(task, base, own, photo.image is not None and hard_edged(photo.image, task.mask))
     share = carried_share(task, placed)
     if not bool((placed.target > 0.5).any()):
         raise ValueError(

@@ -419,6 +419,36 @@ class ChangeAppearance(_TaskNode):
         return _drawn(_add(tasks, task), image, mask, other)
 
 
+class RemoveObject(_TaskNode):
+    """Takes an object away."""
+
+    DESCRIPTION = (
+        "Remove what is under the mask. Its place is filled by the copy of the photo that fits around it, and made new by the model where "
+        "none fits; everything else stays untouched."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {},
+            "optional": {
+                "mask": ("MASK", {"tooltip": MASK_TIP}),
+                "tasks": ADD_UP,
+                "image": ("IMAGE", {"tooltip": IMAGE_TIP}),
+                "canvas": canvas("Draw here: paint the object that goes, its shadow too. " + STORED_TIP),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, canvas: str | None = None) -> bool | str:
+        return refusal(cls, check_canvas, canvas=canvas)
+
+    def make(self, mask: Tensor | None = None, tasks: Any = None, image: Tensor | None = None, canvas: str = "") -> Any:
+        from ..edit import Remove
+
+        return _drawn(_add(tasks, Remove(drawn_mask("Remove Object", canvas, mask, image))), image, mask)
+
+
 def read_drags(handles: str, targets: str) -> tuple[Pair, ...]:
     """Return (handle, target) pairs of two lists of points, or of arrows in `handles`; raises ValueError for lists that do not fit."""
     wanted = read_points(targets, "targets")
@@ -548,7 +578,7 @@ class EditPreview:
         return {
             "required": {
                 "image": ("IMAGE", {"tooltip": "The image that will be edited."}),
-                "tasks": (TASKS, {"tooltip": "From Move, Paste, Appearance or Drag."}),
+                "tasks": (TASKS, {"tooltip": "From Move, Remove, Paste, Appearance or Drag."}),
             }
         }
 
@@ -597,11 +627,11 @@ class EditSampler:
         Unused(
             "hold_object",
             lambda v: not _any_task(v, "Move", "Paste", "Drag"),
-            "on Appearance, which repaints its region.",
+            "where nothing is carried (Remove, Appearance).",
         ),
         Unused(
             "hold_fill",
-            lambda v: not _any_task(v, "Move", "Drag", *["Appearance"] * _in_draft_mode(v)),
+            lambda v: not _any_task(v, "Move", "Remove", "Drag", *["Appearance"] * _in_draft_mode(v)),
             "where nothing is vacated (Paste, Appearance).",
         ),
     )
@@ -613,7 +643,7 @@ class EditSampler:
                 "model": ("MODEL", {"tooltip": "The MODEL that inverted the photo."}),
                 "vae": ("VAE", {"tooltip": "The VAE of this model."}),
                 "inversion": (INVERSION, {"tooltip": "The photo, from Invert."}),
-                "tasks": (TASKS, {"tooltip": "What to do: Move, Paste, Appearance, Drag, or several."}),
+                "tasks": (TASKS, {"tooltip": "What to do: Move, Remove, Paste, Appearance, Drag, or several."}),
                 "positive": (
                     "CONDITIONING",
                     {"tooltip": "What the result shows. The same prompt as for Invert is fine."},
@@ -947,6 +977,7 @@ NODES = {
     "SlipstreamInvert": (Invert, "Invert Photo"),
     "SlipstreamMove": (MoveObject, "Move / Resize"),
     "SlipstreamPaste": (PasteObject, "Paste Object"),
+    "SlipstreamRemove": (RemoveObject, "Remove Object"),
     "SlipstreamAppearance": (ChangeAppearance, "Appearance"),
     "SlipstreamDrag": (DragPoints, "Drag Points"),
     "SlipstreamEditSampler": (EditSampler, "Edit"),

@@ -10,6 +10,7 @@ ALIASES: dict[str, str] = {
     "SlipstreamInvert": "ddim inversion, inversion, diffeditor, dragondiffusion, real image",
     "SlipstreamMove": "move object, resize object, rotate object, diffeditor, dragondiffusion, canvas, transform",
     "SlipstreamPaste": "paste object, copy object, insert object, diffeditor, dragondiffusion, canvas, composite",
+    "SlipstreamRemove": "remove object, object removal, delete object, erase, eraser, clean up, inpaint, fill hole, diffeditor, canvas",
     "SlipstreamAppearance": "style transfer, texture, recolour, recolor, diffeditor",
     "SlipstreamDrag": "drag, dragdiffusion, draggan, points editor, warp, liquify, canvas, diffeditor",
     "SlipstreamEditSampler": "edit image, diffeditor, dragondiffusion, move object, inpaint",

@@ -63,6 +63,7 @@ EXTRA_HEIGHT = {
     "SlipstreamAppearance": 340,
     "SlipstreamMove": 340,
     "SlipstreamPaste": 340,
+    "SlipstreamRemove": 340,
     "SlipstreamDrag": 340,
     "SlipstreamSeedCanvas": 600,
     "SlipstreamLiveStream": 420,

@@ -1,4 +1,4 @@
-// The canvas of Move / Resize, Paste Object, Appearance, Drag Points and Place Subject: ties the editor in canvas/ to the host's widgets and images.
+// The canvas of Move / Resize, Paste Object, Remove Object, Appearance, Drag Points and Place Subject: ties the editor in canvas/ to the host's widgets and images.
 // One DOM widget a node, so that it works in the classic and in the Nodes 2.0 renderer. Its value is the JSON of core/drawing.py; what is
 // placed (dx, dy, scale, angle, handles, targets, x, y) lies in the node's own widgets, as a person types it.
 import { app } from "../../scripts/app.js";
@@ -7,7 +7,7 @@ import { formatDrawing, formatPoints, parseDrawing, parsePairs } from "./canvas/
 import { imageOf } from "./canvas/sources.js";
 import { chained } from "./nodes.js";
 
-const MODES = { SlipstreamMove: "move", SlipstreamPaste: "paste", SlipstreamAppearance: "look", SlipstreamDrag: "drag", SlipstreamSeedCanvas: "seed" };
+const MODES = { SlipstreamMove: "move", SlipstreamPaste: "paste", SlipstreamAppearance: "look", SlipstreamRemove: "look", SlipstreamDrag: "drag", SlipstreamSeedCanvas: "seed" };
 const OTHER = "reference_canvas"; // the widget that is drawn on the image of the `reference`
 const WIDGETS = ["dx", "dy", "scale", "angle", "about", "x", "y", "width", "height", "mirror", "colour", "background", "invert_keep"];
 const KEY = "slipstream_canvas"; // of the results that nodes/canvas.py sends

@@ -8,9 +8,9 @@ import pytest
 import torch
 from slipstream.edit import Drag, Move
 from slipstream.edit.filling import fill
-from slipstream.edit.geometry import Affine, Canvas, bent, centre_of, depth, freedom, sample_at
-from slipstream.edit.pixels import draft, fit, to_size
-from slipstream.edit.placing import place, uncovered
+from slipstream.edit.geometry import Affine, Canvas, Photo, bent, centre_of, depth, freedom, sample_at
+from slipstream.edit.pixels import draft, fit, hard_edged, to_size
+from slipstream.edit.placing import lay_out, place, uncovered
 from slipstream_tests.edit.small import box, picture
 
 
@@ -54,6 +54,46 @@ def test_a_turn_by_any_angle_keeps_the_area_and_the_centre() -> None:
     assert float(target.sum()) == pytest.approx(24 * 36 * 0.75**2, rel=0.01)
     centroid = (canvas.pixel_centres() * target[..., None]).sum((0, 1)) / target.sum()
     torch.testing.assert_close(centroid, torch.tensor([48.0 + 4, 32.0 - 2]), atol=0.05, rtol=0)
+
+
+GROUND, INK = (0.25, 0.5, 0.75), (0.875, 0.125, 0.0)
+
+
+def drawing(over: int = 1) -> torch.Tensor:
+    """A flat box on a flat ground (1, 64, 96, 3), `over`-fold antialiased."""
+    covered = box(20 * over, 30 * over, 44 * over, 66 * over, (64 * over, 96 * over))
+    if over > 1:
+        covered = torch.nn.functional.avg_pool2d(covered.roll(over // 2, 1)[None], over)[0]
+    return torch.tensor(GROUND) + covered[None, ..., None] * (torch.tensor(INK) - torch.tensor(GROUND))
+
+
+@pytest.mark.parametrize("move", [{"angle": 30.0}, {"dx": 3.4, "dy": -2.7}, {"scale": 1.37}])
+def test_a_drawing_keeps_its_hard_edges_where_they_go(move: dict[str, float]) -> None:
+    """Every pixel is ink or ground, and ink exactly where the moved box covers its centre, but for the four corners."""
+    photo = Photo(Canvas((64, 96), (8, 12), 8), drawing())
+    drafted = lay_out([Move(box(20, 30, 44, 66), **move)], photo).draft()
+    assert drafted is not None
+    ink = (drafted[0] - torch.tensor(INK)).abs().amax(-1)[0] < 1e-5
+    ground = (drafted[0] - torch.tensor(GROUND)).abs().amax(-1)[0] < 1e-5
+    assert bool((ink | ground).all())
+    shift = (move.get("dx", 0.0), move.get("dy", 0.0))
+    origin = Affine((48.0, 32.0), move.get("scale", 1.0), shift, move.get("angle", 0.0)).inverse(
+        photo.canvas.pixel_centres()
+    )
+    wanted = (origin[..., 0] > 30) & (origin[..., 0] < 66) & (origin[..., 1] > 20) & (origin[..., 1] < 44)
+    assert int((ink != wanted).sum()) <= 4
+
+
+def test_an_antialiased_drawing_and_a_photo_stay_smooth() -> None:
+    mask = box(20, 30, 44, 66)
+    assert hard_edged(drawing(), mask)
+    assert hard_edged(torch.cat([drawing()[:, :32], 1 - drawing()[:, 32:]], 1), mask)  # several colours
+    assert not hard_edged(drawing(4), mask)
+    assert not hard_edged(torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0)), mask)
+    assert not hard_edged(torch.full((1, 64, 96, 3), 0.5), mask)  # nothing to tell by
+    # A cut-out photo on white: the flat ground says nothing about the object.
+    cut = torch.where(mask[None, ..., None] > 0.5, torch.rand(1, 64, 96, 3), torch.ones(3))
+    assert not hard_edged(cut, mask)
 
 
 def test_a_turn_about_the_image_carries_the_object_round() -> None:

@@ -94,6 +94,8 @@ def task_graph(kind: str) -> dict[str, Any]:
     elif kind == "paste":
         box(graph, "there", 24, 40, 32, 32)
         graph["t"] = node("SlipstreamPaste", reference=["inv", 0], mask=["there", 0], **{**MOVE, "scale": 0.75})
+    elif kind == "remove":
+        graph["t"] = node("SlipstreamRemove", mask=["mask", 0])
     elif kind == "appearance":
         box(graph, "there", 80, 80, 32, 32)
         graph["t"] = node("SlipstreamAppearance", mask=["mask", 0], reference=["inv", 0], reference_mask=["there", 0])
@@ -103,7 +105,7 @@ def task_graph(kind: str) -> dict[str, Any]:
     return finished(graph, "t")
 
 
-@pytest.mark.parametrize("kind", ["move", "two moves", "paste", "appearance", "drag warp", "drag energy"])
+@pytest.mark.parametrize("kind", ["move", "two moves", "paste", "remove", "appearance", "drag warp", "drag energy"])
 def test_every_task_runs_and_leaves_the_rest_untouched(host: Any, kind: str) -> None:
     result = host.run(task_graph(kind))
     assert result.ok, result.explain()

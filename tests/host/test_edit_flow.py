@@ -59,6 +59,8 @@ def with_task(graph: dict[str, Any], kind: str) -> dict[str, Any]:
         graph["t"] = node("SlipstreamMove", mask=["mask", 0], **MOVE, angle=30.0)
     elif kind == "paste":
         graph["t"] = node("SlipstreamPaste", reference=["inv", 0], mask=["mask", 0], **{**MOVE, "scale": 0.75})
+    elif kind == "remove":
+        graph["t"] = node("SlipstreamRemove", mask=["mask", 0])
     elif kind == "appearance":
         box(graph, "there", 80, 80, 32, 32)
         graph["t"] = node("SlipstreamAppearance", mask=["mask", 0], reference=["inv", 0], reference_mask=["there", 0])
@@ -101,7 +103,7 @@ def test_quantised_weights_edit_as_their_values_do(host: Any, report: Any, famil
     assert difference.mean() < 4  # of 255: random weights of 8 bits
 
 
-@pytest.mark.parametrize("kind", ["paste", "appearance", "drag warp", "drag energy"])
+@pytest.mark.parametrize("kind", ["paste", "remove", "appearance", "drag warp", "drag energy"])
 def test_every_task_runs_on_a_flow_model(host: Any, report: Any, kind: str) -> None:
     result = host.run(edited(with_task(base("lumina2"), kind)))
     assert result.ok, result.explain()

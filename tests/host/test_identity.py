@@ -29,7 +29,7 @@ KEPT_BY_THE_HOST = {
     "SlipstreamInfluenceImages",
     "SlipstreamLiveStream",
     "SlipstreamLatentFill", "SlipstreamLoadModel", "SlipstreamLoadSchedule", "SlipstreamMaskSchedule", "SlipstreamMove",
-    "SlipstreamPaste", "SlipstreamReferenceObjective", "SlipstreamResampleSchedule", "SlipstreamSaveSchedule",
+    "SlipstreamPaste", "SlipstreamRemove", "SlipstreamReferenceObjective", "SlipstreamResampleSchedule", "SlipstreamSaveSchedule",
     "SlipstreamSeedCanvas", "SlipstreamSelfObjective", "SlipstreamSimilarityFilter", "SlipstreamStretchMap",
 }  # fmt: skip
 

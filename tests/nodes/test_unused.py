@@ -147,6 +147,7 @@ ALWAYS = {
     "Invert": "steps megapixels memory mode",
     "Move": "dx dy scale angle tasks mask image canvas",
     "Paste": "dx dy scale angle tasks mask image canvas",
+    "Remove": "mask tasks image canvas",
     "Appearance": "mask reference_mask tasks image canvas reference_canvas",
     "BeforeAfter": "captions third",
     "Drag": "handles targets method tasks mask image canvas",

@@ -29,6 +29,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("Move", {"canvas": "a circle"}, '`canvas` as JSON such as {"size"'),
     ("Paste", {"canvas": '{"shapes": [{"box": [1, 2]}]}'}, "Clear it, or draw again"),
     ("Drag", {"canvas": "[1, 2]"}, "`canvas` as JSON"),
+    ("Remove", {"canvas": "a circle"}, "`canvas` as JSON"),
     ("Appearance", {"canvas": "a circle"}, "`canvas` as JSON"),
     ("Appearance", {"reference_canvas": "a circle"}, "`canvas` as JSON"),
     ("Drag", {"handles": "here"}, "`handles` as lines of 'x, y -> x, y'"),

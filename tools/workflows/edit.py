@@ -197,8 +197,15 @@ def harmonise(g: Any) -> None:
 
 def edit_preview(g: Any) -> None:
     photo = g.add("LoadImage", image=g.upload(PHOTO), title="Your photo")
+    goes = g.add("SlipstreamRemove", image=photo["IMAGE"], canvas=_drawing({"box": [60, 600, 160, 700]}))
     tasks = g.add(
-        "SlipstreamMove", image=photo["IMAGE"], canvas=_drawing({"outline": CLOUD}), dx=20.0, dy=130.0, angle=20.0
+        "SlipstreamMove",
+        image=photo["IMAGE"],
+        canvas=_drawing({"outline": CLOUD}),
+        dx=20.0,
+        dy=130.0,
+        angle=20.0,
+        tasks=goes,
     )
     g.add("SlipstreamEditPreview", image=photo["IMAGE"], tasks=tasks)
     g.note("Arrows, ghosts and masks of an edit before any sampling.")
