@@ -9,7 +9,7 @@
 The networks have the published shapes and random weights; the VAE is a TAESD (diffusers' AutoencoderTiny). They run as a user runs
 them: `Pipeline.encode_image` and `decode_async`, `StreamBatch` or `StreamLanes`, `StreamThreads`, `core.graphs.accelerated`. "graph" is
 each network recorded as a CUDA graph, "compile" compiled before; `priority` is that of `slipstream stream`. "published" is the package
-streamdiffusion 0.1.1 (`pip install --no-deps streamdiffusion==0.1.1`) on the same network, VAE and frames; left out where it is missing.
+streamdiffusion 0.1.1 (`pip install --no-deps streamdiffusion==0.1.1`) on the same network, VAE and frames; a run without it ends with that.
 
 "loop" is one thread that reads results two frames late, "threads" the five threads of `slipstream stream`. Delay is that of a camera at
 half the rate: p50 and p95 from the frame in host memory to its result there. Stage times come from a second run with CUDA events. Peak is
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import json
 import pathlib
 import statistics
@@ -341,11 +342,11 @@ def measure(pipe: Pipeline, size: int, setting: Setting, seconds: float, peak: f
 
 def published(pipe: Pipeline, size: int, steps: int, seconds: float) -> float | None:
     """Return frames a second of the published package, eager, on the same networks and frames; None where it is missing."""
-    try:
-        from diffusers import DDIMScheduler
-        from streamdiffusion import StreamDiffusion
-    except ImportError:
+    if importlib.util.find_spec("streamdiffusion") is None:
         return None
+    from diffusers import DDIMScheduler
+    from streamdiffusion import StreamDiffusion
+
     if pipe.device.type != "cuda":  # it times itself with CUDA events whatever the device
         torch.cuda.Event = lambda **_: SimpleNamespace(record=lambda: None, elapsed_time=lambda _: 0.0)  # type: ignore[assignment, misc]
         torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
@@ -507,14 +508,15 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         rows[setting] = measure(pipe, size, setting, args.seconds, peak)
         say(rows[setting].text())
         if setting.acceleration == "none" and setting.model == "sd" and not setting.sequential:
-            theirs = published(pipe, size, setting.steps, args.seconds)
-            packages |= {} if theirs is None else {setting.steps: theirs}
+            packages |= beside(pipe, size, setting.steps, args)
         if i == 2:
             say(warm_start(pipe, size))
             for line in host_rows(args.host, pipe, size, args.check, args.seconds) if args.host else ():
                 say(line)
     if not packages:
-        say("published package: not installed, left out")
+        say(
+            "PUBLISHED PACKAGE: NOT MEASURED, so nothing here is beside it. pip install --no-deps streamdiffusion==0.1.1"
+        )
     say("\n".join(ratios(rows, packages)))
     if args.json:
         found = {"device": name, "peak": peak, "published": packages, "rows": [asdict(row) for row in rows.values()]}
@@ -523,6 +525,20 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     say(f"steady: {len(failed)} of {len(rows)} settings fail" if device.type == "cuda" else "steady: needs a GPU")
     say(f"{time.perf_counter() - begun:.0f} s in all")
     return 1 if failed else 0
+
+
+def beside(pipe: Pipeline, size: int, steps: int, args: argparse.Namespace) -> dict[int, float]:
+    """Measure the published package; one that fails does not end a run on a GPU, which is dear, but that of --check."""
+    try:
+        theirs = published(pipe, size, steps, args.seconds)
+    except Exception as error:
+        if args.check:
+            raise
+        say(f"PUBLISHED PACKAGE: FAILED at N = {steps}: {type(error).__name__}: {error}")
+        return {}
+    if theirs is not None:
+        say(f"published package, eager, N={steps} self: {theirs:.1f} fps")
+    return {} if theirs is None else {steps: theirs}
 
 
 def say(text: str) -> None:

@@ -191,6 +191,7 @@ class LiveRun:
         from .host.descent import without_step_cache
         from .host.guidance import warn_of_patches
         from .host.live import announce
+        from .host.progress import check_interrupt
         from .host.session import run_on_model
 
         settings = self.stream.settings
@@ -202,6 +203,7 @@ class LiveRun:
         self.given_positive, self.given_negative = positive, negative
         self.positive = self._typed("positive", positive, settings.prompt)
         self.negative = self._typed("negative", negative, settings.negative)
+        check_interrupt()
         samples = self._samples(torch.zeros(1, *self.stream.size, 3))
         # The guidance may change while it runs, and with it the rows of a call.
         rows = 2 * max(settings.stages, MOST_STEPS) * self.width.lanes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -25,6 +26,10 @@ def test_every_path_runs(tmp_path: pathlib.Path) -> None:
         "steady: needs a GPU",
     ):
         assert line in run.stdout, run.stdout
+    there = importlib.util.find_spec("streamdiffusion") is not None
+    for steps in (1, 4):
+        assert (f"published package, eager, N={steps}" in run.stdout) == there
+    assert ("PUBLISHED PACKAGE: NOT MEASURED" in run.stdout) == (not there)
     assert "not measured" not in run.stdout
     assert "left out after" not in run.stdout
     assert (tmp_path / "figures.json").exists()

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-NODES = ("RCFG Guider, onetime", "Cow Sampler", "Stream Frames", "Edit, draft", "Harmonise", "Apply Call Reuse")
+NODES = (
+    "RCFG Guider, onetime",
+    "Cow Sampler",
+    "Stream Frames",
+    "Live Stream",
+    "Edit, draft",
+    "Harmonise",
+    "Apply Call Reuse",
+)
 
 
 @pytest.mark.timeout(600)
