@@ -18,6 +18,7 @@ from slipstream.stream import BlendedStream, PromptBlend, StreamConfig
 from slipstream.stream.live import session, wire
 from slipstream.stream.live.session import LiveStream, Streams
 from slipstream.stream.live.settings import LiveSettings
+from slipstream.stream.prompts import blended
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
 
 aiohttp = pytest.importorskip("aiohttp")
@@ -184,7 +185,7 @@ class Gate:
 class Running:
     """A live stream in a thread, as the node runs it."""
 
-    def __init__(self, settings: LiveSettings | None = None, **more: Any) -> None:
+    def __init__(self, settings: LiveSettings | None = None, group: int = 1, lanes: int = 1, **more: Any) -> None:
         self.streams, self.gate = Streams(), Gate()
         self.live = self.streams.open(
             LiveStream(settings or LiveSettings(guidance="none", steps=1), SIZE, keep=3, **more)
@@ -192,10 +193,9 @@ class Running:
         self.interrupt: BaseException | None = None
         self.error: BaseException | None = None
         self.prompts: list[str] = []
-        config = StreamConfig(**self.live.settings.updates())
-        self.batch = BlendedStream(
-            GaussianDenoiser(), [constant_cond(0.0)], PromptBlend([1.0]), 0, constant_cond(0.0), config
-        )
+        config = StreamConfig(**self.live.settings.updates(), frame_group=group)
+        models = [GaussianDenoiser() for _ in range(lanes)]
+        self.batch = blended(models, [constant_cond(0.0)], PromptBlend([1.0]), 0, constant_cond(0.0), config)
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
@@ -305,6 +305,49 @@ def test_a_frame_goes_round_with_its_time(running: Running) -> None:
     assert running.error is None
     assert running.live.images().shape == (3, *SIZE, 3)
     assert "3 of 3 frames" in running.live.text()
+
+
+@pytest.mark.parametrize(("group", "lanes", "steps"), [(4, 1, 1), (2, 1, 2), (1, 3, 1), (1, 2, 3)])
+def test_frames_that_travel_together_or_side_by_side_keep_coming(group: int, lanes: int, steps: int) -> None:
+    """So many are let in as fill every place; none waits for a frame that is not let in."""
+    running = Running(LiveSettings(guidance="none", steps=steps), group, lanes)
+
+    async def visit(opened: Any) -> None:
+        page = await opened()
+        await page.told("role")
+
+        async def camera() -> None:
+            while True:
+                await page.send()
+                await asyncio.sleep(0.005)
+
+        sending = asyncio.create_task(camera())
+        for _ in range(20):
+            await page.shown()
+        sending.cancel()
+        if lanes > 1:
+            await page.socket.send_str(json.dumps({"type": "set", "feedback": 0.3}))
+            while "`feedback` ties each frame to others" not in (await page.told("refused"))["reason"]:
+                pass
+
+    try:
+        served(running, visit)
+    finally:
+        running.close()
+    assert running.live.statistics.summary()["latency_p50_ms"] < 2000
+
+
+def test_news_reach_those_who_are_there_and_those_who_come(running: Running) -> None:
+    async def visit(opened: Any) -> None:
+        page = await opened()
+        await page.told("role")
+        running.live.tell("Compiling the network.")
+        assert (await page.told("note"))["reason"] == "Compiling the network."
+        running.live.tell("`acceleration` has no effect.", bad=True)
+        assert (await page.told("warning"))["reason"] == "`acceleration` has no effect."
+        assert (await (await opened()).told("hello"))["note"] == "`acceleration` has no effect."
+
+    served(running, visit)
 
 
 def test_settings_change_while_it_runs(running: Running) -> None:
