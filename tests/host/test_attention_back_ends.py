@@ -1,6 +1,7 @@
 """The host's attention back ends: what we sample is the same with the one that a GPU uses as with the one of a CPU.
 
-A host on a CPU takes sub-quadratic attention. Sage and flash attention need a GPU and packages of their own.
+A host on a CPU takes sub-quadratic attention. Appearance in mode fine is left out: its gradient magnifies a photo's change of 1e-7 to 11
+of 255 in single pixels. Sage and flash attention need a GPU and packages of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ SMALL_SCENE = {
     "SlipstreamSeedCanvas.width": 128, "SlipstreamSeedCanvas.height": 128, "SlipstreamSeedCanvas.scale": 0.15,
     "BasicScheduler.steps": 6,
 }  # fmt: skip
-GRAPHS = ("move, fine", "appearance, fine", "draft, lumina2", "draft, flux", "stream", "scene", "rounds")
+GRAPHS = ("move, fine", "draft, lumina2", "draft, flux", "stream", "scene", "rounds")
 
 
 @pytest.fixture(scope="module", params=["pytorch", "split"])
@@ -63,6 +64,4 @@ def test_another_attention_gives_the_same_image(host: Any, other: Any, example: 
     assert ours
     assert ours.keys() == theirs.keys()
     for name, image in ours.items():
-        difference = np.abs(image - theirs[name])
-        # The gradient of an Appearance magnifies: the photo changed by 1e-7 gives single pixels of 11 and a mean of 0.05 of 255.
-        assert difference.mean() <= 0.1 if kind == "appearance, fine" else difference.max() <= 2, name
+        assert np.abs(image - theirs[name]).max() <= 2, name
