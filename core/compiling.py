@@ -71,8 +71,9 @@ def compiling(what: str, tell: Callable[[str], None] = nobody) -> Iterator[None]
 
 
 @functools.cache
-def function_for(function: FunctionType, *shape: Hashable) -> FunctionType:
+def function_for(function: Callable[..., Tensor], *shape: Hashable) -> FunctionType:
     """Return a copy of `function` to compile for one shape: torch gives up on a function after eight, and runs it eagerly."""
+    assert isinstance(function, FunctionType)
     own = FunctionType(
         function.__code__.replace(),
         function.__globals__,
@@ -84,7 +85,7 @@ def function_for(function: FunctionType, *shape: Hashable) -> FunctionType:
     return own
 
 
-def compiled_for(function: FunctionType, owner: Any, *given: Tensor) -> Callable[..., Tensor]:
+def compiled_for(function: Callable[..., Tensor], owner: Any, *given: Tensor) -> Callable[..., Tensor]:
     """Return `function(owner, ...)` compiled for tensors of the shapes of `given`; owners of one kind share what is compiled."""
     shape = tuple((tuple(tensor.shape), tensor.dtype, tensor.device.type) for tensor in given)
     return functools.partial(torch.compile(function_for(function, *shape), dynamic=False), owner)

@@ -126,14 +126,15 @@ class ReplayedUnet:
     ) -> None:  # fmt: skip
         self.unet, self.config, self.fused = unet, unet.config, fused_unet(unet)
         given = _flat(sample, timestep, **cond)
-        run: tuple[Any, Any] = _run, unet
+        function: Callable[..., Tensor] = _run
+        owner: Any = unet
         if self.fused is not None:
             with torch.no_grad():
                 prepared = Prepared(self.fused, timestep, **cond).tensors()
             given = {"sample": sample, **_fixed(*prepared)}
-            run = _run_fused, self.fused
-        self._eager = functools.partial(*run)
-        self._called = compiled_for(*run, *given.values()) if compiled else self._eager
+            function, owner = _run_fused, self.fused
+        self._eager = functools.partial(function, owner)
+        self._called = compiled_for(function, owner, *given.values()) if compiled else self._eager
         self.recording = Replay(self._called, given, record, FIXED)
 
     def again(self, record: Record) -> ReplayedUnet:

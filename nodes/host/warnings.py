@@ -66,7 +66,7 @@ def progress_text() -> Callable[[str], None]:
     """Return a function that shows a line of text on the node that runs now, from any thread; nothing where the host cannot."""
     owner, server = _OWNER.get(), getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     send = getattr(server, "send_progress_text", None)
-    if owner is None or send is None:
+    if owner is None or server is None or send is None:
         return nobody
     return lambda text: send(text, owner.node_id, server.client_id)
 
