@@ -184,7 +184,9 @@ def run_one(live: LiveStream, networks: Networks, base: StreamConfig) -> None:
     (cond, uncond), config = prompts(live.settings), grouped(live.settings)
     at_work = width_of(networks.priority, config)
     if at_work.reason:
-        live.tell(f"--priority {networks.priority} has no effect: {at_work.reason}.", bad=True)
+        text = f"--priority {networks.priority} has no effect: {at_work.reason}."
+        log.warning(text)
+        live.tell(text, bad=True)
     models = networks.fit(config, padded, cond, at_work.lanes, live.tell)
     batch = blended(models, [cond], PromptBlend([1.0]), 0, uncond, config)
 

@@ -306,7 +306,8 @@ class LiveRun:
                 "prompt to keep those."
             )
             return self._encoded(text)
-        return list(BlendPrompts().mix(given, self._encoded(text), 1.0, "linear")[0])
+        encoded = self._encoded(text)
+        return list(BlendPrompts().mix(given, encoded, 1.0, "linear")[0]) if len(encoded) == 1 else encoded
 
     def _apply(self, session: Session, batch: Any, old: LiveSettings, new: LiveSettings) -> None:
         """Take changed settings over; raises ValueError for a prompt that cannot be faded in."""

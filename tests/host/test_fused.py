@@ -58,7 +58,7 @@ def test_patches_and_hooks_take_the_networks_own_call_and_a_controlnet_is_added(
 def test_a_recording_serves_fewer_rows_and_ends_with_a_sentence_when_a_patch_comes(lines: Lines) -> None:
     line = lines["sd", "recording"]
     assert line["difference"] < 1e-5
-    assert (line["replays"], line["after"]) == (3, 0)
+    assert (line["replays"], line["after"]) == (5, 0), "of the next run, with a LoRA, two"
     assert line["told"] == ["a patch (`attn2_output_patch`) works inside the network"]
     assert line["cpu"] == ["CUDA graphs need a CUDA device. Choose compile, or none"]
 
@@ -79,3 +79,11 @@ def test_lanes_record_for_themselves_and_again_for_other_rows_and_prompts_on_the
     assert line["waits"] == 0
     assert line["told"] == []
     assert line["informed"] == 8, "the memory of each recording is said"
+
+
+def test_the_hosts_layers_are_compiled_as_one_piece_and_once(lines: Lines) -> None:
+    line = lines["sd", "compiled"]
+    assert line["difference"] < 1e-5
+    assert line["told"] == []
+    assert line["informed"][0].startswith("Compiling the network for 2 x (8, 8) latents")
+    assert line["pieces"] == 1
