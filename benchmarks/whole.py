@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -439,6 +440,17 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores, {card}; Python {platform.python_version()}, torch {torch.__version__}, one thread"
 
 
+def commit() -> str:
+    """Return the commit that is checked out, and the day."""
+    try:
+        said = subprocess.run(
+            ["git", "log", "-1", "--format=%h"], cwd=_common.ROOT, capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        said = "unknown"
+    return f"{said.strip()} on {time.strftime('%d %b %Y')}"
+
+
 def page(figures: list[Figure], missing: list[str], where: str) -> str:
     """Return docs/benchmarks.md."""
     head = (
@@ -447,7 +459,7 @@ def page(figures: list[Figure], missing: list[str], where: str) -> str:
         "models and on exact maths. Means and 95 % intervals over seeds or scenes. Beyond a limit (listed below) is a no-go, and the\n"
         "command fails. Limits of quality (error, dB, SSIM, caption accuracy) are gates: a change that makes something\n"
         "faster and keeps them has not cost quality. Figures of each technique alone: [figures/overview.md](figures/overview.md).\n\n"
-        f"Machine: {where}.\n\n"
+        f"Commit {commit()}. Machine: {where}.\n\n"
         "| technique | figure | ours | alternative | its figure | limit | verdict | cost, ours and its |\n"
         "|---|---|--:|---|--:|--:|---|---|"
     )
