@@ -17,6 +17,9 @@ from .invert import Inversion
 from .pixels import draft, hard_edged
 from .tasks import Appearance, Drag, Move, Paste, Remove, Task
 
+# What is less free than this share, of the place that it would be pulled to or of 1, stays where it is.
+STAYS = 0.25
+
 
 def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas, hard: bool = False) -> Placement:
     """Return where a task puts things, per pixel of the image. Also what a preview draws.
@@ -27,8 +30,12 @@ def place(task: Move | Paste | Drag, canvas: Canvas, source: Canvas, hard: bool 
     if isinstance(task, Drag):
         free = freedom(task.mask, [target for _, target in task.points])
         points = bent(pixels, list(task.points), free)
-        moved = ((points - pixels).norm(dim=-1) > 0.25) * (task.mask > 0.5)
-        torn = uncovered(points) * moved
+        moved = ((points - pixels).norm(dim=-1) > 0.25) & (task.mask > 0.5)
+        # What stays at the mask's edge and beyond must not come along too and be seen twice.
+        origin = sample_at(free[None, None], points, canvas.size)[0, 0]
+        torn = (uncovered(points) > 0) | (origin < STAYS * free)
+        moved = (moved & ~(torn & (free < STAYS))).float()
+        torn = torn * moved
         return Placement(moved * (1 - torn), torn, torn, points, bends=True)
     points = affine_of(task).inverse(pixels)
     target = snapped(sample_at(task.mask[None, None], points, source.size)[0, 0])

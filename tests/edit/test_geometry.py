@@ -185,6 +185,25 @@ def test_torn_and_folded_areas_count_as_uncovered() -> None:
     assert bool(placed.removed.any())
 
 
+@pytest.mark.parametrize("shift", [(0, -20), (8, -20), (20, 0)])
+def test_what_stays_at_the_edge_of_a_drag_is_not_seen_twice(shift: tuple[int, int]) -> None:
+    """A white square is pulled through the sky; the ground, at the edge of the mask and below, stays where it is."""
+    image, ground = torch.tensor([0.2, 0.4, 1.0]).expand(1, 96, 96, 3).clone(), 74
+    image[:, ground:] = torch.tensor([0.2, 1.0, 0.2])
+    image[:, 50:58, 44:52] = 1.0
+    (dx, dy), canvas = shift, Canvas((96, 96), (12, 12), 8)
+    mask = torch.zeros(96, 96)
+    mask[4:76, 8:88] = 1
+    task = Drag(mask, [((48.0, 54.0), (48.0 + dx, 54.0 + dy))])
+    made = lay_out([task], Photo(canvas, image)).draft()
+    assert made is not None
+    drafted = made[0][0]
+    assert float((drafted[54 + dy, 48 + dx] - 1).abs().max()) < 0.05
+    green = drafted[..., 1] - drafted[..., 2] > 0.2
+    assert not bool(green[: ground - 2].any())
+    assert bool(green[ground:].all())
+
+
 @pytest.mark.parametrize("size", [(64, 96), (61, 97), (40, 33), (9, 200)])
 def test_any_size_fits_and_comes_back(size: tuple[int, int]) -> None:
     image = torch.rand(1, *size, 3)

@@ -12,6 +12,11 @@ CLOUD = [
     [520, 84], [522, 42], [574, 24], [636, 28], [662, 50], [696, 50], [742, 94], [722, 132], [694, 132], [668, 160], [632, 144],
     [616, 126], [641, 95], [634, 70], [608, 58], [560, 84],
 ]  # fmt: skip
+DRESS = [
+    [321, 330], [340, 321], [360, 322], [436, 323], [446, 346], [449, 384], [447, 420], [449, 458], [463, 490], [472, 518], [486, 552],
+    [492, 588], [494, 612], [502, 636], [503, 652], [486, 660], [416, 666], [330, 666], [266, 664], [259, 640], [270, 612], [288, 564], [300, 516],
+    [307, 468], [307, 440], [310, 408], [310, 384], [314, 348],
+]  # fmt: skip
 # The bundled model has never seen a photo: what was vacated is held to a smooth fill.
 ON_A_PHOTO = {"cfg": 1.0, "hold_fill": 0.9}
 WITH_YOURS = (
@@ -111,13 +116,12 @@ def edit_appearance(g: Any) -> None:
     model, prompt = _model(g, "a photo", "What the photos show")
     inversion = _invert(g, model, photo["IMAGE"], prompt)
     reference = _invert(g, model, other["IMAGE"], prompt, "Invert the photo with the look")
-    dress = {"outline": [[316, 322], [444, 324], [456, 470], [506, 652], [256, 670], [302, 470]]}
     tasks = g.add(
-        "SlipstreamAppearance", reference=reference, image=photo["IMAGE"], canvas=_drawing(dress),
-        reference_canvas=_drawing({"box": [40, 560, 200, 740]}), size=(440, 0),
+        "SlipstreamAppearance", reference=reference, image=photo["IMAGE"], canvas=_drawing({"outline": DRESS}),
+        reference_canvas=_drawing({"box": [264, 226, 330, 282]}), size=(440, 0),
     )  # fmt: skip
     blank, edit, both, saved = _edited(
-        g, model, photo, inversion, tasks, prompt, "edit_appearance", cfg=1.0, hold_fill=0.8
+        g, model, photo, inversion, tasks, prompt, "edit_appearance", cfg=1.0, hold_fill=0.95
     )
     g.note(
         "# Give an object another look\n\n1. Load your photo and the photo with the look; they may be the same.\n2. Paint the object that "
