@@ -136,8 +136,19 @@ def test_help_page(id: str) -> None:
     assert page.is_file(), f"web/docs/{id}.md is missing"
     text = page.read_text()
     assert len(text) > 200
-    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
-        assert (page.parent / picture.removeprefix("./")).is_file(), f"{id}.md shows {picture}, which is missing"
+    pictures = shown_in(page)
+    assert pictures, f"{id}.md has no image"
+    for picture in pictures:
+        assert (page.parent / picture).is_file(), f"{id}.md shows {picture}, which is missing"
+
+
+def shown_in(page: pathlib.Path) -> list[str]:
+    return [name.removeprefix("./") for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))]
+
+
+def test_no_help_page_borrows_the_image_of_another() -> None:
+    shown = [name for page in sorted((ROOT / "web" / "docs").glob("*.md")) for name in shown_in(page)]
+    assert sorted(set(shown)) == sorted(shown)
 
 
 @each_node
