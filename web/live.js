@@ -94,7 +94,8 @@ class NodePanel {
   async queue() {
     [this.waiting, this.unwanted] = [true, false];
     const queued = await app.queuePrompt(0);
-    if (queued === false || Object.keys(app.lastNodeErrors ?? {}).length) throw new Error("The workflow has a mistake. It is marked on the node.");
+    const marked = Object.keys(app.lastNodeErrors ?? {}).length > 0;
+    if (marked || (queued === false && !(await isQueued()))) throw new Error("The workflow has a mistake. It is marked on the node.");
   }
 
   /** Join a stream; `place` is the graph and the execution id of the node, for a page that is loaded again. */
@@ -123,6 +124,12 @@ class NodePanel {
     panels.delete(this);
     this.panel.destroy();
   }
+}
+
+/** Whether the host has a run of this node: older frontends (1.27) answer false for a run that they queued, too. */
+async function isQueued() {
+  const { queue_running: running, queue_pending: pending } = await (await app.api.fetchApi("/queue")).json();
+  return [...running, ...pending].some(([, , prompt]) => Object.values(prompt).some((node) => node.class_type === "SlipstreamLiveStream"));
 }
 
 function stored() {
