@@ -42,6 +42,38 @@ def test_values_fit_every_node(example: Callable[..., Any], object_info: dict[st
         assert set(info["input"].get("required", {})) <= set(node["inputs"])
 
 
+def with_loader(prompt: dict[str, Any], loader: dict[str, Any]) -> dict[str, Any]:
+    """Return the prompt with another node in place of Load Model; sizes that Load Model gave are 512."""
+    (old,) = [id for id, node in prompt.items() if node["class_type"] == "SlipstreamLoadModel"]
+    keeps = loader["class_type"] == "SlipstreamLoadModel"
+    changed = {id: {**node, "inputs": dict(node["inputs"])} for id, node in prompt.items()}
+    for node in changed.values():
+        for key, value in node["inputs"].items():
+            if not keeps and isinstance(value, list) and value in ([old, 3], [old, 4]):
+                node["inputs"][key] = 512
+    return {**changed, old: loader}
+
+
+@pytest.mark.parametrize(
+    ("type", "key"), [("SlipstreamLoadModel", "model"), ("CheckpointLoaderSimple", "ckpt_name")], ids=str
+)
+def test_a_checkpoint_takes_the_place_of_the_bundled_model(
+    host: Any, host_models: pathlib.Path, example: Callable[..., Any], type: str, key: str
+) -> None:
+    """The host takes every example with a checkpoint in it, and the first thing that fails is reading this empty one."""
+    file = host_models / "checkpoints" / "mine.safetensors"
+    file.write_bytes(b"")
+    try:
+        for name in EXAMPLES:
+            prompt = with_loader(example(name), {"class_type": type, "inputs": {key: file.name}})
+            running = host.submit(prompt)  # PromptRejected where a value or a link does not fit
+            result = running.wait(60)
+            assert (result.status, running.node_errors) == ("error", {}), name
+            assert type in result.explain(), f"{name}: {result.explain()}"
+    finally:
+        file.unlink()
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", RUNNING)
 def test_it_runs_and_every_output_node_shows_something(

@@ -173,9 +173,23 @@ def test_an_example_has_a_human_name_and_a_square_thumbnail(name: str) -> None:
 def test_no_size_of_the_bundled_model_is_typed(name: str) -> None:
     """Sizes come from the image or from the model, so that another model needs no other number."""
     for node in WORKFLOWS[name]["nodes"]:
-        linked = {socket["name"] for socket in node["inputs"] if socket["link"] is not None}
-        sized = node["type"] in ("EmptyLatentImage", "SlipstreamMaskSchedule")
-        assert not sized or {"width", "height"} <= linked, f"{node['type']} has a size of its own"
+        sockets = {socket["name"]: socket["link"] is not None for socket in node["inputs"]}
+        # The size of a live stream is its speed, the canvas is the scene's own: their notes name other sizes.
+        chosen = node["type"] in ("SlipstreamLiveStream", "SlipstreamSeedCanvas", "ImageCrop")
+        sizes = {key: sockets[key] for key in ("width", "height") if key in sockets and not chosen}
+        piece = node["type"] == "SolidMask" and 128 not in node["widgets_values"]
+        assert piece or all(sizes.values()), f"{node['type']} has a size of its own"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_note_says_how_to_use_a_model_of_ones_own(name: str) -> None:
+    """Load Model lists checkpoints too, so one choice makes an example of the bundled model one of SD1.5 or SDXL."""
+    nodes = WORKFLOWS[name]["nodes"]
+    notes = "".join(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    assert re.search(r"\*\*Your own model\*\*: .*\*Load Model\*", notes)
+    assert [node["type"] for node in nodes if node["type"].endswith(("LoadModel", "Loader", "LoaderSimple"))] == [
+        "SlipstreamLoadModel"
+    ]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda p: p.stem)

@@ -46,8 +46,8 @@ def cow_photo(g: Any) -> None:
         "For a photo of your own: put **Load Image** in place of Example Photo, paint the subject on the "
         "canvas, press *Move* and place it, write the scene, **Run**.\n\n"
         "The astronaut is kept, the scene grows around her. The bundled model is tiny and knows coloured shapes on coloured "
-        "backgrounds only; with your own checkpoint use its own words, a canvas of its size, and cfg 7. Bypass the last "
-        "composite node to see what the model makes of the subject.",
+        "backgrounds only; bypass the last composite node to see what the model makes of the subject.\n\n"
+        "**Your own model**: choose a checkpoint in *Load Model*, write prompts of its kind, set the canvas to 768 x 576 and cfg to 7.",
     )
 
 

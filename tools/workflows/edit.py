@@ -174,7 +174,7 @@ def harmonise(g: Any) -> None:
     pasted = g.add(
         "ImageCompositeMasked", destination=image, source=cut, x=56, y=40, resize_source=False, title="The collage"
     )
-    off = g.add("SolidMask", value=0.0, width=128, height=128)
+    off = g.add("SolidMask", value=0.0, width=model["width"], height=model["height"])
     on = g.add("SolidMask", value=1.0, width=64, height=64)
     there = g.add("MaskComposite", destination=off, source=on, x=56, y=40, operation="add", title="Where it was pasted")
     text = "a small red circle on the left and a small yellow square on the right on a blue background"
@@ -191,7 +191,8 @@ def harmonise(g: Any) -> None:
         "# Make a collage one image\n\n"
         "The pasted piece has brought its own background along. What was pasted follows the collage for most of the "
         "steps, the seam around it is painted again, everything else is the background's own.\n\n"
-        "**With your own collage**: connect Load Image, from any editor or the host's Compositor, and the mask of what was pasted."
+        "**With your own collage**: connect Load Image, from any editor or the host's Compositor, and the mask of what was pasted.\n\n"
+        "**Your own model**: choose a checkpoint in *Load Model*. Sizes follow the collage."
     )
     g.section("1 What it shows", [wanted, model, blank])
     g.section("2 How", [made])

@@ -27,7 +27,8 @@ def text_to_image(g: Any) -> None:
     g.note(
         "# Draw with the bundled model\n\n"
         "The bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows "
-        "images of coloured shapes, for example *two small yellow squares on a green background*."
+        "images of coloured shapes, for example *two small yellow squares on a green background*.\n\n"
+        "**Your own model**: choose a checkpoint in *Load Model*. The size follows the model."
     )
 
 

@@ -67,7 +67,8 @@ def masked_regenerate(g: Any) -> None:
     g.note(
         "# Repaint a masked area in rounds\n\n"
         "Five rounds: in each one random patches are re-noised and denoised with the new prompt while the rest is held. "
-        "Few patches stay visible at first, half of them at the end. Cost: 5 rounds x 6 steps."
+        "Few patches stay visible at first, half of them at the end. Cost: 5 rounds x 6 steps.\n\n"
+        "**Your own model**: choose a checkpoint in *Load Model* and write prompts of its kind. The size follows the model."
     )
 
 

@@ -142,8 +142,8 @@ def compare_schedules(g: Any) -> None:
         "# Compare schedules\n\n"
         "Is it better than karras, beta, Align Your Steps? Every schedule is sampled on the same fresh noise; bars are 95 % "
         "intervals over three repeats, in the latents and in the decoded images. Add as many schedules as you like with Add "
-        "Schedule to Compare.",
-        height=160,
+        "Schedule to Compare.\n\n**Your own model**: choose a checkpoint in *Load Model*. The size follows the model.",
+        height=240,
     )
 
 

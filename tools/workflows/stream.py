@@ -44,7 +44,8 @@ def stream_video(g: Any) -> None:
         "Every frame of the clip is repainted by the same noise, so what rests does not flicker. **strength** says how much; "
         "**steps** 1 to 4 are enough for LCM and Turbo models, which need no guidance; for others choose onetime and 4 steps "
         "or more. For a clip of your own put **Load Video** and **Get Video Components** in place of Example Clip, and connect "
-        "images, audio and fps: the sound is kept."
+        "images, audio and fps: the sound is kept.\n\n**Your own model**: choose a checkpoint in *Load Model* and write prompts of "
+        "its kind. The size follows the clip."
     )
 
 
@@ -65,8 +66,8 @@ def paint_over_webcam(g: Any) -> None:
         "Press **Start** in the panel and allow the camera; or choose a screen, a video file, or frames that a program pushes. "
         "Type another **prompt** and move **strength** while it runs: each takes effect at once, and stays in the node. The line "
         "under the images says how many frames a second come out and which stage limits. **Stop** gives the last frames. The "
-        "bundled model makes a few small frames a second on a CPU; put SD-Turbo or an LCM model and a tiny VAE (TAESD) in its "
-        "place on a GPU, with **width** and **height** 512."
+        "bundled model makes a few small frames a second on a CPU.\n\n**Your own model**: on a GPU choose SD-Turbo or an LCM "
+        "checkpoint in *Load Model*, connect a tiny VAE (TAESD), and set **width** and **height** to 512."
     )
 
 
