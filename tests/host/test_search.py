@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from slipstream import load
 from slipstream.core.reuse import ReuseSpan
-from slipstream.search import LayerMask, ModelPath, Paired, Schedule, SearchConfig
+from slipstream.search import LayerMask, ModelPath, Paired, Schedule, SearchConfig, search
 from slipstream.search.evaluation import HOLDOUT, banks
 from slipstream.search.features import NetworkFeatures
 from slipstream.search.paths import model_identity
@@ -183,9 +183,13 @@ def test_interrupt_keeps_every_finished_evaluation(host: Any) -> None:
 def write_schedule(host: Any, name: str, masks: tuple[LayerMask, ...] = (), **changes: Any) -> None:
     levels = changes.pop("levels", (14.614647, 3.0, 0.6, 0.0))
     model = changes.pop("model", {"name": "x", "hash": "", "sigma_min": 0.03, "sigma_max": 14.6146})
+    Schedule(levels, model, nfe=3, name=name, masks=masks, **changes).save(schedules(host) / f"{name}.json")
+
+
+def schedules(host: Any) -> pathlib.Path:
     folder = pathlib.Path(host.base) / "user" / "slipstream" / "schedules"
     folder.mkdir(parents=True, exist_ok=True)
-    Schedule(levels, model, nfe=3, name=name, masks=masks, **changes).save(folder / f"{name}.json")
+    return folder
 
 
 def fixed_noise(noise: torch.Tensor) -> type:
@@ -200,6 +204,35 @@ def fixed_noise(noise: torch.Tensor) -> type:
             return self
 
     return Fixed
+
+
+def library_pixels(sigmas: Any, masks: tuple[LayerMask, ...] = ()) -> np.ndarray:
+    """What the library makes of the noise that `sampled` gives the host."""
+    noise = torch.randn((1, 4, 4, 4), generator=torch.manual_seed(3))
+    import slipstream.search.paths as paths
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "StackedNoise", fixed_noise(noise))
+        latents = library_path().sample(torch.as_tensor(sigmas), [0], masks)
+    found: np.ndarray = (pocket().decode(latents)[0].numpy() * 255).round().astype(int)
+    return found
+
+
+def test_a_file_of_the_host_samples_the_same_in_the_library(first: tuple[dict, Any]) -> None:
+    _, result = first
+    found = Schedule.load(result.outputs["save"]["text"][0])
+    assert np.abs(library_pixels(found.sigmas) - pixels(result, "i")).max() <= 2
+
+
+def test_a_file_of_the_library_samples_the_same_in_the_host(host: Any) -> None:
+    config = SearchConfig(steps=3, evaluations=6, pairs=1, holdout_pairs=1, teacher_steps=4)
+    schedule = search(library_path(), config).schedule
+    schedule.save(schedules(host) / "library.json")
+    graph = base()
+    graph["load"] = node("SlipstreamLoadSchedule", file="library.json", steps=0)
+    save = sampled(graph, ["load", 1])
+    result = host.run(graph)
+    assert np.abs(library_pixels(schedule.sigmas) - pixels(result, save)).max() <= 2
 
 
 def test_a_layer_mask_samples_as_in_the_library_and_leaves_the_model_alone(host: Any) -> None:
@@ -217,16 +250,7 @@ def test_a_layer_mask_samples_as_in_the_library_and_leaves_the_model_alone(host:
     host.free()
     assert np.array_equal(pixels(host.run(alone), plain), pixels(result, plain))
 
-    pipe = pocket()
-    noise = torch.randn((1, 4, 4, 4), generator=torch.manual_seed(3))
-    path = library_path()
-    import slipstream.search.paths as paths
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "StackedNoise", fixed_noise(noise))
-        latents = path.sample(torch.tensor([14.614647, 3.0, 0.6, 0.0]), [0], (mask,))
-    expected = (pipe.decode(latents)[0].numpy() * 255).round().astype(int)
-    assert np.abs(expected - pixels(result, masked)).max() <= 2
+    assert np.abs(library_pixels([14.614647, 3.0, 0.6, 0.0], (mask,)) - pixels(result, masked)).max() <= 2
 
 
 @pytest.mark.parametrize(
