@@ -47,3 +47,11 @@ def test_a_drag_by_warp_lands_within_a_cell(bench: Any) -> None:
     warp = bench.drag_error(measured, cases, methods, config, "warp")
     assert warp["mean distance"] < 1.0
     assert torch.isfinite(torch.tensor(list(warp.values()))).all()
+
+
+def test_the_scenes_of_the_examples_are_the_truth(bench: Any) -> None:
+    """Before they were mended: a ground that came along with the drag, 63."""
+    pipe = bench.slipstream.load("pocket")
+    errors = bench.example_errors(bench.Methods(pipe, pipe.encode_text([""])))
+    for name, most in bench.EXAMPLE_LIMITS.items():
+        assert errors[name] <= most, f"{name}: {errors[name]:.1f}"
