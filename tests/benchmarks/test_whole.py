@@ -15,19 +15,29 @@ def whole() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("value", "higher", "go"), [(2.0, True, True), (0.5, True, False), (2.0, False, False), (0.5, False, True)]
-)
-def test_a_figure_beyond_its_limit_is_a_no_go(whole: Any, value: float, higher: bool, go: bool) -> None:
-    assert whole.Figure("a", "b", (value, value), "c", (), 1.0, higher).go is go
+    ("key", "value", "go"),
+    [
+        ("edit background", 51.0, True), ("edit background", 49.0, False), ("edit rows", 21.0, False), ("edit rows", 19.0, True),
+        ("reuse", 1.9, True), ("reuse", 2.1, False), ("lmd hole", 4.1, True), ("lmd hole", 3.9, False),
+    ],
+)  # fmt: skip
+def test_a_figure_beyond_its_limit_is_a_no_go(whole: Any, key: str, value: float, go: bool) -> None:
+    """Limits are numbers, or multiples of the alternative in the same run: here of 4."""
+    assert whole.Figure(key, "a", "b", (value, value), "c", (3.0, 5.0)).go is go
+
+
+def test_a_limit_may_be_a_multiple_of_something_else_than_the_alternative(whole: Any) -> None:
+    assert whole.Figure("harmonise", "a", "b", (4.0,), "c", (100.0,), base=10.0).go
+    assert not whole.Figure("harmonise", "a", "b", (6.0,), "c", (100.0,), base=10.0).go
 
 
 def test_the_page_has_every_figure_its_verdict_and_what_was_not_measured(whole: Any) -> None:
     figures = [
-        whole.Figure("Move", "dB", (50.0, 52.0), "paste", (40.0,), 49.0, True),
-        whole.Figure("COW", "rows", (80.0,), "plain", (40.0,), 60.0, False),
+        whole.Figure("edit background", "Move", "dB", (50.0, 52.0), "paste", (40.0,)),
+        whole.Figure("cow rows", "COW", "rows", (80.0,), "plain", (40.0,)),
     ]
     page = whole.page(figures, ["stream"], "a machine")
-    assert "| Move | dB | 51 [50, 52] | paste | 40 | >= 49 | go |" in page
+    assert "| Move | dB | 51 [50, 52] | paste | 40 | >= 50 | go |" in page
     assert "| COW | rows | 80 | plain | 40 | <= 60 | **no-go** |" in page
     assert "Not measured in this run: stream." in page
     assert "Machine: a machine." in page
@@ -46,5 +56,6 @@ def test_ssim_is_one_of_an_image_itself_and_less_of_another(whole: Any) -> None:
 
 def test_the_committed_page_is_that_of_the_command(whole: Any) -> None:
     page = whole.PAGE.read_text()
-    assert page.startswith(whole.page([], [], "").split("Machine")[0])
+    assert page.startswith(whole.page([], [], "").split("Commit")[0])
+    assert all(f"| {key} | {limit.said()} |" in page for key, limit in whole.LIMITS.items())
     assert "**no-go**" not in page
