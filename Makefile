@@ -40,7 +40,8 @@ lint: $(BIN)/.checkers
 	mkdir -p build && ln -sfn .. build/slipstream
 	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml $(addprefix -p slipstream.,core cow stream search edit lmd cli nodes)
 
-# Lint runs beside the tests, and files with few and long tests come first, so that no core is idle; what it says comes after them. The target fails if one of the two does.
+# Lint runs beside the tests, and files run in the order of their names (benchmarks, few and long, come first), so that no core is idle. What lint
+# says comes after the tests. The target fails if one of the two does.
 test: $(BIN)/.checkers
 	@mkdir -p build; $(MAKE) --no-print-directory lint > build/lint.log 2>&1 & lint=$$!; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \

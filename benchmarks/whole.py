@@ -228,7 +228,7 @@ def reuse(seeds: int) -> list[Figure]:
 
     ours, others = [], []
     for seed in range(seeds):
-        job = bench.make_job("ring", "leading", seed)
+        job = bench.make_job("ring", seed, "leading")
         config = SearchConfig(
             steps=bench.STEPS,
             computed=6,
