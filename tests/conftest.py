@@ -62,6 +62,7 @@ if os.environ.get("SLIPSTREAM_PRETEND_CUDA"):
 
 # The bundled network is tiny: more threads cost more than they give, and results stay the same on every machine.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and what tests start: the other core has tests of its own
 
 
 # What importing and collecting make lives to the end, and is a million objects: every collection would visit them.
