@@ -3,6 +3,8 @@
     python benchmarks/stream_gpu.py                        # what matters first, for eight minutes; what was left out is named
     python benchmarks/stream_gpu.py --minutes 30 --json figures.json
     python benchmarks/stream_gpu.py --host ~/ComfyUI       # also the host's own UNet, beside that of diffusers
+    python benchmarks/stream_gpu.py --rows                 # also the UNet alone, by rows in a call
+    python benchmarks/stream_gpu.py --only "sdxl compile"  # the settings whose name has this
     python benchmarks/stream_gpu.py --check                # does every path run? (tiny networks on the CPU, in a minute)
     python benchmarks/stream_gpu.py --profile trace.json   # the first setting under the profiler, for chrome://tracing
 
@@ -40,7 +42,7 @@ from _common import ROOT  # noqa: F401  makes `slipstream` importable from a che
 from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
 from slipstream.core.compiling import kept_folder
 from slipstream.core.device import default_device
-from slipstream.core.graphs import accelerated
+from slipstream.core.graphs import accelerated, replayed
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.core.transfer import Arrival, receive
 from slipstream.stream import StreamBatch, StreamConfig, StreamLanes
@@ -84,16 +86,20 @@ class Setting:
         kind = "sequential" if self.sequential else f"priority {self.priority}"
         return f"{self.model:5} {self.acceleration:8} N={self.steps} {self.guidance:7} {kind:19}"
 
+    @property
+    def name(self) -> str:
+        return " ".join(self.label.split())
+
 
 # What matters first. The first compiled one pays for the kernels that later ones find kept.
 SETTINGS = [
     Setting("sd", "none", 1), Setting("sd", "none", 4), Setting("sd", "compile", 1),
     Setting("sd", "compile", 1, priority="throughput"), Setting("sd", "compile", 4), Setting("sd", "compile", 4, "full"),
-    Setting("sdxl", "compile", 2), Setting("sd", "compile", 1, priority="4"), Setting("sd", "graph", 1), Setting("sd", "compile", 2),
-    Setting("sd", "graph", 4), Setting("sdxl", "none", 2), Setting("sd", "compile", 2, priority="throughput"),
-    Setting("sdxl", "compile", 2, priority="throughput"), Setting("sd", "compile", 4, "none"), Setting("sd", "compile", 4, "onetime"),
-    Setting("sd", "none", 4, sequential=True), Setting("sd", "graph", 1, priority="2"), Setting("sd", "compile", 4, priority="2"),
-    Setting("sdxl", "graph", 2), Setting("sdxl", "compile", 4),
+    Setting("sdxl", "compile", 2), Setting("sd", "compile", 1, priority="4"), Setting("sd", "compile", 4, priority="2"),
+    Setting("sd", "graph", 1), Setting("sd", "graph", 4), Setting("sd", "compile", 2), Setting("sdxl", "none", 2),
+    Setting("sdxl", "graph", 2), Setting("sd", "none", 4, sequential=True), Setting("sd", "compile", 4, "none"),
+    Setting("sd", "compile", 4, "onetime"), Setting("sd", "compile", 2, priority="throughput"),
+    Setting("sdxl", "compile", 2, priority="throughput"), Setting("sd", "graph", 1, priority="2"), Setting("sdxl", "compile", 4),
 ]  # fmt: skip
 # (what, the setting, frames a second) on one H100 or H200
 GOALS = [
@@ -404,21 +410,44 @@ def host_rows(host: pathlib.Path, pipe: Pipeline, size: int, small: bool, second
         torch.full((1,), 299.0, device=pipe.device),
         torch.randn(1, 77, tokens, **put),
     )
-    fused, options = FusedNetwork(network), dict[str, Any]()
-    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "benchmark", fused, options)
     sigma, items = torch.ones(1), [(object(), 0)]
 
-    def ours() -> torch.Tensor:
-        with fused.bound(sigma, items):
-            return network(x, t, context=c, transformer_options=options)
+    def ours(acceleration: str) -> Callable[[], torch.Tensor]:
+        refused: list[str] = []
+        fused, options = FusedNetwork(network, acceleration, tell=refused.append), dict[str, Any]()
+        if refused:
+            raise RuntimeError(f"{acceleration}: {refused[0]}")
+        add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "benchmark", fused, options)
+
+        def call() -> torch.Tensor:
+            with fused.bound(sigma, items):
+                return network(x, t, context=c, transformer_options=options)
+
+        return call
 
     bound = pipe.model.bind(sigma, make_cond(pipe, size))
-    runs = {
-        "host's UNet as it is": lambda: network(x, t, context=c, transformer_options={}), "host's UNet, fused": ours,
+    runs: dict[str, Callable[[], Any]] = {
+        "host's UNet as it is": lambda: network(x, t, context=c, transformer_options={}), "host's UNet, fused": ours("none"),
         "diffusers as it is": lambda: pipe.model.unet(x, t, c, return_dict=False)[0], "diffusers, fused": lambda: bound(x.float()),
     }  # fmt: skip
+    if pipe.device.type == "cuda":
+        runs["host's UNet, graph"] = ours("graph")
+    runs["host's UNet, compile"] = ours("compile")
     with torch.inference_mode():
-        return [f"{name:22} {_rate(call, pipe.device, seconds):7.1f} rows/s, eager" for name, call in runs.items()]
+        return [f"{name:22} {_rate(call, pipe.device, seconds):7.1f} rows/s" for name, call in runs.items()]
+
+
+def unet_rows(pipe: Pipeline, size: int, seconds: float) -> Iterator[str]:
+    """Yield rows a second of the UNet alone, compiled and recorded, for each number of rows in a call."""
+    cond, side = make_cond(pipe, size), size // pipe.downscale
+    for rows in (1, 2, 4, 8):
+        torch.compiler.reset()
+        model = replayed(pipe.model, rows, side, side, cond, compiled=True)
+        bound = model.bind(torch.linspace(1, 8, rows), cond.expand(rows))
+        x = torch.randn(rows, 4, side, side, device=pipe.device)
+        with torch.inference_mode():
+            rate = _rate(functools.partial(bound, x), pipe.device, seconds)
+        yield f"UNet alone, compile, {rows} rows a call: {rate * rows:7.1f} rows/s, {1000 / rate:6.2f} ms a call"
 
 
 def _rate(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
@@ -473,6 +502,8 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default %(default)s)")
     parser.add_argument("--host", type=pathlib.Path, help="a checkout of ComfyUI, for its own UNet")
+    parser.add_argument("--only", default="", help="a part of the names of the settings to run")
+    parser.add_argument("--rows", action="store_true", help="at the end the UNet alone, by rows in a call")
     parser.add_argument("--check", action="store_true", help="tiny networks on the CPU; nothing is compiled for true")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--profile", type=pathlib.Path)
@@ -493,11 +524,10 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     pipes: dict[str, tuple[Pipeline, int]] = {}
     rows: dict[Setting, Row] = {}
     packages: dict[int, float] = {}
-    for i, setting in enumerate(SETTINGS):
+    chosen = [setting for setting in SETTINGS if args.only in setting.name]
+    for i, setting in enumerate(chosen):
         if time.perf_counter() - begun > 60 * args.minutes:
-            say(
-                f"left out after {args.minutes:g} minutes: {', '.join(' '.join(s.label.split()) for s in SETTINGS[i:])}"
-            )
+            say(f"left out after {args.minutes:g} minutes: {', '.join(s.name for s in chosen[i:])}")
             break
         if setting.model not in pipes:
             pipes[setting.model] = make_pipe(setting.model, device, args.check)
@@ -509,10 +539,12 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         say(rows[setting].text())
         if setting.acceleration == "none" and setting.model == "sd" and not setting.sequential:
             packages |= beside(pipe, size, setting.steps, args)
-        if i == 2:
+        if setting == SETTINGS[2]:
             say(warm_start(pipe, size))
             for line in host_rows(args.host, pipe, size, args.check, args.seconds) if args.host else ():
                 say(line)
+    for line in unet_rows(*pipes["sd"], args.seconds) if args.rows and "sd" in pipes else ():
+        say(line)
     if not packages:
         say(
             "PUBLISHED PACKAGE: NOT MEASURED, so nothing here is beside it. pip install --no-deps streamdiffusion==0.1.1"

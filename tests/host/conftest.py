@@ -116,7 +116,9 @@ def host(host_models: pathlib.Path) -> Iterator[Any]:
     packs = [(PACK_NAME, ROOT), ("zz-probe", HERE / "probe_pack")]
     frontend = os.environ.get("COMFYUI_FRONTEND")
     args = ["--preview-method", "auto", *(["--front-end-root", frontend] if frontend else [])]
-    with comfy_host.ComfyHost(packs, comfyui=found[0], python=found[1], models=models, args=args) as running:
+    device = os.environ.get("COMFYUI_DEVICE", "cpu")
+    made = comfy_host.ComfyHost(packs, comfyui=found[0], python=found[1], models=models, args=args, device=device)
+    with made as running:
         # The examples edit the photo that every ComfyUI has; here the host has an input folder of its own.
         running.upload_image(pathlib.Path(found[0]) / "input" / "example.png")
         yield running

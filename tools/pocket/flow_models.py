@@ -106,6 +106,11 @@ class Trainer(nn.Module):
                 module.set_processor(RealRope())
         self.register_buffer("tables", self._tables(), persistent=False)
 
+    def compile_blocks(self) -> None:
+        """Compile each block; blocks of one kind share what is compiled, so that it takes seconds."""
+        for block in (*self.model.context_refiner, *self.model.noise_refiner, *self.model.layers):
+            block.compile(dynamic=False)
+
     def _tables(self) -> Tensor:
         """Cosines and sines of all positions, (2, text + image, 1, head width): text along the first axis, image along the others."""
         at = torch.arange(self.side)

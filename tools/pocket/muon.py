@@ -40,7 +40,9 @@ class Muon(torch.optim.Optimizer):
         shapes = defaultdict(list)
         for i, p in enumerate(weights):
             shapes[p.shape[0], p[0].numel()].append(i)
-        jobs = [idx[i : i + _GROUP] for idx in shapes.values() for i in range(0, len(idx), _GROUP)]
+        # A GPU takes all matrices of one shape at once.
+        group = _GROUP if weights[0].device.type == "cpu" else len(weights)
+        jobs = [idx[i : i + group] for idx in shapes.values() for i in range(0, len(idx), group)]
         jobs.sort(
             key=lambda job: -sum(min(weights[i].shape[0], weights[i][0].numel()) * weights[i].numel() for i in job)
         )
@@ -51,8 +53,9 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         weights: list[nn.Parameter] = self.param_groups[0]["params"]
-        for p in weights:
-            self.state[p]["momentum"].mul_(_MOMENTUM).add_(p.grad)
+        momenta = [self.state[p]["momentum"] for p in weights]
+        torch._foreach_mul_(momenta, _MOMENTUM)
+        torch._foreach_add_(momenta, [p.grad for p in weights])
         updates = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in weights]
         for job in self.jobs:
             for i, update in zip(job, self._directions([weights[i] for i in job])):
@@ -62,8 +65,8 @@ class Muon(torch.optim.Optimizer):
             dist.all_reduce(flat)
             updates = [u.view_as(p) for u, p in zip(flat.split([p.numel() for p in weights]), weights)]
         lr = self.param_groups[0]["lr"]
-        for p, update in zip(weights, updates):
-            p.mul_(1 - lr * _DECAY).add_(update, alpha=-lr)
+        torch._foreach_mul_(weights, 1 - lr * _DECAY)
+        torch._foreach_add_(weights, updates, alpha=-lr)
 
     def _directions(self, weights: list[nn.Parameter]) -> Tensor:
         """Steps of weights of one shape, (N, outputs, inputs)."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .emoji import OBJECTS
 from .flow_models import SIDE, Trainer, make_transformer, save_folder
 from .flow_scenes import FEW_OBJECTS, WORDS, Scenes, caption, make_atlas, render, sample_scenes
 from .train_flow_text import LENGTH
@@ -44,13 +45,15 @@ class FlowSettings:
     full: float = 0.7  # share of complete captions among the others
     mean: float = 0.4  # of the logit of the noise level
     save_every: float = 4.0  # minutes between writings of the folder
+    encoded: int = 16  # scenes in one call of the autoencoder
+    compiled: bool = False
 
 
 def on_gpu(settings: FlowSettings) -> FlowSettings:
-    """Settings of one GPU for six minutes."""
+    """Settings of one GPU for five minutes: all objects, and as large a network as the bundled files have room for."""
     return dataclasses.replace(
-        settings, minutes=5.5, width=256, layers=8, heads=8, latents=120_000, first=120_000, batch=512, lr=1.5e-3,
-        ema=0.999, save_every=60.0,
+        settings, minutes=5.0, width=224, layers=6, heads=7, objects=tuple(OBJECTS), shapes=0.25, latents=80_000, first=16_384,
+        grow_every=4, batch=512, lr=2e-3, ema=0.999, save_every=60.0, encoded=_SHARD, compiled=True,
     )  # fmt: skip
 
 
@@ -103,7 +106,8 @@ class FlowBatches:
     @torch.no_grad()
     def _make(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         scenes = sample_scenes(_SHARD, rng, shapes=self.settings.shapes, objects=self.settings.objects)
-        parts = [self._encode(scenes[i : i + 16]) for i in range(0, _SHARD, 16)]
+        step = self.settings.encoded
+        parts = [self._encode(scenes[i : i + step]) for i in range(0, _SHARD, step)]
         texts = [
             [caption(scenes, i, rng, rng.random() < self.settings.full) for _ in range(_CAPTIONS)]
             for i in range(_SHARD)
@@ -161,6 +165,8 @@ def train_flow(work: pathlib.Path, out: pathlib.Path, device: str, settings: Flo
     frozen = Frozen(work, device)
     model = make_transformer(settings.width, settings.layers, settings.heads).to(device).train()
     net = Trainer(model).to(device)
+    if settings.compiled:
+        net.compile_blocks()
     optimizers = make_optimizers(model, settings.lr, ("x_embedder", "norm_out", "time_caption_embed"))
     average = Average(model, settings.ema)
     parts = {"model": model, "muon": optimizers[0], "adam": optimizers[1], "average": average}
