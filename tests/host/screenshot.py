@@ -98,7 +98,13 @@ SET = """async ([key, value]) => {
   await window.__host.app.extensionManager.setting.set(key, value);
 }"""
 
-RUN_BUTTONS = ("[data-testid='queue-button'] button", "[data-testid='queue-button']", "button:has-text('Run')")
+RUN_BUTTON = (
+    "button:visible:text-is('Run'), button[aria-label='Run']:visible, [data-testid='queue-button'] button:visible"
+)
+
+
+def queued_prompt(answer):
+    return answer.request.method == "POST" and answer.url.endswith("/prompt")
 
 
 def find_chromium():
@@ -199,14 +205,11 @@ def fit(page, margin=(90, 110, 40, 60)):
 
 
 def click_run(page):
-    """Press the Run button as a user would; fall back to the app's own call."""
-    for selector in RUN_BUTTONS:
-        button = page.locator(selector).first
-        with contextlib.suppress(Exception):
-            button.click(timeout=3000)
-            return selector
-    page.evaluate("() => window.__host.app.queuePrompt(0)")
-    return "queuePrompt"
+    """Press the Run button with the mouse; raises where none can be pressed, or where the press queues nothing."""
+    with page.expect_response(queued_prompt, timeout=30_000) as queued:
+        page.locator(RUN_BUTTON).first.click()
+    if queued.value.status != 200:
+        raise RuntimeError(f"Run was refused: {queued.value.text()[:400]}")
 
 
 def wait_for_run(page, report, timeout=300.0):
@@ -229,7 +232,7 @@ def screenshot(
         if fit_view:
             fit(page)
         if run:
-            report["clicked"] = click_run(page)
+            click_run(page)
             if mid_run is not None:
                 page.wait_for_timeout(mid_run * 1000)
                 page.screenshot(path=str(out.with_name(out.stem + "-running" + out.suffix)))
