@@ -377,7 +377,7 @@ def first_view(boxes: list[list[int]]) -> dict[str, Any]:
 
 
 def thumbnail(files: list[Any], path: pathlib.Path, parts: int, size: int = 400) -> None:
-    """Save a square JPEG of what Before and After shows of `parts` images: four whole, else the last one with the first as an inset."""
+    """Save a square JPEG of what Before and After shows of `parts` images: four whole, else the last one with the others as insets."""
     from PIL import Image, ImageOps
 
     files = [f for f in files if f.filename.endswith((".png", ".jpg", ".webp"))]
@@ -385,15 +385,15 @@ def thumbnail(files: list[Any], path: pathlib.Path, parts: int, size: int = 400)
     files = [f for f in files if f.type == "temp"] or files
     last = max(files, key=lambda f: int(f.node)).node
     sheet = Image.open(io.BytesIO([f for f in files if f.node == last][-1].read())).convert("RGB")
-    if parts not in (2, 3):
-        ImageOps.fit(sheet, (size, size), Image.Resampling.LANCZOS).save(path, quality=88)
-        return
-    width = sheet.width // parts
-    first, result = (sheet.crop((at * width, 0, (at + 1) * width, sheet.height)) for at in (0, parts - 1))
-    corner = (0.0, 0.5)  # captions stand on the left
-    made = ImageOps.fit(result, (size, size), Image.Resampling.LANCZOS, centering=corner)
-    inset = ImageOps.fit(first, (size // 3, size // 3), Image.Resampling.LANCZOS, centering=corner)
-    made.paste(ImageOps.expand(inset, 3, "white"), (8, size - inset.height - 14))
+    count = parts if parts in (2, 3) else 1
+    width = sheet.width // count
+    each = [sheet.crop((at * width, 0, (at + 1) * width, sheet.height)) for at in range(count)]
+    corner = (0.0, 0.5)  # captions and the names of a chart stand on the left
+    made = ImageOps.fit(each[-1], (size, size), Image.Resampling.LANCZOS, centering=corner)
+    for at, image in enumerate(each[:-1]):
+        inset = ImageOps.fit(image, (size // 3, size // 3), Image.Resampling.LANCZOS, centering=corner)
+        left = size - inset.width - 14 if at else 8
+        made.paste(ImageOps.expand(inset, 3, "white"), (left, size - inset.height - 14))
     made.save(path, quality=88)
 
 
