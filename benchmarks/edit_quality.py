@@ -8,7 +8,7 @@ A scene with one known object is rendered, the object is moved (every third is r
 the object in its new place: the truth. Every method gets the same picture, mask and caption of the result. Means over scenes:
 
 - position: distance of the object from where it should be, in latent cells (8 pixels); found: share within 1 cell.
-- colour, shape (pocket), recognised (pocket-flow): share of scenes whose object the attribute checker reads right.
+- colour, shape (pocket), recognised, backdrop (pocket-flow): share of scenes whose object and background the checker reads right.
 - object: error within the object, vacated: error where it was, both 0 to 255, root mean square. background: PSNR of everything but
   the object's new place.
 - rows: network rows of the whole edit, inversion included.
@@ -138,12 +138,16 @@ def make_flow_cases(count: int, seed: int = 0) -> list[Case]:
     return cases
 
 
+# What the checker reads -> the column's name.
+READ = {"colour": "colour", "shape": "shape", "object": "recognised", "background": "backdrop"}
+
+
 @dataclasses.dataclass
 class Bench:
     """The model, and one method after another over the cases."""
 
     pipe: slipstream.core.Pipeline
-    checker: torch.nn.Module | None
+    checker: torch.nn.Module | None = None
 
     def measure(self, cases: list[Case], method: Callable[[Case], Tensor]) -> dict[str, float]:
         rows, began = self.pipe.model.rows, time.process_time()
@@ -164,7 +168,7 @@ class Bench:
         return {
             "position": away,
             "found": float(found and away <= 1),
-            **{name: float(int(read[name][0]) == wanted) for name, wanted in case.read.items() if name in read},
+            **{READ[name]: float(int(read[name][0]) == wanted) for name, wanted in case.read.items() if name in read},
             "object": 255 * float(error[case.new > 0.5].mean().sqrt()),
             "vacated": 255 * float(error[old].mean().sqrt()),
             "background PSNR": min(-10 * math.log10(float(outside) + 1e-9), 60.0),
@@ -366,9 +370,6 @@ def line(figures: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="pocket, pocket-flow, or a folder of pocket-flow")
-    parser.add_argument(
-        "--checker", type=pathlib.Path, help="of pocket-flow's scenes: flow_checker.safetensors of its training"
-    )
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--search", type=int, default=0, metavar="N")
     parser.add_argument("--out", type=pathlib.Path, default=_common.OUT)
@@ -376,8 +377,8 @@ def main() -> None:
     torch.set_num_threads(1)
     pipe = slipstream.load(args.model)
     unet = args.model == "pocket"
-    checker = None if args.checker is None else load_flow_checker(args.checker)
-    bench, methods = Bench(pipe, load_checker() if unet else checker), Methods(pipe, pipe.encode_text([""]))
+    checker = load_checker() if unet else load_flow_checker()
+    bench, methods = Bench(pipe, checker), Methods(pipe, pipe.encode_text([""]))
     if args.search:
         return search(bench, methods, args.search)
     cases = make_cases(args.scenes) if unet else make_flow_cases(args.scenes)

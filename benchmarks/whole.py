@@ -141,7 +141,7 @@ def edit(seeds: int) -> list[Figure]:
     for model, make in (("pocket", bench.make_cases), ("pocket-flow", bench.make_flow_cases)):
         pipe = slipstream.load(model)
         methods = bench.Methods(pipe, pipe.encode_text([""]))
-        measured, cases = bench.Bench(pipe, None), make(2 * seeds)
+        measured, cases = bench.Bench(pipe), make(2 * seeds)
         before = pipe.model.rows
         ours = [measured.score(c, methods.ours(bench.DRAFT)(c)) for c in cases]
         cost = (pipe.model.rows - before) / len(cases)

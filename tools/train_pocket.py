@@ -38,7 +38,7 @@ import torch.distributed as dist
 from .pocket import checker as reading
 from .pocket import sampling
 from .pocket.emoji import OBJECTS
-from .pocket.flow_checker import FlowCheckerSettings, load_flow_checker, train_flow_checker
+from .pocket.flow_checker import WEIGHTS, FlowCheckerSettings, load_flow_checker, train_flow_checker
 from .pocket.flow_checker import score as flow_score
 from .pocket.flow_sampling import FlowPipeline, held_out, plain_shapes, read_by_pixels
 from .pocket.flow_scenes import FEW_OBJECTS, make_atlas
@@ -153,15 +153,14 @@ def drawn(args: argparse.Namespace) -> tuple[str, ...]:
 def flow_eval(args: argparse.Namespace) -> None:
     """Print what is read from rendered scenes, from scenes through the autoencoder, and from images of held-out captions.
 
-    Of coloured shapes on plain backgrounds by their pixels; of all others by the checker, where it is trained.
+    Of coloured shapes on plain backgrounds by their pixels; of all others by the checker: the one of `work`, else the bundled one.
     """
     pipe, atlas = FlowPipeline(args.out, args.device), make_atlas()
     cases = [("one coloured shape on a plain background, read by pixels", *plain_shapes(args.n), read_by_pixels)]
-    found = args.work / "flow_checker.safetensors"
-    if found.exists():
-        read = functools.partial(flow_score, load_flow_checker(found))
-        for pairs, objects in enumerate(("one object", "two objects")):
-            cases.append((f"{objects}, read by the checker", *held_out(args.n, pairs, drawn(args)), read))
+    trained = args.work / WEIGHTS.name
+    read = functools.partial(flow_score, load_flow_checker(trained if trained.exists() else WEIGHTS))
+    for pairs, objects in enumerate(("one object", "two objects")):
+        cases.append((f"{objects}, read by the checker", *held_out(args.n, pairs, drawn(args)), read))
     for title, scenes, captions, read in cases:
         real = render_flow(scenes, atlas)
         columns = {"real": real, "vae": pipe.rebuilt(real), f"{args.steps} steps": pipe.draw(captions, args.steps)}
