@@ -22,10 +22,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import _common
 import slipstream
 import torch
+from slipstream.cli import main as run_command
+from slipstream.cli.progress import Progress
 from slipstream.core.guidance import CFG, RCFG
 from slipstream.core.images import encode_jpeg, read_image, save_image
 from slipstream.core.noise import SeededNoise
@@ -53,6 +56,13 @@ FILL = FillConfig(2, 8, 8, dim=32, depth=1, heads=2, decoder_dim=16, decoder_dep
 TRAINING = TrainConfig(steps=12, batch=8)
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi")
 ANIMATIONS = (".gif", ".webp", ".apng")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALLED_AT = 3  # the frame, evaluation or step of a command after which a signal comes
+COMMANDS = {
+    "stream": "--input {place}/in --out {place}/out.mp4 --steps 1 --guidance none",
+    "search": "--size 32x32 --pairs 2 --steps 2 --evaluations 8 --store {place}/a.sqlite --out {place}/out.json",
+    "lmd train": "--images {place}/in --size 64x64 --patch 2 --steps 6 --batch 2 --out {place}/out.safetensors",
+}
 
 
 @dataclass(frozen=True)
@@ -203,6 +213,9 @@ def child(what: str, place: pathlib.Path) -> None:
         search(jobs.make_path(), jobs.make_config(), store=place / "a.sqlite", callback=kill)
     elif what == "training":
         train(waves(), FILL, TRAINING, place / "fill.safetensors", checkpoint_every=2, callback=killed_at_nine)
+    elif " SIG" in what:
+        command, _, name = what.rpartition(" ")
+        sys.exit(signalled_command(command, signal.Signals[name], place))
     else:
         sinks = [
             open_sink(str(place / f"out{suffix}"), open_source(str(place / "in"))).__enter__()
@@ -254,6 +267,72 @@ def killed() -> Iterator[Row]:
             good,
             "about the last second, and what the encoder holds",
         )
+
+
+def words(command: str, place: pathlib.Path) -> list[str]:
+    return [*command.split(), *COMMANDS[command].format(place=place).split()]
+
+
+def signalled_command(command: str, number: signal.Signals, place: pathlib.Path) -> int:
+    """Run a command of `slipstream` in this process; the signal comes in the middle of its work. Returns its exit code."""
+    show = Progress.show
+
+    def show_and_signal(self: Progress, index: int, total: int, note: str = "") -> None:
+        show(self, index, total, note)
+        if self.unit != "image" and index == SIGNALLED_AT:
+            os.kill(os.getpid(), number)
+
+    # A shell may have set it to be ignored, as nohup does.
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    with patch.object(Progress, "show", show_and_signal):
+        return run_command(words(command, place))
+
+
+def signalled() -> Iterator[Row]:
+    """End each command that works for long by each signal: one line, its exit code, and the work until then is there."""
+    lost = {"stream": "frames in flight", "search": "the evaluation that was running", "lmd train": "nothing"}
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        alone = pathlib.Path(folder) / "alone"
+        for command in COMMANDS:
+            frames(alone / "in", 4)
+            if command != "stream":
+                run_command(words(command, alone))
+            good = 0
+            for number in SIGNALS:
+                place = pathlib.Path(folder) / f"{command} {number.name}".replace(" ", "-")
+                frames(place / "in", 75 if command == "stream" else 4)
+                good += ended_by(command, number, place, alone)
+            names = ", ".join(number.name for number in SIGNALS)
+            yield Row(names, f"command slipstream {command}", len(SIGNALS), good, lost[command])
+
+
+def ended_by(command: str, number: signal.Signals, place: pathlib.Path, alone: pathlib.Path) -> bool:
+    """Say whether a command that a signal ended has kept its work, and comes to the same result when it is given again."""
+    earlier = place / {"stream": "out.mp4", "search": "out.json"}.get(command, "other")
+    earlier.write_text("earlier")
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", f"{command} {number.name}", str(place)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = done.stderr.splitlines()[-1]
+    if done.returncode != 128 + number or not said.startswith(f"slipstream {command}: cancelled"):
+        return False
+    if earlier.read_text() != "earlier":
+        return False
+    if command == "stream":
+        (part,) = place.glob("out.part-*.mp4")
+        read = sum(1 for _ in open_source(str(part)))
+        return f": {read} frames are in {part}" in said and SIGNALLED_AT <= read < 75
+    if command == "search":
+        kept = jobs.stored(place / "a.sqlite")
+        again = run_command(words(command, place))
+        levels = [Schedule.load(path / "out.json").levels for path in (place, alone)]
+        return again == 0 and kept >= SIGNALLED_AT and levels[0] == levels[1]
+    left = LatentFill.load(place / "out.safetensors")
+    again = run_command(words(command, place))
+    fills = [LatentFill.load(path / "out.safetensors").state_dict() for path in (place, alone)]
+    moved = any(not torch.equal(value, fills[1][name]) for name, value in left.state_dict().items())
+    return again == 0 and moved and all(torch.equal(value, fills[1][name]) for name, value in fills[0].items())
 
 
 def frames(folder: pathlib.Path, count: int) -> None:
@@ -500,7 +579,7 @@ def table(printed: pathlib.Path | None) -> list[Row]:
     return [
         *injected("cancel", KeyboardInterrupt), *injected("out of memory", lambda: torch.cuda.OutOfMemoryError("injected")),
         *injected("exception in the network or a callback", lambda: RuntimeError("injected")), *stopped_training(),
-        *threads(), *live_faults(), *killed(), *full_disk(), *replaced(), *nodes(printed),
+        *threads(), *live_faults(), *killed(), *signalled(), *full_disk(), *replaced(), *nodes(printed),
     ]  # fmt: skip
 
 

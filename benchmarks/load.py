@@ -55,7 +55,7 @@ def prompt(kind: str, seed: int, info: dict[str, Any]) -> dict[str, Any]:
     }
     custom = {
         "noise": node("RandomNoise", noise_seed=seed),
-        "levels": node("BasicScheduler", model=["m", 0], steps=3),
+        "levels": node("BasicScheduler", model=["m", 0], steps=2),
         "x": node(
             "SamplerCustomAdvanced",
             noise=["noise", 0],
@@ -81,14 +81,14 @@ def prompt(kind: str, seed: int, info: dict[str, Any]) -> dict[str, Any]:
         ),
         "Stream Frames": (
             {
-                "clip": node("SlipstreamExampleClip", frames=3, width=64, height=64),
-                "f": node("SlipstreamStreamFrames", **common, vae=["m", 2], frames=["clip", 0], seed=seed),
+                "clip": node("SlipstreamExampleClip", frames=2, width=64, height=64),
+                "f": node("SlipstreamStreamFrames", **common, vae=["m", 2], frames=["clip", 0], seed=seed, steps=1),
             },
             ["f", 0],
         ),
         "Masked Regenerate": (
             {
-                **photo, "r": node("SlipstreamMaskedRegenerate", **common, latent=["z", 0], seed=seed, steps=2, rounds=2),
+                **photo, "r": node("SlipstreamMaskedRegenerate", **common, latent=["z", 0], seed=seed, steps=1, rounds=2),
                 "decoded": node("VAEDecode", samples=["r", 0], vae=["m", 2]),
             },
             ["decoded", 0],
@@ -96,7 +96,7 @@ def prompt(kind: str, seed: int, info: dict[str, Any]) -> dict[str, Any]:
         "Edit": (
             {
                 **photo, "half": node("CropMask", mask=["mask", 0], width=64, height=64),
-                "inv": node("SlipstreamInvert", model=["m", 0], vae=["m", 2], image=["clip", 0], positive=["p", 0], steps=4),
+                "inv": node("SlipstreamInvert", model=["m", 0], vae=["m", 2], image=["clip", 0], positive=["p", 0], steps=2),
                 "move": node(
                     "SlipstreamMove", dx=8.0, image=["clip", 0], canvas='{"size": [64, 64], "shapes": [{"box": [8, 8, 40, 40]}]}'
                 ),
@@ -126,8 +126,8 @@ def status(pid: int) -> tuple[float, int]:
 class Load:
     """One host and what it was seen to do."""
 
-    def __init__(self, host: Any, count: int, first: int) -> None:
-        self.host, self.count, self.first = host, count, first
+    def __init__(self, host: Any, count: int, first: int, end: float) -> None:
+        self.host, self.count, self.first, self.end = host, count, first, end
         self.seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.memory: list[float] = []
         self.threads: list[int] = []
@@ -138,6 +138,9 @@ class Load:
         for i in range(self.count):
             kind = KINDS[i % len(KINDS)]
             begun = time.perf_counter()
+            if begun > self.end:
+                self.problems.append(f"{i} of {self.count} prompts in the time that --minutes gives")
+                break
             result = self.host.run(prompt(kind, self.first + i, info))
             if result.ok:
                 self.seconds[kind].append(time.perf_counter() - begun)
@@ -146,6 +149,8 @@ class Load:
             memory, threads = status(self.host.pid)
             self.memory.append(memory)
             self.threads.append(threads)
+            if (i + 1) % 100 == 0:
+                print(f"{i + 1} prompts, {memory / 1e6:.0f} MB, {threads} threads", file=sys.stderr, flush=True)
 
     def check(self) -> list[str]:
         quarter = len(self.memory) // 4
@@ -165,6 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=1000, help="of both hosts together")
     parser.add_argument("--hosts", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then, and report what was done")
     args = parser.parse_args()
     comfy_host = load("comfy_host")
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +179,8 @@ def main() -> int:
             pathlib.Path(folder, name).mkdir(parents=True)
         hosts = [comfy_host.ComfyHost([("slipstream", _common.ROOT)], args=shared) for _ in range(args.hosts)]
         try:
-            loads = [Load(host.start(), args.prompts // args.hosts, 1000 * i) for i, host in enumerate(hosts)]
+            end = time.perf_counter() + 60 * args.minutes
+            loads = [Load(host.start(), args.prompts // args.hosts, 1000 * i, end) for i, host in enumerate(hosts)]
             running = [threading.Thread(target=each.run) for each in loads]
             for thread in running:
                 thread.start()

@@ -2,8 +2,8 @@
 
     COMFYUI_PATH=... PYTHON_OF_THE_HOST tests/host/fault_checks.py [--faults=cancel,...] [--most=N] [node ...]
 
-A heavy point is a call of the network, the VAE or the text encoder. At each of them in turn (`--most`: at N of each node) cancel is
-pressed, memory runs out, or an error is raised. A fault is survived when the run ends with it (after "out of memory" it may also end
+A heavy point is a call of the network, the VAE or the text encoder. At each of them in turn (`--most`: at N of each node, the first,
+the last and others evenly between) cancel is pressed, memory runs out, or an error is raised. A fault is survived when the run ends with it (after "out of memory" it may also end
 well) before another heavy point begins (LATE names what still may), the MODEL is as it was, no thread is left, and the next run equals
 an undisturbed one. One JSON line for each node and fault.
 """
@@ -340,6 +340,12 @@ def option(name: str, default: str) -> str:
     return next((a.partition("=")[2] for a in inside.ARGUMENTS if a.startswith(f"--{name}=")), default)
 
 
+def spread(count: int, most: int) -> list[int]:
+    """Return `most` of the numbers 1 to `count`, the first and the last among them, evenly spaced."""
+    most = min(most, count)
+    return [1 + round(i * (count - 1) / max(most - 1, 1)) for i in range(most)]
+
+
 def main() -> None:
     faults = option("faults", ",".join((CANCEL, MEMORY, ERROR))).split(",")
     names = [a for a in inside.ARGUMENTS if not a.startswith("--")] or list(NODES)
@@ -361,7 +367,7 @@ def main() -> None:
         assert near(fresh(run), expected, 0.0), f"{name} does not repeat"
         count = points.count
         for fault in faults:
-            places = range(1, count + 1)[:: -(-count // int(option("most", str(count))))]
+            places = spread(count, int(option("most", str(count))))
             wrong = {
                 at: said for at in places if (said := survived(points, run, at, fault, expected, LATE.get(name, 0)))
             }
