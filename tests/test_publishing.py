@@ -15,7 +15,7 @@ from slipstream_tools.checkers import sent, tracked
 from .test_package import LOAD_LIKE_THE_HOST, ROOT, python
 
 NOT_SENT = {"tests", "tools", "benchmarks", ".ci", ".github"}
-USED = ("pocket", "pocket_flow", "assets", "web", "example_workflows", "search/presets")
+USED = ("pocket", "pocket_flow", "assets", "web", "locales", "subgraphs", "example_workflows", "search/presets")
 WORKFLOWS = sorted((ROOT / ".github").glob("workflows/*.yml"))
 
 
