@@ -20,7 +20,7 @@ from fractions import Fraction
 from types import SimpleNamespace
 
 import torch
-from _common import ROOT  # noqa: F401  makes `slipstream` importable from a checkout
+from _common import ROOT
 from slipstream.core import VE, Conditioning
 from slipstream.core.schedules import DiscreteLevels, scaled_linear_alphas_cumprod
 from slipstream.stream import StreamBatch, StreamConfig

@@ -2,10 +2,10 @@
 
     COMFYUI_PATH=... PYTHON_OF_THE_HOST tests/host/fault_checks.py [--faults=cancel,...] [--most=N] [node ...]
 
-A heavy point is a call of the network, the VAE or the text encoder. At each of them in turn (`--most`: at N of each node, the first,
-the last and others evenly between) cancel is pressed, memory runs out, or an error is raised. A fault is survived when the run ends with it (after "out of memory" it may also end
-well) before another heavy point begins (LATE names what still may), the MODEL is as it was, no thread is left, and the next run equals
-an undisturbed one. One JSON line for each node and fault.
+A heavy point is a call of the network, the VAE or the text encoder. At each of them in turn (`--most`: at N of each node, the first, the
+last and others evenly between) cancel is pressed, memory runs out, or an error is raised. A fault is survived when the run ends with it
+(after "out of memory" it may also end well) before another heavy point begins (LATE names what still may), the MODEL is as it was, no
+thread is left, and the next run equals an undisturbed one. One JSON line for each node and fault.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -24,6 +25,7 @@ import inside  # isort: skip  # before the host and the pack
 import comfy.model_management
 import comfy.samplers
 import folder_paths
+import slipstream.search
 import torch
 from slipstream.core.cache import INVERSIONS
 from slipstream.core.cache import PROMPTS as EMBEDDINGS
@@ -32,7 +34,7 @@ from slipstream.core.reuse import ReuseSpan
 from slipstream.core.tensors import image_to_bytes
 from slipstream.cow import CowConfig
 from slipstream.nodes import cow, edit, live, lmd, models, search, stream
-from slipstream.search import LayerMask, Schedule
+from slipstream.search import LayerMask, Schedule, SearchConfig, compare
 from slipstream.stream.live import wire
 from slipstream.stream.live.session import STREAMS, LiveStream
 from torch import Tensor, nn
@@ -216,29 +218,22 @@ def harmonise() -> Any:
 
 
 def search_schedule() -> Any:
-    with tempfile.TemporaryDirectory() as folder:
+    """With a short run to compare with: its 50 steps are one place."""
+    short = partial(SearchConfig, teacher_steps=4)
+    with tempfile.TemporaryDirectory() as folder, patch.object(search, "SearchConfig", short):
         folder_paths.set_user_directory(folder)
         return search.SearchSchedule().search(
-            cfg_guider(),
-            euler(),
-            {"samples": torch.zeros(1, 4, 8, 8)},
-            2,
-            3,
-            0.0,
-            search.PAIRED,
-            2,
-            0,
-            "auto",
-            False,
-            2,
-        )[1]
+            cfg_guider(), euler(), {"samples": torch.zeros(1, 4, 8, 8)}, 2, 3, 0.0, search.PAIRED, 2, 0, "auto", False, 2
+        )[1]  # fmt: skip
 
 
 def compare_schedules() -> Any:
-    return search.CompareSchedules().compare(
-        cfg_guider(), euler(), {"samples": torch.zeros(1, 4, 8, 8)}, 1, 2, 1, search.PAIRED, 0, 2, sigmas=sigmas(2),
-        custom_objective=search.SelfObjective().make(VAE, search.PIXELS, "paired")[0],
-    )[2]  # fmt: skip
+    objective = search.SelfObjective().make(VAE, search.PIXELS, "paired")[0]
+    with patch.object(slipstream.search, "compare", partial(compare, teacher_steps=4)):
+        return search.CompareSchedules().compare(
+            cfg_guider(), euler(), {"samples": torch.zeros(1, 4, 8, 8)}, 1, 2, 1, search.PAIRED, 0, 2, sigmas=sigmas(2),
+            custom_objective=objective,
+        )[2]  # fmt: skip
 
 
 def with_schedule(node: Any, **fields: Any) -> Callable[[], Any]:
