@@ -116,8 +116,9 @@ def host(host_models: pathlib.Path) -> Iterator[Any]:
     packs = [(PACK_NAME, ROOT), ("zz-probe", HERE / "probe_pack")]
     frontend = os.environ.get("COMFYUI_FRONTEND")
     args = ["--preview-method", "auto", *(["--front-end-root", frontend] if frontend else [])]
-    device = os.environ.get("COMFYUI_DEVICE", "cpu")
-    made = comfy_host.ComfyHost(packs, comfyui=found[0], python=found[1], models=models, args=args, device=device)
+    # Much is compared with the library in float32: a GPU computes in it too.
+    args += ["--force-fp32", "--fp32-vae"] if graph.DEVICE == "gpu" else []
+    made = comfy_host.ComfyHost(packs, comfyui=found[0], python=found[1], models=models, args=args, device=graph.DEVICE)
     with made as running:
         # The examples edit the photo that every ComfyUI has; here the host has an input folder of its own.
         running.upload_image(pathlib.Path(found[0]) / "input" / "example.png")

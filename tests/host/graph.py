@@ -7,9 +7,11 @@ result = host.run(prompt)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+DEVICE = os.environ.get("COMFYUI_DEVICE", "cpu")  # where the host computes: "cpu" or "gpu"
 # Drawn by the frontend only; never sent to the server.
 FRONTEND_ONLY = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
 MUTED, BYPASSED = 2, 4

@@ -116,7 +116,8 @@ class Guided:
         space, top = session.denoiser.space, session.denoiser.sigma_max
         clean, noise = torch.randn(2, 4, 4, 16, 16, generator=torch.Generator().manual_seed(1))
         sigma = torch.tensor([0.2, 0.8, 0.1, 0.4]) * top
-        return space.add_noise(0.5 * clean, noise, sigma), sigma
+        device = session.denoiser.device
+        return space.add_noise(0.5 * clean, noise, sigma).to(device), sigma.to(device)
 
 
 NODES = {"ProbePatch": Patch, "ProbeGuided": Guided}
