@@ -13,16 +13,12 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Blueprint:
-    """`outside` are the ids of the example's nodes that stay out, `widgets` (node id, name) stand on the sub-graph's node.
-
-    `values` are what the widgets of some inner nodes begin with, in place of the example's.
-    """
+    """`outside` are the ids of the example's nodes that stay out, `widgets` (node id, name) stand on the sub-graph's node."""
 
     name: str
     description: str
     outside: frozenset[int]
     widgets: tuple[tuple[int, str], ...]
-    values: dict[int, list[Any]]
 
 
 def identifier(*parts: object) -> str:
@@ -31,11 +27,7 @@ def identifier(*parts: object) -> str:
 
 def blueprint_of(workflow: Json, plan: Blueprint) -> Json:
     """Return the file: a workflow of one node, whose definition holds the inner nodes."""
-    inner = [
-        {**node, "widgets_values": plan.values.get(node["id"], node.get("widgets_values"))}
-        for node in workflow["nodes"]
-        if node["id"] not in plan.outside and node["type"] != "MarkdownNote"
-    ]
+    inner = [node for node in workflow["nodes"] if node["id"] not in plan.outside and node["type"] != "MarkdownNote"]
     kept = {node["id"] for node in inner}
     by_id = {node["id"]: node for node in workflow["nodes"]}
     links, entries, exits = [], {}, {}

@@ -32,7 +32,7 @@ workflows that the tests alone run, for nodes that no example shows; they lie in
   `size=(width, height)` of a node gives it more room. A workflow without sections gets them by its types of nodes: what goes in,
   what our nodes do, the result, and the rest below.
 - `g.app([(node, "widget")], [node])` makes an app of it too, NAME.app.json: a form of these widgets beside what these nodes show.
-- `g.blueprint("Move an object", "...", [photo, saved], [(node, "widget")])` makes one node of
+- `g.blueprint("Edit a photo", "...", [photo, saved], [(node, "widget")])` makes one node of
   all but the nodes outside: subgraphs/NAME.json.
 """
 
@@ -223,12 +223,10 @@ class Graph:
         description: str,
         outside: list[Node],
         widgets: list[tuple[Node, str]],
-        fresh: tuple[Node, ...] = (),
     ) -> None:
-        """Make one sub-graph node of it too: all but the nodes `outside`, with these widgets; `fresh` nodes get their defaults."""
+        """Make one sub-graph node of it too: all but the nodes `outside`, with these widgets."""
         shown = tuple((node.id, widget) for node, widget in widgets)
-        values = {node.id: [value for _, value in host_graph.widgets(node.info)] for node in fresh}
-        self.plan = blueprints.Blueprint(name, description, frozenset(node.id for node in outside), shown, values)
+        self.plan = blueprints.Blueprint(name, description, frozenset(node.id for node in outside), shown)
 
     def upload(self, path: str) -> str:
         self.uploads.append(path)

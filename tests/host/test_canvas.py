@@ -47,13 +47,13 @@ def photo() -> Image.Image:
 
 @pytest.fixture(params=["classic", "nodes 2.0"])
 def browser(host: Any, request: pytest.FixtureRequest) -> Iterator[tuple[Any, dict[str, Any]]]:
-    wanted = request.param == "nodes 2.0"
-    with load("screenshot").frontend(host.url, size=(1600, 950), settings={"Comfy.VueNodes.Enabled": wanted}) as (
+    wanted, screenshot = request.param == "nodes 2.0", load("screenshot")
+    with screenshot.frontend(host.url, size=(1600, 950), settings={"Comfy.VueNodes.Enabled": wanted}) as (
         page,
         report,
     ):
-        if wanted and not page.evaluate("() => Boolean(window.LiteGraph.vueNodesMode)"):
-            pytest.skip("this frontend has no Nodes 2.0")
+        if wanted and (why := screenshot.lacks_nodes_2(page, report)):
+            pytest.skip(why)
         yield page, report
         if folder := os.environ.get("SLIPSTREAM_SHOTS"):
             page.screenshot(path=f"{folder}/{request.node.name}-{report['frontend']}.png".replace(" ", "_"))
@@ -183,10 +183,6 @@ def test_from_a_photo_of_ones_own_to_a_moved_object(host: Any, browser: Any, tmp
     """With mouse and keyboard alone: template, photo, then at most six actions until the result stands on the screen."""
     page, report = browser
     screenshot = load("screenshot")
-    if page.evaluate(VUE) == "vue" and report["frontend"].startswith("1.27."):
-        pytest.skip(
-            "Nodes 2.0 of this frontend is an unfinished one, which shows the nodes of the workflow that was open before"
-        )
     open_template(page, "move an object", MOVE_EXAMPLE.stem)
     choose_photo(page, tmp_path)
     hands, began = Hands(page), time.monotonic()

@@ -91,10 +91,8 @@ def run(page: Any) -> None:
 
 def test_a_warning_stays_until_the_setting_is_mended(opened: Any, request: pytest.FixtureRequest) -> None:
     page, report = opened
-    if "2.0" in request.node.name and str(report["frontend"]).startswith("1.27."):
-        pytest.skip(
-            "Nodes 2.0 of this frontend is an experiment that keeps the nodes of the graph before on the screen"
-        )
+    if "2.0" in request.node.name and (why := screenshot.lacks_nodes_2(page, report)):
+        pytest.skip(why)
     page.evaluate("async (prompt) => { await window.__host.app.loadApiJson(prompt, 'warnings'); }", canvas())
     page.wait_for_timeout(1000)
     page.evaluate(SET, ["SlipstreamSeedCanvas", "control_after_generate", "fixed"])

@@ -70,10 +70,8 @@ def opened(host: Any, request: pytest.FixtureRequest) -> Iterator[tuple[Any, dic
     wanted, screenshot = request.param == "nodes 2.0", load("screenshot")
     settings = {"Comfy.VueNodes.Enabled": wanted}
     with screenshot.frontend(host.url, size=(1600, 950), settings=settings, flags=FLAGS) as (page, report):
-        if wanted and not page.evaluate("() => Boolean(window.LiteGraph.vueNodesMode)"):
-            pytest.skip("this frontend has no Nodes 2.0")
-        if wanted and report["frontend"].startswith("1.27."):
-            pytest.skip("Nodes 2.0 of this frontend shows the nodes of the workflow that was open before")
+        if wanted and (why := screenshot.lacks_nodes_2(page, report)):
+            pytest.skip(why)
         screenshot.load_workflow(page, report, ROOT / "example_workflows" / "13 Paint over my webcam.json")
         assert not report["missing"]
         screenshot.fit(page)

@@ -82,10 +82,12 @@ def edit_move(g: Any) -> None:
     )  # fmt: skip
     g.app([(photo, "image"), (tasks, "canvas")], [saved])
     named = {node.type: node for node in reversed(g.nodes)}
+    # Newer frontends draw no canvas of a node inside a sub-graph on the sub-graph, so the node with the canvas stays outside.
     g.blueprint(
-        "Move an object", "Moves, resizes or turns an object of a photo. Enter the sub-graph, paint the object and pull it to its place.",
-        [photo, named["SlipstreamBeforeAfter"], saved],
-        [(named["SlipstreamLoadModel"], "model"), (named["CLIPTextEncode"], "text")], (tasks,),
+        "Edit a photo", "Moves, resizes, turns, pastes or removes an object of a photo: what Move / Resize, Paste Object, Appearance, "
+        "Remove Object or Drag Points give goes into tasks. Paint on that node.",
+        [photo, tasks, named["SlipstreamBeforeAfter"], saved],
+        [(named["SlipstreamLoadModel"], "model"), (named["CLIPTextEncode"], "text")],
     )  # fmt: skip
 
 
