@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Cond, Denoiser, NoiseSpace
-from ..core.guidance import Denoise, cfg, denoise_many, own_guidance
+from ..core.guidance import Denoise, cfg, denoise_many, guided, own_guidance
+from ..core.masks import grow, touched
 from ..core.noise import NoiseSource
 from ..core.progress import Reporter
 from .config import CowConfig, Plan
@@ -69,6 +70,36 @@ def make_repel(
     if uncond is None:
         raise ValueError("Expected `uncond` beside `suppress` or `enhance`, but got None. Encode an empty prompt.")
     return Repel(model, cond, uncond, config.cfg_scale, keep, config.repel, suppress, enhance)
+
+
+@dataclass(frozen=True)
+class MaskedCFG(Generic[Cond]):
+    """Classifier-free guidance whose scale is 1 where `unguided` (B, 1, H, W) is 1: 2B rows, as `CFG`.
+
+    A model that guides itself does so everywhere.
+    """
+
+    model: Denoiser[Cond]
+    cond: Cond
+    uncond: Cond | None
+    cfg_scale: float
+    unguided: Tensor
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if self.uncond is None or self.cfg_scale == 1 or own_guidance(self.model) is not None:
+            return guided(self.model, x, sigma, self.cond, self.uncond, self.cfg_scale)
+        negative, positive = denoise_many(self.model, x, sigma, [self.uncond, self.cond])
+        return cfg(negative, positive, self.cfg_scale + self.unguided * (1 - self.cfg_scale))
+
+
+def around(keep: Tensor) -> Tensor:
+    """Return the ring around the subject, an eighth of the shorter side wide, as `keep`: (B, 1, H, W) or (B, 1, 1, H, W).
+
+    There a prompt that names the subject makes more of it in the last descent.
+    """
+    height, width = keep.shape[-2:]
+    near = grow(touched(keep).to(keep).reshape(-1, height, width), max(1, min(height, width) // 8))
+    return near.reshape(keep.shape) * (1 - keep)
 
 
 def down(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..core.noise import NoiseSource
 from ..core.progress import Callback, Reporter
 from ..core.schedules import make_sigmas
 from .config import CowConfig, Plan, as_levels, make_plan
-from .cycle import Subject, cycle, descend, down, make_repel
+from .cycle import MaskedCFG, Subject, around, cycle, descend, down, make_repel
 from .invert import invert, limit_noise
 
 
@@ -35,6 +36,7 @@ def generate(
     model: Denoiser[Cond], canvas_latents: Tensor, keep_mask: Tensor, cond: Cond, uncond: Cond | None,
     config: CowConfig, noise: NoiseSource, callback: Callback | None = None, *, sigmas: Tensor | None = None,
     suppress: Cond | None = None, enhance: Cond | None = None, denoise: Denoise | None = None,
+    denoise_where: Callable[[Tensor], Denoise] | None = None,
 ) -> CowResult:  # fmt: skip
     """Keep the subject of a canvas and grow a scene around it (Cyclic One-Way Diffusion, arXiv 2306.08247).
 
@@ -47,6 +49,8 @@ def generate(
         sigmas: descending levels (S+1,) ending in 0, in place of `config.steps` and `config.schedule`.
         suppress, enhance: the background is pushed away from the one and towards the other.
         denoise: a guided estimate of your own in place of classifier-free guidance at `config.cfg_scale`.
+        denoise_where: `denoise_where(mask)` is `denoise` at guidance 1 where the mask (B, 1, H, W) is 1, for the subject's
+            surroundings in the last descent; without it `denoise` acts there as elsewhere.
 
     Raises ValueError for latents or a mask that are not finite, an empty mask, a batch that does not match, and sigmas
     that do not descend or leave no step between `low` and `high`.
@@ -69,9 +73,13 @@ def generate(
     # Until the last descent the subject informs its surroundings down to `low`.
     subject = replace(last, plan=replace(plan, stop=min(plan.stop, plan.low)))
 
-    free = denoise or CFG(model, cond, uncond, config.cfg_scale)
+    free: Denoise = denoise or CFG(model, cond, uncond, config.cfg_scale)
     repelled = config.repel > 0 and (suppress is not None or enhance is not None)
     guided = make_repel(model, cond, uncond, config, keep, suppress, enhance) if repelled else free
+    if denoise is None:
+        denoise_where = partial(MaskedCFG, model, cond, uncond, config.cfg_scale)
+    if denoise_where is not None and config.start == "noise" and not whole:
+        free = denoise_where(around(keep))
     x, estimates = last.latents[start], []
     if not whole and config.start == "noise":
         fresh = noise.fork("cow start")

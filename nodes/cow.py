@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.guidance import Denoise
 from ..core.images import read_image, read_mask
 from ..core.masks import clean, resize_mask, touched
 from ..core.noise import SeededNoise
@@ -351,9 +352,16 @@ def sample(session: Session, keep: Tensor, config: CowConfig, extra: dict[str, A
     if session.denoiser.identity.unnamed:
         warn("Cow Sampler", session.denoiser.identity.warning)
     config = replace(config, cfg_scale=session.cfg_scale)
+
+    def denoise_where(unguided: Tensor) -> Denoise:
+        return session.denoise_then(
+            lambda made: torch.lerp(made["denoised"], made["cond_denoised"], unguided.to(made["denoised"]))
+        )
+
     result = generate(
         session.denoiser, session.latents, keep, session.conds["positive"], session.conds.get("negative"),
         config, SeededNoise(session.seed), progress(session), sigmas=session.sigmas, denoise=session.denoise,
+        denoise_where=denoise_where,
         **{name: session.condition(name, conditioning) for name, conditioning in extra.items()},
     )  # fmt: skip
     return result.latents

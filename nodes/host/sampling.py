@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,9 +44,8 @@ def make_sampler(function: Callable[[Session], Tensor], name: str, replaces: boo
                 "the latent's noise mask is ignored: this sampler keeps the subject without it. Remove the mask node.",
             )
             extra["denoise_mask"] = None
-        session = session_of(
-            model.inner_model, bound_denoise(model, extra), extra, _clean(model, x), model.noise, sigmas
-        )
+        bind = partial(bound_denoise, model, extra)
+        session = session_of(model.inner_model, bind, extra, _clean(model, x), model.noise, sigmas)
         latents = function(session)
         if callback is not None:
             last = len(sigmas) - 2
@@ -107,7 +107,8 @@ def make_guider(
                 samples, noise, sigmas = self.inputs
                 extra = {"model_options": model_options, "seed": seed}
                 latents = samples if not torch.count_nonzero(samples) else self.inner_model.process_latent_in(samples)
-                self.session = session_of(self, bound_denoise(self, extra), extra, latents, noise, sigmas, wrapped=True)
+                bind = partial(bound_denoise, self, extra)
+                self.session = session_of(self, bind, extra, latents, noise, sigmas, wrapped=True)
                 self.prediction = begin(self.session)
             self.session.denoiser.adopt(model_options)
             return self.prediction(x, timestep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from ...core.guidance import Denoise
 from ...core.progress import Callback
 from .denoiser import HostConditioning, HostDenoiser, Source, take_hints
+from .guidance import AFTER
 from .progress import host_callback, overheard
 
 Result = TypeVar("Result")
+After = Callable[[dict[str, Any]], Tensor]  # a function of the host's kind after cfg: its arguments -> denoised
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Session:
         denoiser: core `Denoiser` over the MODEL, with its patches. Raw: no cfg; with what acts around the network as `guided`.
         conds: `HostConditioning` by name ("positive", "negative", and any others that were given).
         denoise: (x, sigma) -> denoised of the whole guider, with the user's cfg and cfg patches (see `make_sampler`).
+        denoise_then: the same with one more function after the cfg patches.
         latents: the LATENT in model space on the device (B, C, H, W), not yet noised.
         noise: the NOISE the user wired (same shape), or zeros in `run_on_model`.
         sigmas: the SIGMAS the user wired (S+1,), or the model's [sigma_max, 0] in `run_on_model`.
@@ -36,6 +40,7 @@ class Session:
     denoiser: HostDenoiser
     conds: dict[str, HostConditioning]
     denoise: Denoise
+    denoise_then: Callable[[After], Denoise]
     latents: Tensor
     noise: Tensor
     sigmas: Tensor
@@ -90,13 +95,13 @@ class Session:
 
 
 def session_of(
-    guider: Any, denoise: Denoise, extra_args: dict[str, Any], latents: Tensor, noise: Tensor, sigmas: Tensor,
+    guider: Any, bind: Callable[..., Denoise], extra_args: dict[str, Any], latents: Tensor, noise: Tensor, sigmas: Tensor,
     wrapped: bool = False,
 ) -> Session:  # fmt: skip
     """Return the session of a sampling that the host has prepared (`guider.inner_model` and `guider.conds` are set).
 
-    `wrapped` says that the user's wrappers around the guider's prediction are around the session already. Raises ValueError for
-    latents of another number of channels than the model's.
+    `bind` is `bound_denoise` with its first two arguments. `wrapped` says that the user's wrappers around the guider's prediction are
+    around the session already. Raises ValueError for latents of another number of channels than the model's.
     """
     model = guider.model_patcher
     check_channels(model, latents)
@@ -107,14 +112,20 @@ def session_of(
     denoiser = HostDenoiser(guider.inner_model, options, guider=None if wrapped else guider, patcher=model)
     entries = [entry for prepared in guider.conds.values() for entry in prepared or ()]
 
-    def watched(x: Tensor, sigma: Tensor) -> Tensor:
-        denoiser.descent.at(torch.as_tensor(sigma), entries)
-        return denoise(x, sigma)
+    def watched(after: After | None = None) -> Denoise:
+        bound = bind(after)
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            denoiser.descent.at(torch.as_tensor(sigma), entries)
+            return bound(x, sigma)
+
+        return denoise
 
     return Session(
         denoiser=denoiser,
         conds=conds,
-        denoise=watched,
+        denoise=watched(),
+        denoise_then=watched,
         latents=latents,
         noise=noise,
         sigmas=sigmas,
@@ -125,8 +136,14 @@ def session_of(
     )
 
 
-def bound_denoise(model: Any, extra_args: dict[str, Any]) -> Denoise:
-    """Return (x, sigma) -> denoised over a k-diffusion style model callable; a single level is given to every row."""
+def bound_denoise(model: Any, extra_args: dict[str, Any], after: After | None = None) -> Denoise:
+    """Return (x, sigma) -> denoised over a k-diffusion style model callable; a single level is given to every row.
+
+    `after` is called after the host's cfg and its own functions after that.
+    """
+    if after is not None:
+        options = extra_args.get("model_options", {})
+        extra_args = {**extra_args, "model_options": {**options, AFTER: [*options.get(AFTER, []), after]}}
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return model(x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)), **extra_args)
@@ -201,7 +218,8 @@ def _runner(model: Any, work: Callable[[Session], object]) -> tuple[Any, Any]:
             self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
         ):  # fmt: skip
             extra = {**extra_args, "denoise_mask": denoise_mask}
-            session = session_of(model_wrap, bound_denoise(model_wrap, extra_args), extra, latent_image, noise, sigmas)
+            bind = partial(bound_denoise, model_wrap, extra_args)
+            session = session_of(model_wrap, bind, extra, latent_image, noise, sigmas)
             work(session)
             return latent_image
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from slipstream.core.reuse import ReuseSpan, reusing
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.cow import CowConfig, generate
 from slipstream.cow.config import make_plan
+from slipstream.cow.cycle import MaskedCFG, around
 from slipstream.cow.invert import invert, limit_noise
 from slipstream.cow.sampling import lifted
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
@@ -546,6 +548,35 @@ def test_from_noise_the_subject_is_at_every_network_call_at_its_own_level(space)
         step = int((levels - sigma).abs().argmin())
         torch.testing.assert_close(x[:1][..., kept], path[step][..., kept], atol=1e-4, rtol=1e-4)
     assert torch.equal(result.latents[..., kept], canvas()[..., kept])
+
+
+def test_around_the_subject_the_guidance_is_one():
+    model, x, sigma = GaussianDenoiser(std=0.8), canvas(), torch.tensor([2.0])
+    cond, uncond = constant_cond(0.3), constant_cond(0.0)
+    keep = corner()[None]
+    weights = around(keep)
+    assert torch.equal(around(keep[:, :, None])[:, :, 0], weights)  # a video's
+    near = torch.zeros(1, 1, 8, 12)
+    near[..., 1:6, 2:10] = 1  # an eighth of 8 cells
+    assert torch.equal(weights, near * (1 - keep))
+    made = MaskedCFG(model, cond, uncond, 5.0, weights)(x, sigma)
+    wanted = torch.where(weights == 1, model(x, sigma, cond), CFG(model, cond, uncond, 5.0)(x, sigma))
+    torch.testing.assert_close(made, wanted)
+
+
+def test_around_the_subject_an_estimate_of_ones_own_counts_as_the_models_does():
+    model, config = GaussianDenoiser(std=0.8), CowConfig(steps=10)
+    cond, uncond = constant_cond(0.3), constant_cond(0.0)
+    own = CFG(model, cond, uncond, config.cfg_scale)
+    alike, masked = (
+        run(model, config=config, denoise=own, **more).latents
+        for more in ({}, {"denoise_where": partial(MaskedCFG, model, cond, uncond, config.cfg_scale)})
+    )
+    ours = run(model, config=config).latents
+    assert torch.equal(masked, ours)
+    assert float((alike - ours).abs().max()) > 0.01
+    published = CowConfig(steps=10, start="canvas")
+    assert torch.equal(run(model, config=published).latents, run(model, config=published, denoise=own).latents)
 
 
 def test_at_the_default_a_run_costs_at_most_one_and_a_half_plain_ones():
