@@ -1,11 +1,14 @@
 """COW beside what a user would do instead, at equal network rows: on exact Gaussian fields and on the bundled models.
 
-    python benchmarks/cow_quality.py [--fields 64] [--seeds 4] [--scenes 16] [--models pocket pocket-flow] [--dial] [--out benchmarks/out]
+    python benchmarks/cow_quality.py [--fields 64] [--seeds 3] [--scenes 8] [--models pocket pocket-flow] [--only NAME ...] [--dial]
 
-Fields (a square of a random field is kept, the rest starts from zeros; the true conditional distribution is known, means over
-the noise seeds): error of the kept square before anything is pasted (ideal 0), squared jump across its edge over its expectation,
-before and after the true square is pasted back (1), variance of the background (1), squared Mahalanobis distance of the
-background given the square, per dimension (1).
+Every figure is a mean with its 95 % interval, over the seeds (fields) or over the scenes of all seeds (each seed has noise and scenes
+of its own; an accuracy of one scene is 0 or 100). A finished seed is kept in `--out`; a further run goes on from there, and `--minutes`
+ends it.
+
+Fields (a square of a random field is kept, the rest starts from zeros; the true conditional distribution is known): error of the kept
+square before anything is pasted (ideal 0), squared jump across its edge over its expectation, before and after the true square is
+pasted back (1), variance of the background (1), squared Mahalanobis distance of the background given the square, per dimension (1).
 
 Scenes (one object of a rendered scene is kept on grey, the prompt is the whole caption): PSNR of the kept pixels before pasting (8
 pixels inside the edge and more, where no cell of the latents is shared); squared jump across the edge of the mask over that of the
@@ -14,15 +17,23 @@ second outline of the subject shows; growth, the pixels outside the mask that lo
 attribute checker reads after pasting: the surroundings are the background's colour and the other object's colour and shape. pocket-flow
 has no checker of its own here: for its surroundings, the share of pixels nearer to the true background than to grey.
 
-`--dial` measures `follow` at its five settings instead, and draws the chart of docs/guides/cow.md.
+"guided around the subject too" is the default without its guidance of 1 around the subject. Below the table stand the differences of
+COW's other settings to the default in the same scenes.
+
+`--dial` measures `follow` at its five settings instead, and draws the chart of docs/guides/cow.md. There text and subject compete: the
+mask keeps 12 pixels of the old ground around the subject, and the text asks for another colour of both. The surroundings are as the
+text says where a pixel outside the mask is nearer to the scene that the text asks for than to the old one.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import _common
 import numpy as np
@@ -30,6 +41,7 @@ import slipstream
 import torch
 from baselines import image_to_image, lanpaint, masked_replacement, repaint
 from fields import Bed
+from intervals import interval
 from slipstream.core import CFG, Conditioning, NoiseSpace, SeededNoise, make_sigmas
 from slipstream.core.cache import INVERSIONS
 from slipstream.core.guidance import Denoise
@@ -45,53 +57,72 @@ from slipstream_tools.pocket.scenes import COLOURS, Scene, caption, coverage, re
 from torch import Tensor
 
 Run = Callable[[NoiseSource], Tensor]
+Values = dict[str, dict[str, list[float]]]  # by method and measure, one for each seed or scene
+DEFAULT, FULLY = "COW (default)", "COW, guided around the subject too"
 COW = {
-    "COW (default)": {},
+    DEFAULT: {},
+    FULLY: {},
     "COW, canvas, 10 cycles (the published way)": {"start": "canvas", "cycles": 10, "inversion_cfg": 1.5},
     "COW, fresh noise to the end (final_eta 1)": {"final_eta": 1.0},
 }
 DIAL = (0.0, 0.25, 0.5, 0.75, 1.0)
-STEPS = 20
+STEPS, SCALE = 20, 3.0
 
 
-def others(denoise: Denoise, canvas: Tensor, keep: Tensor, levels: Levels, space: NoiseSpace) -> dict[str, Run]:
-    """Return what a user would do instead, each in 30 network calls."""
+@dataclass(frozen=True)
+class Given:
+    """What every method is given."""
 
-    def sigmas(steps: int, strength: float = 1.0) -> Tensor:
-        return make_sigmas("leading", levels, steps, strength)
+    denoise: Denoise
+    canvas: Tensor
+    keep: Tensor
+    levels: Levels
+    space: NoiseSpace
 
-    return {
-        "paste + img2img 0.7": lambda n: image_to_image(denoise, canvas, sigmas(30, 0.7), space, n),
-        "masked replacement, eta 0": lambda n: masked_replacement(denoise, canvas, keep, sigmas(30), space, n, 0.0),
-        "masked replacement, eta 1": lambda n: masked_replacement(denoise, canvas, keep, sigmas(30), space, n, 1.0),
-        "RePaint, 6 levels x 5": lambda n: repaint(denoise, canvas, keep, sigmas(6), space, n, 5),
-        "LanPaint, 5 levels x (5 + 1)": lambda n: lanpaint(denoise, canvas, keep, sigmas(5), space, n),
-        "LanPaint, 10 levels x (2 + 1)": lambda n: lanpaint(
-            denoise, canvas, keep, sigmas(10), space, n, inner=2, step=0.6, friction=1.0
-        ),
-    }
+    def sigmas(self, steps: int, strength: float = 1.0) -> Tensor:
+        return make_sigmas("leading", self.levels, steps, strength)
 
 
-def measure_fields(
-    count: int, seeds: int, names: Sequence[str] | None = None, first: int = 0
-) -> dict[str, dict[str, float]]:
-    """Return the measures of each method on exact Gaussian fields."""
+# What a user would do instead, each in 30 network calls.
+OTHERS: dict[str, Callable[[Given, NoiseSource], Tensor]] = {
+    "paste + img2img 0.7": lambda g, n: image_to_image(g.denoise, g.canvas, g.sigmas(30, 0.7), g.space, n),
+    "masked replacement, eta 0": lambda g, n: masked_replacement(
+        g.denoise, g.canvas, g.keep, g.sigmas(30), g.space, n, 0.0
+    ),
+    "masked replacement, eta 1": lambda g, n: masked_replacement(
+        g.denoise, g.canvas, g.keep, g.sigmas(30), g.space, n, 1.0
+    ),
+    "RePaint, 6 levels x 5": lambda g, n: repaint(g.denoise, g.canvas, g.keep, g.sigmas(6), g.space, n, 5),
+    "LanPaint, 5 levels x (5 + 1)": lambda g, n: lanpaint(g.denoise, g.canvas, g.keep, g.sigmas(5), g.space, n),
+    "LanPaint, 10 levels x (2 + 1)": lambda g, n: lanpaint(
+        g.denoise, g.canvas, g.keep, g.sigmas(10), g.space, n, inner=2, step=0.6, friction=1.0
+    ),
+}
+
+
+def measure_fields(count: int, seeds: int, names: Sequence[str] = (), first: int = 0) -> Values:
+    """Return the measures of each method on exact Gaussian fields, one for each seed of the noise."""
     bed, cond = Bed.make(count), Conditioning(torch.zeros(1, 1, 1))
-    runs = others(CFG(bed.model, cond), bed.canvas, bed.keep, bed.model.levels, bed.model.space)
+    given = Given(CFG(bed.model, cond), bed.canvas, bed.keep, bed.model.levels, bed.model.space)
+    runs: dict[str, Run] = {name: partial(method, given) for name, method in OTHERS.items()}
     for name, changes in COW.items():
         config = CowConfig(steps=STEPS, **changes)
-        runs[name] = lambda n, c=config: generate(bed.model, bed.canvas, bed.keep[:, 0], cond, None, c, n).latents
-    found = {"the fields themselves": {"calls": 0.0, **bed.metrics(bed.truth)}}
+        if name != FULLY:  # without a text there is no guidance
+            runs[name] = lambda n, c=config: generate(bed.model, bed.canvas, bed.keep[:, 0], cond, None, c, n).latents
+    found = {"the fields themselves": {"calls": [0.0], **{k: [v] for k, v in bed.metrics(bed.truth).items()}}}
     for name in names or runs:
         bed.model.calls = 0
         rows = [bed.metrics(runs[name](SeededNoise(seed))) for seed in range(first, first + seeds)]
-        found[name] = {"calls": bed.model.calls / seeds, **{k: float(np.mean([r[k] for r in rows])) for k in rows[0]}}
+        found[name] = {"calls": [bed.model.calls / seeds], **{k: [r[k] for r in rows] for k in rows[0]}}
     return found
 
 
 @dataclass
 class Kept:
-    """Scenes of which one object is kept: images (B, H, W, 3), its masks (B, H, W), captions, and what the checker should read."""
+    """Scenes of which one object is kept: images (B, H, W, 3), its masks (B, H, W), captions, and what the checker should read.
+
+    `empty` is the scene without that object, and `asked` the same as the text has it, where it contradicts the image.
+    """
 
     pipe: slipstream.core.Pipeline
     truth: Tensor
@@ -99,18 +130,23 @@ class Kept:
     masks: Tensor
     captions: list[str]
     wanted: dict[str, Tensor] | None
+    asked: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.truth)
 
     @property
     def canvas(self) -> Tensor:
         return composite(torch.full_like(self.truth, 0.5), self.truth, self.masks)
 
 
-def kept(model: str, count: int, contradicted: bool = False) -> Kept:
+def kept(model: str, count: int, contradicted: bool = False, seed: int = 1234) -> Kept:
     """Return scenes of a bundled model's own world: pocket's with a second object that the text asks for, pocket-flow's with one.
 
-    `contradicted`: the text gives the kept object the next colour of the palette that is not in the scene.
+    `contradicted`: the text gives object and ground the next colours of the palette that are not in the scene, and the masks keep
+    12 pixels of the old ground.
     """
-    pipe, rng = slipstream.load(model), np.random.default_rng(1234)
+    pipe, rng = slipstream.load(model), np.random.default_rng(seed)
     if model == "pocket-flow":
         atlas, scenes = flow.make_atlas(), flow.sample_scenes(count, rng, pairs=0.0)
         truth, empty = (
@@ -129,91 +165,123 @@ def kept(model: str, count: int, contradicted: bool = False) -> Kept:
         ((render(part) + 1) / 2).movedim(1, -1) for part in (drawn, [replace(s, items=s.items[1:]) for s in drawn])
     )
     masks = torch.stack([coverage(scene.items[0], 128) for scene in drawn])
-    told = [with_other_colour(scene) for scene in drawn] if contradicted else drawn
-    return Kept(pipe, truth, empty, masks, [caption(scene) for scene in told], labels(told))
+    told = [with_other_colours(scene) for scene in drawn] if contradicted else drawn
+    asked = ((render([replace(s, items=s.items[1:]) for s in told]) + 1) / 2).movedim(1, -1) if contradicted else None
+    masks = grow(masks, 12) if contradicted else masks
+    return Kept(pipe, truth, empty, masks, [caption(scene) for scene in told], labels(told), asked)
 
 
-def with_other_colour(scene: Scene) -> Scene:
+def with_other_colours(scene: Scene) -> Scene:
     first, second = scene.items
-    after = COLOURS.index(first.colour)
-    order = [*COLOURS[after + 1 :], *COLOURS[:after]]
-    colour = next(c for c in order if c not in (scene.background, second.colour))
-    return replace(scene, items=(replace(first, colour=colour), second))
+    used, found = {scene.background, first.colour, second.colour}, []
+    for old in (first.colour, scene.background):
+        after = COLOURS.index(old)
+        found.append(next(c for c in [*COLOURS[after + 1 :], *COLOURS[:after]] if c not in used))
+        used.add(found[-1])
+    return replace(scene, background=found[1], items=(replace(first, colour=found[0]), second))
 
 
 def measure_scenes(
-    scenes: Kept, out: pathlib.Path, configs: dict[str, dict] | None = None, only: Sequence[str] = ()
-) -> dict[str, dict[str, float]]:
+    scenes: Kept, out: pathlib.Path, configs: dict[str, dict] | None = None, only: Sequence[str] = (), seed: int = 0
+) -> Values:
     """Return the measures of each method (or of `configs` of COW alone) on a bundled model; saves a few images side by side."""
-    pipe, model, count = scenes.pipe, scenes.pipe.model, len(scenes.truth)
+    pipe, model, count = scenes.pipe, scenes.pipe.model, len(scenes)
     latents, cond, uncond = pipe.encode_image(scenes.canvas), pipe.encode_text(scenes.captions), pipe.encode_text([""])
-    keep = torch.nn.functional.interpolate(scenes.masks[:, None], latents.shape[-2:], mode="area").round()
-    runs = {} if configs else others(CFG(model, cond, uncond, 3.0), latents, keep, model.levels, model.space)
+    covered = torch.nn.functional.interpolate(scenes.masks[:, None], latents.shape[-2:], mode="area")
+    guided = CFG(model, cond, uncond, SCALE)
+    given = Given(guided, latents, covered.round(), model.levels, model.space)
+    runs: dict[str, Run] = {} if configs else {name: partial(method, given) for name, method in OTHERS.items()}
     for name, changes in (configs or COW).items():
-        config = CowConfig(steps=STEPS, cfg_scale=3.0, **changes)
-        runs[name] = lambda n, c=config: generate(model, latents, scenes.masks, cond, uncond, c, n).latents
+        own = {"denoise": guided} if name == FULLY else {}
+        config = CowConfig(steps=STEPS, cfg_scale=SCALE, **changes)
+        runs[name] = lambda n, c=config, o=own: generate(model, latents, scenes.masks, cond, uncond, c, n, **o).latents
     checker = load_checker()
-    found = {} if configs else {"the scenes themselves": read(checker, scenes, scenes.truth, 0)}
+    found: Values = {} if configs else {"the scenes themselves": read(checker, scenes, scenes.truth, 0)}
     shown = {"canvas": scenes.canvas}
     for name, run in runs.items():
         if only and name not in only:
             continue
         model.rows = 0
         INVERSIONS.clear()  # each method pays for its own
-        result = run(SeededNoise(0))
+        result = run(SeededNoise(seed))
         image = pipe.decode(result).float()
         found[name] = read(checker, scenes, image, model.rows / count)
         if configs:
-            whole = torch.nn.functional.interpolate(scenes.masks[:, None], latents.shape[-2:], mode="area") > 0.99
-            inside = whole.expand_as(latents)
-            change = (result - latents)[inside].square().mean().sqrt() / latents[inside].std()
-            own = predict(checker, image.movedim(-1, 1) * 2 - 1)["colour"]
-            asked = 100 * float((own == (scenes.wanted or {"colour": own})["colour"]).float().mean())
-            found[name] |= {"subject's latents changed %": 100 * float(change), "subject as the text says %": asked}
+            found[name] |= against(checker, scenes, image, result - latents, latents, covered > 0.99)
         shown[name] = image if configs else composite(image, scenes.truth, scenes.masks)
-        print(f"  {name}: {found[name]}", flush=True)
     rows = [side_by_side([images[i : i + 1] for images in shown.values()]) for i in range(min(4, count))]
-    print(f"{' | '.join(shown)}: {save_image(torch.cat(rows, 1), out / 'cow_quality.png')}")
+    print(f"{' | '.join(shown)}: {save_image(torch.cat(rows, 1), out / f'cow_quality_{seed}.png')}", flush=True)
     return found
 
 
-def read(checker: torch.nn.Module, scenes: Kept, image: Tensor, rows: float) -> dict[str, float]:
-    """Return the measures of images (B, H, W, 3)."""
-    truth, masks = scenes.truth, scenes.masks
-    pasted = composite(image, truth, masks)
-    inside = grow(masks, -8) > 0.99
-    error = float((image - truth)[inside].square().mean()) if bool(inside.any()) else 1e-10
-    ring = (grow(masks, 6) > 0.5) & (masks < 0.01)
-    halo = 255 * float((image - scenes.empty)[ring].square().mean().sqrt())
+def read(checker: torch.nn.Module, scenes: Kept, image: Tensor, rows: float) -> dict[str, list[float]]:
+    """Return the measures of images (B, H, W, 3), each."""
+    truth, masks, pasted = scenes.truth, scenes.masks, composite(image, scenes.truth, scenes.masks)
+    inside, ring = grow(masks, -8) > 0.99, (grow(masks, 6) > 0.5) & (masks < 0.01)
+    true_jump = jump(truth, masks)
     found = {
-        "rows": rows, "kept PSNR": -10 * float(np.log10(max(error, 1e-10))), "seam": jump(image, masks) / jump(truth, masks),
-        "seam after paste": jump(pasted, masks) / jump(truth, masks), "halo": halo, "growth %": growth(scenes, image),
+        "rows": [rows] * len(scenes),
+        "kept PSNR": (-10 * shares((image - truth).square().mean(-1), inside).clamp(min=1e-10).log10()).tolist(),  # nan where too small
+        "seam": (jump(image, masks) / true_jump).tolist(), "seam after paste": (jump(pasted, masks) / true_jump).tolist(),
+        "halo": (255 * shares((image - scenes.empty).square().mean(-1), ring).sqrt()).tolist(),
+        "growth %": growth(scenes, image),
     }  # fmt: skip
     if scenes.wanted is None:
-        apart = [(image - other).square().sum(-1) for other in (scenes.empty, torch.full_like(truth, 0.5))]
-        return {**found, "background %": 100 * float((apart[0] < apart[1])[masks < 0.01].float().mean())}
+        return {**found, "background %": nearer(image, scenes.empty, torch.full_like(truth, 0.5), masks < 0.01)}
     seen = predict(checker, pasted.movedim(-1, 1) * 2 - 1)
     asked = {"background": "background %", "colour2": "other colour %", "shape2": "other shape %"}
-    return {**found, **{v: 100 * float((seen[k] == scenes.wanted[k]).float().mean()) for k, v in asked.items()}}
+    return {**found, **{v: (100 * (seen[k] == scenes.wanted[k]).float()).tolist() for k, v in asked.items()}}
 
 
-def growth(scenes: Kept, image: Tensor) -> float:
-    """Return the pixels within 20 of the mask, and outside it, that are nearer to a colour of the subject than to what is truly there."""
-    shares = []
+def against(
+    checker: torch.nn.Module, scenes: Kept, image: Tensor, change: Tensor, latents: Tensor, inside: Tensor
+) -> dict[str, list[float]]:
+    """Return what only a text that contradicts the canvas shows: what changed of the subject, and what is as the text says."""
+    assert scenes.wanted is not None
+    assert scenes.asked is not None
+    own = predict(checker, image.movedim(-1, 1) * 2 - 1)["colour"]
+    deviation = latents[inside.expand_as(latents)].std()
+    around = (scenes.masks < 0.01) & ((scenes.asked - scenes.empty).square().sum(-1) > 0.01)
+    return {
+        "subject's latents changed %": (
+            100 * shares(change.square().mean(1), inside[:, 0]).sqrt() / deviation
+        ).tolist(),
+        "subject as the text says %": (100 * (own == scenes.wanted["colour"]).float()).tolist(),
+        "surroundings as the text says %": nearer(image, scenes.asked, scenes.empty, around),
+    }
+
+
+def shares(values: Tensor, where: Tensor) -> Tensor:
+    """Return the mean of `values` (B, H, W) over each row's cells in `where`, nan where there are none."""
+    weights = where.to(values)
+    return (values * weights).sum((1, 2)) / weights.sum((1, 2))
+
+
+def nearer(image: Tensor, one: Tensor, other: Tensor, where: Tensor) -> list[float]:
+    """Return how many of each image's pixels in `where` are nearer to `one` than to `other`, in %."""
+    found: list[float] = (
+        100 * shares(((image - one).norm(dim=-1) < (image - other).norm(dim=-1)).float(), where)
+    ).tolist()
+    return found
+
+
+def growth(scenes: Kept, image: Tensor) -> list[float]:
+    """Return the pixels within 20 of each mask, and outside it, that are nearer to a colour of the subject than to what is truly there."""
+    found = []
     for i, mask in enumerate(scenes.masks):
         ring = (grow(mask[None], 20)[0] > 0.5) & (mask < 0.02)
         colours = scenes.truth[i][mask > 0.9]
         colours = colours[torch.linspace(0, len(colours) - 1, 64).long()]
         like, away = torch.cdist(image[i][ring], colours).amin(1), (image[i] - scenes.empty[i])[ring].norm(dim=1)
-        shares.append(float(((like < away) & (away > 0.15)).sum() / (mask > 0.9).sum()))
-    return 100 * float(np.mean(shares))
+        found.append(100 * float(((like < away) & (away > 0.15)).sum() / (mask > 0.9).sum()))
+    return found
 
 
-def dial_chart(found: dict[str, dict[str, float]], path: pathlib.Path) -> pathlib.Path:
+def dial_chart(found: Values, path: pathlib.Path) -> pathlib.Path:
     """Draw the subject's change and what follows the text over the five settings, in percent; returns the SVG file."""
-    rows = list(found.values())
+    rows = [{key: float(np.mean(values)) for key, values in row.items()} for row in found.values()]
     change = [r["subject's latents changed %"] for r in rows]
-    around = [(r["background %"] + r["other colour %"] + r["other shape %"]) / 3 for r in rows]
+    around = [r["surroundings as the text says %"] for r in rows]
     asked = [r["subject as the text says %"] for r in rows]
     most = max(100.0, *change)
     lines = [
@@ -223,7 +291,7 @@ def dial_chart(found: dict[str, dict[str, float]], path: pathlib.Path) -> pathli
     for n, (values, colour, name) in enumerate((
         (change, "#c33", "change of the subject's latents, % of their deviation"),
         (around, "#36c", "surroundings as the text says, %"),
-        (asked, "#2a2", "subject as the text says (it asks for another colour), %"),
+        (asked, "#2a2", "subject as the text says (another colour), %"),
     )):  # fmt: skip
         points = [(60 + 410 * f, 240 - 180 * v / most) for f, v in zip(DIAL, values)]
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -239,46 +307,97 @@ def dial_chart(found: dict[str, dict[str, float]], path: pathlib.Path) -> pathli
     return path
 
 
-def jump(image: Tensor, masks: Tensor) -> float:
-    """Mean squared difference of neighbouring pixels across the edge of the mask."""
-    inside, total = masks > 0.5, []
+def jump(image: Tensor, masks: Tensor) -> Tensor:
+    """Return the mean squared difference of neighbouring pixels across the edge of each mask (B,)."""
+    inside, total, count = masks > 0.5, torch.zeros(len(masks)), torch.zeros(len(masks))
     for axis in (1, 2):
         edge = inside != inside.roll(-1, axis)
-        total.append((image - image.roll(-1, axis)).square()[edge].flatten())
-    return float(torch.cat(total).mean())
+        total += ((image - image.roll(-1, axis)).square().mean(-1) * edge).sum((1, 2))
+        count += edge.sum((1, 2))
+    return total / count
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
-    """Markdown, one method a row."""
+def table(found: Values) -> str:
+    """Markdown, one method a row: means with 95 % intervals."""
     columns = list(next(iter(found.values())))
     lines = [f"| method | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
     for name, row in found.items():
-        cells = [f"{v:.0f}" if c in ("calls", "rows", "halo") or "%" in c else f"{v:.2f}" for c, v in row.items()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {name} | {' | '.join(cell(row[c], 1 if '%' in c or c in ('halo', 'kept PSNR') else 2) for c in columns)} |"
+        )
     return "\n".join(lines)
+
+
+def cell(values: Sequence[float], digits: int) -> str:
+    """Return the mean with its interval of the values that are known, or the one value that all have."""
+    known = [value for value in values if not np.isnan(value)]
+    return interval(known, digits) if len({*known}) > 1 else f"{known[0]:.4g}" if known else "-"
+
+
+def differences(found: Values, name: str, base: str) -> str:
+    """Return how much each measure of `name` is above that of `base` in the same scenes, with 95 % intervals."""
+    rows = {k: [a - b for a, b in zip(v, found[base][k])] for k, v in found[name].items()}
+    return f"{name} minus {base}: " + ", ".join(f"{k} {cell(v, 2)}" for k, v in rows.items())
+
+
+def collect(
+    path: pathlib.Path, seeds: range, methods: Sequence[str], measure: Callable[[int, list[str]], Values], ends: float
+) -> Values:
+    """Return the measures of `methods` over the seeds that have them all by `ends`; what an earlier run finished comes from `path`."""
+    done: dict[str, Values] = json.loads(path.read_text()) if path.exists() else {}
+    for seed in seeds:
+        known = done.setdefault(str(seed), {})
+        missing = [method for method in methods if method not in known]
+        if missing and time.monotonic() < ends:
+            known |= measure(seed, missing)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(done))
+    whole = [done[str(seed)] for seed in seeds if {*methods} <= {*done[str(seed)]}]
+    print(f"{len(whole)} of {len(seeds)} seeds")
+    names = [name for name in whole[0] if name in methods or name.startswith("the ")] if whole else []
+    return {name: {key: [v for row in whole for v in row[name][key]] for key in whole[0][name]} for name in names}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fields", type=int, default=64, help="0 leaves the fields out")
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--scenes", type=int, default=16, help="0 leaves the bundled models out")
+    parser.add_argument("--seeds", type=int, default=3, help="of the noise, and of the scenes")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--scenes", type=int, default=8, help="of each seed; 0 leaves the bundled models out")
     parser.add_argument("--models", nargs="+", default=["pocket", "pocket-flow"])
+    parser.add_argument("--only", nargs="+", choices=[*OTHERS, *COW], default=[*OTHERS, *COW], metavar="METHOD")
     parser.add_argument("--dial", action="store_true", help="measure the dial only, and draw its chart")
+    parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--out", type=pathlib.Path, default=_common.OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    ends, seeds = time.monotonic() + 60 * args.minutes, range(args.first, args.first + args.seeds)
     if args.dial:
-        found = measure_scenes(
-            kept("pocket", args.scenes, True), args.out, {f"follow {f:g}": {"follow": f} for f in DIAL}
-        )
+        configs = {f"follow {f:g}": {"follow": f} for f in DIAL}
+
+        def dial(seed: int, missing: list[str]) -> Values:
+            return measure_scenes(kept("pocket", args.scenes, True, seed), args.out, configs, missing, seed)
+
+        found = collect(args.out / f"cow_dial_{args.scenes}.json", seeds, [*configs], dial, ends)
         print(table(found))
         print(dial_chart(found, _common.ROOT / "docs" / "img" / "cow_dial.svg"))
         return
     if args.fields:
-        print("Gaussian fields\n\n" + table(measure_fields(args.fields, args.seeds)) + "\n", flush=True)
+        names = [name for name in args.only if name != FULLY]
+        print(
+            "Gaussian fields\n\n" + table(measure_fields(args.fields, args.seeds, names, args.first)) + "\n", flush=True
+        )
     for model in args.models if args.scenes else []:
-        print(f"{model}\n\n" + table(measure_scenes(kept(model, args.scenes), args.out)) + "\n", flush=True)
+
+        def scenes(seed: int, missing: list[str], model: str = model) -> Values:
+            return measure_scenes(kept(model, args.scenes, seed=seed), args.out, None, missing, seed)
+
+        found = collect(args.out / f"cow_{model}_{args.scenes}.json", seeds, args.only, scenes, ends)
+        print(f"{model}\n\n{table(found)}\n" if found else f"{model}: not measured", flush=True)
+        if DEFAULT in found:
+            print(
+                "\n".join(differences(found, name, DEFAULT) for name in found if name in COW and name != DEFAULT) + "\n"
+            )
 
 
 if __name__ == "__main__":

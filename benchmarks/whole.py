@@ -163,17 +163,13 @@ def cow(seeds: int) -> list[Figure]:
     """COW beside LanPaint on exact fields, and on the bundled model beside RePaint."""
     import cow_quality as bench
 
-    names = {"COW (default)": "ours", "LanPaint, 10 levels x (2 + 1)": "LanPaint"}
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for seed in range(seeds):
-        for name, row in bench.measure_fields(32, 1, list(names), seed).items():
-            if name in runs:
-                runs[name].append(row)
-    ours, theirs = runs.values()
+    names = ("COW (default)", "LanPaint, 10 levels x (2 + 1)")
+    runs = bench.measure_fields(32, seeds, names)
+    ours, theirs = (runs[name] for name in names)
     found = [
         Figure(
-            f"cow fields {name}", "COW, exact fields", what, tuple(r[key] for r in ours), "LanPaint", tuple(r[key] for r in theirs),
-            f"{ours[0]['calls']:.0f} calls, {theirs[0]['calls']:.0f}",
+            f"cow fields {name}", "COW, exact fields", what, tuple(ours[key]), "LanPaint", tuple(theirs[key]),
+            f"{ours['calls'][0]:.0f} calls, {theirs['calls'][0]:.0f}",
         )
         for name, key, what in (
             ("kept", "seed RMSE", "error of the kept square"), ("seam", "seam after paste", "seam (1 is right)"),
@@ -185,7 +181,7 @@ def cow(seeds: int) -> list[Figure]:
     rows = bench.measure_scenes(scenes, _common.OUT, only=("COW (default)", "RePaint, 6 levels x 5"))
     mine, repaint = rows["COW (default)"], rows["RePaint, 6 levels x 5"]
     for key in ("rows", "halo", "growth %", "background %", "other colour %"):
-        found.append(Figure(f"cow {key}", "COW, pocket", key, (mine[key],), "RePaint", (repaint[key],)))
+        found.append(Figure(f"cow {key}", "COW, pocket", key, tuple(mine[key]), "RePaint", tuple(repaint[key])))
     return found
 
 

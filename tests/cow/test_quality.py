@@ -26,7 +26,10 @@ def quality(root):
 def test_the_default_meets_the_bar_and_the_alternatives_do_not(quality):
     """Seed RMSE at most 0.12, seam after paste at most 1.3, background variance at least 0.75, in about 36 network calls."""
     methods = ("COW (default)", "paste + img2img 0.7", "masked replacement, eta 0", "RePaint, 6 levels x 5")
-    found = quality.measure_fields(64, 2, methods)
+    found = {
+        name: {key: sum(values) / len(values) for key, values in row.items()}
+        for name, row in quality.measure_fields(64, 2, methods).items()
+    }
     ours = found["COW (default)"]
     assert ours["calls"] == 36
     assert ours["seed RMSE"] <= 0.12
