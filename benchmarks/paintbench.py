@@ -1,7 +1,7 @@
 """PaintBench (arXiv 2606.00188): exact edits of seeded images of flat shapes, scored by its own deterministic score.
 
     git clone https://github.com/PaintBench/PaintBench paintbench        # MIT; none of it is part of this repository
-    python benchmarks/paintbench.py --paintbench paintbench [--models pocket pocket-flow] [--problems 4] [--seeds 1]
+    python benchmarks/paintbench.py --paintbench paintbench [--models pocket pocket-flow] [--problems 4]
 
 Its generator makes the problems (seeds and all), its `compute_problem_stats` scores them: at each of eleven colour distances (CIE76, 0 to
 10), correctly edited pixels over pixels that had to be edited or were spoiled; the mean is the score. Preservation is the share of the
@@ -110,13 +110,12 @@ class PaintBench:
         self.score = importlib.import_module("eval").compute_problem_stats
         self.shapes = importlib.import_module("core.shapes")
 
-    def slots(self, task: str, count: int, first: int = 0) -> Iterator[tuple[str, dict[str, Any], str | None, int]]:
-        """Yield (name, visual condition, mode, slot): `count` problems of each of the eight conditions, modes in turn."""
+    def slots(self, task: str, n: int) -> Iterator[tuple[str, dict[str, Any], str | None, int]]:
+        """Yield (name, visual condition, mode, slot): the n-th problem of each of the eight conditions, modes in turn."""
         modes = importlib.import_module(f"tasks.{task}").PARAMETERS.get("mode", [None])
+        mode, slot = modes[n % len(modes)], n // len(modes)
         for cond in self.generator.VISUAL_CONDITIONS:
-            for n in range(first * count, (first + 1) * count):
-                mode = modes[n % len(modes)]
-                yield f"{task}/{cond['name']}/{mode or 'default'}/{n // len(modes)}", cond, mode, n // len(modes)
+            yield f"{task}/{cond['name']}/{mode or 'default'}/{slot}", cond, mode, slot
 
     def problem(self, task: str, name: str, cond: dict[str, Any], mode: str | None, slot: int) -> Problem | None:
         """Return a problem; None where our tasks cannot express it."""
@@ -281,26 +280,49 @@ def caption(problem: Problem) -> str:
 # --- report ---
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the score of each method by task on solid and striped scenes: means, 95 % intervals over the problems, and the worst."""
-    models = sorted({m for row in rows for m in row["score"]}, key=lambda m: (m.split()[0] not in METHODS, m))
-    lines = ["| task | scenes | problems | " + " | ".join(models) + " | preservation, worst |"]
-    lines.append("|---|---|--:|" + "--:|" * (len(models) + 1))
+def mine(row: dict[str, Any], measure: str) -> list[float]:
+    """Return the draft's and the whole edits' values of one problem."""
+    return [value for name, value in row[measure].items() if name.startswith(("draft", "ours"))]
+
+
+def missed(row: dict[str, Any]) -> bool:
+    """Whether one of ours is below a goal."""
+    goal = GOALS["striped" if row["condition"] == "striped" else "solid"]
+    return (
+        min(mine(row, "score"), default=1.0) < goal
+        or min(mine(row, "preservation"), default=1.0) < GOALS["preservation"]
+    )
+
+
+def groups(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Yield (task, scenes, problems): each task on solid and striped grounds, then all tasks by visual condition."""
     for task in (*TASKS, "all six"):
         for scenes in ("solid", "striped"):
-            of = [
-                r
-                for r in rows
-                if task in (r["task"], "all six") and (r["condition"] == "striped") == (scenes == "striped")
-            ]
-            if not of:
-                continue
-            cells = [interval([r["score"][m] for r in of if m in r["score"]]) for m in models]
-            kept = [r["preservation"][m] for r in of for m in r["preservation"] if m.startswith("ours")]
-            lines.append(
-                f"| {task} | {scenes} | {len(of)} | " + " | ".join(cells) + f" | {min(kept, default=1.0):.4f} |"
+            striped = scenes == "striped"
+            yield (
+                task,
+                scenes,
+                [r for r in rows if task in (r["task"], "all six") and (r["condition"] == "striped") == striped],
             )
-    return "\n".join(lines)
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        yield "all six", condition, [row for row in rows if row["condition"] == condition]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return each method's score by task and by visual condition: means, 95 % intervals over the problems; our worst; misses of a goal."""
+    models = sorted({m for row in rows for m in row["score"]}, key=lambda m: (m.split()[0] not in METHODS, m))
+    lines = [f"| task | scenes | problems | {' | '.join(models)} | ours, worst | preservation, worst | below a goal |"]
+    lines.append("|---|---|--:|" + "--:|" * (len(models) + 3))
+    for task, scenes, of in groups(rows):
+        if of:
+            cells = [interval([r["score"][m] for r in of if m in r["score"]]) for m in models]
+            worst, kept = (
+                min((v for r in of for v in mine(r, measure)), default=1.0) for measure in ("score", "preservation")
+            )
+            cells += [f"{worst:.3f}", f"{kept:.4f}", str(sum(map(missed, of)))]
+            lines.append(f"| {task} | {scenes} | {len(of)} | {' | '.join(cells)} |")
+    below = [f"{row['name']}: {mine(row, 'score')}, {mine(row, 'preservation')}" for row in rows if missed(row)]
+    return "\n".join([*lines, "", "Below a goal (score, preservation): " + ("; ".join(below) or "none")])
 
 
 def main() -> None:
@@ -312,7 +334,7 @@ def main() -> None:
         "--conditions", nargs="+", help="of the eight visual conditions, such as baseline and striped (default: all)"
     )
     parser.add_argument("--problems", type=int, default=4, help="of each of the eight visual conditions, up to 12")
-    parser.add_argument("--first", type=int, default=0, help="take the n-th such group of the seeds instead")
+    parser.add_argument("--first", type=int, default=0, help="of these problems")
     parser.add_argument("--size", type=int, default=256, help="the network sees this many pixels, squared")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--out", type=pathlib.Path, default=_common.OUT)
@@ -324,28 +346,32 @@ def main() -> None:
     rows = {row["name"]: row for row in (json.loads(path.read_text()) if path.exists() else [])}
     editors = {"draft": Editor(None, args.size, EditConfig.fast())}
     editors |= {f"ours {m}": Editor(slipstream.load(m), args.size, EditConfig.fast()) for m in args.models}
-    skipped, left = 0, 0
-    for task in args.tasks:
-        for slot in bench.slots(task, args.problems, args.first):
-            if args.conditions and slot[1]["name"] not in args.conditions:
-                continue
-            row = rows.setdefault(
-                slot[0], {"name": slot[0], "task": task, "condition": slot[1]["name"], "score": {}, "preservation": {}}
-            )
-            if all(name in row["score"] or "skipped" in row for name in editors):
-                continue
-            if time.monotonic() > ends:
-                left += 1
-                continue
-            problem = bench.problem(task, *slot)
-            if problem is None:
-                row["skipped"] = True
-            else:
-                for name, image in outputs(problem, editors, row["score"]):
-                    stats = bench.score(problem.photo, problem.answer, image)[0]["cie76_mean"]
-                    row["score"][name], row["preservation"][name] = stats["iou"], stats["preservation_accuracy"]
-                print(row["name"], {k: round(v, 3) for k, v in row["score"].items()}, flush=True)
-            path.write_text(json.dumps(list(rows.values())))
+    left = 0
+    wanted = [
+        (task, slot)
+        for n in range(args.first, args.first + args.problems)
+        for task in args.tasks
+        for slot in bench.slots(task, n)
+        if not args.conditions or slot[1]["name"] in args.conditions
+    ]
+    for task, (name, cond, mode, n) in wanted:
+        row = rows.setdefault(
+            name, {"name": name, "task": task, "condition": cond["name"], "score": {}, "preservation": {}}
+        )
+        if "skipped" in row or {*editors} <= {*row["score"]}:
+            continue
+        if time.monotonic() > ends:
+            left += 1
+            continue
+        problem = bench.problem(task, name, cond, mode, n)
+        if problem is None:
+            row["skipped"] = True
+        else:
+            for method, image in outputs(problem, editors, row["score"]):
+                stats = bench.score(problem.photo, problem.answer, image)[0]["cie76_mean"]
+                row["score"][method], row["preservation"][method] = stats["iou"], stats["preservation_accuracy"]
+            print(name, {k: round(v, 3) for k, v in row["score"].items()}, flush=True)
+        path.write_text(json.dumps(list(rows.values())))
     done = [row for row in rows.values() if row["score"]]
     skipped = sum("skipped" in row for row in rows.values())
     print("\n" + table(done))
