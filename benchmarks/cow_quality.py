@@ -18,7 +18,7 @@ attribute checker reads after pasting: the surroundings are the background's col
 has no checker of its own here: for its surroundings, the share of pixels nearer to the true background than to grey.
 
 "guided around the subject too" is the default without its guidance of 1 around the subject. Below the table stand the differences of
-COW's other settings to the default in the same scenes.
+every method to the default in the same scenes.
 
 `--dial` measures `follow` at its five settings instead, and draws the chart of docs/guides/cow.md. There text and subject compete: the
 mask keeps 12 pixels of the old ground around the subject, and the text asks for another colour of both. The surroundings are as the
@@ -395,9 +395,8 @@ def main() -> None:
         found = collect(args.out / f"cow_{model}_{args.scenes}.json", seeds, args.only, scenes, ends)
         print(f"{model}\n\n{table(found)}\n" if found else f"{model}: not measured", flush=True)
         if DEFAULT in found:
-            print(
-                "\n".join(differences(found, name, DEFAULT) for name in found if name in COW and name != DEFAULT) + "\n"
-            )
+            others = [name for name in args.only if name != DEFAULT]
+            print("\n".join(differences(found, name, DEFAULT) for name in others) + "\n")
 
 
 if __name__ == "__main__":
