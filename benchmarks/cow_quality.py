@@ -22,7 +22,8 @@ every method to the default in the same scenes.
 
 `--dial` measures `follow` at its five settings instead, and draws the chart of docs/guides/cow.md. There text and subject compete: the
 mask keeps 12 pixels of the old ground around the subject, and the text asks for another colour of both. The surroundings are as the
-text says where a pixel outside the mask is nearer to the scene that the text asks for than to the old one.
+text says where a pixel outside the mask is nearer to the scene that the text asks for than to the old one; the checker reads them after
+the kept part is pasted, as above.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ import slipstream
 import torch
 from baselines import image_to_image, lanpaint, masked_replacement, repaint
 from fields import Bed
-from intervals import interval
+from intervals import bounds, interval
 from slipstream.core import CFG, Conditioning, NoiseSpace, SeededNoise, make_sigmas
 from slipstream.core.cache import INVERSIONS
 from slipstream.core.guidance import Denoise
@@ -66,6 +67,7 @@ COW = {
     "COW, fresh noise to the end (final_eta 1)": {"final_eta": 1.0},
 }
 DIAL = (0.0, 0.25, 0.5, 0.75, 1.0)
+CHANGE, ASKED, AROUND = "subject's latents changed %", "subject as the text says %", "surroundings as the text says %"
 STEPS, SCALE = 20, 3.0
 
 
@@ -243,11 +245,9 @@ def against(
     deviation = latents[inside.expand_as(latents)].std()
     around = (scenes.masks < 0.01) & ((scenes.asked - scenes.empty).square().sum(-1) > 0.01)
     return {
-        "subject's latents changed %": (
-            100 * shares(change.square().mean(1), inside[:, 0]).sqrt() / deviation
-        ).tolist(),
-        "subject as the text says %": (100 * (own == scenes.wanted["colour"]).float()).tolist(),
-        "surroundings as the text says %": nearer(image, scenes.asked, scenes.empty, around),
+        CHANGE: (100 * shares(change.square().mean(1), inside[:, 0]).sqrt() / deviation).tolist(),
+        ASKED: (100 * (own == scenes.wanted["colour"]).float()).tolist(),
+        AROUND: nearer(image, scenes.asked, scenes.empty, around),
     }
 
 
@@ -277,26 +277,43 @@ def growth(scenes: Kept, image: Tensor) -> list[float]:
     return found
 
 
-def dial_chart(found: Values, path: pathlib.Path) -> pathlib.Path:
-    """Draw the subject's change and what follows the text over the five settings, in percent; returns the SVG file."""
-    rows = [{key: float(np.mean(values)) for key, values in row.items()} for row in found.values()]
-    change = [r["subject's latents changed %"] for r in rows]
-    around = [r["surroundings as the text says %"] for r in rows]
-    asked = [r["subject as the text says %"] for r in rows]
-    most = max(100.0, *change)
+def dial_figures(found: Values) -> Values:
+    """Return what the dial is about: what changes of the subject, and what is as the text says."""
+    read = ("background %", "other colour %", "other shape %")
+    return {
+        setting: {
+            "change of the subject's latents, % of their deviation": row[CHANGE],
+            "subject as the text says, %": row[ASKED],
+            "caption of the surroundings right, %": [sum(of) / 3 for of in zip(*(row[key] for key in read))],
+            "surroundings as the text says, % of pixels": row[AROUND],
+            "kept PSNR": row["kept PSNR"],
+        }
+        for setting, row in found.items()
+    }
+
+
+def dial_chart(figures: Values, path: pathlib.Path) -> pathlib.Path:
+    """Draw the first three figures over the five settings, means and 95 % intervals; returns the SVG file."""
+    rows = list(figures.values())
+    names = list(rows[0])[:3]
+    ranges = [[(float(np.mean(row[name])), *bounds(row[name])) for row in rows] for name in names]
+    most = max(100.0, *(high for series in ranges for *_, high in series))
     lines = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 520 300" font-family="sans-serif" font-size="13">',
-        '<rect width="520" height="300" fill="white"/><path d="M60 60V240H470" fill="none" stroke="#888"/>',
+        '<rect width="520" height="300" fill="white"/><path d="M60 60V240H480" fill="none" stroke="#888"/>',
     ]
-    for n, (values, colour, name) in enumerate((
-        (change, "#c33", "change of the subject's latents, % of their deviation"),
-        (around, "#36c", "surroundings as the text says, %"),
-        (asked, "#2a2", "subject as the text says (another colour), %"),
-    )):  # fmt: skip
-        points = [(60 + 410 * f, 240 - 180 * v / most) for f, v in zip(DIAL, values)]
-        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    for value in (0, 50, 100):
+        height = 240 - 180 * value / most
+        lines.append(f'<path d="M55 {height:.1f}H60" stroke="#888"/>')
+        lines.append(f'<text x="50" y="{height + 4:.1f}" text-anchor="end">{value}</text>')
+    for n, (name, series, colour) in enumerate(zip(names, ranges, ("#c33", "#2a2", "#36c"))):
+        points = [(60 + 410 * f, *(240 - 180 * v / most for v in values)) for f, values in zip(DIAL, series)]
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in points)
         lines.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in points]
+        for x, y, low, high in points:
+            shift = x + 3 * (n - 1)
+            lines.append(f'<path d="M{shift:.1f} {low:.1f}V{high:.1f}" stroke="{colour}"/>')
+            lines.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
         lines.append(f'<text x="70" y="{16 + 16 * n}" fill="{colour}">{name}</text>')
     lines += [f'<text x="{60 + 410 * f:.0f}" y="258" text-anchor="middle">{f:g}</text>' for f in DIAL]
     lines.append(
@@ -379,8 +396,10 @@ def main() -> None:
             return measure_scenes(kept("pocket", args.scenes, True, seed), args.out, configs, missing, seed)
 
         found = collect(args.out / f"cow_dial_{args.scenes}.json", seeds, [*configs], dial, ends)
-        print(table(found))
-        print(dial_chart(found, _common.ROOT / "docs" / "img" / "cow_dial.svg"))
+        if not found:
+            return
+        print(table(dial_figures(found)))
+        print(dial_chart(dial_figures(found), _common.ROOT / "docs" / "img" / "cow_dial.svg"))
         return
     if args.fields:
         names = [name for name in args.only if name != FULLY]
