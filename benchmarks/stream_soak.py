@@ -71,7 +71,7 @@ def through_files(count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         clip, out = pathlib.Path(folder) / "in.mp4", pathlib.Path(folder) / "out.mp4"
         write_clip(clip, count)
-        options = "--prompt noise --steps 1 --guidance none --strength 0.5 --similarity 0.9".split()
+        options = "--prompt noise --steps 1 --guidance none --strength 0.5 --similarity 0.9 --blocks 1".split()
         command = [sys.executable, "-c", COMMAND, str(ROOT / "benchmarks" / "_common.py"), "stream"]
         process = subprocess.Popen(
             [*command, "--input", str(clip), "--out", str(out), *options], stderr=subprocess.PIPE, text=True
