@@ -591,27 +591,35 @@ def _take(cond: Any, rows: Sequence[int]) -> Any:
 
 
 def hints(control: Any) -> int:
-    """Return the number of pictures that a ControlNet, or one chained before it, holds; 1 without any."""
+    """Return the number of images, or of masks beside them, that a ControlNet or one chained before it holds; 1 without any."""
     most = 1
     while control is not None:
-        picture = getattr(control, "cond_hint_original", None)
-        most = max(most, len(picture) if isinstance(picture, Tensor) else 1)
+        most = max(most, *(len(t) for t in given_hints(control)), 1)
         control = getattr(control, "previous_controlnet", None)
     return most
 
 
-def take_hints(control: Any, rows: Sequence[int]) -> Any:
-    """Return a ControlNet with the pictures of the given rows, so that each row is steered by its own frame's picture.
+def given_hints(control: Any) -> list[Tensor]:
+    """Return the image of one ControlNet and, of an inpainting one, its masks: a row for each frame, or one for all."""
+    given = getattr(control, "cond_hint_original", None), *getattr(control, "extra_concat_orig", ())
+    return [t for t in given if isinstance(t, Tensor)]
 
-    A shallow copy shares the network and what the host prepared; one picture holds for all rows and needs no copy.
+
+def take_hints(control: Any, rows: Sequence[int]) -> Any:
+    """Return a ControlNet with the images and masks of the given rows, so that each row is steered by those of its own frame.
+
+    A shallow copy shares the network and what the host prepared; one image and mask hold for all rows and need no copy.
     """
     if control is None or hints(control) == 1:
         return control
     taken = copy.copy(control)
     taken.previous_controlnet = take_hints(control.previous_controlnet, rows)
-    picture = control.cond_hint_original
-    if isinstance(picture, Tensor) and len(picture) > 1:
-        taken.cond_hint_original, taken.cond_hint = picture[[i % len(picture) for i in rows]], None
+    if any(len(given) > 1 for given in given_hints(control)):
+        # The host takes as many masks as there are images, so that one image is repeated too.
+        image, *masks = (given[[i % len(given) for i in rows]] for given in given_hints(control))
+        taken.cond_hint_original, taken.cond_hint = image, None
+        if masks:
+            taken.extra_concat_orig = masks
     return taken
 
 

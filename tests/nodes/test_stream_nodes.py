@@ -12,7 +12,7 @@ import pytest
 import slipstream
 import torch
 import torch.nn.functional as F
-from slipstream.nodes.host.denoiser import Source, acting_ranges, group_rows, take_rows
+from slipstream.nodes.host.denoiser import Source, acting_ranges, group_rows, hints, take_hints, take_rows
 from slipstream.nodes.stream import StreamRun
 from slipstream.stream import StreamConfig
 
@@ -274,3 +274,25 @@ def test_rows_where_a_patch_acts_are_kept_from_rows_where_it_rests() -> None:
     assert group_rows(items, sigma, [(20.0, 4.0)]) == [[0, 1, 4], [2, 3]]
     assert group_rows(items, sigma, [(20.0, 5.0), (3.0, 0.0)]) == [[0, 1, 4], [2, 3]]
     assert group_rows(items, sigma, [(6.0, 2.0)]) == [[0, 3], [1, 2, 4]]
+
+
+@pytest.mark.parametrize(("images", "masks"), [(4, 4), (1, 4), (4, 1)])
+def test_each_frame_goes_with_the_image_and_the_mask_of_its_controlnet(images: int, masks: int) -> None:
+    """As the host does it: as many masks are taken as there are images."""
+    image, mask = torch.rand(images, 3, 8, 8), torch.rand(masks, 1, 8, 8)
+    control = types.SimpleNamespace(
+        cond_hint_original=image, extra_concat_orig=[mask], cond_hint="prepared", previous_controlnet=None
+    )
+    assert hints(control) == 4
+    taken = take_hints(control, [2, 3])
+    for found, given in ((taken.cond_hint_original, image), (taken.extra_concat_orig[0], mask)):
+        assert torch.equal(found, given[2:4] if len(given) > 1 else given.expand(2, -1, -1, -1))
+    assert taken.cond_hint is None
+    assert control.cond_hint == "prepared"
+
+
+def test_a_controlnet_of_one_image_and_mask_is_shared() -> None:
+    control = types.SimpleNamespace(
+        cond_hint_original=torch.rand(1, 3, 8, 8), extra_concat_orig=[torch.rand(1, 1, 8, 8)], previous_controlnet=None
+    )
+    assert take_hints(control, [2, 3]) is control
