@@ -340,8 +340,10 @@ class CowSampler:
 
 def sample(session: Session, keep: Tensor, config: CowConfig, extra: dict[str, Any]) -> Tensor:
     """Run COW in a prepared sampling of the host; the guider's cfg and patches make the cycles and the final phase."""
+    from .host.session import check_places
     from .host.warnings import warn, warn_of_stretch
 
+    check_places(session.latents)
     if not torch.count_nonzero(session.latents):
         raise ValueError(
             "Expected the encoded canvas as `latent_image`, but got an empty latent. Encode Place Subject's `canvas` with the VAE."

@@ -219,7 +219,7 @@ class MaskedRegenerate:
         from ..core.masks import over, touched
         from ..lmd import RegenerateConfig, regenerate
         from .host.sampling import KSamplerNoise, ksampler_sigmas
-        from .host.session import Session, run_on_model
+        from .host.session import Session, check_places, run_on_model
         from .host.warnings import warn, warn_of_stretch
 
         config = RegenerateConfig(
@@ -251,6 +251,7 @@ class MaskedRegenerate:
             warn_of_stretch("Masked Regenerate", "mask", mask, latent["samples"])
             if "noise_mask" in latent:
                 warn("Masked Regenerate", "the latent's noise mask has no effect while `mask` is connected.")
+        check_places(latent["samples"])
         rows = 2 * len(latent["samples"]) * candidates
         samples, changed, report = run_on_model(
             model, latent, work, rows=rows, seed=seed, cfg_scale=cfg, positive=positive, negative=negative
@@ -584,8 +585,9 @@ def _recorded_run(noise: Any, guider: Any, sampler: Any, sigmas: Tensor, latent:
     from ..core.progress import Step
     from ..lmd.influence import recorded
     from .host.progress import host_callback, listening
-    from .host.session import check_channels
+    from .host.session import check_channels, check_places
 
+    check_places(latent["samples"])
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
     check_channels(guider.model_patcher, samples)
     given = {**latent, "samples": samples}

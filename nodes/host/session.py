@@ -153,13 +153,27 @@ def bound_denoise(model: Any, extra_args: dict[str, Any], after: After | None = 
 
 def check_channels(model: Any, samples: Tensor) -> None:
     """Raise ValueError for LATENT samples (B, C, ...) of another number of channels than the MODEL's, as of another family's VAE."""
-    if getattr(samples, "is_nested", False):  # sound and picture packed together
+    if packed(samples):
         return
     wanted, got = int(model.get_model_object("latent_format").latent_channels), samples.shape[1]
     if wanted != got:
         raise ValueError(
             f"Expected a latent of {wanted} channels for this model, but got {got}. Encode the image with the VAE that belongs to "
             "this model."
+        )
+
+
+def packed(samples: Tensor) -> bool:
+    """Return whether LATENT samples hold sound and video together, as LTX-2's do; while it samples, the host packs them to (B, 1, N)."""
+    return bool(getattr(samples, "is_nested", False)) or (samples.ndim == 3 and samples.shape[1] == 1)
+
+
+def check_places(samples: Tensor) -> None:
+    """Raise ValueError for LATENT samples without rows and columns."""
+    if packed(samples):
+        raise ValueError(
+            "Expected a latent of images or of one video, but got one of sound and video together (LTX-2), whose cells have no "
+            "places. Sample it with stock nodes; Search Schedule and Compare Schedules take it too."
         )
 
 
@@ -197,6 +211,7 @@ def run_on_model(
     guider, sampler = _runner(model, lambda session: results.append(work(session)))
     guider.inner_set_conds(conds)
     guider.set_cfg(cfg_scale)
+    check_places(latent["samples"])
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     check_channels(model, samples)
     reserve = -(-rows // 2) if rows else len(samples)  # the host itself doubles the batch in its estimate

@@ -13,6 +13,7 @@ import slipstream
 import torch
 import torch.nn.functional as F
 from slipstream.nodes.host.denoiser import Source, acting_ranges, group_rows, hints, take_hints, take_rows
+from slipstream.nodes.host.session import check_places
 from slipstream.nodes.stream import StreamRun
 from slipstream.stream import StreamConfig
 
@@ -296,3 +297,14 @@ def test_a_controlnet_of_one_image_and_mask_is_shared() -> None:
         cond_hint_original=torch.rand(1, 3, 8, 8), extra_concat_orig=[torch.rand(1, 1, 8, 8)], previous_controlnet=None
     )
     assert take_hints(control, [2, 3]) is control
+
+
+@pytest.mark.parametrize("samples", [types.SimpleNamespace(is_nested=True), torch.zeros(2, 1, 700)])
+def test_a_latent_of_sound_and_video_is_refused_by_name_before_and_while_it_is_packed(samples: Any) -> None:
+    with pytest.raises(ValueError, match=r"sound and video together \(LTX-2\)"):
+        check_places(samples)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 16, 1, 8, 8), (2, 64, 700), (1, 1, 8, 8)])
+def test_latents_of_images_videos_and_sound_alone_have_places(shape: tuple[int, ...]) -> None:
+    check_places(torch.zeros(shape))
