@@ -19,6 +19,7 @@ SMALL_SCENE = {
     "SlipstreamSeedCanvas.width": 128, "SlipstreamSeedCanvas.height": 128, "SlipstreamSeedCanvas.scale": 0.15,
     "BasicScheduler.steps": 6,
 }  # fmt: skip
+POCKET = {"SlipstreamLoadModel.model": "pocket"}  # a UNet; the drafts are transformers
 GRAPHS = ("move, fine", "draft, lumina2", "draft, flux", "stream", "scene", "rounds")
 
 
@@ -44,8 +45,8 @@ def graph_of(kind: str, host: Any, example: Any) -> dict[str, Any]:
             test_stream.add_stream(graph, test_stream.loaded(host, graph, test_stream.clip(3)), steps=2)
             return graph
         case ["scene"]:
-            return example("Grow a scene around a subject", SMALL_SCENE)
-    return example("Repaint a masked area in rounds", {"SlipstreamMaskedRegenerate.steps": 4})
+            return example("Grow a scene around a subject", {**POCKET, **SMALL_SCENE})
+    return example("Repaint a masked area in rounds", {**POCKET, "SlipstreamMaskedRegenerate.steps": 4})
 
 
 def images(host: Any, graph: dict[str, Any]) -> dict[str, np.ndarray]:

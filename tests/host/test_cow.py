@@ -17,7 +17,9 @@ from slipstream.cow.canvas import paste_back, place, plain_background
 from slipstream.cow.photos import PHOTOS
 
 PROMPT = "a small white star at the top on a blue background"
+PROMPT_NODE = "4"
 SMALL = {
+    "SlipstreamLoadModel.model": "pocket", f"{PROMPT_NODE}.text": PROMPT,
     "SlipstreamSeedCanvas.width": 128, "SlipstreamSeedCanvas.height": 128, "SlipstreamSeedCanvas.scale": 0.15,
     "SlipstreamCowSampler.cycles": 2, "BasicScheduler.steps": 10, "CFGGuider.cfg": 3.0,
 }  # fmt: skip

@@ -415,6 +415,7 @@ def test_clip_vision_features_are_those_of_transformers(host: Any, tmp_path: pat
 
 def test_searched_levels_drive_cow(host: Any, example: Any) -> None:
     changes = {
+        "SlipstreamLoadModel.model": "pocket",
         "SlipstreamSeedCanvas.width": 128, "SlipstreamSeedCanvas.height": 128, "SlipstreamSeedCanvas.scale": 0.15,
         "SlipstreamCowSampler.cycles": 1, "BasicScheduler.steps": 10, "CFGGuider.cfg": 3.0,
     }  # fmt: skip

@@ -6,14 +6,14 @@ from typing import Any
 
 
 def cow_photo(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
+    model = g.add("SlipstreamLoadModel", model="pocket-flow")
     photo = g.add("SlipstreamExamplePhoto", photo="astronaut")
     canvas = g.add(
         "SlipstreamSeedCanvas", image=photo["image"], keep=photo["keep"], width=256, height=192, scale=0.25, x=0.5, y=1.0,
         softness=1, size=(440, 0),
     )  # fmt: skip
     prompt = g.add(
-        "CLIPTextEncode", clip=model, text="a small white star at the top on a blue background", title="Prompt"
+        "CLIPTextEncode", clip=model, text="a small rocket at the top on a blue shaded background", title="Prompt"
     )
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
     encoded = g.add("VAEEncode", pixels=canvas["canvas"], vae=model)
@@ -45,7 +45,7 @@ def cow_photo(g: Any) -> None:
         "# Grow a scene around a subject\n\n"
         "For a photo of your own: put **Load Image** in place of Example Photo, paint the subject on the "
         "canvas, press *Move* and place it, write the scene, **Run**.\n\n"
-        "The astronaut is kept, the scene grows around her. The bundled model is tiny and knows coloured shapes on coloured "
+        "The astronaut is kept, the scene grows around her. The bundled model is tiny and knows sixty things and six shapes on coloured "
         "backgrounds only; bypass the last composite node to see what the model makes of the subject.\n\n"
         "**Your own model**: choose a checkpoint in *Load Model*, write prompts of its kind, set the canvas to 768 x 576 and cfg to 7.",
     )

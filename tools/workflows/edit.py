@@ -158,48 +158,48 @@ def _drawn(g: Any, model: Any, blank: Any, text: str, seed: int, title: str) -> 
     empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])
     latent = g.add(
         "KSampler", model=model, positive=prompt, negative=blank, latent_image=empty, seed=seed, steps=20, cfg=3.0,
-        sampler_name="euler", scheduler="normal", title=title,
+        sampler_name="euler", scheduler="simple", title=title,
     )  # fmt: skip
     image = g.add("VAEDecode", samples=latent, vae=model)
     return image, [prompt, empty, latent, image]
 
 
 def harmonise(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
+    model = g.add("SlipstreamLoadModel", model="pocket-flow")
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-    image, first = _drawn(g, model, blank, "a small red circle on the left on a blue background", 3, "The background")
-    other, second = _drawn(
-        g, model, blank, "a small yellow square in the center on a green background", 5, "What is pasted"
-    )
-    # The host's Compositor does the same with a mouse.
-    cut = g.add("ImageCrop", image=other, width=64, height=64, x=32, y=32)
-    pasted = g.add(
-        "ImageCompositeMasked", destination=image, source=cut, x=56, y=40, resize_source=False, title="The collage"
-    )
-    off = g.add("SolidMask", value=0.0, width=model["width"], height=model["height"])
-    on = g.add("SolidMask", value=1.0, width=64, height=64)
-    there = g.add("MaskComposite", destination=off, source=on, x=56, y=40, operation="add", title="Where it was pasted")
-    text = "a small red circle on the left and a small yellow square on the right on a blue background"
+    image, first = _drawn(g, model, blank, "a large lion on the left on a blue striped background", 3, "The background")
+    other, second = _drawn(g, model, blank, "a large apple in the center on a green background", 5, "What is pasted")
+    whole = g.add("SolidMask", value=1.0, width=model["width"], height=model["height"], title="All of it")
+    collage = g.add(
+        "SlipstreamSeedCanvas", image=other, keep=whole, picture=image, background="picture", width=model["width"],
+        height=model["height"], scale=0.5, x=0.88, y=0.5, size=(440, 0),
+    )  # fmt: skip
+    text = "a large lion on the left and a small apple on the right on a blue striped background"
     wanted = g.add("CLIPTextEncode", clip=model, text=text, title="What the result shows")
     made = g.add(
-        "SlipstreamHarmonise", model=model, vae=model, image=pasted, mask=there, positive=wanted, negative=blank, seed=1, hold_seam=0.0,
-        size=(440, 0),
+        "SlipstreamHarmonise", model=model, vae=model, image=collage["canvas"], mask=collage["keep"], positive=wanted, negative=blank,
+        seed=1, hold_seam=0.0, size=(440, 0),
     )  # fmt: skip
     both = g.add(
-        "SlipstreamBeforeAfter", before=pasted, after=made["image"], captions="Collage | One image", size=(440, 0)
+        "SlipstreamBeforeAfter",
+        before=collage["canvas"],
+        after=made["image"],
+        captions="Collage | One image",
+        size=(440, 0),
     )
     saved = g.add("SaveImage", images=made["image"], filename_prefix="slipstream/harmonise", title="Saved")
     g.note(
         "# Make a collage one image\n\n"
         "The pasted piece has brought its own background along. What was pasted follows the collage for most of the "
         "steps, the seam around it is painted again, everything else is the background's own.\n\n"
-        "**With your own collage**: connect Load Image, from any editor or the host's Compositor, and the mask of what was pasted.\n\n"
-        "**Your own model**: choose a checkpoint in *Load Model*. Sizes follow the collage."
+        "**With your own images**: connect Load Image to *picture* (the background) and to *image* of Place Subject, paint the piece, "
+        "press *Move* and place it. Its mask comes from the canvas, so nothing is connected to *keep*. Describe what the result shows.\n\n"
+        "**Your own model**: choose a checkpoint in *Load Model*, and write prompts of its kind. Sizes follow the model."
     )
-    g.section("1 What it shows", [wanted, model, blank])
-    g.section("2 How", [made])
+    g.section("1 The collage", [collage])
+    g.section("2 What it shows, and how", [wanted, made])
     g.section("3 Result", [both])
-    g.section("The collage", first, second, [cut, pasted], [off, on, there], [saved], row=1)
+    g.section("The images, and the model", first, second, [whole, model], [blank, saved], row=1)
 
 
 def edit_preview(g: Any) -> None:

@@ -6,13 +6,18 @@ from typing import Any
 
 
 def text_to_image(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt = g.add("CLIPTextEncode", clip=model, text="a large red circle on a blue background", title="Prompt")
+    model = g.add("SlipstreamLoadModel", model="pocket-flow")
+    prompt = g.add(
+        "CLIPTextEncode",
+        clip=model,
+        text="a large fox on the left and a small apple on the right on a blue shaded background",
+        title="Prompt",
+    )
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
     latent = g.add("EmptyLatentImage", width=model["width"], height=model["height"], batch_size=4)
     samples = g.add(
         "KSampler", model=model, positive=prompt, negative=blank, latent_image=latent,
-        seed=7, steps=20, cfg=3.0, sampler_name="euler", scheduler="normal",
+        seed=7, steps=20, cfg=3.0, sampler_name="euler", scheduler="simple",
     )  # fmt: skip
     image = g.add("VAEDecode", samples=samples, vae=model)
     doctor = g.add("SlipstreamDoctor", model=model, vae=model)
@@ -26,8 +31,8 @@ def text_to_image(g: Any) -> None:
     g.section("What this model can do", [doctor], [report], row=1)
     g.note(
         "# Draw with the bundled model\n\n"
-        "The bundled pocket model runs on the host's own nodes, without a download. It is tiny and knows "
-        "images of coloured shapes, for example *two small yellow squares on a green background*.\n\n"
+        "The bundled model pocket-flow runs on the host's own nodes, without a download. It is tiny and knows sixty things and six shapes, "
+        "for example *a large lion in the center on a green striped background*.\n\n"
         "**Your own model**: choose a checkpoint in *Load Model*. The size follows the model."
     )
 

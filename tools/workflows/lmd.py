@@ -40,10 +40,13 @@ def _side_by_side(g: Any, *images: Any) -> Any:
 
 
 def masked_regenerate(g: Any) -> None:
-    model = g.add("SlipstreamLoadModel", model="pocket")
-    _, blank, latent = _picture(g, model, "a large red circle on a blue background", 7)
+    model = g.add("SlipstreamLoadModel", model="pocket-flow")
+    _, blank, latent = _picture(g, model, "a large lion in the center on a blue striped background", 11)
     wanted = g.add(
-        "CLIPTextEncode", clip=model, text="a large yellow circle on a blue background", title="What it becomes"
+        "CLIPTextEncode",
+        clip=model,
+        text="a large tiger in the center on a blue striped background",
+        title="What it becomes",
     )
     masks = g.add(
         "SlipstreamMaskSchedule",
