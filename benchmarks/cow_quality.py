@@ -14,8 +14,8 @@ Scenes (one object of a rendered scene is kept on grey, the prompt is the whole 
 pixels inside the edge and more, where no cell of the latents is shared); squared jump across the edge of the mask over that of the
 true scene (1 is ideal, autoencoders blur it); halo, the root mean square error (of 255) in the 6 pixels around the mask, where a
 second outline of the subject shows; growth, the pixels outside the mask that look like the subject, in % of its area; and what the
-attribute checker reads after pasting: the surroundings are the background's colour and the other object's colour and shape. pocket-flow
-has no checker of its own here: for its surroundings, the share of pixels nearer to the true background than to grey.
+attribute checker reads after pasting: the surroundings are the background's colour and the other object's colour and shape (pocket-flow:
+what object it is).
 
 "guided around the subject too" is the default without its guidance of 1 around the subject. Below the table stand the differences of
 every method to the default in the same scenes.
@@ -53,7 +53,9 @@ from slipstream.core.schedules import Levels
 from slipstream.core.tensors import composite
 from slipstream.cow import CowConfig, generate
 from slipstream_tools.pocket import flow_scenes as flow
-from slipstream_tools.pocket.checker import labels, load_checker, predict
+from slipstream_tools.pocket.checker import Checker, labels, load_checker, predict
+from slipstream_tools.pocket.flow_checker import labels as flow_labels
+from slipstream_tools.pocket.flow_checker import load_flow_checker
 from slipstream_tools.pocket.scenes import COLOURS, Scene, caption, coverage, render, sample_scene
 from torch import Tensor
 
@@ -121,9 +123,10 @@ def measure_fields(count: int, seeds: int, names: Sequence[str] = (), first: int
 
 @dataclass
 class Kept:
-    """Scenes of which one object is kept: images (B, H, W, 3), its masks (B, H, W), captions, and what the checker should read.
+    """Scenes of two objects of which one is kept: images (B, H, W, 3), its masks (B, H, W), captions, and what the checker should read.
 
-    `empty` is the scene without that object, and `asked` the same as the text has it, where it contradicts the image.
+    `empty` is the scene without that object, and `asked` the same as the text has it, where it contradicts the image. `columns` names
+    what is measured of the checker's reading.
     """
 
     pipe: slipstream.core.Pipeline
@@ -131,7 +134,9 @@ class Kept:
     empty: Tensor
     masks: Tensor
     captions: list[str]
-    wanted: dict[str, Tensor] | None
+    checker: Checker
+    wanted: dict[str, Tensor]
+    columns: dict[str, str]
     asked: Tensor | None = None
 
     def __len__(self) -> int:
@@ -143,34 +148,35 @@ class Kept:
 
 
 def kept(model: str, count: int, contradicted: bool = False, seed: int = 1234) -> Kept:
-    """Return scenes of a bundled model's own world: pocket's with a second object that the text asks for, pocket-flow's with one.
+    """Return scenes of a bundled model's own world, with a second object that the text asks for.
 
-    `contradicted`: the text gives object and ground the next colours of the palette that are not in the scene, and the masks keep
-    12 pixels of the old ground.
+    `contradicted` (pocket only): the text gives object and ground the next colours of the palette that are not in the scene, and the
+    masks keep 12 pixels of the old ground.
     """
     pipe, rng = slipstream.load(model), np.random.default_rng(seed)
     if model == "pocket-flow":
-        atlas, scenes = flow.make_atlas(), flow.sample_scenes(count, rng, pairs=0.0)
-        truth, empty = (
-            ((part + 1) / 2).movedim(1, -1) for part in (flow.render(scenes, atlas), 2 * flow.backgrounds(scenes) - 1)
-        )
-        return Kept(
-            pipe,
-            truth,
-            empty,
-            flow.coverage(scenes, atlas)[:, 0],
-            [flow.caption(scenes, i) for i in range(count)],
-            None,
-        )
+        atlas, pairs = flow.make_atlas(), flow.sample_scenes(count, rng, pairs=1.0)
+        second = replace(pairs, noun=torch.stack([torch.full_like(pairs.noun[:, 0], flow.UNSAID), pairs.noun[:, 1]], 1))
+        truth, empty = (to_image(flow.render(part, atlas)) for part in (pairs, second))
+        masks, captions = flow.coverage(pairs, atlas)[:, 0], [flow.caption(pairs, i) for i in range(count)]
+        columns = {"background": "background %", "object2": "other object %"}
+        return Kept(pipe, truth, empty, masks, captions, load_flow_checker(), flow_labels(pairs), columns)
     drawn = [sample_scene(rng, objects=2) for _ in range(count)]
-    truth, empty = (
-        ((render(part) + 1) / 2).movedim(1, -1) for part in (drawn, [replace(s, items=s.items[1:]) for s in drawn])
+    said = [with_other_colours(scene) for scene in drawn] if contradicted else drawn
+    truth, empty, asked = (
+        to_image(render(part))
+        for part in (drawn, *([replace(s, items=s.items[1:]) for s in part] for part in (drawn, said)))
     )
     masks = torch.stack([coverage(scene.items[0], 128) for scene in drawn])
-    told = [with_other_colours(scene) for scene in drawn] if contradicted else drawn
-    asked = ((render([replace(s, items=s.items[1:]) for s in told]) + 1) / 2).movedim(1, -1) if contradicted else None
     masks = grow(masks, 12) if contradicted else masks
-    return Kept(pipe, truth, empty, masks, [caption(scene) for scene in told], labels(told), asked)
+    captions, columns = [caption(scene) for scene in said], {"colour2": "other colour %", "shape2": "other shape %"}
+    return Kept(
+        pipe, truth, empty, masks, captions, load_checker(), labels(said), {"background": "background %", **columns}, asked
+    )  # fmt: skip
+
+
+def to_image(rendered: Tensor) -> Tensor:
+    return ((rendered + 1) / 2).movedim(1, -1)
 
 
 def with_other_colours(scene: Scene) -> Scene:
@@ -197,8 +203,7 @@ def measure_scenes(
         own = {"denoise": guided} if name == FULLY else {}
         config = CowConfig(steps=STEPS, cfg_scale=SCALE, **changes)
         runs[name] = lambda n, c=config, o=own: generate(model, latents, scenes.masks, cond, uncond, c, n, **o).latents
-    checker = load_checker()
-    found: Values = {} if configs else {"the scenes themselves": read(checker, scenes, scenes.truth, 0)}
+    found: Values = {} if configs else {"the scenes themselves": read(scenes, scenes.truth, 0)}
     shown = {"canvas": scenes.canvas}
     for name, run in runs.items():
         if only and name not in only:
@@ -207,16 +212,16 @@ def measure_scenes(
         INVERSIONS.clear()  # each method pays for its own
         result = run(SeededNoise(seed))
         image = pipe.decode(result).float()
-        found[name] = read(checker, scenes, image, model.rows / count)
+        found[name] = read(scenes, image, model.rows / count)
         if configs:
-            found[name] |= against(checker, scenes, image, result - latents, latents, covered > 0.99)
+            found[name] |= against(scenes, image, result - latents, latents, covered > 0.99)
         shown[name] = image if configs else composite(image, scenes.truth, scenes.masks)
     rows = [side_by_side([images[i : i + 1] for images in shown.values()]) for i in range(min(4, count))]
     print(f"{' | '.join(shown)}: {save_image(torch.cat(rows, 1), out / f'cow_quality_{seed}.png')}", flush=True)
     return found
 
 
-def read(checker: torch.nn.Module, scenes: Kept, image: Tensor, rows: float) -> dict[str, list[float]]:
+def read(scenes: Kept, image: Tensor, rows: float) -> dict[str, list[float]]:
     """Return the measures of images (B, H, W, 3), each."""
     truth, masks, pasted = scenes.truth, scenes.masks, composite(image, scenes.truth, scenes.masks)
     inside, ring = grow(masks, -8) > 0.99, (grow(masks, 6) > 0.5) & (masks < 0.01)
@@ -228,20 +233,15 @@ def read(checker: torch.nn.Module, scenes: Kept, image: Tensor, rows: float) -> 
         "halo": (255 * shares((image - scenes.empty).square().mean(-1), ring).sqrt()).tolist(),
         "growth %": growth(scenes, image),
     }  # fmt: skip
-    if scenes.wanted is None:
-        return {**found, "background %": nearer(image, scenes.empty, torch.full_like(truth, 0.5), masks < 0.01)}
-    seen = predict(checker, pasted.movedim(-1, 1) * 2 - 1)
-    asked = {"background": "background %", "colour2": "other colour %", "shape2": "other shape %"}
-    return {**found, **{v: (100 * (seen[k] == scenes.wanted[k]).float()).tolist() for k, v in asked.items()}}
+    seen = predict(scenes.checker, pasted.movedim(-1, 1) * 2 - 1)
+    right = {name: 100 * (seen[key] == scenes.wanted[key]).float() for key, name in scenes.columns.items()}
+    return {**found, **{name: values.tolist() for name, values in right.items()}}
 
 
-def against(
-    checker: torch.nn.Module, scenes: Kept, image: Tensor, change: Tensor, latents: Tensor, inside: Tensor
-) -> dict[str, list[float]]:
+def against(scenes: Kept, image: Tensor, change: Tensor, latents: Tensor, inside: Tensor) -> dict[str, list[float]]:
     """Return what only a text that contradicts the canvas shows: what changed of the subject, and what is as the text says."""
-    assert scenes.wanted is not None
     assert scenes.asked is not None
-    own = predict(checker, image.movedim(-1, 1) * 2 - 1)["colour"]
+    own = predict(scenes.checker, image.movedim(-1, 1) * 2 - 1)["colour"]
     deviation = latents[inside.expand_as(latents)].std()
     around = (scenes.masks < 0.01) & ((scenes.asked - scenes.empty).square().sum(-1) > 0.01)
     return {

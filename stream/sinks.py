@@ -1,4 +1,4 @@
-"""Where frames go: a video file with the source's sound, an animated image, numbered images, or a camera. Checked before the work."""
+"""Where frames go: a video file with the source's sound, an animated image, or numbered images. Checked before the work."""
 
 from __future__ import annotations
 
@@ -96,27 +96,15 @@ ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG", ".png": "PNG"}
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 NUMBER = re.compile(r"%0?\d*d")
 POSSIBLE = (
-    f"a video ({', '.join(CONTAINERS)}), an animated image ({', '.join(ANIMATIONS)}), a folder, a pattern of images such as "
-    "frames/%05d.png, or a virtual camera of Linux such as /dev/video10"
+    f"a video ({', '.join(CONTAINERS)}), an animated image ({', '.join(ANIMATIONS)}), a folder, or a pattern of images such as "
+    "frames/%05d.png"
 )
-CAMERA = re.compile(r"/dev/video\d+")
-CAMERA_MUXER, CAMERA_PIXELS = (
-    "v4l2",
-    "yuyv422",
-)  # of FFmpeg; these pixels are what every program that reads cameras knows
 
 
 def check_sink(output: str, source: str = "") -> None:
     """Raise ValueError, with what is possible, unless frames of `source` (a path or "webcam") can be written to `output`."""
     path = pathlib.Path(output).expanduser()
     kind = _kind(output)
-    if kind == "camera":
-        if not path.exists():
-            raise ValueError(
-                f"Expected a virtual camera at {path}, but there is no such device. Load v4l2loopback (`sudo modprobe v4l2loopback`) "
-                "and take the device that it makes."
-            )
-        return
     if _overwrites(path, kind, pathlib.Path(source).expanduser()):
         raise ValueError(f"Expected `out` to be another place than `input`, but both are {source}. Choose a new name.")
     if kind == "folder":
@@ -149,8 +137,6 @@ def _overwrites(output: pathlib.Path, kind: str, source: pathlib.Path) -> bool:
 def _kind(output: str) -> str:
     path = pathlib.Path(output).expanduser()
     suffix = path.suffix.lower()
-    if CAMERA.fullmatch(output):
-        return "camera"
     if NUMBER.search(path.name) and suffix in IMAGES:
         with suppress(ValueError, TypeError):
             return "pattern" if path.name % 1 else ""
@@ -171,10 +157,7 @@ def open_sink(output: str, source: FrameSource) -> FrameSink:
     if kind == "video":
         return VideoSink(path, source)
     if source.has_sound:
-        where = "a camera" if kind == "camera" else path.suffix or "a folder"
-        log.warning("The input has sound, which %s cannot hold: it is left out.", where)
-    if kind == "camera":
-        return CameraSink(path, source)
+        log.warning("The input has sound, which %s cannot hold: it is left out.", path.suffix or "a folder")
     if kind == "animation":
         return AnimationSink(path, source)
     return ImagesSink(path / "%06d.png" if kind == "folder" else path)
@@ -559,57 +542,6 @@ class VideoSink:
         else:
             self.place = settle(self._draft, error or self._output.error, self.written)
         self._check_written()
-
-
-class CameraSink:
-    """Shows frames on a virtual camera of Linux (v4l2loopback), as which calls, browsers and OBS then see them."""
-
-    def __init__(self, path: pathlib.Path, source: FrameSource) -> None:
-        self.place, self.rate, self.written = path, source.rate, 0
-        self._lock = threading.Lock()  # as VideoSink's
-        self._container: Any = None
-        self._closed = False
-
-    def check(self, height: int, width: int) -> None:
-        """Raise ValueError for an odd width, since these pixels lie in pairs."""
-        if width % 2:
-            raise ValueError(
-                f"Expected frames of an even width for a virtual camera, but got {width}x{height}. Use `size`."
-            )
-
-    def __enter__(self) -> CameraSink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._lock:
-            self._closed = True
-            if self._container is not None:
-                self._container.close()
-
-    def write(self, image: Tensor, stamp: Stamp) -> None:
-        """Show one IMAGE (H, W, 3) at once, whatever its `stamp`; raises ValueError when the device takes no frames."""
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                if self._container is None:
-                    self._open(*image.shape[:2])
-                frame = import_av().VideoFrame.from_ndarray(image_to_numpy(image), format="rgb24")
-                self._container.mux(self._video.encode(frame.reformat(format=CAMERA_PIXELS)))
-            except (import_av().error.FFmpegError, OSError) as error:
-                raise ValueError(
-                    f"Expected a virtual camera at {self.place}, but it takes no frames ({reason(error)}). Close what else writes to it, "
-                    "or make one with v4l2loopback."
-                ) from error
-            self.written += 1
-
-    def _open(self, height: int, width: int) -> None:
-        self.check(height, width)
-        self._container = import_av().open(str(self.place), "w", format=CAMERA_MUXER)
-        self._video = self._container.add_stream("rawvideo", rate=self.rate)
-        self._video.height, self._video.width, self._video.pix_fmt = height, width, CAMERA_PIXELS
 
 
 def _is_readable(file: pathlib.Path) -> bool:

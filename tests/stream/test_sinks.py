@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pathlib
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -443,36 +442,3 @@ def test_what_a_thread_writes_after_the_end_is_ignored(tmp_path: pathlib.Path) -
     sink.write(*frames[1])
     assert sink.written == 1
     assert len(times_of(tmp_path / "out.mp4")) == 1
-
-
-@pytest.fixture
-def camera(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A file in the place of a camera's device: it holds what the device would be given."""
-    device = tmp_path / "video10"
-    device.touch()
-    monkeypatch.setattr(sinks, "CAMERA", re.compile(re.escape(str(device))))
-    monkeypatch.setattr(sinks, "CAMERA_MUXER", "rawvideo")
-    return device
-
-
-def test_a_virtual_camera_gets_every_frame_in_pairs_of_pixels(camera: pathlib.Path) -> None:
-    clip = Clip((4, 6))
-    copy(clip, camera)
-    shown = np.frombuffer(camera.read_bytes(), np.uint8).reshape(clip.count, 4, 3, 4)
-    for index, frame in enumerate(shown):
-        r, g, b = clip.colour(index).tolist()
-        luma = 16 + (65.738 * r + 129.057 * g + 25.064 * b) / 256
-        assert np.abs(frame[..., [0, 2]].astype(float) - luma).max() <= 1.5
-
-
-def test_a_virtual_camera_that_is_not_there_or_takes_nothing_is_refused(
-    camera: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ValueError, match=r"even width for a virtual camera, but got 7x4"):
-        open_sink(str(camera), Clip()).check(4, 7)
-    monkeypatch.setattr(sinks, "CAMERA_MUXER", "v4l2")
-    with pytest.raises(ValueError, match=r"takes no frames"), open_sink(str(camera), Clip()) as sink:
-        sink.write(torch.zeros(4, 6, 3), Stamp(0, Fraction(1, 30), 1))
-    camera.unlink()
-    with pytest.raises(ValueError, match=r"no such device. Load v4l2loopback"):
-        check_sink(str(camera))
