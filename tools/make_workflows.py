@@ -57,6 +57,7 @@ SHOWN, TESTED = ROOT / "example_workflows", ROOT / "tests" / "host" / "workflows
 COLUMN, GAP, WIDTH = 90, 50, 300
 # The first screen of 1600 x 950 shows this width of a workflow, beside the side bar; its corner lies below the tabs.
 SCREEN, CORNER = 1440, (110, 130)
+LIVE_PROMPT = "a large yellow circle on a green background"
 EXTRA_HEIGHT = {
     "SlipstreamEditPreview": 280,
     "SlipstreamBeforeAfter": 300,
@@ -374,9 +375,9 @@ def first_view(boxes: list[list[int]]) -> dict[str, Any]:
     return {"scale": scale, "offset": [round(CORNER[0] / scale - left), round(CORNER[1] / scale - top)]}
 
 
-def thumbnail(files: list[Any], path: pathlib.Path, parts: int, size: int = 400) -> None:
+def thumbnail(files: list[Any], path: pathlib.Path, parts: int) -> None:
     """Save a square JPEG of what Before and After shows of `parts` images: four whole, else the last one with the others as insets."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     files = [f for f in files if f.filename.endswith((".png", ".jpg", ".webp"))]
     # Before and After is the preview with the largest id; other examples have what they save.
@@ -385,7 +386,13 @@ def thumbnail(files: list[Any], path: pathlib.Path, parts: int, size: int = 400)
     sheet = Image.open(io.BytesIO([f for f in files if f.node == last][-1].read())).convert("RGB")
     count = parts if parts in (2, 3) else 1
     width = sheet.width // count
-    each = [sheet.crop((at * width, 0, (at + 1) * width, sheet.height)) for at in range(count)]
+    square([sheet.crop((at * width, 0, (at + 1) * width, sheet.height)) for at in range(count)], path)
+
+
+def square(each: list[Any], path: pathlib.Path, size: int = 400) -> None:
+    """Save the last image as a square JPEG, with the others as insets."""
+    from PIL import Image, ImageOps
+
     corner = (0.0, 0.5)  # captions and the names of a chart stand on the left
     made = ImageOps.fit(each[-1], (size, size), Image.Resampling.LANCZOS, centering=corner)
     for at, image in enumerate(each[:-1]):
@@ -393,6 +400,44 @@ def thumbnail(files: list[Any], path: pathlib.Path, parts: int, size: int = 400)
         left = size - inset.width - 14 if at else 8
         made.paste(ImageOps.expand(inset, 3, "white"), (left, size - inset.height - 14))
     made.save(path, quality=88)
+
+
+def live_frames(host: Any, prompt: dict[str, Any], clip: pathlib.Path, frame: int = 28, count: int = 16) -> list[Any]:
+    """Push one frame of a clip into a live workflow, type another prompt; returns that frame and the result after `count` of them."""
+    import itertools
+    import tempfile
+    import threading
+
+    from PIL import Image
+    from slipstream.stream.live import client
+    from slipstream.stream.video import open_source
+
+    pixels, _ = next(itertools.islice(open_source(str(clip)), frame, None))
+    sent, back = Image.fromarray(pixels.numpy()), []
+
+    class Sink:
+        def check(self, height: int, width: int) -> None: ...
+
+        def write(self, image: Any, stamp: Any) -> None:
+            back.append(image)
+            if len(back) == count:
+                running.interrupt()
+
+    with tempfile.TemporaryDirectory() as folder:
+        sent.save(pathlib.Path(folder) / "frame.png")
+        running = host.submit(prompt)
+        stream = running.wait_for(lambda event: event.type == "slipstream.live", timeout=120).data["stream"]
+        url = f"{host.url}/slipstream/live/{stream}"
+        pushing = threading.Thread(
+            target=client.push,
+            args=(url, open_source(folder, 10), Sink()),
+            kwargs={"loop": True, "settings": {"prompt": LIVE_PROMPT}},
+        )
+        pushing.start()
+        running.wait(120)
+        pushing.join()
+    last = back[-1] if not back[-1].is_floating_point() else (255 * back[-1]).round().byte()
+    return [sent, Image.fromarray(last.numpy())]
 
 
 def collect(names: list[str]) -> dict[pathlib.Path, Callable[[Graph], None]]:
@@ -447,7 +492,12 @@ def main(argv: list[str] | None = None) -> int:
                 host.upload_image(
                     next(r / upload for r in (ROOT, pathlib.Path(os.environ["COMFYUI_PATH"])) if (r / upload).is_file())
                 )
-            if args.run:
+            if args.run and any(node.type == "SlipstreamLiveStream" for node in graph.nodes):
+                square(
+                    live_frames(host, host_graph.to_api(workflow, info), ROOT / "assets" / "ball.mp4"),
+                    path.with_suffix(".jpg"),
+                )
+            elif args.run:
                 result = host.run(host_graph.to_api(workflow, info))
                 print(f"  {result.status} in {result.seconds:.1f} s, {len(result.files)} files")
                 if not result.ok:
