@@ -23,12 +23,13 @@ const STYLE = `
 .slipstream-live .hint:empty { display: none; }
 .slipstream-live .says { min-height: 16px; overflow-wrap: anywhere; user-select: text; }
 .slipstream-live .says.bad { color: #f9a; }
-.slipstream-live .readouts { color: #bbb; font-variant-numeric: tabular-nums; user-select: text; min-height: 32px; }
+.slipstream-live .readouts { color: #bbb; font-variant-numeric: tabular-nums; user-select: text; min-height: 32px; flex: none; }
 .slipstream-live .readouts b { color: #fff; font-weight: 600; }
 .slipstream-live .settings { display: grid; grid-template-columns: max-content 1fr 52px; gap: 3px 8px; align-items: center; }
 .slipstream-live .settings textarea, .slipstream-live .settings .wide { grid-column: 2 / 4; width: 100%; box-sizing: border-box; resize: vertical; }
 .slipstream-live .settings output { text-align: right; font-variant-numeric: tabular-nums; }
 .slipstream-live .settings .off { opacity: 0.4; }
+.slipstream-live details { flex: 0 1 auto; min-height: 20px; overflow-y: auto; }
 .slipstream-live summary { cursor: pointer; padding: 2px 0; }
 .slipstream-live code { user-select: all; background: #111; padding: 1px 4px; border-radius: 3px; overflow-wrap: anywhere; }
 .slipstream-live:fullscreen { padding: 10px; }
