@@ -150,6 +150,8 @@ def read_move(bench: PaintBench, before: list, after: list, meta: dict, size: tu
     scale = new.w / old.w
     if abs(new.h / old.h - scale) > 1e-6 * scale or not 1 / 8 <= scale <= 8:
         return None
+    if not bool(bench.mask([new], size).any()):  # it leaves the image
+        return Edit(removed=[bench.mask([old], size)])
     angle = (new.rotation - old.rotation + 180) % 360 - 180
     edit = Edit(moves=[(bench.mask([old], size), (old.cx, old.cy), (new.cx, new.cy), scale, angle)])
     if after[-1] is not new:
