@@ -192,6 +192,21 @@ def test_a_note_says_how_to_use_a_model_of_ones_own(name: str) -> None:
     ]
 
 
+# The scene has a size of its own, and a panel that runs live is as fast as its frames are small: both notes name sizes for other models.
+TYPED_SIZES = {"SlipstreamSeedCanvas": "Grow a scene around a subject", "SlipstreamLiveStream": "Paint over my webcam"}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "example_workflows").glob("*.json")))
+def test_no_example_has_the_size_of_the_bundled_model_typed_in(name: str) -> None:
+    typed = {
+        node["type"]
+        for node in WORKFLOWS[name]["nodes"]
+        for socket in node["inputs"]
+        if socket["name"] in ("width", "height") and socket["link"] is None
+    }
+    assert all(type in TYPED_SIZES and TYPED_SIZES[type] in name for type in typed), typed
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda p: p.stem)
 def test_a_blueprint_is_one_node_whose_links_are_whole(path: pathlib.Path) -> None:
     blueprint = json.loads(path.read_text())
