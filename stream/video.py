@@ -66,15 +66,16 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]: ...
 
 
-def rgb_of(frame: Any) -> np.ndarray:
-    """Return a frame as uint8 (H, W, 3), by the matrix and range that it names.
+def rgb_of(frame: Any, reformatter: Any) -> np.ndarray:
+    """Return a frame as uint8 (H, W, 3), by the matrix and range that it names, through PyAV's VideoReformatter.
 
+    A frame's own `reformat` makes one for each frame, and each starts threads.
     PyAV before 17 looks at neither, unless source and destination are given and differ; for RGB the destination's do not count.
     """
     matrix, full = MATRICES.get(int(frame.colorspace), 5), int(frame.color_range) == 2
     other, src, dst = 1 if matrix != 1 else 5, *((2, 1) if full else (1, 2))
     changed = {"src_colorspace": matrix, "dst_colorspace": other, "src_color_range": src, "dst_color_range": dst}
-    pixels: np.ndarray = frame.reformat(format="rgb24", **changed).to_ndarray()
+    pixels: np.ndarray = reformatter.reformat(frame, format="rgb24", **changed).to_ndarray()
     return pixels
 
 
@@ -137,6 +138,7 @@ class VideoSource:
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
         """Decode frames in order of display; times never go back."""
         read, pts, first = 0, -1, 0
+        matrix, reformatter = (1, 0, 0, 1), import_av().video.reformatter.VideoReformatter()
         step = max(round(1 / (self.rate * self.time_base)), 1)
         with self.container:
             for frame in self._decoded():
@@ -144,7 +146,10 @@ class VideoSource:
                     first = frame.pts or 0  # a camera counts from when it was switched on
                 pts = max(frame.pts - first, pts + 1) if frame.pts is not None else pts + step if read else 0
                 read += 1
-                picture = upright(rgb_of(frame), matrix_of(frame))
+                # A frame whose side data was read lives until Python looks for cycles. A key frame tells for those after it.
+                if read == 1 or (frame.key_frame and not self.live):
+                    matrix = matrix_of(frame)
+                picture = upright(rgb_of(frame, reformatter), matrix)
                 stamp = Stamp(pts, self.time_base, getattr(frame, "duration", None) or 0)
                 yield torch.from_numpy(np.ascontiguousarray(picture)), stamp
         # AVI counts the steps at which it shows no new frame too.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import logging
+import os
 import pathlib
 import re
 import struct
@@ -45,6 +47,21 @@ def test_a_video_that_was_cut_off_gives_what_can_be_read(tmp_path, keep) -> None
     count = len(list(source))
     assert 0 < count < 200
     assert f"{count} of 200 frames" in source.problem
+
+
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/task").exists(), reason="no /proc here: threads outside Python cannot be counted"
+)
+def test_reading_a_video_does_not_gather_threads(tmp_path) -> None:
+    """Those of a conversion end with it, also where Python has not looked for cycles yet."""
+    path = make_video(tmp_path / "in.mp4", range(120))
+    gc.disable()
+    try:
+        threads = [len(os.listdir("/proc/self/task")) for _ in open_source(str(path))]
+    finally:
+        gc.enable()
+    assert len(threads) == 120
+    assert threads[-1] <= threads[1]
 
 
 def test_damage_inside_a_video_is_survived(tmp_path) -> None:
