@@ -12,7 +12,7 @@ import _common  # noqa: E402, F401
 import torch  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from slipstream import load  # noqa: E402
-from slipstream.core import Pipeline, SeededNoise  # noqa: E402
+from slipstream.core import CFG, Pipeline, SeededNoise, make_sigmas, sample  # noqa: E402
 from slipstream.core.images import read_image, read_mask  # noqa: E402
 from slipstream.core.tensors import image_to_numpy  # noqa: E402
 from slipstream.cow import CowConfig, generate  # noqa: E402
@@ -77,10 +77,11 @@ def draw_move(pipe: Pipeline) -> None:
     animate("move", [[("Your photo", photo), each] for each in shown], [900, *[110] * 9, 900, 2500])
 
 
-def draw_cow(pipe: Pipeline) -> None:
+def draw_cow(_: Pipeline) -> None:
+    pipe = load("pocket-flow")
     photo, mask = read_image(PHOTOS["astronaut"][0]), read_mask(PHOTOS["astronaut"][1])
     canvas = place(photo, mask, plain_background(192, 256), 0.25, 0.5, 1.0)
-    cond, uncond = pipe.encode_text(["a small white star at the top on a blue background"]), pipe.encode_text([""])
+    cond, uncond = pipe.encode_text(["a small rocket at the top on a blue shaded background"]), pipe.encode_text([""])
     result = generate(
         pipe.model, pipe.encode_image(canvas.image), canvas.keep, cond, uncond, CowConfig(cfg_scale=3.0), SeededNoise(0)
     )
@@ -116,23 +117,27 @@ def draw_search(pipe: Pipeline) -> None:
     animate("search", [[(name, each[i : i + 1]) for name, each in images.items()] for i in range(10)], [1300] * 10)
 
 
-def draw_lmd(pipe: Pipeline) -> None:
-    """A circle is repainted round by round; a round's masked cells are grey."""
+def draw_lmd(_: Pipeline) -> None:
+    """A lion is repainted round by round; a round's masked cells are grey."""
     import make_lmd_pictures as drawn
 
-    image = drawn.picture_of(drawn.RED)
+    pipe, config = load("pocket-flow"), RegenerateConfig(steps=6, strength=0.9, strength_end=0.6, cfg_scale=3.0)
+    lion, tiger, uncond = (
+        pipe.encode_text([text and f"a large {text} in the center on a blue striped background"])
+        for text in ("lion", "tiger", "")
+    )
+    sigmas, noise = make_sigmas("simple", pipe.model.levels, 20), SeededNoise(8)(torch.zeros(1, 16, 16, 16))
+    image = pipe.decode(sample("euler", CFG(pipe.model, lion, uncond, 3.0), noise, sigmas, pipe.model.space))
     masks = mask_schedule(5, "cosine", 0.5, 0.75, nested=False, seed=3).masks
-    config = RegenerateConfig(steps=6, strength=0.9, strength_end=0.6, cfg_scale=3.0)
-    cond, uncond = pipe.encode_text(["a large yellow circle on a blue background"]), pipe.encode_text([""])
-    frames: list[Frame] = [[("Your photo", image), ("", image)]]
+    frames: list[Frame] = [[("Your image", image), ("", image)]]
     latents = pipe.encode_image(image)
     for rounds in range(1, len(masks) + 1):
         shown = pipe.decode(latents)
         made = regenerate(
-            pipe.model, pipe.encode_image(image), cond, uncond, config, SeededNoise(1), masks=masks[:rounds]
+            pipe.model, pipe.encode_image(image), tiger, uncond, config, SeededNoise(1), masks=masks[:rounds]
         ).latents
-        frames.append([("Your photo", image), (f"Round {rounds}: masked", drawn.masked(shown, masks[rounds - 1]))])
-        frames.append([("Your photo", image), (f"Round {rounds}: repainted", pipe.decode(made))])
+        frames.append([("Your image", image), (f"Round {rounds}: masked", drawn.masked(shown, masks[rounds - 1]))])
+        frames.append([("Your image", image), (f"Round {rounds}: repainted", pipe.decode(made))])
         latents = made
     animate("lmd", frames, [900, *[600, 600] * (len(masks) - 1), 600, 2500])
 
