@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import pathlib
 import re
 import statistics
@@ -126,7 +127,7 @@ def status(pid: int) -> tuple[float, int]:
 class Load:
     """One host and what it was seen to do."""
 
-    def __init__(self, host: Any, count: int, first: int, end: float) -> None:
+    def __init__(self, host: Any, count: int, first: int, end: float = math.inf) -> None:
         self.host, self.count, self.first, self.end = host, count, first, end
         self.seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.memory: list[float] = []
