@@ -65,8 +65,10 @@ class Repel(Generic[Cond]):
 def make_repel(
     model: Denoiser[Cond], cond: Cond, uncond: Cond | None, config: CowConfig, keep: Tensor,
     suppress: Cond | None, enhance: Cond | None,
-) -> Repel[Cond]:  # fmt: skip
-    """Return the guidance of the cycles with `suppress` and `enhance`; raises ValueError without `uncond`."""
+) -> Repel[Cond] | None:  # fmt: skip
+    """Return the guidance of the cycles with `suppress` or `enhance`, None without both; raises ValueError without `uncond`."""
+    if config.repel == 0 or (suppress is None and enhance is None):
+        return None
     if uncond is None:
         raise ValueError("Expected `uncond` beside `suppress` or `enhance`, but got None. Encode an empty prompt.")
     return Repel(model, cond, uncond, config.cfg_scale, keep, config.repel, suppress, enhance)

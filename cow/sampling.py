@@ -49,17 +49,15 @@ def generate(
         sigmas: descending levels (S+1,) ending in 0, in place of `config.steps` and `config.schedule`.
         suppress, enhance: the background is pushed away from the one and towards the other.
         denoise: a guided estimate of your own in place of classifier-free guidance at `config.cfg_scale`.
-        denoise_where: `denoise_where(mask)` is `denoise` at guidance 1 where the mask (B, 1, H, W) is 1, for the subject's
-            surroundings in the last descent; without it `denoise` acts there as elsewhere.
+        denoise_where: `denoise_where(mask)` is `denoise` at guidance 1 where the mask (B, 1, H, W) is 1: around the subject at last.
 
     Raises ValueError for latents or a mask that are not finite, an empty mask, a batch that does not match, and sigmas
     that do not descend or leave no step between `low` and `high`.
     """
     check_latents("canvas_latents", canvas_latents, remedy="Encode the canvas with the model's VAE.")
     check_finite("canvas_latents", canvas_latents)
-    if sigmas is None:
-        sigmas = make_sigmas(config.schedule, model.levels, config.steps)
-    plan = make_plan(config, model.levels, sigmas.detach().cpu())
+    sigmas = make_sigmas(config.schedule, model.levels, config.steps) if sigmas is None else sigmas.detach().cpu()
+    plan = make_plan(config, model.levels, sigmas)
     keep = latent_mask(keep_mask, canvas_latents, plan)
     levels, space = as_levels(plan.levels, canvas_latents), model.space
     whole = bool((keep >= plan.threshold(plan.stop)).all())
@@ -73,18 +71,16 @@ def generate(
     # Until the last descent the subject informs its surroundings down to `low`.
     subject = replace(last, plan=replace(plan, stop=min(plan.stop, plan.low)))
 
-    free: Denoise = denoise or CFG(model, cond, uncond, config.cfg_scale)
-    repelled = config.repel > 0 and (suppress is not None or enhance is not None)
-    guided = make_repel(model, cond, uncond, config, keep, suppress, enhance) if repelled else free
     if denoise is None:
+        denoise = CFG(model, cond, uncond, config.cfg_scale)
         denoise_where = partial(MaskedCFG, model, cond, uncond, config.cfg_scale)
-    if denoise_where is not None and config.start == "noise" and not whole:
-        free = denoise_where(around(keep))
+    from_noise = config.start == "noise" and not whole
+    free = denoise_where(around(keep)) if denoise_where is not None and from_noise else denoise
+    guided = make_repel(model, cond, uncond, config, keep, suppress, enhance) or denoise
     x, estimates = last.latents[start], []
-    if not whole and config.start == "noise":
-        fresh = noise.fork("cow start")
+    if from_noise:
+        fresh, steps = noise.fork("cow start"), range(plan.top, plan.low, -1)
         x = subject.put_back(space.add_noise(canvas_latents, fresh(canvas_latents), levels[plan.top]), plan.top)
-        steps = range(plan.top, plan.low, -1)
         x, _ = down(guided, x, subject, levels, steps, space, config.eta, fresh, report, "start")
     for index in [] if whole else range(config.cycles):
         fresh, held = noise.fork(f"cow cycle {index}"), last if index == config.cycles - 1 else subject

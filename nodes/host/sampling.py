@@ -14,7 +14,7 @@ from ...core.noise import SeededNoise
 from ...core.schedules import make_sigmas, whole_steps
 from .denoiser import levels_of
 from .identity import SETTINGS
-from .session import Session, bound_denoise, check_channels, check_places, session_of
+from .session import Session, bound_denoise, check_images, session_of
 from .warnings import owned, warn
 
 
@@ -92,8 +92,7 @@ def make_guider(
         inputs: tuple[Any, ...] = ()
 
         def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):  # type: ignore[no-untyped-def]
-            check_places(latent_image)
-            check_channels(self.model_patcher, latent_image)
+            check_images(self.model_patcher, latent_image)
             self.prediction, self.session, self.inputs = None, None, (latent_image, noise, sigmas)
             try:
                 samples = super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)

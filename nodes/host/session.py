@@ -177,6 +177,12 @@ def check_places(samples: Tensor) -> None:
         )
 
 
+def check_images(model: Any, samples: Tensor) -> None:
+    """Raise ValueError for LATENT samples that are none of images or of one video, or of another number of channels than the MODEL's."""
+    check_places(samples)
+    check_channels(model, samples)
+
+
 def run_on_model(
     model: Any,
     latent: dict[str, Any],
