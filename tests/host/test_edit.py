@@ -211,7 +211,7 @@ def test_the_preview_samples_nothing(host: Any) -> None:
     assert drafted[56, 40, 0] < 80  # and gone from the old one
 
 
-def test_what_is_drawn_on_the_canvas_is_the_object_and_the_preview_runs_alone(host: Any) -> None:
+def test_what_is_drawn_on_the_canvas_is_the_object_and_the_preview_runs_alone(host: Any, tells_again: bool) -> None:
     drawing = json.dumps({"size": [128, 128], "shapes": [{"box": [24, 40, 56, 72]}]})
     tasks = {
         "masked": node("SlipstreamMove", mask=["mask", 0], **MOVE),
@@ -230,7 +230,8 @@ def test_what_is_drawn_on_the_canvas_is_the_object_and_the_preview_runs_alone(ho
     assert np.array_equal(shown["masked"], shown["typed"])
     assert (shown["pulled"] != shown["masked"]).any()
     for name, roles in (("masked", ["mask"]), ("drawn", ["image"]), ("pulled", ["image"])):
-        assert [entry["role"] for entry in result.outputs[name]["slipstream_canvas"]] == roles
+        if tells_again or name in result.executed_nodes:
+            assert [entry["role"] for entry in result.outputs[name]["slipstream_canvas"]] == roles
     assert "slipstream_canvas" not in result.outputs.get("typed", {})
 
 

@@ -54,6 +54,17 @@ def harmonised(graph: dict[str, Any], hold_object: float = 0.7) -> dict[str, Any
     return finished(graph)
 
 
+def stock(graph: dict[str, Any]) -> dict[str, Any]:
+    graph["latent"] = node("VAEEncode", pixels=["i", 0], vae=["f", 1])
+    graph["k"] = node(
+        "KSampler", model=["f", 0], positive=["f", 2], negative=["f", 3], latent_image=["latent", 0], seed=1, steps=1, cfg=1.0,
+        sampler_name="euler", scheduler="simple", denoise=1.0,
+    )  # fmt: skip
+    graph["seen"] = node("VAEDecode", samples=["k", 0], vae=["f", 1])
+    graph["save"] = node("SaveImage", images=["seen", 0], filename_prefix="stock")
+    return graph
+
+
 def with_task(graph: dict[str, Any], kind: str) -> dict[str, Any]:
     if kind == "move":
         graph["t"] = node("SlipstreamMove", mask=["mask", 0], **MOVE, angle=30.0)
@@ -91,6 +102,8 @@ def test_a_move_on_every_family_leaves_the_rest_and_the_model_as_they_were(host:
 @pytest.mark.parametrize("family", ["lumina2", "flux", "qwen_image"])
 @pytest.mark.parametrize("weights", ["fp8", "scaled fp8"])
 def test_quantised_weights_edit_as_their_values_do(host: Any, report: Any, family: str, weights: str) -> None:
+    if not host.run(stock(base(family, weights=weights))).ok:
+        pytest.skip("this host's own KSampler cannot load these weights with this torch")
     seen = {}
     for kind in ("float32", weights):
         result = host.run(harmonised(base(family, weights=kind), hold_object=0.0))

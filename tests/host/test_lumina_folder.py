@@ -129,8 +129,11 @@ def test_contract(host: Any, report: Any, folder: str, model: str) -> None:
     found = report(host.run(graph))
     assert found.pop("space") == "flow"
     assert found.pop("sigma_max") == "1.0000"
-    assert {name: text for name, text in found.items() if text != "ok"} == {}
     assert len(found) == 8
+    # Some hosts turn positions by a kernel without a gradient. No edit takes one of a transformer.
+    gradients = found.pop("gradients_reach_x")
+    assert gradients == "ok" or "comfy_kitchen.apply_rope" in gradients
+    assert {name: text for name, text in found.items() if text != "ok"} == {}
 
 
 def test_a_lora_finds_every_layer_and_leaves_no_trace(

@@ -475,6 +475,20 @@ class Strings:
         return (json.loads(values),)
 
 
+class Told:
+    """A node that is no output node and shows something all the same."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("STRING",)
+    HAS_INTERMEDIATE_OUTPUT = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("STRING", {})}}
+
+    def make(self, value: str) -> dict[str, Any]:
+        return {"ui": {"told": [value]}, "result": (value,)}
+
+
 class PromptDump:
     """Reports the embeddings of a CONDITIONING as a list of numbers with their shape."""
 
@@ -527,6 +541,7 @@ NODE_CLASS_MAPPINGS = {
     "ProbeChurned": Churned,
     "ProbePromptDump": PromptDump,
     "ProbeStrings": Strings,
+    "ProbeTold": Told,
     "ProbeCount": Count,
     "ProbeCounted": Counted,
     "ProbeEdited": Edited,
