@@ -27,7 +27,10 @@ GIB = 1 << 30
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in a tensor, module, dataclass, dict, list or tuple, nested as it may be, in a fixed order."""
+    """Yield every tensor in a tensor, module, dataclass, dict, list or tuple, nested as it may be, in a fixed order.
+
+    Of anything else those in its `held_tensors`, where it has that.
+    """
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, nn.Module):
@@ -40,6 +43,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
     elif is_dataclass(value):
         yield from tensors_in([getattr(value, f.name) for f in fields(value)])
+    else:
+        yield from getattr(value, "held_tensors", ())
 
 
 def footprint(value: Any) -> tuple[int, int]:

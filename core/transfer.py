@@ -92,11 +92,13 @@ class Lane:
     """A CUDA stream of a device, so that its work overlaps with that of others; nothing on a CPU.
 
     Between `start` and `finish`, both called where the stream is used from, its work comes after and before what is done there.
+    `shared` takes the current stream of the device in place of a new one.
     """
 
-    def __init__(self, device: torch.device | str | None) -> None:
+    def __init__(self, device: torch.device | str | None, shared: bool = False) -> None:
         cuda = device is not None and torch.device(device).type == "cuda"
-        self.stream = torch.cuda.Stream(device) if cuda else None
+        make = torch.cuda.current_stream if shared else torch.cuda.Stream
+        self.stream = make(device) if cuda else None
 
     def start(self) -> None:
         if self.stream is not None:

@@ -234,7 +234,7 @@ class LiveRun:
         import comfy.model_management
 
         from .host.progress import check_interrupt
-        from .host.vae import decode_images
+        from .host.vae import decode_images, vae_lanes
 
         positive, negative = session.conds["positive"].at(0), session.conds["negative"].at(0)
         config = self._config(self.stream.settings)
@@ -258,7 +258,8 @@ class LiveRun:
                 denoiser.resize(batch.config.rows)
 
         try:
-            self.stream.run(batch, encode, decode, apply, check_interrupt, why=why)
+            lanes = vae_lanes(self.vae, session.denoiser)
+            self.stream.run(batch, encode, decode, apply, check_interrupt, why=why, lanes=lanes)
         except comfy.model_management.InterruptProcessingException:
             if not self.keep or not len(self.stream.images()):
                 raise

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -193,6 +193,7 @@ class StreamThreads:
         queue: frames that may wait before each thread.
         device: give the model's CUDA device for a stream per thread.
         statistics: where its readouts go, by default its own.
+        lanes: the CUDA stream of each of some threads, by the name of its stage, in place of one of its own.
 
     The threads run in the context (`contextvars`) in which they were made.
     """
@@ -203,6 +204,7 @@ class StreamThreads:
         decode: Callable[[Tensor], Tensor | Arrival], sink: Callable[[Tensor, Any, StreamFrame], Any],
         chooser: SimilarityFilter | None = None, live: bool = True, queue: int = 2,
         device: torch.device | str | None = None, statistics: Statistics | None = None,
+        lanes: Mapping[str, Lane] | None = None,
     ) -> None:  # fmt: skip
         self.source, self.encode, self.batch, self.decode, self.sink = source, encode, batch, decode, sink
         self.chooser = chooser
@@ -216,7 +218,7 @@ class StreamThreads:
         self._denoised: FrameQueue[list[Item]] = FrameQueue(queue, live=False)
         self._results: FrameQueue[Item] = FrameQueue(max(queue, 4), live)
         self.statistics.queues = self._images, self._results
-        self._lanes = {name: Lane(device) for name in STAGES}
+        self._lanes = {name: (lanes or {}).get(name) or Lane(device) for name in STAGES}
         self._size: torch.Size | None = None
         self._shown: tuple[Tensor | Arrival, int] | None = None
         stages = (

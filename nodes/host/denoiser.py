@@ -150,6 +150,12 @@ class HostConditioning:
         return HostConditioning([(source.without(*names), index) for source, index in self.items])
 
     @property
+    def held_tensors(self) -> list[Tensor]:
+        """What the host prepared of its prompts, which a CUDA stream of a lane reads too."""
+        entries = [entry for source in {id(s): s for s, _ in self.items}.values() for entry in source.entries]
+        return [c.cond for entry in entries for c in entry["model_conds"].values() if isinstance(c.cond, Tensor)]
+
+    @property
     def identity(self) -> tuple[Any, ...]:
         """What a network call with these rows depends on, for `core.identity`; the host's per-run uuid does not."""
         return tuple((source.kind, index, entries_of(source.entries)) for source, index in self.items)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ...core.transfer import Lane
+
+if TYPE_CHECKING:
+    from .denoiser import HostDenoiser
 
 
 def encode_images(vae: Any, images: Tensor) -> Tensor:
@@ -18,3 +23,16 @@ def decode_images(vae: Any, samples: Tensor) -> Tensor:
     """Return IMAGE (B, H, W, 3) for LATENT samples of one image each."""
     images: Tensor = vae.decode(samples)
     return images.flatten(0, -4)  # a VAE of videos gives (B, 1, H, W, 3)
+
+
+def vae_lanes(vae: Any, denoiser: HostDenoiser) -> dict[str, Lane]:
+    """Return CUDA streams for the threads of a stream, on which the VAE works beside the network; none where weights travel.
+
+    The network keeps the stream that the host prepares prompts and weights on. Weights that are not on the device the host brings for
+    each call, by streams and buffers that serve one caller at a time.
+    """
+    device, networks = denoiser.device, (denoiser.model.diffusion_model, vae.first_stage_model)
+    if device.type != "cuda" or any(weight.device != device for part in networks for weight in part.parameters()):
+        return {}
+    images = Lane(device)
+    return {"encode": images, "denoise": Lane(device, shared=True), "decode": images}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...core.images import cover, encode_jpeg, read_encoded
 from ...core.tensors import image_to_bytes
+from ...core.transfer import Lane
 from ..batch import StreamBatch, StreamFrame
 from ..lanes import StreamLanes
 from ..queues import WINDOW, FrameQueue, Statistics, StreamThreads
@@ -317,16 +318,20 @@ class LiveStream:
         self, batch: StreamBatch | StreamLanes, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Any],
         apply: Callable[[LiveSettings, LiveSettings], None], check: Callable[[], None] = lambda: None,
         device: torch.device | None = None, why: Callable[[BaseException], str] = lambda e: f"{type(e).__name__}: {e}",
+        lanes: Mapping[str, Lane] | None = None,
     ) -> None:  # fmt: skip
         """Run frames through `batch` until the stream ends; whatever ends it otherwise is told to everybody and raised.
+
+        `device` and `lanes` are those of `StreamThreads`.
 
         `apply(old, new)` takes changed settings over; a ValueError of it is told, and the old ones stay. It and `check`, called
         about twenty times a second, run in this thread. `why` says of an error what the clients are told.
         """
         chooser, self._batch = LiveFilter(self, batch), batch
         threads = StreamThreads(
-            self.frames(), encode, batch, decode, self.publish, queue=1, device=device, statistics=self.statistics
-        )
+            self.frames(), encode, batch, decode, self.publish, queue=1, device=device, statistics=self.statistics,
+            lanes=lanes,
+        )  # fmt: skip
         threads.chooser = chooser.wanted
         try:
             with threads:

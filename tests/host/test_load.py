@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+from graph import DEVICE
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -23,3 +27,20 @@ def test_prompts_in_turn_leave_no_thread_and_no_part_file(host: Any, monkeypatch
     assert not run.check()
     assert {kind: len(seconds) for kind, seconds in run.seconds.items()} == dict.fromkeys(load.KINDS, 3)
     assert not list(pathlib.Path(host.base).rglob(".part*"))
+
+
+def test_the_live_benchmark_runs_every_path(tmp_path: pathlib.Path) -> None:
+    """A camera into Live Stream of a host of its own, with the host's UNet and TAESD; speeds are not judged."""
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "live_host.py"),
+        "--device",
+        DEVICE,
+        "--check",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    subprocess.run(command, check=True, timeout=240)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [row["priority"] for row in found] == ["latency", "throughput"]
+    assert all(row["fps"] > 0 and row["p50"] > 0 and row["limit"] for row in found)

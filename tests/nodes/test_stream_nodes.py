@@ -12,7 +12,16 @@ import pytest
 import slipstream
 import torch
 import torch.nn.functional as F
-from slipstream.nodes.host.denoiser import Source, acting_ranges, group_rows, hints, take_hints, take_rows
+from slipstream.core.cache import tensors_in
+from slipstream.nodes.host.denoiser import (
+    HostConditioning,
+    Source,
+    acting_ranges,
+    group_rows,
+    hints,
+    take_hints,
+    take_rows,
+)
 from slipstream.nodes.host.session import check_places
 from slipstream.nodes.stream import StreamRun
 from slipstream.stream import StreamConfig
@@ -308,3 +317,14 @@ def test_a_latent_of_sound_and_video_is_refused_by_name_before_and_while_it_is_p
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 16, 1, 8, 8), (2, 64, 700), (1, 1, 8, 8)])
 def test_latents_of_images_videos_and_sound_alone_have_places(shape: tuple[int, ...]) -> None:
     check_places(torch.zeros(shape))
+
+
+def test_what_the_host_prepared_of_a_prompt_is_seen_by_the_streams_that_read_it() -> None:
+    context, mask = torch.ones(1, 2, 3), torch.zeros(1, 1, 4, 4)
+    conds = {
+        "c_crossattn": types.SimpleNamespace(cond=context),
+        "concat": types.SimpleNamespace(cond=mask),
+        "n": types.SimpleNamespace(cond=5),
+    }
+    held = HostConditioning.of(Source("positive", ({"model_conds": conds},)))
+    assert [id(tensor) for tensor in tensors_in((held, None))] == [id(context), id(mask)]

@@ -13,6 +13,7 @@ from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
 from slipstream.core.graphs import ReplayedVae, replayed_pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.core.transfer import to_device
+from slipstream.nodes.host.vae import vae_lanes
 from slipstream.stream import StreamBatch, StreamConfig, queues
 from slipstream.stream.prompts import BlendedStream, PromptBlend
 from slipstream.stream.queues import Lane, StreamThreads
@@ -221,11 +222,12 @@ def stages(threads: StreamThreads) -> None:
         raise threads.error
 
 
-def stream_clip(pipe, conds, images, device, sink, dtype=torch.uint8, **settings) -> StreamThreads:
+def stream_clip(pipe, conds, images, device, sink, dtype=torch.uint8, lanes=None, **settings) -> StreamThreads:
     batch = StreamBatch(pipe.model, *conds[:2], StreamConfig(**settings))
     decode = functools.partial(pipe.decode_async, dtype=dtype)
     source = [(image, i) for i, image in enumerate(images)]
-    return StreamThreads(source, pipe.encode_image, batch, decode, sink, live=False, queue=100, device=device)
+    more = {"live": False, "queue": 100, "device": device, "lanes": lanes}
+    return StreamThreads(source, pipe.encode_image, batch, decode, sink, **more)
 
 
 def recording(run):
@@ -258,6 +260,41 @@ def test_the_lanes_of_a_stream_are_in_order_and_wait_for_pictures_only(dtype, se
     assert len(got) == len(expected) == len(images)
     for a, b in zip(got, expected):
         torch.testing.assert_close(a.float(), b.float(), rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 1)
+
+
+def test_the_vae_may_share_a_lane_beside_the_network_on_the_callers_stream() -> None:
+    """As in the host, whose prompts and weights are on the stream of the caller."""
+    pipe, conds, images = pipeline(), prompts(), clip()
+    expected: list[torch.Tensor] = []
+    stages(stream_clip(pipe, conds, images, None, lambda image, *_: expected.append(image), guidance="onetime"))
+    got: list[torch.Tensor] = []
+    with fake_cuda() as machine:
+        machine.put_module(pipe.vae)
+        machine.put_module(pipe.model.unet)
+        conds = [c.map(machine.put) for c in conds]
+        lanes = vae_lanes(SimpleNamespace(first_stage_model=pipe.vae), host_denoiser(pipe.model.unet, DEVICE))
+        assert lanes["encode"] is lanes["decode"]
+        assert lanes["denoise"].stream is torch.cuda.current_stream()
+        threads = stream_clip(
+            pipe, conds, images, None, lambda image, *_: got.append(image), lanes=lanes, guidance="onetime"
+        )
+        stages(threads)
+    assert len(got) == len(images)
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a.float(), b.float(), rtol=1e-5, atol=1)
+
+
+def host_denoiser(network: torch.nn.Module, device: torch.device) -> SimpleNamespace:
+    return SimpleNamespace(device=device, model=SimpleNamespace(diffusion_model=network))
+
+
+def test_the_vae_has_no_lane_of_its_own_where_weights_travel_or_nothing_is_cuda() -> None:
+    vae = SimpleNamespace(first_stage_model=torch.nn.Linear(1, 1))
+    assert vae_lanes(vae, host_denoiser(torch.nn.Linear(1, 1), torch.device("cpu"))) == {}
+    with fake_cuda() as machine:
+        network = torch.nn.Linear(1, 1)
+        machine.put_module(network)
+        assert vae_lanes(vae, host_denoiser(network, DEVICE)) == {}  # the host keeps the VAE in host memory
 
 
 @pytest.mark.parametrize("part", ["receive", "start"])
