@@ -92,6 +92,30 @@ def _matching(background: Tensor, batch: int) -> Tensor:
     return background[..., :3].float().expand(batch, -1, -1, -1)
 
 
+def canvas_size(
+    photo: tuple[int, int], width: int = 0, height: int = 0, pixels: int | None = None, grid: int = 8
+) -> tuple[int, int, float]:
+    """Return (height, width) of a canvas for a photo (height, width), and the scale at which the photo fills it.
+
+    A side of 0 follows the other one by the proportions of the photo; both 0 give its size, or `pixels` in all. Where both are
+    given, the photo is placed in its own pixels: the scale is 1.
+    """
+    check_integer("width", width, 0, 16384)
+    check_integer("height", height, 0, 16384)
+    if width and height:
+        return height, width, 1.0
+    tall, wide = photo
+    scale = (
+        width / wide
+        if width
+        else height / tall
+        if height
+        else (1.0 if pixels is None else (pixels / (wide * tall)) ** 0.5)
+    )
+    rounded = [max(grid, round(side * scale / grid) * grid) for side in photo]
+    return height or rounded[0], width or rounded[1], scale
+
+
 def plain_background(height: int, width: int, colour: str = GREY) -> Tensor:
     """Return IMAGE (1, height, width, 3) of one colour, given as "#rrggbb"."""
     _check_size(height, width)

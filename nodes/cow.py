@@ -14,7 +14,16 @@ from ..core.masks import clean, resize_mask, touched
 from ..core.noise import SeededNoise
 from ..core.progress import Callback, Step
 from ..cow import CowConfig, generate
-from ..cow.canvas import GREY, image_background, noise_background, parse_colour, paste_mask, place, plain_background
+from ..cow.canvas import (
+    GREY,
+    canvas_size,
+    image_background,
+    noise_background,
+    parse_colour,
+    paste_mask,
+    place,
+    plain_background,
+)
 from ..cow.config import STARTS
 from ..cow.photos import PHOTOS
 from .canvas import STORED_TIP, canvas, check_canvas, drawn_mask, shown
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
 
 CATEGORY = "slipstream/subject"
 BACKGROUNDS = ["colour", "noise", "picture"]
+SIZE_TIP = "0 follows the photo's proportions; both 0 take the size of `model`, or that of the photo."
 UNITS = {"training time": "time", "noise level": "sigma"}
 # The dial: share of the levels of the last descent in which the subject is let go.
 FOLLOW = {"keep the pixels": 0.0, "mostly pixels": 0.25, "between": 0.5, "mostly text": 0.75, "follow the text": 1.0}
@@ -77,6 +87,7 @@ class SeedCanvas:
     UNUSED = (
         Unused("colour", lambda v: v.background != "colour", "on this `background`. Choose `colour`."),
         Unused("invert_keep", lambda v: v.keep is None, "without `keep`. Connect a mask, or paint the subject."),
+        Unused("model", lambda v: v.width > 0 or v.height > 0, "while a size is given. Set `width` and `height` to 0."),
         Unused("picture", lambda v: v.background != "picture", "on this `background`. Choose `picture`."),
     )
 
@@ -88,10 +99,13 @@ class SeedCanvas:
                 "invert_keep": switch(
                     False, "On for masks that are 1 around the subject, as Load Image gives for cut-out PNGs."
                 ),
-                "width": integer(512, 8, 16384, "Width of the canvas in pixels.", step=8),
-                "height": integer(512, 8, 16384, "Height of the canvas in pixels.", step=8),
+                "width": integer(0, 0, 16384, "Width of the canvas in pixels. " + SIZE_TIP, step=8),
+                "height": integer(0, 0, 16384, "Height of the canvas in pixels. " + SIZE_TIP, step=8),
                 "scale": number(
-                    1.0, 0.01, 16.0, "Size of the subject relative to the photo. Its proportions are kept."
+                    1.0,
+                    0.01,
+                    16.0,
+                    "Size of the subject relative to the photo, or to the canvas where a side of it is 0. Its proportions are kept.",
                 ),
                 "x": number(
                     0.5, 0.0, 1.0, "0 left edge, 0.5 middle, 1 right edge. Snaps to the latent grid.", display="slider"
@@ -119,6 +133,7 @@ class SeedCanvas:
                 "canvas": canvas(
                     "Draw here: paint the subject on the photo, then press Move and place it. " + STORED_TIP
                 ),
+                "model": ("MODEL", {"tooltip": "Gives the size of the canvas where `width` and `height` are 0."}),
             },
         }
 
@@ -140,19 +155,22 @@ class SeedCanvas:
     def compose(
         self, image: Tensor, invert_keep: bool, width: int, height: int, scale: float, x: float, y: float, background: str,
         colour: str, noise_seed: int, softness: int, keep: Tensor | None = None, picture: Tensor | None = None,
-        mirror: bool = False, canvas: str = "",
+        mirror: bool = False, canvas: str = "", model: Any = None,
     ) -> dict[str, Any]:  # fmt: skip
+        from .host.native import photo_pixels
         from .host.preview import preview_images
         from .host.warnings import warn
 
         check_side(width=width)
         check_side(height=height)
+        pixels = None if model is None else photo_pixels(model, 0)
+        height, width, filling = canvas_size(tuple(image.shape[1:3]), width, height, pixels)
         ground = make_background(background, height, width, colour, noise_seed, picture)
         wired = 1 - keep if invert_keep and keep is not None else keep
         if wired is not None and canvas:  # what is painted counts in pixels of the photo
             wired = resize_mask(wired.reshape(-1, *wired.shape[-2:]).float(), *image.shape[1:3])
         subject = drawn_mask("Place Subject", canvas, wired, image, "keep")
-        placed = place(image, subject, ground, scale, x, y, mirror=mirror)
+        placed = place(image, subject, ground, scale * filling, x, y, mirror=mirror)
         covered = touched(placed.keep)
         for name, across in (("x", covered.any(-2)), ("y", covered.any(-1))):
             if bool(across.all()):

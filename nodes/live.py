@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .host.session import Session
 
 NO_CLIP = "no CLIP is connected. Connect `clip` to type prompts while the stream runs."
+SIZE_TIP = "The size of the frames; others are cropped to these proportions. 0: that of the images that the model was made for."
 MOST_STEPS = 4  # that memory is reserved for: more may be asked for while it runs
 
 
@@ -84,12 +85,8 @@ class LiveStreamNode:
                 "prompt": string(
                     "", "What the image shows; typed while the stream runs. Needs `clip`.", multiline=True
                 ),
-                "width": integer(
-                    512, 16, 4096, "The size of the frames; others are cropped to these proportions.", step=8
-                ),
-                "height": integer(
-                    512, 16, 4096, "The size of the frames; others are cropped to these proportions.", step=8
-                ),
+                "width": integer(0, 0, 4096, SIZE_TIP, step=8),
+                "height": integer(0, 0, 4096, SIZE_TIP, step=8),
                 "strength": number(0.5, 0.02, 1.0, "How much of a frame is repainted.", display="slider"),
                 "steps": integer(2, 1, 50, "Denoising steps of a frame. Each after the first adds a frame of delay."),
                 "guidance": guidance["guidance"],
@@ -155,6 +152,9 @@ class LiveStreamNode:
         motion: float = 0.0, on_interrupt: str = KEEP, acceleration: str = "none", priority: str = "latency",
         unique_id: Any = None,
     ) -> tuple[Tensor, str]:  # fmt: skip
+        from .host.native import frame_side
+
+        size = frame_side(model, "height", height), frame_side(model, "width", width)
         texts = {"prompt": prompt, "negative": negative_prompt} if clip is not None else {}
         settings = LiveSettings(
             crossfade=crossfade, strength=strength, steps=steps, t_index_list=read_indices(t_index_list), guidance=guidance,
@@ -163,7 +163,7 @@ class LiveStreamNode:
         )  # fmt: skip
         without = {} if clip is not None else dict.fromkeys(("prompt", "negative", "crossfade"), NO_CLIP)
         note = described(model.load_device, model.model_dtype())
-        stream = STREAMS.open(LiveStream(settings, (height, width), keep, note, without))
+        stream = STREAMS.open(LiveStream(settings, size, keep, note, without))
         try:
             run = LiveRun(stream, vae, clip, str(unique_id), on_interrupt == KEEP, acceleration, priority)
             return run(model, positive, negative)

@@ -16,6 +16,7 @@ from .warnings import owned, warn
 WRAPPER_KEY = "slipstream_native_size"
 # Below this side a photo has too few latent cells to edit an object in.
 LEAST_FOR_PHOTOS = 256
+LEAST_FRAME = 16
 OTHERS = 1024
 # Sides of the host's families by the names of their classes; v-prediction SD2 was made for 768.
 SIDES = {
@@ -60,6 +61,17 @@ def photo_pixels(model: Any, megapixels: float) -> int:
     if megapixels > 0:
         return round(megapixels * 1e6)
     return max(side_of(model) or OTHERS, LEAST_FOR_PHOTOS) ** 2
+
+
+def frame_side(model: Any, name: str, pixels: int) -> int:
+    """Return one side of a frame: `pixels`, or for 0 that of the images that the model was made for."""
+    if pixels == 0:
+        return side_of(model) or OTHERS
+    if pixels < LEAST_FRAME:
+        raise ValueError(
+            f"Expected `{name}` of 0 or at least {LEAST_FRAME}, but got {pixels}. 0 takes the model's own size."
+        )
+    return pixels
 
 
 def hinted(model: Any, side: int) -> Any:

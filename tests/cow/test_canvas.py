@@ -6,6 +6,7 @@ import pytest
 import torch
 from slipstream.core import SeededNoise
 from slipstream.cow.canvas import (
+    canvas_size,
     image_background,
     noise_background,
     padded,
@@ -192,3 +193,25 @@ def test_softness_leaves_a_subject_that_touches_the_border_whole():
     keep = torch.zeros(1, 64, 64)
     keep[:, 32:, 16:48] = 1
     assert float(paste_mask(keep, 4)[0, 63, 32]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("sides", "pixels", "wanted"),
+    [
+        ((0, 0), None, (480, 640, 1.0)),
+        ((0, 0), 320 * 240, (240, 320, 0.5)),
+        ((0, 0), 4 * 640 * 480, (960, 1280, 2.0)),
+        ((320, 0), None, (240, 320, 0.5)),
+        ((0, 960), 100, (960, 1280, 2.0)),
+        ((64, 96), 100, (96, 64, 1.0)),
+    ],
+)
+def test_a_side_of_0_follows_the_photo_and_the_model(sides, pixels, wanted):
+    assert canvas_size((480, 640), *sides, pixels) == wanted
+
+
+def test_a_photo_of_any_size_gives_whole_latent_cells():
+    height, width, filling = canvas_size((333, 517), pixels=256**2)
+    assert height % 8 == width % 8 == 0
+    assert abs(height * width / 256**2 - 1) < 0.05
+    assert filling == pytest.approx(256 / (333 * 517) ** 0.5)

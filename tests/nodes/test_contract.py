@@ -169,22 +169,14 @@ def test_an_example_has_a_human_name_and_a_square_thumbnail(name: str) -> None:
         assert image.width == image.height >= 400
 
 
-TYPED_SIZES = {
-    ("SlipstreamSeedCanvas", "Grow a scene around a subject"),
-    ("SlipstreamLiveStream", "Paint over my webcam"),
-}
-
-
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_no_size_of_the_bundled_model_is_typed(name: str) -> None:
     """Sizes come from the image or from the model, so that another model needs no other number."""
     for node in WORKFLOWS[name]["nodes"]:
         sockets = {socket["name"]: socket["link"] is not None for socket in node["inputs"]}
-        # The size of a live stream is its speed, the canvas of a grown scene is the scene's own: their notes name other sizes.
-        if (node["type"], name[3:]) in TYPED_SIZES:
-            continue
-        sizes = {key: sockets[key] for key in ("width", "height") if key in sockets}
-        assert all(sizes.values()), f"{node['type']} has a size of its own"
+        typed = [key for key in ("width", "height", "megapixels") if key in sockets and not sockets[key]]
+        own = graph.widget_values(node, {"input": NODES[node["type"]].INPUT_TYPES()}) if node["type"] in NODES else {}
+        assert all(own.get(key) == 0 for key in typed), f"{node['type']} has a size of its own"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

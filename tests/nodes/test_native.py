@@ -9,7 +9,7 @@ import types
 import pytest
 import slipstream
 import torch
-from slipstream.nodes.host.native import OTHERS, SizeHint, checkpoint_side, folder_side, photo_pixels
+from slipstream.nodes.host.native import OTHERS, SizeHint, checkpoint_side, folder_side, frame_side, photo_pixels
 from slipstream.nodes.models import Folder, find
 
 
@@ -71,6 +71,15 @@ def test_an_empty_latent_of_another_size(width: int, height: int, remedy: str) -
     assert hint(lambda noise, latent, *rest: (latent, rest), None, latent, 3) == (latent, (3,))  # type: ignore[arg-type]
     assert len(said) == bool(remedy)
     assert not remedy or f"Set it to {remedy}, " in said[0]
+
+
+def test_frames_of_0_have_the_size_of_the_model() -> None:
+    assert frame_side(host_model("SDXL"), "width", 0) == 1024
+    assert frame_side(host_model("Family", side=128), "height", 0) == 128
+    assert frame_side(host_model("Flux"), "width", 0) == OTHERS
+    assert frame_side(host_model("SDXL"), "width", 520) == 520
+    with pytest.raises(ValueError, match="`height` of 0 or at least 16, but got 8"):
+        frame_side(host_model("SD15"), "height", 8)
 
 
 def test_an_encoded_image_has_its_own_size() -> None:

@@ -32,6 +32,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("SeedCanvas", {"colour": "#ff0000", "background": "picture", "picture": WIRED}, "colour"),
     ("SeedCanvas", {"picture": WIRED}, "picture"),
     ("SeedCanvas", {"invert_keep": True}, "invert_keep"),
+    ("SeedCanvas", {"model": WIRED, "width": 64}, "model"),
     ("CowSampler", {"repel": 2.0}, "repel"),
     ("CowSampler", {"preserve": 0.5, "follow": "between"}, "preserve"),
     ("CowSampler", {"repel": 0.0, "suppress": WIRED}, "suppress"),

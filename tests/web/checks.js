@@ -105,6 +105,7 @@ await check("a drawing covers what it covers in Python", () => {
   }
 });
 await check("a subject is placed where Python places it", () => {
+  for (const [photo, sides, size, filling] of cases.canvases) equal(g.seedCanvas(photo, sides), { size, filling }, show(sides));
   for (const [subject, canvas, scale, share, wanted] of cases.seeds) equal(g.seedBox(subject, canvas, scale, share), wanted, show(subject));
 });
 await check("what may change around drags is what Python takes", () => {

@@ -18,7 +18,7 @@ import torch
 from slipstream.core.drawing import Drawing, paint, read_drawing
 from slipstream.core.masks import bounding_box
 from slipstream.core.points import read_pairs, read_points, write_points
-from slipstream.cow.canvas import place, plain_background
+from slipstream.cow.canvas import canvas_size, place, plain_background
 from slipstream.edit.geometry import Affine
 from slipstream.nodes.edit import around
 
@@ -51,6 +51,11 @@ def seed_box(subject: tuple[int, int], canvas: tuple[int, int], scale: float, sh
     return [left, top, right, bottom]
 
 
+def seed_canvas(width: int, height: int, photo: tuple[int, int] = (300, 200)) -> list[Any]:
+    high, wide, filling = canvas_size(photo[::-1], width, height)
+    return [photo, [width, height], [wide, high], filling]
+
+
 def placed(centre: tuple[float, float], scale: float, angle: float, shift: tuple[float, float]) -> list[Any]:
     """Where the library's map takes a point: the one whose origin it is."""
     affine = Affine(centre, scale, shift, **({"angle": angle} if angle else {}))
@@ -80,6 +85,7 @@ def cases() -> dict[str, Any]:
         "placed": [placed((20.0, 30.0), scale, angle, (7.0, -3.0)) for scale in (0.5, 2.0) for angle in angles],
         "drawings": drawn,
         "seeds": [[*subject, seed_box(*subject)] for subject in subjects],
+        "canvases": [seed_canvas(*sides) for sides in ((0, 0), (120, 0), (0, 160), (64, 96))],
         "around": [
             [pairs, [200, 160], [s.width for s in around(pairs, torch.zeros(1, 160, 200, 3))]] for pairs in drags
         ],

@@ -9,8 +9,8 @@ def cow_photo(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket-flow")
     photo = g.add("SlipstreamExamplePhoto", photo="astronaut")
     canvas = g.add(
-        "SlipstreamSeedCanvas", image=photo["image"], keep=photo["keep"], width=256, height=192, scale=0.25, x=0.5, y=1.0,
-        softness=1, size=(440, 0),
+        "SlipstreamSeedCanvas", image=photo["image"], keep=photo["keep"], model=model, scale=0.5, x=0.5, y=1.0, softness=1,
+        size=(440, 0),
     )  # fmt: skip
     prompt = g.add(
         "CLIPTextEncode", clip=model, text="a small rocket at the top on a blue shaded background", title="Prompt"
@@ -47,7 +47,8 @@ def cow_photo(g: Any) -> None:
         "canvas, press *Move* and place it, write the scene, **Run**.\n\n"
         "The astronaut is kept, the scene grows around her. The bundled model is tiny and knows sixty things and six shapes on coloured "
         "backgrounds only; bypass the last composite node to see what the model makes of the subject.\n\n"
-        "**Your own model**: choose a checkpoint in *Load Model*, write prompts of its kind, set the canvas to 768 x 576 and cfg to 7.",
+        "**Your own model**: choose a checkpoint in *Load Model*, write prompts of its kind and set cfg to 7. The size "
+        "follows the model; **width** and **height** give another one.",
     )
 
 

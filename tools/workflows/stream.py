@@ -53,8 +53,8 @@ def paint_over_webcam(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket-lcm")
     prompt, blank = _prompts(g, model, RED)
     live = g.add(
-        "SlipstreamLiveStream", model=model, vae=model, positive=prompt, negative=blank, clip=model, prompt=RED, width=128,
-        height=128, strength=0.75, steps=1, guidance="none", guidance_scale=1.0, size=(640, 1180),
+        "SlipstreamLiveStream", model=model, vae=model, positive=prompt, negative=blank, clip=model, prompt=RED, strength=0.75,
+        steps=1, guidance="none", guidance_scale=1.0, size=(640, 1180),
     )  # fmt: skip
     frames = g.add("PreviewImage", images=live, title="The last frames", size=(420, 420))
     report = g.add("PreviewAny", source=live["report"], title="Report", size=(420, 200))
@@ -67,7 +67,8 @@ def paint_over_webcam(g: Any) -> None:
         "Type another **prompt** and move **strength** while it runs: each takes effect at once, and stays in the node. The line "
         "under the images says how many frames a second come out and which stage limits. **Stop** gives the last frames. The "
         "bundled model makes a few small frames a second on a CPU.\n\n**Your own model**: on a GPU choose SD-Turbo or an LCM "
-        "checkpoint in *Load Model*, connect a tiny VAE (TAESD), and set **width** and **height** to 512."
+        "checkpoint in *Load Model* and connect a tiny VAE (TAESD). The frames have the size that the model was made for; smaller "
+        "ones are faster."
     )
 
 

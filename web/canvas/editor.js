@@ -161,6 +161,11 @@ export class Editor {
     return `${this.state.width} ${this.state.height}`;
   }
 
+  /** The canvas {size, filling} that a subject is placed on. */
+  get ground() {
+    return geometry.seedCanvas(this.sourceSize, [this.state.width, this.state.height]);
+  }
+
   /** The image that is painted on. */
   get source() {
     return this.mode === "paste" ? this.images.reference : this.images.image;
@@ -182,7 +187,7 @@ export class Editor {
   /** The size [w, h] of what is shown now, or null. */
   get size() {
     if (!this.apart || !this.placing) return this.sourceSize;
-    if (this.mode === "seed") return this.sourceSize && [this.state.width, this.state.height];
+    if (this.mode === "seed") return this.sourceSize && this.ground.size;
     return this.images.image ? [this.images.image.naturalWidth, this.images.image.naturalHeight] : null;
   }
 
@@ -197,12 +202,12 @@ export class Editor {
   }
 
   get placement() {
-    const { dx, dy, scale, angle, about, x, y, width, height } = this.state;
+    const { dx, dy, scale, angle, about, x, y } = this.state;
     const { box } = this.mask;
     const centre = about === "image" ? this.sourceSize.map((s) => s / 2) : geometry.middle(box);
     if (this.mode !== "seed") return { centre, scale, angle: this.rotates ? angle : 0, shift: [dx, dy] };
     const size = [box[2] - box[0], box[3] - box[1]];
-    const target = geometry.seedBox(size, [width, height], scale, [x, y]);
+    const target = geometry.seedBox(size, this.ground.size, scale * this.ground.filling, [x, y]);
     const [from, to] = [geometry.middle(box), geometry.middle(target)];
     return { centre: from, scale: (target[2] - target[0]) / size[0], angle: 0, shift: [to[0] - from[0], to[1] - from[1]] };
   }
@@ -441,7 +446,7 @@ export class Editor {
     if (kind === "turn") return { angle: geometry.turnedBy(placement, from, point, event.shiftKey ? 15 : 1) };
     if (kind === "scale") {
       const scale = geometry.scaledBy(placement, from, point, this.mode === "seed" ? 0.01 : 0.125, this.mode === "seed" ? 16 : 8);
-      return this.mode === "seed" ? this.#seeded(scale, geometry.pivot(placement)) : { scale };
+      return this.mode === "seed" ? this.#seeded(scale / this.ground.filling, geometry.pivot(placement)) : { scale };
     }
     const by = [point[0] - from[0], point[1] - from[1]];
     if (this.mode === "seed") return this.#seeded(this.state.scale, geometry.pivot({ ...placement, shift: placement.shift.map((s, i) => s + by[i]) }));
@@ -451,8 +456,8 @@ export class Editor {
   /** The values of a subject that is placed about a point of the canvas. */
   #seeded(scale, centre) {
     const { box } = this.mask;
-    const canvas = [this.state.width, this.state.height];
-    const whole = [box[2] - box[0], box[3] - box[1]];
+    const { size: canvas, filling } = this.ground;
+    const whole = [box[2] - box[0], box[3] - box[1]].map((side) => side * filling);
     const most = Math.floor(1000 * Math.min(canvas[0] / whole[0], canvas[1] / whole[1])) / 1000;
     const size = whole.map((s) => s * Math.min(scale, most));
     const [x, y] = geometry.seedShare(size, canvas, [centre[0] - size[0] / 2, centre[1] - size[1] / 2]);

@@ -171,6 +171,14 @@ export function around(pairs, [width, height]) {
 
 // ---------------------------------------------------------------------------------------------------------- seed canvas
 
+/** The size of a canvas [w, h], of which 0 follows the photo [w, h], and the scale at which the photo fills it: `canvas_size` in cow/canvas.py. */
+export function seedCanvas(photo, [width, height], grid = 8) {
+  if (width && height) return { size: [width, height], filling: 1 };
+  const filling = width ? width / photo[0] : height ? height / photo[1] : 1;
+  const [wide, high] = photo.map((side) => Math.max(grid, Math.round((side * filling) / grid) * grid));
+  return { size: [width || wide, height || high], filling };
+}
+
 /** Where a subject of a size [w, h] lies on a canvas [w, h], as `place` in cow/canvas.py: `share` of the room, on a grid of 8. */
 export function seedBox(subject, canvas, scale, share, grid = 8) {
   const size = subject.map((s) => Math.max(1, Math.round(s * scale)));
