@@ -1,7 +1,7 @@
 """PaintBench (arXiv 2606.00188): exact edits of seeded images of flat shapes, scored by its own deterministic score.
 
     git clone https://github.com/PaintBench/PaintBench paintbench        # MIT; none of it is part of this repository
-    python benchmarks/paintbench.py --paintbench paintbench [--models pocket pocket-flow] [--problems 4]
+    python benchmarks/paintbench.py --paintbench paintbench [--models pocket pocket-flow] [--problems 4] [--jobs 1]
 
 Its generator makes the problems (seeds and all), its `compute_problem_stats` scores them: at each of eleven colour distances (CIE76, 0 to
 10), correctly edited pixels over pixels that had to be edited or were spoiled; the mean is the score. Preservation is the share of the
@@ -19,7 +19,8 @@ Images keep their 1024 x 1024, 1024 x 576 or 576 x 1024 pixels. Draft and finish
   alone, in a third of the time.
 
 A shape that goes below others is moved, then the others are pasted over it. Not expressible, so left out and counted: scaling of one side.
-Results are kept in `--out` after every problem; a further run goes on from there, and `--minutes` ends it.
+Results are kept in `--out` after every problem; a further run continues from there, and `--minutes` ends it. Each editor takes about three
+seconds for a problem on the CPU, so all 576 with both models take an hour and a half of one core; `--jobs` measures as many at once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import multiprocessing
 import pathlib
 import sys
 import time
@@ -50,6 +52,7 @@ from torch import Tensor
 TASKS = ("translation", "scaling", "rotation", "copying", "removal", "recolor")
 METHODS = ("untouched", "scissors", "draft", "ours")
 PAPERS_BEST = 0.171
+Todo = tuple[str, tuple[str, dict[str, Any], str | None, int], dict[str, Any] | None]  # task, slot, row so far
 GOALS = {"solid": 0.90, "striped": 0.80, "preservation": 0.999}
 
 
@@ -327,6 +330,56 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", "Below a goal (score, preservation): " + ("; ".join(below) or "none")])
 
 
+@dataclass
+class Bench:
+    """What a process measures with: the generator, the editors and the time (`time.time()`) at which it ends."""
+
+    paintbench: PaintBench
+    editors: dict[str, Editor]
+    ends: float
+
+    @classmethod
+    def load(cls, folder: pathlib.Path, models: Sequence[str], size: int, ends: float) -> Bench:
+        torch.set_num_threads(1)
+        editors = {"draft": Editor(None, size, EditConfig.fast())}
+        editors |= {f"ours {m}": Editor(slipstream.load(m, device="cpu"), size, EditConfig.fast()) for m in models}
+        return cls(PaintBench(folder), editors, ends)
+
+    def measure(self, todo: Todo) -> dict[str, Any] | None:
+        """Return the row of a problem, the methods that it lacked added; None if the time is over."""
+        task, (name, cond, mode, slot), row = todo
+        if time.time() > self.ends:
+            return None
+        row = row or {"name": name, "task": task, "condition": cond["name"], "score": {}, "preservation": {}}
+        problem = self.paintbench.problem(task, name, cond, mode, slot)
+        if problem is None:
+            return row | {"skipped": True}
+        for method, image in outputs(problem, self.editors, row["score"]):
+            stats = self.paintbench.score(problem.photo, problem.answer, image)[0]["cie76_mean"]
+            row["score"][method], row["preservation"][method] = stats["iou"], stats["preservation_accuracy"]
+        return row
+
+
+def measured(todo: Sequence[Todo], of: tuple[Any, ...], jobs: int) -> Iterator[dict[str, Any] | None]:
+    """Yield the rows of all problems as they are done, in `jobs` processes."""
+    if jobs == 1:
+        yield from map(Bench.load(*of).measure, todo)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, start, of) as pool:
+        yield from pool.imap_unordered(measure, todo)
+
+
+_bench: list[Bench] = []  # of this process
+
+
+def start(*of: Any) -> None:
+    _bench.append(Bench.load(*of))
+
+
+def measure(todo: Todo) -> dict[str, Any] | None:
+    return _bench[0].measure(todo)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paintbench", type=pathlib.Path, required=True, help="a checkout of PaintBench")
@@ -339,16 +392,13 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="of these problems")
     parser.add_argument("--size", type=int, default=256, help="the network sees this many pixels, squared")
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--out", type=pathlib.Path, default=_common.OUT)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    bench, ends = PaintBench(args.paintbench), time.monotonic() + 60 * args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"paintbench_{args.size}.json"
     rows = {row["name"]: row for row in (json.loads(path.read_text()) if path.exists() else [])}
-    editors = {"draft": Editor(None, args.size, EditConfig.fast())}
-    editors |= {f"ours {m}": Editor(slipstream.load(m), args.size, EditConfig.fast()) for m in args.models}
-    left = 0
+    bench = PaintBench(args.paintbench)
     wanted = [
         (task, slot)
         for n in range(args.first, args.first + args.problems)
@@ -356,24 +406,17 @@ def main() -> None:
         for slot in bench.slots(task, n)
         if not args.conditions or slot[1]["name"] in args.conditions
     ]
-    for task, (name, cond, mode, n) in wanted:
-        row = rows.setdefault(
-            name, {"name": name, "task": task, "condition": cond["name"], "score": {}, "preservation": {}}
-        )
-        if "skipped" in row or {*editors} <= {*row["score"]}:
-            continue
-        if time.monotonic() > ends:
-            left += 1
-            continue
-        problem = bench.problem(task, name, cond, mode, n)
-        if problem is None:
-            row["skipped"] = True
-        else:
-            for method, image in outputs(problem, editors, row["score"]):
-                stats = bench.score(problem.photo, problem.answer, image)[0]["cie76_mean"]
-                row["score"][method], row["preservation"][method] = stats["iou"], stats["preservation_accuracy"]
-            print(name, {k: round(v, 3) for k, v in row["score"].items()}, flush=True)
-        path.write_text(json.dumps(list(rows.values())))
+    names, known = {"draft", *(f"ours {m}" for m in args.models)}, {r["name"] for r in rows.values() if "skipped" in r}
+    known |= {row["name"] for row in rows.values() if names <= {*row["score"]}}
+    todo = [(task, slot, rows.get(slot[0])) for task, slot in wanted if slot[0] not in known]
+    ends = time.time() + 60 * args.minutes
+    left = 0
+    for row in measured(todo, (args.paintbench, args.models, args.size, ends), args.jobs):
+        left += row is None
+        if row is not None:
+            rows[row["name"]] = row
+            path.write_text(json.dumps(list(rows.values())))
+            print(row["name"], {k: round(v, 3) for k, v in row["score"].items()}, flush=True)
     done = [row for row in rows.values() if row["score"]]
     skipped = sum("skipped" in row for row in rows.values())
     print("\n" + table(done))
