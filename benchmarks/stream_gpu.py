@@ -15,7 +15,8 @@ streamdiffusion 0.1.1 (`pip install --no-deps streamdiffusion==0.1.1`) on the sa
 
 "loop" is one thread that reads results two frames late, "threads" the five threads of `slipstream stream`. Delay is that of a camera at
 half the rate: p50 and p95 from the frame in host memory to its result there. Stage times come from a second run with CUDA events. Peak is
-the best fp16 matrix product of 8192^3 measured here; the fraction counts the multiply-adds of all networks. "steady" is a run after warm-up
+the best fp16 matrix product of 8192^3 measured here; the fraction counts the multiply-adds of all networks. CPU is that of the five
+threads: near the time of a frame, it is what limits. "steady" is a run after warm-up
 in which torch raises when the host would wait for the device, and in which no memory may be asked of the device or pinned; the command
 ends with 1 when a setting fails it. "ready" is the time until the first frame: recording, and compiling. Goals are printed at the end,
 each with what was measured.
@@ -126,6 +127,7 @@ class Row:
     tflop: float
     peak_share: float
     memory_gb: float
+    cpu_ms: float
 
     @property
     def best(self) -> float:
@@ -136,7 +138,7 @@ class Row:
             f"{self.setting.label} fps: loop {self.fps:6.1f} threads {self.threads_fps:6.1f}  delay p50 {self.delay_p50_ms:6.1f} p95 "
             f"{self.delay_p95_ms:6.1f} ms  steady: {self.steady}  ms: encode {self.encode_ms:6.2f} denoise {self.denoise_ms:7.2f} decode "
             f"{self.decode_ms:6.2f}  ready {self.ready_s:5.1f} s  {self.tflop:6.3f} TFLOP/frame  {self.peak_share:5.1%} of peak  "
-            f"{self.memory_gb:5.2f} GB"
+            f"{self.memory_gb:5.2f} GB  {self.cpu_ms:5.2f} ms of CPU a frame"
         )
 
 
@@ -355,13 +357,16 @@ def measure(pipe: Pipeline, size: int, setting: Setting, seconds: float, peak: f
     run = Runner(pipe, size, setting)
     fps = frames_per_second(run, seconds)
     verdict, times = steady(run), stage_times(run, FEW)
-    full, *_ = run.threads(max(int(fps * seconds / 2), FEW))
+    count = max(int(fps * seconds / 2), FEW)
+    begun = time.process_time()
+    full, *_ = run.threads(count)
+    cpu = 1000 * (time.process_time() - begun) / (count + WARM_UP)
     rate = max(full, fps) / 2
     _, *delays = run.threads(min(max(int(rate * seconds / 2), FEW), 200), rate)
     memory = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     work = flops(pipe, size, setting)
     best = max(fps, full)
-    return Row(setting, fps, full, *delays, verdict, *times, run.ready, work, work * best / peak, memory)
+    return Row(setting, fps, full, *delays, verdict, *times, run.ready, work, work * best / peak, memory, cpu)
 
 
 def published(pipe: Pipeline, size: int, steps: int, seconds: float) -> float | None:

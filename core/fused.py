@@ -10,6 +10,7 @@ three matrices may be summed in another order. Relative differences stay below 1
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -365,7 +366,7 @@ def read_diffusers(unet: Any) -> Parts:
     outputs: list[list[Step]] = []
     for block in unet.down_blocks:
         inputs += [_pair(block, i) for i in range(len(block.resnets))]
-        inputs += [[Resample(lambda x, size, m=m: m(x))] for m in block.downsamplers or ()]  # type: ignore[misc]
+        inputs += [[Resample(functools.partial(_halved, m))] for m in block.downsamplers or ()]
     middle: list[Step] = [_resnet(unet.mid_block.resnets[0])]
     for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:]):
         middle += [_transformer(attention), _resnet(resnet)]
@@ -389,6 +390,12 @@ def read_diffusers(unet: Any) -> Parts:
         bypassed=[m for m in unet.modules() if plain_type(m).__name__ in BYPASSED],
         same=lambda: not _freeu(unet) and all(a.processor is p for a, p in zip(attentions, processors)),
     )  # fmt: skip
+
+
+def _halved(layer: Any, x: Tensor, size: Size) -> Tensor:
+    # Not a lambda that has the layer as a default: torch 2.11 cannot read a kept graph with such a weight again.
+    halved: Tensor = layer(x)
+    return halved
 
 
 def _pair(block: Any, i: int) -> list[Step]:
