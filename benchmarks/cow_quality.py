@@ -17,7 +17,9 @@ second outline of the subject shows; growth, the pixels outside the mask that lo
 attribute checker reads after pasting: the surroundings are the background's colour and the other object's colour and shape (pocket-flow:
 what object it is).
 
-"guided around the subject too" is the default without its guidance of 1 around the subject. Below the table stand the differences of
+"guided around the subject too" is the default without its guidance of 1 around the subject, "latents alone" without the edge redrawn
+through the autoencoder. "the scenes encoded and decoded" is what the autoencoder alone does to the true scenes: no method can do
+better before pasting. Below the table stand the differences of
 every method to the default in the same scenes.
 
 `--dial` measures `follow` at its five settings instead, and draws the chart of docs/guides/cow.md. There text and subject compete: the
@@ -35,6 +37,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import _common
 import numpy as np
@@ -52,6 +55,7 @@ from slipstream.core.noise import NoiseSource
 from slipstream.core.schedules import Levels
 from slipstream.core.tensors import composite
 from slipstream.cow import CowConfig, generate
+from slipstream.cow.canvas import on_scene
 from slipstream_tools.pocket import flow_scenes as flow
 from slipstream_tools.pocket.checker import Checker, labels, load_checker, predict
 from slipstream_tools.pocket.flow_checker import labels as flow_labels
@@ -61,15 +65,17 @@ from torch import Tensor
 
 Run = Callable[[NoiseSource], Tensor]
 Values = dict[str, dict[str, list[float]]]  # by method and measure, one for each seed or scene
-DEFAULT, FULLY = "COW (default)", "COW, guided around the subject too"
+DEFAULT, FULLY, LATENTS = "COW (default)", "COW, guided around the subject too", "COW, latents alone (no redrawn edge)"
 COW = {
     DEFAULT: {},
     FULLY: {},
+    LATENTS: {},
     "COW, canvas, 10 cycles (the published way)": {"start": "canvas", "cycles": 10, "inversion_cfg": 1.5},
     "COW, fresh noise to the end (final_eta 1)": {"final_eta": 1.0},
 }
 DIAL = (0.0, 0.25, 0.5, 0.75, 1.0)
 CHANGE, ASKED, AROUND = "subject's latents changed %", "subject as the text says %", "surroundings as the text says %"
+THROUGH = "the scenes encoded and decoded"
 STEPS, SCALE = 20, 3.0
 
 
@@ -111,7 +117,10 @@ def measure_fields(count: int, seeds: int, names: Sequence[str] = (), first: int
     runs: dict[str, Run] = {name: partial(method, given) for name, method in OTHERS.items()}
     for name, changes in COW.items():
         config = CowConfig(steps=STEPS, **changes)
-        if name != FULLY:  # without a text there is no guidance
+        if name not in (
+            FULLY,
+            LATENTS,
+        ):  # without a text there is no guidance, without an autoencoder nothing to redraw
             runs[name] = lambda n, c=config: generate(bed.model, bed.canvas, bed.keep[:, 0], cond, None, c, n).latents
     found = {"the fields themselves": {"calls": [0.0], **{k: [v] for k, v in bed.metrics(bed.truth).items()}}}
     for name in names or runs:
@@ -197,13 +206,21 @@ def measure_scenes(
     latents, cond, uncond = pipe.encode_image(scenes.canvas), pipe.encode_text(scenes.captions), pipe.encode_text([""])
     covered = torch.nn.functional.interpolate(scenes.masks[:, None], latents.shape[-2:], mode="area")
     guided = CFG(model, cond, uncond, SCALE)
+
+    def redraw(denoised: Tensor) -> Tensor:
+        return pipe.encode_image(on_scene(pipe.decode(denoised), scenes.truth, scenes.masks, pipe.downscale))
+
+    decoded = pipe.decode(pipe.encode_image(scenes.truth)).float()
     given = Given(guided, latents, covered.round(), model.levels, model.space)
     runs: dict[str, Run] = {} if configs else {name: partial(method, given) for name, method in OTHERS.items()}
     for name, changes in (configs or COW).items():
-        own = {"denoise": guided} if name == FULLY else {}
+        own: dict[str, Any] = {"denoise": guided} if name == FULLY else {}
+        own |= {} if name == LATENTS else {"redraw": redraw}
         config = CowConfig(steps=STEPS, cfg_scale=SCALE, **changes)
         runs[name] = lambda n, c=config, o=own: generate(model, latents, scenes.masks, cond, uncond, c, n, **o).latents
-    found: Values = {} if configs else {"the scenes themselves": read(scenes, scenes.truth, 0)}
+    found: Values = (
+        {} if configs else {"the scenes themselves": read(scenes, scenes.truth, 0), THROUGH: read(scenes, decoded, 0)}
+    )
     shown = {"canvas": scenes.canvas}
     for name, run in runs.items():
         if only and name not in only:
@@ -402,7 +419,7 @@ def main() -> None:
         print(dial_chart(dial_figures(found), _common.ROOT / "docs" / "img" / "cow_dial.svg"))
         return
     if args.fields:
-        names = [name for name in args.only if name != FULLY]
+        names = [name for name in args.only if name not in (FULLY, LATENTS)]
         print(
             "Gaussian fields\n\n" + table(measure_fields(args.fields, args.seeds, names, args.first)) + "\n", flush=True
         )

@@ -14,7 +14,17 @@ from ..core.images import read_image, read_mask, save_image, side_by_side
 from ..core.noise import SeededNoise
 from ..core.pipeline import Pipeline
 from ..core.unused import Unused
-from ..cow.canvas import GREY, Canvas, image_background, noise_background, padded, paste_back, place, plain_background
+from ..cow.canvas import (
+    GREY,
+    Canvas,
+    image_background,
+    noise_background,
+    on_scene,
+    padded,
+    paste_back,
+    place,
+    plain_background,
+)
 from ..cow.config import STARTS, CowConfig
 from ..cow.photos import PHOTOS
 from ..cow.sampling import CowResult, generate
@@ -163,10 +173,15 @@ def _generate(
     cond, uncond = (
         pipe.encode_text([text], size=(canvas.keep.shape[1], canvas.keep.shape[2])) for text in (prompt, negative)
     )
+
+    def redraw(denoised: Tensor) -> Tensor:
+        return pipe.encode_image(on_scene(pipe.decode(denoised), canvas.photo, canvas.keep, pipe.downscale))
+
     with Progress() as progress:
         return generate(
-            pipe.model, pipe.encode_image(canvas.image), canvas.keep, cond, uncond, config, SeededNoise(seed), progress
-        )
+            pipe.model, pipe.encode_image(canvas.image), canvas.keep, cond, uncond, config, SeededNoise(seed), progress,
+            redraw=redraw,
+        )  # fmt: skip
 
 
 def _decoded(pipe: Pipeline, latents: Tensor, canvas: Canvas) -> Tensor:

@@ -71,6 +71,18 @@ def blend(base: Tensor, over: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight == 0, base, torch.where(weight == 1, over, base + weight * (over - base)))
 
 
+def fill(values: Tensor, known: Tensor) -> Tensor:
+    """Return values (B, C, H, W) with what is not `known` (B, 1, H, W) filled smoothly from around it (pull-push pyramid)."""
+    if min(values.shape[-2:]) <= 2 or bool((known > 0.999).all()):
+        mean = (values * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-6)
+        return known * values + (1 - known) * mean
+    weight = F.avg_pool2d(known, 2, ceil_mode=True)
+    coarse = F.avg_pool2d(values * known, 2, ceil_mode=True) / weight.clamp(min=1e-6)
+    coarse = fill(coarse, (weight * 4).clamp(max=1))
+    smooth = F.interpolate(coarse, values.shape[-2:], mode="bilinear", align_corners=False)
+    return known * values + (1 - known) * smooth
+
+
 def gaussian_blur(x: Tensor, deviation: float, radius: int) -> Tensor:
     """Return (B, C, H, W) blurred by a Gaussian of `deviation` cells that is cut off at `radius`, the border repeated."""
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range
 from ..core.images import cover, pad_to_multiple, resize_premultiplied
-from ..core.masks import RESIDUE, as_mask, bounding_box, feather, grow, snapped
+from ..core.masks import RESIDUE, as_mask, bounding_box, feather, grow, snapped, touched
 from ..core.noise import NoiseSource
-from ..core.tensors import composite, image_to_pixels, pixels_to_image
+from ..core.tensors import composite, fill, image_to_pixels, pixels_to_image
 
 GREY = "#808080"
 
@@ -150,6 +150,19 @@ def paste_mask(keep: Tensor, softness: int = 0) -> Tensor:
     """Return where original pixels come back, from a canvas's `keep` (B, H, W): faded over `softness` pixels inside its edge."""
     check_integer("softness", softness, 0, max(0, min(keep.shape[-2:]) - 1))
     return keep if softness == 0 else torch.minimum(keep, feather(grow(keep, -softness), softness))
+
+
+def on_scene(scene: Tensor, photo: Tensor, keep: Tensor, reach: int = 8) -> Tensor:
+    """Return `scene` (B, H, W, 3) with the subject of `photo` (B or 1, H, W, 3) in it where `keep` (B or 1, H, W) is 1.
+
+    The `reach` pixels around the subject, a cell of the latents, are filled smoothly from beyond: there the scene has an outline
+    of the subject of its own.
+    """
+    keep = as_mask(keep.to(scene), len(scene), *scene.shape[1:3], "keep")
+    near = grow(touched(keep).to(scene), reach)
+    return composite(
+        fill(scene.movedim(-1, 1), 1 - near[:, None]).movedim(1, -1), photo.to(scene).expand_as(scene), keep
+    )
 
 
 def padded(canvas: Canvas, multiple: int) -> Canvas:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic
 
 import torch
@@ -30,6 +30,18 @@ class Subject:
     def put_back(self, x: Tensor, step: int) -> Tensor:
         """Return `x` (B, C, H, W), which is at level `step`, with the subject's latents of that very level in place."""
         return torch.where(self.keep >= self.plan.threshold(step), self.latents[step], x)
+
+    def redrawn(self, clean: Tensor, noise: Tensor, levels: Tensor, space: NoiseSpace) -> Subject:
+        """Return the subject on its scene instead of the canvas, for the levels up to `plan.low`: it is held with the cells around it.
+
+        `clean` is the encoded scene with the subject's pixels in place. Cells that the subject fills keep their own noise, cells
+        that it shares with the scene take the scene's `noise`.
+        """
+        low = self.plan.low
+        own = space.noise_of(self.latents[low], self.latents[0], levels[low])
+        noise = torch.where(self.keep == 1, own, noise)
+        latents = [space.add_noise(clean, noise, level) for level in levels[: low + 1]]
+        return replace(self, latents=latents, keep=widened(self.keep, 1))
 
 
 @dataclass(frozen=True)
@@ -99,9 +111,12 @@ def around(keep: Tensor) -> Tensor:
 
     There a prompt that names the subject makes more of it in the last descent.
     """
-    height, width = keep.shape[-2:]
-    near = grow(touched(keep).to(keep).reshape(-1, height, width), max(1, min(height, width) // 8))
-    return near.reshape(keep.shape) * (1 - keep)
+    return widened(touched(keep).to(keep), max(1, min(keep.shape[-2:]) // 8)) * (1 - keep)
+
+
+def widened(keep: Tensor, cells: int) -> Tensor:
+    """Return `keep` (B, 1, H, W) or (B, 1, 1, H, W) with each cell as firmly held as the firmest within `cells` of it."""
+    return grow(keep.flatten(0, -3), cells).reshape(keep.shape)
 
 
 def down(

@@ -36,7 +36,7 @@ def generate(
     model: Denoiser[Cond], canvas_latents: Tensor, keep_mask: Tensor, cond: Cond, uncond: Cond | None,
     config: CowConfig, noise: NoiseSource, callback: Callback | None = None, *, sigmas: Tensor | None = None,
     suppress: Cond | None = None, enhance: Cond | None = None, denoise: Denoise | None = None,
-    denoise_where: Callable[[Tensor], Denoise] | None = None,
+    denoise_where: Callable[[Tensor], Denoise] | None = None, redraw: Callable[[Tensor], Tensor] | None = None,
 ) -> CowResult:  # fmt: skip
     """Keep the subject of a canvas and grow a scene around it (Cyclic One-Way Diffusion, arXiv 2306.08247).
 
@@ -50,6 +50,9 @@ def generate(
         suppress, enhance: the background is pushed away from the one and towards the other.
         denoise: a guided estimate of your own in place of classifier-free guidance at `config.cfg_scale`.
         denoise_where: `denoise_where(mask)` is `denoise` at guidance 1 where the mask (B, 1, H, W) is 1: around the subject at last.
+        redraw: `redraw(denoised)` is the scene's clean estimate with the subject's own pixels in it, encoded again: see
+            `canvas.on_scene`. Asked once, before the last descent. Then the subject's edge is drawn on its scene, not on the
+            canvas's background, and the subject does not grow. Without it the edge follows the text.
 
     Raises ValueError for latents or a mask that are not finite, an empty mask, a batch that does not match, and sigmas
     that do not descend or leave no step between `low` and `high`.
@@ -87,6 +90,10 @@ def generate(
         x, denoised = cycle(guided, x, held, levels, space, config.eta, fresh, report, f"cycle {index + 1}")
         estimates.append(denoised)
 
+    if redraw is not None and estimates and plan.stop < plan.low:
+        scene = space.noise_of(x, estimates[-1], levels[plan.low])
+        last = last.redrawn(redraw(estimates[-1]), scene, levels, space)
+        x = last.put_back(x, plan.low)
     for step in range(start, 0, -1):
         x, denoised = descend(free, x, levels, step, space, config.final_eta, noise.fork(f"cow final {step}"))
         x = last.put_back(x, step - 1) if step > plan.stop else x

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..core.masks import bounding_box, touched
+from ..core.tensors import fill
 
 # Shifts are looked for on an image of this many cells a side, the best of them then pixel by pixel.
 COARSE = 64
@@ -24,18 +25,6 @@ TOLERANCE = 0.1
 MOST, MOST_PLAIN, SURE = 0.25, 0.6, 0.1
 # What one copy cannot reach, beyond the image's edge or another object, is left to the next.
 ROUNDS = 3
-
-
-def fill(values: Tensor, known: Tensor) -> Tensor:
-    """Return values (1, C, H, W) with what is not `known` (1, 1, H, W) filled smoothly from around it (pull-push pyramid)."""
-    if min(values.shape[-2:]) <= 2 or bool((known > 0.999).all()):
-        mean = (values * known).sum((2, 3), keepdim=True) / known.sum().clamp(min=1e-6)
-        return known * values + (1 - known) * mean
-    weight = F.avg_pool2d(known, 2, ceil_mode=True)
-    coarse = F.avg_pool2d(values * known, 2, ceil_mode=True) / weight.clamp(min=1e-6)
-    coarse = fill(coarse, (weight * 4).clamp(max=1))
-    smooth = F.interpolate(coarse, values.shape[-2:], mode="bilinear", align_corners=False)
-    return known * values + (1 - known) * smooth
 
 
 def refilled(values: Tensor, gone: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..core.checks import check_finite, check_integer
 from ..core.images import pad_to_multiple
 from ..core.masks import RESIDUE, bounding_box, grow, touched
-from ..core.tensors import composite
-from .filling import fill, refilled
+from ..core.tensors import composite, fill
+from .filling import refilled
 from .geometry import Canvas, Placement, sample_at
 
 

@@ -9,6 +9,7 @@ from slipstream.cow.canvas import (
     canvas_size,
     image_background,
     noise_background,
+    on_scene,
     padded,
     paste_back,
     paste_mask,
@@ -215,3 +216,24 @@ def test_a_photo_of_any_size_gives_whole_latent_cells():
     assert height % 8 == width % 8 == 0
     assert abs(height * width / 256**2 - 1) < 0.05
     assert filling == pytest.approx(256 / (333 * 517) ** 0.5)
+
+
+def test_a_subject_on_its_scene():
+    """Own pixels inside, the scene beyond `reach`, and between them what is beyond: a second outline there is gone."""
+    scene, keep = torch.full((2, 32, 40, 3), 0.25), torch.zeros(1, 32, 40)
+    keep[:, 10:20, 12:24] = 1
+    scene[:, 7:23, 9:27] = 0.9  # the scene's own, larger outline
+    scene[1, 28:] = 0.6
+    out = on_scene(scene, torch.full((1, 32, 40, 3), 0.1), keep, reach=4)
+    inside = keep[0] == 1
+    assert (out[:, inside] == 0.1).all()
+    torch.testing.assert_close(out[0][~inside], torch.full_like(out[0][~inside], 0.25))
+    assert torch.equal(out[1, 28:], scene[1, 28:])
+
+
+def test_a_soft_edge_on_a_scene_mixes_photo_and_scene():
+    keep = torch.zeros(1, 32, 32)
+    keep[:, 10:20, 10:20], keep[:, 10] = 1, 0
+    keep[:, 10, 10:20] = 0.5
+    out = on_scene(torch.zeros(1, 32, 32, 3), torch.ones(1, 32, 32, 3), keep)
+    torch.testing.assert_close(out[..., 0], keep)

@@ -11,12 +11,13 @@ import torch
 from slipstream.core import CFG, FLOW, VE, Conditioning, DiffusersDenoiser, ReplayNoise, SeededNoise, make_sigmas
 from slipstream.core.cache import INVERSIONS
 from slipstream.core.denoiser import PREDICTIONS, Prediction
+from slipstream.core.masks import grow
 from slipstream.core.progress import Reporter
 from slipstream.core.reuse import ReuseSpan, reusing
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.cow import CowConfig, generate
-from slipstream.cow.config import make_plan
-from slipstream.cow.cycle import MaskedCFG, around
+from slipstream.cow.config import Plan, make_plan
+from slipstream.cow.cycle import MaskedCFG, Subject, around
 from slipstream.cow.invert import invert, limit_noise
 from slipstream.cow.sampling import lifted
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
@@ -606,3 +607,50 @@ def test_follow_takes_the_place_of_preserve():
         CowConfig(follow=1.5)
     with pytest.raises(ValueError, match="`start` to be"):
         CowConfig(start="grey")
+
+
+def test_a_redrawn_edge_is_held_with_the_cells_around_it():
+    """`redraw` is given the scene's estimate, once; its latents end exact in the subject and the cell around it, nowhere else."""
+    asked = []
+
+    def redraw(denoised):
+        asked.append(denoised)
+        return denoised + 2
+
+    mask, config = corner(), CowConfig(steps=10, start="canvas", cycles=2)
+    result, plain = run(config=config, redraw=redraw), run(config=config)
+    assert len(asked) == 1
+    torch.testing.assert_close(asked[0], plain.cycles[-1])
+    held = grow(mask, 1)[:, None].expand_as(result.latents) == 1
+    assert torch.equal(result.latents[held], (asked[0] + 2)[held])
+    assert (result.latents[~held] != (asked[0] + 2)[~held]).all()
+    assert not torch.equal(result.latents[held], plain.latents[held])
+
+
+def test_a_redrawn_edge_carries_the_noise_of_its_scene_and_the_subject_its_own():
+    space, levels = VE, torch.tensor([0.0, 0.5, 1.0, 2.0])
+    clean, own, keep = canvas(), torch.full((1, 4, 8, 12), 3.0), corner()[:, None].clone()
+    keep[:, :, 2] *= 0.5
+    subject = Subject([clean + level * own for level in levels], keep, Plan((0.0, 0.5, 1.0, 2.0), 2, 3, 0, 1, 3))
+    redrawn = subject.redrawn(clean + 7, torch.full_like(clean, -1.0), levels, space)
+    assert len(redrawn.latents) == 3
+    assert torch.equal(redrawn.latents[0], clean + 7)
+    noise = torch.where(keep == 1, 3.0, -1.0)
+    torch.testing.assert_close(redrawn.latents[2], clean + 7 + noise)
+    assert torch.equal(redrawn.keep[:, 0], grow(keep[:, 0], 1))
+
+
+@pytest.mark.parametrize("config", [CowConfig(steps=10, follow=1.0), CowConfig(steps=10, preserve=0.0)])
+def test_a_subject_that_is_let_go_is_not_redrawn(config):
+    def redraw(denoised):
+        raise AssertionError
+
+    torch.testing.assert_close(run(config=config, redraw=redraw).latents, run(config=config).latents)
+    run(mask=torch.ones(1, 8, 12), redraw=redraw)  # nothing is beside it
+
+
+def test_a_video_keeps_its_redrawn_edge_in_every_frame():
+    video = torch.randn(1, 4, 3, 8, 12, generator=torch.Generator().manual_seed(5))
+    result = run(latents=video, redraw=torch.ones_like)
+    held = grow(corner(), 1)[:, None, None].expand_as(video) == 1
+    assert (result.latents[held] == 1).all()

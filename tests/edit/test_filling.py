@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from slipstream.edit.filling import fill, refilled
+from slipstream.core.tensors import fill
+from slipstream.edit.filling import refilled
 from torch import Tensor
 
 SIZE = 160

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from slipstream.core.tensors import fill
 from slipstream.edit import Drag, Move
-from slipstream.edit.filling import fill
 from slipstream.edit.geometry import Affine, Canvas, Photo, bent, centre_of, depth, freedom, sample_at
 from slipstream.edit.pixels import draft, fit, hard_edged, to_size
 from slipstream.edit.placing import lay_out, place, uncovered
