@@ -170,6 +170,8 @@ def main() -> int:
                     continue
                 rows.append(measure(host, info, args, rate, setting))
                 print(text(rows[-1]), flush=True)
+        beside = "the VAE works on a CUDA stream of its own" in host.log()
+        print(f"the VAE's own CUDA stream: {'yes' if beside else 'no'}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     return 0

@@ -3,7 +3,7 @@
     python benchmarks/stream_gpu.py                        # what matters first, for eight minutes; what was left out is named
     python benchmarks/stream_gpu.py --minutes 30 --json figures.json
     python benchmarks/stream_gpu.py --host ~/ComfyUI       # also the host's own UNet, beside that of diffusers
-    python benchmarks/stream_gpu.py --rows                 # also the UNet alone, by rows in a call
+    python benchmarks/stream_gpu.py --rows 1 4             # also the UNet alone, by rows in a call, and its kinds of kernels
     python benchmarks/stream_gpu.py --only "sdxl compile"  # the settings whose name has this
     python benchmarks/stream_gpu.py --check                # does every path run? (tiny networks on the CPU, in a minute)
     python benchmarks/stream_gpu.py --profile trace.json   # the first setting under the profiler, for chrome://tracing
@@ -32,7 +32,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
@@ -460,17 +460,46 @@ def host_rows(host: pathlib.Path, pipe: Pipeline, size: int, small: bool, second
         return [f"{name:22} {_rate(call, pipe.device, seconds):7.1f} rows/s" for name, call in runs.items()]
 
 
-def unet_rows(pipe: Pipeline, size: int, seconds: float) -> Iterator[str]:
-    """Yield rows a second of the UNet alone, compiled and recorded, for each number of rows in a call."""
+def unet_rows(pipe: Pipeline, size: int, seconds: float, counts: list[int]) -> Iterator[str]:
+    """Yield rows a second of the UNet alone, compiled and recorded, for each number of rows in a call, and where the time goes."""
     cond, side = make_cond(pipe, size), size // pipe.downscale
-    for rows in (1, 2, 4, 8):
+    for rows in counts:
         torch.compiler.reset()
         model = replayed(pipe.model, rows, side, side, cond, compiled=True)
         bound = model.bind(torch.linspace(1, 8, rows), cond.expand(rows))
         x = torch.randn(rows, 4, side, side, device=pipe.device)
         with torch.inference_mode():
-            rate = _rate(functools.partial(bound, x), pipe.device, seconds)
-        yield f"UNet alone, compile, {rows} rows a call: {rate * rows:7.1f} rows/s, {1000 / rate:6.2f} ms a call"
+            call = functools.partial(bound, x)
+            rate, kinds = _rate(call, pipe.device, seconds), kernel_times(call) if pipe.device.type == "cuda" else ""
+        yield f"UNet alone, compile, {rows} rows a call: {rate * rows:7.1f} rows/s, {1000 / rate:6.2f} ms a call: {kinds}"
+
+
+# What the names of kernels have in them; the first that fits counts.
+KINDS = {
+    "attention": ("sdpa", "flash", "fmha", "attention"),
+    "normalisation": ("triton_red", "triton_per"),
+    "pointwise": ("triton", "elementwise"),
+    "convolution": ("fprop", "conv", "implicit"),
+    "matrix product": ("gemm", "nvjet", "cutlass", "splitk"),
+}
+
+
+def kernel_times(call: Callable[[], Any], count: int = 3) -> str:
+    """Return the milliseconds of a call on the device by kind of kernel, with how many there are."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        for _ in range(count):
+            call()
+        torch.cuda.synchronize()
+    spent, number = Counter[str](), Counter[str]()
+    for event in seen.key_averages():
+        if event.self_device_time_total:
+            name = event.key.lower()
+            kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
+            spent[kind] += event.self_device_time_total / 1000 / count
+            number[kind] += event.count / count
+    return ", ".join(f"{kind} {ms:.2f} ({number[kind]:.0f} kernels)" for kind, ms in spent.most_common())
 
 
 def _rate(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
@@ -526,7 +555,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default %(default)s)")
     parser.add_argument("--host", type=pathlib.Path, help="a checkout of ComfyUI, for its own UNet")
     parser.add_argument("--only", default="", help="a part of the names of the settings to run")
-    parser.add_argument("--rows", action="store_true", help="at the end the UNet alone, by rows in a call")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[], help="at the end the UNet alone, with so many rows a call"
+    )
     parser.add_argument("--check", action="store_true", help="tiny networks on the CPU; nothing is compiled for true")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--profile", type=pathlib.Path)
@@ -556,7 +587,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
             pipes[setting.model] = make_pipe(setting.model, device, args.check)
         pipe, size = pipes[setting.model]
         if args.profile:
-            profile(Runner(pipe, size, setting), args.profile)
+            profile_frames(Runner(pipe, size, setting), args.profile)
             return 0
         rows[setting] = measure(pipe, size, setting, args.seconds, peak)
         say(rows[setting].text())
@@ -566,7 +597,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
             say(warm_start(pipe, size))
             for line in host_rows(args.host, pipe, size, args.check, args.seconds) if args.host else ():
                 say(line)
-    for line in unet_rows(*pipes["sd"], args.seconds) if args.rows and "sd" in pipes else ():
+    for line in unet_rows(*pipes["sd"], args.seconds, args.rows) if args.rows and "sd" in pipes else ():
         say(line)
     if not packages:
         say(
@@ -600,15 +631,14 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def profile(run: Runner, path: pathlib.Path) -> None:
+def profile_frames(run: Runner, path: pathlib.Path) -> None:
     """Write a trace of some steady frames and print where the time goes."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
+    from torch.profiler import ProfilerActivity, profile
 
     for i in range(12):
         run(i)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if run.pipe.device.type == "cuda" else [])
-    with record(activities=kinds) as recorded_run:
+    with profile(activities=kinds) as recorded_run:
         for i in range(5):
             run(i)
     recorded_run.export_chrome_trace(str(path))

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Conv2d
 
+from .fused import Watch
 from .taps import plain_type
+from .transfer import mark, receive
 
 # (x, convolution, tensor to add or None) -> relu(convolution(x) + tensor)
 ConvRelu = Callable[[Tensor, Any, "Tensor | None"], Tensor]
@@ -34,6 +36,11 @@ class Codec:
         """Whether the VAE is still as it was when its codec was chosen."""
         return True
 
+    fused = False  # whether it runs kernels that are fused already, so that compiling gains nothing
+
+    def refresh(self) -> None:
+        """Take over weights that have changed, into the same memory, for the current CUDA stream; to be called before `decode`."""
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the VAE's latents (B, C, h, w) of pixels (B, 3, H, W) in [0, 1]."""
         return latents_of(self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)))
@@ -46,29 +53,50 @@ class Codec:
 class TinyCodec(Codec):
     """Both ways of an AutoencoderTiny (TAESD), which counts from 0 to 1 inside: nothing is scaled to [-1, 1] and back.
 
-    `fused`: ReLU is a part of the convolution before it, where the device has such kernels. Leave it out for torch.compile.
+    ReLU is a part of the convolution before it, where the device has such kernels and `fused` is on. An image that is doubled by its
+    nearest pixels and then convolved by 3 x 3 is one transposed convolution, with 4 of 9 multiplications.
     """
 
     def __init__(self, vae: Any, fused: bool = True) -> None:
         super().__init__(vae)
         self.conv_relu = conv_relu_of(vae.device.type, vae.dtype) if fused else _conv_relu
+        self.fused = self.conv_relu is not _conv_relu
+        layers = vae.decoder.layers
+        self._doubled = {
+            i: doubling(layers[i + 1].weight) for i in range(len(layers) - 1) if _doubles(*layers[i : i + 2])
+        }
+        self._made = mark(self._doubled)  # the event after which another CUDA stream may read them
+        self._watch = Watch([(layers, str(i + 1)) for i in self._doubled])
 
     @property
     def current(self) -> bool:
         return not (self.vae.use_slicing or self.vae.use_tiling)
 
+    def refresh(self) -> None:
+        if self._watch.changed:
+            for i, before in self._doubled.items():
+                weight = doubling(self.vae.decoder.layers[i + 1].weight)
+                same = (weight.device, weight.dtype) == (before.device, before.dtype)
+                self._doubled[i] = before.copy_(weight) if same else weight
+            self._made = mark(self._doubled)
+            self._watch.look()
+        receive(self._made, self._doubled)
+
     def encode(self, pixels: Tensor) -> Tensor:
-        return self._run(self.vae.encoder.layers, pixels.to(self.vae.dtype))
+        return self._run(self.vae.encoder.layers, pixels.to(self.vae.dtype), {})
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._run(self.vae.decoder.layers, torch.tanh(latents / 3) * 3).float()
+        return self._run(self.vae.decoder.layers, torch.tanh(latents / 3) * 3, self._doubled).float()
 
-    def _run(self, layers: nn.Sequential, x: Tensor) -> Tensor:
+    def _run(self, layers: nn.Sequential, x: Tensor, doubled: dict[int, Tensor]) -> Tensor:
+        """Return `x` after `layers`; those at the places of `doubled` are one with the convolution after them."""
         steps = list(layers)
-        for layer, after in zip(steps, [*steps[1:], None]):
-            if isinstance(layer, nn.ReLU):
-                continue  # done with the convolution before it
-            if isinstance(layer, nn.Conv2d):
+        for i, (layer, after) in enumerate(zip(steps, [*steps[1:], None])):
+            if isinstance(layer, nn.ReLU) or i - 1 in doubled:
+                continue  # done with the layer before it
+            if i in doubled:
+                x = F.conv_transpose2d(x, doubled[i], after.bias, 2, 1)  # type: ignore[union-attr, arg-type]
+            elif isinstance(layer, nn.Conv2d):
                 x = self.conv_relu(x, layer, None) if isinstance(after, nn.ReLU) else layer(x)
             elif isinstance(layer, nn.Upsample):
                 x = layer(x)
@@ -124,6 +152,28 @@ def _is_tiny(vae: Any) -> bool:
     parts: list[Any] = [vae.encoder, vae.decoder]
     inner = (module for part in parts for module in part.layers.modules())
     return not hooked and all(isinstance(m, usual) or plain_type(m).__name__ == "AutoencoderTinyBlock" for m in inner)
+
+
+def _doubles(layer: Any, after: Any) -> bool:
+    """Whether two layers double an image by its nearest pixels and convolve it by 3 x 3."""
+    shape = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    return (
+        isinstance(layer, nn.Upsample) and layer.mode == "nearest" and layer.scale_factor == 2 and isinstance(after, nn.Conv2d)
+        and (after.kernel_size, after.stride, after.padding, after.dilation, after.groups) == shape
+    )  # fmt: skip
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def doubling(weight: Tensor) -> Tensor:
+    """Return the weight (I, O, 4, 4) of `conv_transpose2d(x, weight, stride=2, padding=1)` for that of a convolution (O, I, 3, 3).
+
+    The convolution is one of an image that was doubled by its nearest pixels: each result sees two rows and columns of the image before,
+    one of them twice.
+    """
+    taps = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.float32)
+    both = torch.einsum("ak,bl,oikl->ioab", taps, taps, weight.float()).to(weight.dtype)
+    return both.contiguous(memory_format=torch.channels_last)
 
 
 # -- convolutions with ReLU in one kernel

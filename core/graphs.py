@@ -21,7 +21,7 @@ from .denoiser import Conditioning
 from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
 from .fused import FusedUnet, Prepared, fused_unet
 from .pipeline import Pipeline
-from .transfer import receive
+from .transfer import FIRST, receive
 
 ACCELERATIONS = ("none", "graph", "compile")
 WARM_UP = 3  # runs before a recording: kernels are chosen, compiled and cached in them
@@ -32,10 +32,13 @@ Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], Any], Tensor]]
 Tell = Callable[[str], None]  # gets what the log gets, for whoever waits
 
 
-def record_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
-    """Record `run` as a CUDA graph of its own memory; it must read fixed memory and never wait for the device."""
+def record_cuda(run: Callable[[], Tensor], priority: int = FIRST) -> tuple[Callable[[], Any], Tensor]:
+    """Record `run` as a CUDA graph of its own memory; it must read fixed memory and never wait for the device.
+
+    Its kernels keep this priority, whatever stream replays them.
+    """
     # A stream of this device and this recording: torch's own is one for all devices and threads.
-    side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    side, current = torch.cuda.Stream(priority=priority), torch.cuda.current_stream()
     side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
@@ -174,13 +177,13 @@ class ReplayedVae(Codec):
     ) -> None:  # fmt: skip
         super().__init__(vae)
         self.config, self.device, self.dtype = vae.config, vae.device, vae.dtype
-        self.codec = codec = codec_of(vae, fused=not compiled)
+        self.codec = codec = codec_of(vae)
         zeros = functools.partial(torch.zeros, device=vae.device)
         # Laid out as images are: the channels of a pixel beside each other.
         pixels = zeros(images, height, width, 3).movedim(-1, 1)
         latents = zeros(images, vae.config.latent_channels, height // cell, width // cell, dtype=vae.dtype)
         encode, decode = codec.encode, codec.decode
-        if compiled:
+        if compiled and not codec.fused:
             kind: Any = type(codec)
             encode, decode = compiled_for(kind.encode, codec, pixels), compiled_for(kind.decode, codec, latents)
         self.recordings = (
@@ -195,6 +198,7 @@ class ReplayedVae(Codec):
         return self._replay(1, latents, self.codec.decode)
 
     def _replay(self, way: int, x: Tensor, eager: Callable[[Tensor], Tensor]) -> Tensor:
+        self.codec.refresh()
         return self.recordings[way]({"x": x}) if self.recordings[way].fits({"x": x}) else eager(x)
 
 
@@ -278,7 +282,8 @@ def replayed_pipeline(
         return pipe
     try:
         with compiling(f"the VAE for {images} x {height} x {width} images", tell) if compiled else nullcontext():
-            vae: Any = ReplayedVae(pipe.vae, height, width, pipe.downscale, compiled, record, images)
+            behind = functools.partial(record_cuda, priority=0) if record is record_cuda else record
+            vae: Any = ReplayedVae(pipe.vae, height, width, pipe.downscale, compiled, behind, images)
     except RuntimeError as error:
         _warn("VAE", error, tell)
         vae = pipe.vae

@@ -147,6 +147,7 @@ class Pipeline:
         # Not at every frame: a VAE is looked through for it.
         if self._chosen is None or self._chosen.vae is not self.vae or not self._chosen.current:
             self._chosen = codec_of(self.vae)
+        self._chosen.refresh()
         return self._chosen
 
     def _normalisation(self) -> tuple[float, float]:

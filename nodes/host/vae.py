@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,8 @@ from ...core.transfer import Lane
 
 if TYPE_CHECKING:
     from .denoiser import HostDenoiser
+
+log = logging.getLogger(__name__)
 
 
 def encode_images(vae: Any, images: Tensor) -> Tensor:
@@ -35,4 +38,5 @@ def vae_lanes(vae: Any, denoiser: HostDenoiser) -> dict[str, Lane]:
     if device.type != "cuda" or any(weight.device != device for part in networks for weight in part.parameters()):
         return {}
     images = Lane(device)
+    log.info("Live Stream: the VAE works on a CUDA stream of its own beside the network.")
     return {"encode": images, "denoise": Lane(device, shared=True), "decode": images}

@@ -39,8 +39,29 @@ def test_weights_are_read_where_they_are() -> None:
     before = found.decode(latents)
     for weight in vae.parameters():
         weight.mul_(1.1)
+    found.refresh()
     torch.testing.assert_close(found.decode(latents), (vae.decode(latents).sample + 1) / 2, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found.decode(latents), before)
+
+
+@pytest.mark.parametrize("side", [(5, 3), (4, 4)])
+@torch.no_grad()
+def test_doubling_and_convolving_is_one_transposed_convolution(side: tuple[int, int]) -> None:
+    x, conv = torch.randn(2, 4, *side, dtype=torch.float64), nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64)
+    expected = conv(nn.Upsample(scale_factor=2)(x))
+    weight = codec.doubling(conv.weight.double())
+    found = torch.nn.functional.conv_transpose2d(x, weight, conv.bias, 2, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_every_doubling_of_a_tiny_vae_is_found_and_none_of_another_kind() -> None:
+    assert len(codec_of(tiny())._doubled) == 3  # type: ignore[attr-defined]
+    up, conv = nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1)
+    assert codec._doubles(up, conv)
+    others = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.ReLU()]
+    assert not any(codec._doubles(up, other) for other in others)
+    assert not codec._doubles(nn.Upsample(scale_factor=2, mode="bilinear"), conv)
+    assert not codec._doubles(nn.Upsample(scale_factor=3), conv)
 
 
 def test_other_vaes_tiles_and_hooks_are_left_to_the_vae() -> None:
