@@ -156,7 +156,9 @@ def main() -> int:
         settings = (("none", 1, "latency"), ("none", 1, "throughput"))
     began, rows = time.perf_counter(), []
     packs = [("slipstream", ROOT), ("live_pack", ROOT / "benchmarks" / "live_pack")]
-    with load("comfy_host").ComfyHost(packs, device=args.device) as host:
+    frontend = os.environ.get("COMFYUI_FRONTEND")
+    more = ["--front-end-root", frontend] if frontend else []
+    with load("comfy_host").ComfyHost(packs, device=args.device, args=more) as host:
         info = host.object_info()
         stats = host.get("/system_stats")
         print(

@@ -21,7 +21,7 @@ from .denoiser import Conditioning
 from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
 from .fused import FusedUnet, Prepared, fused_unet
 from .pipeline import Pipeline
-from .transfer import FIRST, receive
+from .transfer import receive
 
 ACCELERATIONS = ("none", "graph", "compile")
 WARM_UP = 3  # runs before a recording: kernels are chosen, compiled and cached in them
@@ -32,13 +32,10 @@ Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], Any], Tensor]]
 Tell = Callable[[str], None]  # gets what the log gets, for whoever waits
 
 
-def record_cuda(run: Callable[[], Tensor], priority: int = FIRST) -> tuple[Callable[[], Any], Tensor]:
-    """Record `run` as a CUDA graph of its own memory; it must read fixed memory and never wait for the device.
-
-    Its kernels keep this priority, whatever stream replays them.
-    """
+def record_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
+    """Record `run` as a CUDA graph of its own memory; it must read fixed memory and never wait for the device."""
     # A stream of this device and this recording: torch's own is one for all devices and threads.
-    side, current = torch.cuda.Stream(priority=priority), torch.cuda.current_stream()
+    side, current = torch.cuda.Stream(), torch.cuda.current_stream()
     side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
@@ -282,8 +279,7 @@ def replayed_pipeline(
         return pipe
     try:
         with compiling(f"the VAE for {images} x {height} x {width} images", tell) if compiled else nullcontext():
-            behind = functools.partial(record_cuda, priority=0) if record is record_cuda else record
-            vae: Any = ReplayedVae(pipe.vae, height, width, pipe.downscale, compiled, behind, images)
+            vae: Any = ReplayedVae(pipe.vae, height, width, pipe.downscale, compiled, record, images)
     except RuntimeError as error:
         _warn("VAE", error, tell)
         vae = pipe.vae

@@ -88,20 +88,17 @@ def receive(ready: Any, *values: Any) -> None:
             tensor.record_stream(stream)
 
 
-FIRST = -1  # priority of the CUDA streams of networks: the VAE's kernels are large, and a network's small ones would queue behind them
-
-
 class Lane:
     """A CUDA stream of a device, so that its work overlaps with that of others; nothing on a CPU.
 
     Between `start` and `finish`, both called where the stream is used from, its work comes after and before what is done there.
-    `shared` takes the current stream of the device in place of a new one of this `priority`.
+    `shared` takes the current stream of the device in place of a new one.
     """
 
-    def __init__(self, device: torch.device | str | None, shared: bool = False, priority: int = 0) -> None:
+    def __init__(self, device: torch.device | str | None, shared: bool = False) -> None:
         self.stream: Any = None
         if device is not None and torch.device(device).type == "cuda":
-            self.stream = torch.cuda.current_stream(device) if shared else torch.cuda.Stream(device, priority=priority)
+            self.stream = torch.cuda.current_stream(device) if shared else torch.cuda.Stream(device)
 
     def start(self) -> None:
         if self.stream is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.checks import check_choice, check_integer
 from ..core.denoiser import Denoiser
-from ..core.transfer import FIRST, Lane, mark, receive
+from ..core.transfer import Lane, mark, receive
 from .batch import StreamBatch, StreamFrame
 from .config import StreamConfig
 
@@ -86,7 +86,7 @@ class StreamLanes:
                 f"Expected frames that do not depend on each other for several lanes, but {tie}. Use one lane."
             )
         self.batches = tuple(batches)
-        self._lanes = [Lane(getattr(batch.model, "device", None), priority=FIRST) for batch in batches]
+        self._lanes = [Lane(getattr(batch.model, "device", None)) for batch in batches]
         self._lock = threading.RLock()
         self._entered: list[deque[int]] = [deque() for _ in batches]  # numbers of the frames in each lane, oldest first
         self._done: dict[int, StreamFrame] = {}

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.checks import check_integer
 from ..core.doctor import limited_by
 from ..core.tensors import check_image, unchecked_pixels
-from ..core.transfer import FIRST, Arrival, Lane, receive
+from ..core.transfer import Arrival, Lane, receive
 from .batch import StreamBatch, StreamFrame
 from .lanes import StreamLanes
 from .similarity import SimilarityFilter
@@ -218,8 +218,7 @@ class StreamThreads:
         self._denoised: FrameQueue[list[Item]] = FrameQueue(queue, live=False)
         self._results: FrameQueue[Item] = FrameQueue(max(queue, 4), live)
         self.statistics.queues = self._images, self._results
-        first = {"denoise": FIRST}
-        self._lanes = {n: (lanes or {}).get(n) or Lane(device, priority=first.get(n, 0)) for n in STAGES}
+        self._lanes = {name: (lanes or {}).get(name) or Lane(device) for name in STAGES}
         self._size: torch.Size | None = None
         self._shown: tuple[Tensor | Arrival, int] | None = None
         stages = (

@@ -116,9 +116,14 @@ def host(host_models: pathlib.Path) -> Iterator[Any]:
     packs = [(PACK_NAME, ROOT), ("zz-probe", HERE / "probe_pack")]
     frontend = os.environ.get("COMFYUI_FRONTEND")
     args = ["--preview-method", "auto", *(["--front-end-root", frontend] if frontend else [])]
-    # Much is compared with the library in float32: a GPU computes in it too.
-    args += ["--force-fp32", "--fp32-vae"] if graph.DEVICE == "gpu" else []
-    made = comfy_host.ComfyHost(packs, comfyui=found[0], python=found[1], models=models, args=args, device=graph.DEVICE)
+    env: dict[str, str] = {}
+    if graph.DEVICE == "gpu":
+        # Much is compared with the library in float32, bit by bit for the same seed: a GPU computes so too, and without TF32.
+        args += ["--force-fp32", "--fp32-vae", "--deterministic"]
+        env["NVIDIA_TF32_OVERRIDE"] = "0"
+    made = comfy_host.ComfyHost(
+        packs, comfyui=found[0], python=found[1], models=models, args=args, device=graph.DEVICE, env=env
+    )
     with made as running:
         # The examples edit the photo that every ComfyUI has; here the host has an input folder of its own.
         running.upload_image(pathlib.Path(found[0]) / "input" / "example.png")

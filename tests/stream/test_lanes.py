@@ -216,7 +216,7 @@ def test_a_live_stream_records_again_what_other_settings_need(
     """Steps and guidance change the rows of a call: they are recorded for these, and the images are those of a stream without."""
     made: list[int] = []
 
-    def counted(run: Any, priority: int = 0) -> Any:
+    def counted(run: Any) -> Any:
         made.append(1)
         return recording(run)
 
