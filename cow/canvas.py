@@ -158,7 +158,8 @@ def on_scene(scene: Tensor, photo: Tensor, keep: Tensor, reach: int = 8) -> Tens
     The `reach` pixels around the subject, a cell of the latents, are filled smoothly from beyond: there the scene has an outline
     of the subject of its own.
     """
-    keep = as_mask(keep.to(scene), len(scene), *scene.shape[1:3], "keep")
+    batch, height, width = scene.shape[:3]
+    keep = as_mask(keep.to(scene), batch, height, width, "keep")
     near = grow(touched(keep).to(scene), reach)
     return composite(
         fill(scene.movedim(-1, 1), 1 - near[:, None]).movedim(1, -1), photo.to(scene).expand_as(scene), keep

@@ -164,7 +164,7 @@ class SeedCanvas:
         check_side(width=width)
         check_side(height=height)
         pixels = None if model is None else photo_pixels(model, 0)
-        height, width, filling = canvas_size(tuple(image.shape[1:3]), width, height, pixels)
+        height, width, filling = canvas_size((image.shape[1], image.shape[2]), width, height, pixels)
         ground = make_background(background, height, width, colour, noise_seed, picture)
         wired = 1 - keep if invert_keep and keep is not None else keep
         if wired is not None and canvas:  # what is painted counts in pixels of the photo
@@ -378,11 +378,11 @@ def sample(session: Session, keep: Tensor, config: CowConfig, extra: dict[str, A
             lambda made: torch.lerp(made["denoised"], made["cond_denoised"], unguided.to(made["denoised"]))
         )
 
+    more = {name: session.condition(name, conditioning) for name, conditioning in extra.items()}
     result = generate(
         session.denoiser, session.latents, keep, session.conds["positive"], session.conds.get("negative"),
         config, SeededNoise(session.seed), progress(session), sigmas=session.sigmas, denoise=session.denoise,
-        denoise_where=denoise_where,
-        **{name: session.condition(name, conditioning) for name, conditioning in extra.items()},
+        suppress=more.get("suppress"), enhance=more.get("enhance"), denoise_where=denoise_where,
     )  # fmt: skip
     return result.latents
 
