@@ -6,13 +6,16 @@ minutes each on a CPU).
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
+from slipstream_tests.host import graph
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(
@@ -24,10 +27,12 @@ RUNNING = [name for name in NAMES if name != "Paint over my webcam"]  # that one
 PACK = "slip-stream.v0"
 AS_SAVED = bool(os.environ.get("EXAMPLES_AS_SAVED"))
 AT_MOST = {
+    "EmptyLatentImage": {"batch_size": 1},
     "KSampler": {"steps": 4},
     "BasicScheduler": {"steps": 10},
     "SlipstreamInvert": {"steps": 8},
     "SlipstreamCowSampler": {"cycles": 1},
+    "SlipstreamMaskSchedule": {"steps": 2},
     "SlipstreamMaskedRegenerate": {"steps": 2, "rounds": 2},
     "SlipstreamTrainLatentFill": {"steps": 5, "batch": 2},
     "SlipstreamSearchSchedule": {"evaluations": 4, "pairs": 2},
@@ -74,15 +79,70 @@ def test_a_checkpoint_takes_the_place_of_the_bundled_model(
         file.unlink()
 
 
+def cut_short(prompt: dict[str, Any]) -> dict[str, Any]:
+    for node in prompt.values():
+        for key, most in ({} if AS_SAVED else AT_MOST.get(node["class_type"], {})).items():
+            node["inputs"][key] = min(node["inputs"][key], most)
+    return prompt
+
+
+@pytest.fixture(scope="session")
+def checkpoint(host: Any, host_models: pathlib.Path) -> Iterator[Callable[[str], str]]:
+    """Return a function that gives the name of a tiny checkpoint which the host's own loader takes for one of a family."""
+    files: dict[str, pathlib.Path] = {}
+
+    def make(kind: str, name: str = "") -> str:
+        file = host_models / "checkpoints" / (name or f"tiny_{kind}.safetensors")
+        if file.name not in files:
+            made = host.run({"a": graph.node("ProbeTinyCheckpoint", kind=kind, file=str(file))})
+            assert made.ok, made.explain()
+            files[file.name] = file
+        return file.name
+
+    yield make
+    for file in files.values():
+        file.unlink()
+
+
+# One of each kind of size: of a photo, a clip, a canvas and a latent.
+SIZED = [
+    "Move an object in a photo", "Repaint a clip", "Grow a scene around a subject", "Make a collage one image",
+    "Draw with the bundled model",
+]  # fmt: skip
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", EXAMPLES if AS_SAVED else SIZED)
+def test_it_runs_on_a_checkpoint_of_the_host(
+    host: Any, example: Callable[..., Any], checkpoint: Callable[[str], str], name: str
+) -> None:
+    """With nothing but the loader changed: SD1.5 has 512 pixels where the bundled model has 128."""
+    loader = graph.node("CheckpointLoaderSimple", ckpt_name=checkpoint("SD15"))
+    prompt = cut_short(example(name, {"SlipstreamExampleClip.frames": 2} if name == "Repaint a clip" else {}))
+    result = host.run(with_loader(prompt, loader), timeout=880)
+    assert result.ok, result.explain()
+    assert not any("made for" in text for _, text in result.warnings)
+
+
+@pytest.mark.parametrize(("kind", "side"), [("SD15", 512), ("SDXL", 1024)])
+def test_the_canvas_has_the_size_of_the_checkpoint(
+    host: Any, example: Callable[..., Any], checkpoint: Callable[[str], str], kind: str, side: int
+) -> None:
+    loader = graph.node("CheckpointLoaderSimple", ckpt_name=checkpoint(kind))
+    prompt = with_loader(example("Grow a scene around a subject"), loader)
+    kept = ("CheckpointLoaderSimple", "SlipstreamExamplePhoto", "SlipstreamSeedCanvas")
+    result = host.run({id: node for id, node in prompt.items() if node["class_type"] in kept})
+    assert result.ok, result.explain()
+    sizes = [Image.open(io.BytesIO(file.read())).size for file in result.files if file.slot == "images"]
+    assert sizes == [(side, side)]
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", RUNNING)
 def test_it_runs_and_every_output_node_shows_something(
     host: Any, example: Callable[..., Any], object_info: dict[str, Any], name: str
 ) -> None:
-    prompt = example(name)
-    for node in prompt.values():
-        for key, most in ({} if AS_SAVED else AT_MOST.get(node["class_type"], {})).items():
-            node["inputs"][key] = min(node["inputs"][key], most)
+    prompt = cut_short(example(name))
     result = host.run(prompt, timeout=880)
     assert result.ok, result.explain()
     if AS_SAVED:  # an edit that was cut short may have no guided step

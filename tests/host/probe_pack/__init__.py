@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import edit_probe, flow_probe, guidance_probe, layers_probe
+from . import checkpoint_probe, edit_probe, flow_probe, guidance_probe, layers_probe
 
 TESTS = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = {"model": ("MODEL",), "positive": ("CONDITIONING",), "negative": ("CONDITIONING",)}
@@ -558,6 +558,7 @@ NODE_CLASS_MAPPINGS = {
     "ProbeGuider": Guider,
     "ProbeCompare": Compare,
     "ProbeDump": Dump,
+    **checkpoint_probe.NODES,
     **edit_probe.NODES,
     **flow_probe.NODES,
     **guidance_probe.NODES,
