@@ -31,6 +31,7 @@ workflows that the tests alone run, for nodes that no example shows; they lie in
 - `g.section("1 Your photo", [a, b], [c], row=0)` lays nodes out in columns inside a frame, beside the sections before it in this row;
   `size=(width, height)` of a node gives it more room. A workflow without sections gets them by its types of nodes: what goes in,
   what our nodes do, the result, and the rest below.
+- `g.on_checkpoint(url, "2 GB", CLIPTextEncode={"text": "..."})` makes a variant of what was described for a checkpoint of the host.
 - `g.app([(node, "widget")], [node])` makes an app of it too, NAME.app.json: a form of these widgets beside what these nodes show.
 - `g.blueprint("Edit a photo", "...", [photo, saved], [(node, "widget")])` makes one node of
   all but the nodes outside: subgraphs/NAME.json.
@@ -81,6 +82,7 @@ EXTRA_HEIGHT = {
 }
 
 
+LOADER = "CheckpointLoaderSimple"
 INPUTS = (
     "CLIPTextEncode",
     "EmptyLatentImage",
@@ -228,6 +230,26 @@ class Graph:
         """Make one sub-graph node of it too: all but the nodes `outside`, with these widgets."""
         shown = tuple((node.id, widget) for node, widget in widgets)
         self.plan = blueprints.Blueprint(name, description, frozenset(node.id for node in outside), shown)
+
+    def on_checkpoint(self, url: str, size: str, **widgets: dict[str, Any]) -> None:
+        """Load the checkpoint at `url` with the host's own node in place of Load Model; `widgets` by the titles or types of nodes.
+
+        The frontend offers the download where the file is missing.
+        """
+        file = url.rsplit("/", 1)[1]
+        for node in self.nodes:
+            node.widgets.update(widgets.get(node.look["title"] or node.type, {}))
+            if node.type == "SlipstreamLoadModel":
+                node.type, node.info, node.widgets = LOADER, self.object_info[LOADER], {"ckpt_name": file}
+                models = [{"name": file, "url": url, "directory": "checkpoints"}]
+                node.look["properties"] = {"Node name for S&R": LOADER, "models": models}
+        text = self.notes[0][0].split("\n\n", 1)[1].split("\n\n**Your own model**")[0]
+        self.notes = []
+        self.note(
+            f"# {self.title}\n\n{text}\n\n**The model**: {file} ({size}) belongs into models/checkpoints. ComfyUI offers the download "
+            "where it is missing. Any other checkpoint of its kind works: choose it in *Load Checkpoint*. The size follows the model."
+        )
+        self.linear, self.plan = {}, None
 
     def upload(self, path: str) -> str:
         self.uploads.append(path)
@@ -402,6 +424,21 @@ def square(each: list[Any], path: pathlib.Path, size: int = 400) -> None:
     made.save(path, quality=88)
 
 
+def badge(path: pathlib.Path) -> None:
+    """Save the thumbnail of a variant: that of the example that it was made from, with the name of its model."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    job, model = path.stem[3:].rsplit(", ", 1)
+    (bundled,) = path.parent.glob(f"[0-9][0-9] {job}.jpg")
+    image = Image.open(bundled).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(34)
+    width = draw.textlength(model, font) + 32
+    draw.rounded_rectangle((image.width - width - 12, 12, image.width - 12, 64), 10, fill="#1f6feb")
+    draw.text((image.width - 12 - width / 2, 38), model, "white", font, anchor="mm")
+    image.save(path.with_suffix(".jpg"), quality=88)
+
+
 def live_frames(host: Any, prompt: dict[str, Any], clip: pathlib.Path, frame: int = 28, count: int = 16) -> list[Any]:
     """Push one frame of a clip into a live workflow, type another prompt; returns that frame and the result after `count` of them."""
     import itertools
@@ -492,6 +529,9 @@ def main(argv: list[str] | None = None) -> int:
                 host.upload_image(
                     next(r / upload for r in (ROOT, pathlib.Path(os.environ["COMFYUI_PATH"])) if (r / upload).is_file())
                 )
+            if any(node.type == LOADER for node in graph.nodes):  # its model is not here
+                badge(path)
+                continue
             if args.run and any(node.type == "SlipstreamLiveStream" for node in graph.nodes):
                 square(
                     live_frames(host, host_graph.to_api(workflow, info), ROOT / "assets" / "ball.mp4"),

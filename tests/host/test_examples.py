@@ -10,17 +10,25 @@ import io
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from PIL import Image
+from slipstream.stream.live import client
+from slipstream.stream.video import open_source
 from slipstream_tests.host import graph
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-EXAMPLES = sorted(
-    p.stem[3:] for p in (ROOT / "example_workflows").glob("[0-9][0-9] *.json") if not p.stem.endswith(".app")
-)
+# The headline examples on checkpoints that people download, which are not here: the kind of each, and the size of its images.
+VARIANTS = {
+    "Move an object in a photo, SD1.5": ("SD15", 768),  # of the photo
+    "Paint over my webcam, SD Turbo": ("SD20", 512),
+    "Grow a scene around a subject, SDXL": ("SDXL", 256),
+}
+FILES = {p.stem[3:] for p in (ROOT / "example_workflows").glob("[0-9][0-9] *.json") if not p.stem.endswith(".app")}
+EXAMPLES = sorted(FILES - set(VARIANTS))
 # What no example shows runs too.
 NAMES = [*EXAMPLES, *sorted(p.stem for p in (ROOT / "tests" / "host" / "workflows").glob("*.json"))]
 RUNNING = [name for name in NAMES if name != "Paint over my webcam"]  # that one waits for a page: test_live_browser.py
@@ -122,6 +130,50 @@ def test_it_runs_on_a_checkpoint_of_the_host(
     result = host.run(with_loader(prompt, loader), timeout=880)
     assert result.ok, result.explain()
     assert not any("made for" in text for _, text in result.warnings)
+
+
+class Sink:
+    """Takes what a live stream gives back and ends it."""
+
+    def __init__(self, running: Any) -> None:
+        self.running, self.sizes = running, set()
+
+    def check(self, height: int, width: int) -> None:
+        self.sizes.add((width, height))
+
+    def write(self, image: Any, stamp: Any) -> None:
+        self.running.interrupt()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "kind", "side"), [(name, *made) for name, made in VARIANTS.items()])
+def test_a_variant_runs_on_its_checkpoint(
+    host: Any,
+    example: Callable[..., Any],
+    checkpoint: Callable[..., str],
+    tmp_path: pathlib.Path,
+    name: str,
+    kind: str,
+    side: int,
+) -> None:
+    prompt = cut_short(example(name, {"CLIPTextEncode.text": "a"}))
+    for node in prompt.values() if kind == "SDXL" else ():  # its own 1024 pixels are tried below
+        node["inputs"].update(dict.fromkeys(node["inputs"].keys() & {"width", "height"}, side))
+    (loader,) = [node for node in prompt.values() if node["class_type"] == "CheckpointLoaderSimple"]
+    checkpoint(kind, loader["inputs"]["ckpt_name"])
+    running = host.submit(prompt)
+    sink = Sink(running)
+    if kind == "SD20":
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "0.png")
+        stream = running.wait_for(lambda event: event.type == "slipstream.live", timeout=120).data["stream"]
+        url, frames = f"{host.url}/slipstream/live/{stream}", open_source(str(tmp_path), 10)
+        pushing = threading.Thread(target=client.push, args=(url, frames, sink), kwargs={"loop": True}, daemon=True)
+        pushing.start()
+    result = running.wait(500)
+    assert result.ok, result.explain()
+    for file in result.files:
+        sink.sizes.add(Image.open(io.BytesIO(file.read())).size)
+    assert (side, side) in sink.sizes
 
 
 @pytest.mark.parametrize(("kind", "side"), [("SD15", 512), ("SDXL", 1024)])

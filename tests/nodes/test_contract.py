@@ -164,7 +164,9 @@ EXAMPLES = sorted(p.stem for p in FOLDERS[0].glob("*.json"))
 def test_an_example_has_a_human_name_and_a_square_thumbnail(name: str) -> None:
     from PIL import Image
 
-    assert re.fullmatch(r"\d\d [A-Z][a-z, ]+(\.app)?", name), "the template browser shows the file's name"
+    assert re.fullmatch(r"\d\d [A-Z][a-z, ]+(, SD(1\.5|XL| Turbo))?(\.app)?", name), (
+        "the template browser shows the file's name"
+    )
     with Image.open(FOLDERS[0] / f"{name}.jpg") as image:
         assert image.width == image.height >= 400
 
@@ -184,10 +186,22 @@ def test_a_note_says_how_to_use_a_model_of_ones_own(name: str) -> None:
     """Load Model lists checkpoints too, so one choice makes an example of the bundled model one of SD1.5 or SDXL."""
     nodes = WORKFLOWS[name]["nodes"]
     notes = "".join(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
-    assert re.search(r"\*\*Your own model\*\*: .*\*Load Model\*", notes)
-    assert [node["type"] for node in nodes if node["type"].endswith(("LoadModel", "Loader", "LoaderSimple"))] == [
-        "SlipstreamLoadModel"
-    ]
+    (loader,) = [node for node in nodes if node["type"].endswith(("LoadModel", "Loader", "LoaderSimple"))]
+    if ", SD" not in name:
+        assert loader["type"] == "SlipstreamLoadModel"
+        assert re.search(r"\*\*Your own model\*\*: .*\*Load Model\*", notes)
+        return
+    # A variant names its checkpoint as the frontend asks for it, which then offers the download.
+    (model,) = loader["properties"]["models"]
+    assert loader["type"] == "CheckpointLoaderSimple"
+    assert loader["widgets_values"] == [model["name"]]
+    assert model["directory"] == "checkpoints"
+    assert re.fullmatch(
+        r"https://huggingface\.co/(stabilityai|Comfy-Org)/[\w.-]+/resolve/main/" + re.escape(model["name"]),
+        model["url"],
+    )
+    assert model["name"] in notes
+    assert "bundled" not in notes
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda p: p.stem)

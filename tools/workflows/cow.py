@@ -45,11 +45,19 @@ def cow_photo(g: Any) -> None:
         "# Grow a scene around a subject\n\n"
         "For a photo of your own: put **Load Image** in place of Example Photo, paint the subject on the "
         "canvas, press *Move* and place it, write the scene, **Run**.\n\n"
-        "The astronaut is kept, the scene grows around her. The bundled model is tiny and knows sixty things and six shapes on coloured "
-        "backgrounds only; bypass the last composite node to see what the model makes of the subject.\n\n"
+        "The astronaut is kept, the scene grows around her. Bypass the last composite node to see what the model makes of the "
+        "subject.\n\n"
         "**Your own model**: choose a checkpoint in *Load Model*, write prompts of its kind and set cfg to 7. The size "
-        "follows the model; **width** and **height** give another one.",
+        "follows the model; **width** and **height** give another one. The bundled model is tiny: it knows sixty things "
+        "and six shapes on coloured backgrounds.",
     )
 
 
-WORKFLOWS = {"04 Grow a scene around a subject": cow_photo}
+def cow_photo_xl(g: Any) -> None:
+    cow_photo(g)
+    url = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"
+    text = "an astronaut on a beach at sunset, palm trees, photograph"
+    g.on_checkpoint(url, "6.9 GB", Prompt={"text": text}, CFGGuider={"cfg": 7.0})
+
+
+WORKFLOWS = {"04 Grow a scene around a subject": cow_photo, "16 Grow a scene around a subject, SDXL": cow_photo_xl}

@@ -91,6 +91,12 @@ def edit_move(g: Any) -> None:
     )  # fmt: skip
 
 
+def edit_move_sd(g: Any) -> None:
+    edit_move(g)
+    url = "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors"
+    g.on_checkpoint(url, "2.1 GB", SlipstreamEditSampler={"cfg": 2.0, "hold_fill": 0.3})
+
+
 def edit_paste(g: Any) -> None:
     photo = g.add("LoadImage", image=g.upload(PHOTO), title="Your photo")
     other = g.add("LoadImage", image=g.upload(PHOTO), title="The other photo")
@@ -224,6 +230,7 @@ WORKFLOWS = {
     "06 Give an object another look": edit_appearance,
     "07 Make a collage one image": harmonise,
     "08 Pull points of a photo": edit_drag,
+    "14 Move an object in a photo, SD1.5": edit_move_sd,
 }
 
 TRIED = {"edit_preview": edit_preview}

@@ -65,11 +65,18 @@ def paint_over_webcam(g: Any) -> None:
         "# Paint over my webcam\n\n"
         "Press **Start** in the panel and allow the camera; or choose a screen, a video file, or frames that a program pushes. "
         "Type another **prompt** and move **strength** while it runs: each takes effect at once, and stays in the node. The line "
-        "under the images says how many frames a second come out and which stage limits. **Stop** gives the last frames. The "
-        "bundled model makes a few small frames a second on a CPU.\n\n**Your own model**: on a GPU choose SD-Turbo or an LCM "
-        "checkpoint in *Load Model* and connect a tiny VAE (TAESD). The frames have the size that the model was made for; smaller "
-        "ones are faster."
+        "under the images says how many frames a second come out and which stage limits. **Stop** gives the last frames. A "
+        "tiny VAE (TAESD) in place of that of a large model makes it several times faster.\n\n**Your own model**: on a GPU choose "
+        "SD-Turbo or an LCM checkpoint in *Load Model*. The frames have the size that the model was made for; smaller ones are "
+        "faster. The bundled model makes a few small frames a second on a CPU."
     )
+
+
+def paint_over_webcam_turbo(g: Any) -> None:
+    paint_over_webcam(g)
+    text = "an oil painting of a person, thick brush strokes, warm light"
+    url = "https://huggingface.co/stabilityai/sd-turbo/resolve/main/sd_turbo.safetensors"
+    g.on_checkpoint(url, "5.2 GB", Prompt={"text": text}, SlipstreamLiveStream={"prompt": text, "strength": 0.5})
 
 
 def stream_blend(g: Any) -> None:
@@ -139,5 +146,9 @@ def similarity_filter(g: Any) -> None:
     )
 
 
-WORKFLOWS = {"02 Repaint a clip": stream_video, "13 Paint over my webcam": paint_over_webcam}
+WORKFLOWS = {
+    "02 Repaint a clip": stream_video,
+    "13 Paint over my webcam": paint_over_webcam,
+    "15 Paint over my webcam, SD Turbo": paint_over_webcam_turbo,
+}
 TRIED = {"stream_blend": stream_blend, "rcfg_guider": rcfg_guider, "similarity_filter": similarity_filter}
