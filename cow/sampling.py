@@ -52,7 +52,8 @@ def generate(
         denoise_where: `denoise_where(mask)` is `denoise` at guidance 1 where the mask (B, 1, H, W) is 1: around the subject at last.
         redraw: `redraw(denoised)` is the scene's clean estimate with the subject's own pixels in it, encoded again: see
             `canvas.on_scene`. Asked once, before the last descent. Then the subject's edge is drawn on its scene, not on the
-            canvas's background, and the subject does not grow. Without it the edge follows the text.
+            canvas's background, and the subject does not grow. Without it the edge follows the text. No effect where the
+            subject is let go before the end.
 
     Raises ValueError for latents or a mask that are not finite, an empty mask, a batch that does not match, and sigmas
     that do not descend or leave no step between `low` and `high`.
@@ -90,7 +91,7 @@ def generate(
         x, denoised = cycle(guided, x, held, levels, space, config.eta, fresh, report, f"cycle {index + 1}")
         estimates.append(denoised)
 
-    if redraw is not None and estimates and plan.stop < plan.low:
+    if redraw is not None and estimates and plan.stop == 0:
         scene = space.noise_of(x, estimates[-1], levels[plan.low])
         last = last.redrawn(redraw(estimates[-1]), scene, levels, space)
         x = last.put_back(x, plan.low)

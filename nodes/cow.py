@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..core.guidance import Denoise
-from ..core.images import read_image, read_mask
+from ..core.images import read_image, read_mask, resize_pixels
 from ..core.masks import clean, resize_mask, touched
 from ..core.noise import SeededNoise
 from ..core.progress import Callback, Step
@@ -19,6 +19,7 @@ from ..cow.canvas import (
     canvas_size,
     image_background,
     noise_background,
+    on_scene,
     parse_colour,
     paste_mask,
     place,
@@ -231,6 +232,8 @@ class CowSampler:
             lambda v: FOLLOW[v.follow] > 0,
             "unless `follow` keeps the pixels. Leave it at 1.",
         ),
+        Unused("vae", lambda v: v.photo is None, "without `photo`. Connect that of Place Subject."),
+        Unused("photo", lambda v: v.vae is None, "without `vae`. Connect the model's VAE."),
     )
 
     @classmethod
@@ -323,6 +326,14 @@ class CowSampler:
                     "noise: the scene comes down around the subject, then cycles; nothing of the canvas's background is left. "
                     "canvas: it starts as the inverted canvas, as published, and keeps something of it; needs more cycles.",
                 ),
+                "vae": (
+                    "VAE",
+                    {
+                        "tooltip": "With `photo`: the subject's edge is drawn on its scene, so the subject does not grow. The VAE "
+                        "decodes and encodes once during sampling."
+                    },
+                ),
+                "photo": ("IMAGE", {"tooltip": "The placed photo, from Place Subject. For `vae`."}),
             },
         }
 
@@ -338,7 +349,7 @@ class CowSampler:
     def make(
         self, keep: Tensor, cycles: int, preserve: float, low: float, high: float, range_unit: str, inversion_cfg: float,
         eta: float, final_eta: float, noise_limit: float, repel: float, suppress: Any = None, enhance: Any = None,
-        follow: str = "keep the pixels", start: str = "canvas",
+        follow: str = "keep the pixels", start: str = "canvas", vae: Any = None, photo: Tensor | None = None,
     ) -> tuple[Any]:  # fmt: skip
         from .host.sampling import make_sampler
         from .host.warnings import warn
@@ -353,11 +364,19 @@ class CowSampler:
                 "`keep` covers the whole canvas, so `cycles`, `low`, `high` and `eta` have no effect. Connect Place Subject's `keep`.",
             )
         extra = {name: c for name, c in (("suppress", suppress), ("enhance", enhance)) if c is not None}
-        return (make_sampler(lambda session: sample(session, keep, config, extra), "Cow Sampler", replaces=True),)
+        placed = None if vae is None or photo is None else (vae, photo)
+        return (
+            make_sampler(lambda session: sample(session, keep, config, extra, placed), "Cow Sampler", replaces=True),
+        )
 
 
-def sample(session: Session, keep: Tensor, config: CowConfig, extra: dict[str, Any]) -> Tensor:
-    """Run COW in a prepared sampling of the host; the guider's cfg and patches make the cycles and the final phase."""
+def sample(
+    session: Session, keep: Tensor, config: CowConfig, extra: dict[str, Any], placed: tuple[Any, Tensor] | None = None
+) -> Tensor:
+    """Run COW in a prepared sampling of the host; the guider's cfg and patches make the cycles and the final phase.
+
+    With `placed`, VAE and photo, the subject's edge is redrawn on its scene.
+    """
     from .host.session import check_places
     from .host.warnings import warn, warn_of_stretch
 
@@ -379,12 +398,56 @@ def sample(session: Session, keep: Tensor, config: CowConfig, extra: dict[str, A
         )
 
     more = {name: session.condition(name, conditioning) for name, conditioning in extra.items()}
+    redraw = None if placed is None else redrawer(session, *placed, keep)
     result = generate(
         session.denoiser, session.latents, keep, session.conds["positive"], session.conds.get("negative"),
         config, SeededNoise(session.seed), progress(session), sigmas=session.sigmas, denoise=session.denoise,
-        suppress=more.get("suppress"), enhance=more.get("enhance"), denoise_where=denoise_where,
+        suppress=more.get("suppress"), enhance=more.get("enhance"), denoise_where=denoise_where, redraw=redraw,
     )  # fmt: skip
+    if redraw is not None and not redraw.calls:
+        warn(
+            "Cow Sampler",
+            "`vae` and `photo` have no effect: the subject is not kept to the end, or nothing is beside it. Disconnect them.",
+        )
     return result.latents
+
+
+@dataclass
+class Redraw:
+    """Draws the subject of a placed `photo` (1 or B, H, W, 3) on a scene's clean latents, through the host's VAE."""
+
+    session: Session
+    vae: Any
+    photo: Tensor
+    keep: Tensor
+    calls: int = 0
+
+    def __call__(self, denoised: Tensor) -> Tensor:
+        from .host.progress import check_interrupt
+        from .host.vae import decode_images, encode_images, while_sampling
+
+        self.calls += 1
+        check_interrupt()
+        with while_sampling():
+            scene = decode_images(self.vae, self.session.process_out(denoised))[..., :3]
+            height, width = scene.shape[1:3]
+            photo = resize_pixels(self.photo[..., :3].movedim(-1, 1), height, width, "bicubic").movedim(1, -1)
+            check_interrupt()
+            samples = encode_images(self.vae, on_scene(scene, photo, self.keep, height // denoised.shape[-2]))
+        return self.session.process_in(samples)
+
+
+def redrawer(session: Session, vae: Any, photo: Tensor, keep: Tensor) -> Redraw | None:
+    """Return `generate`'s `redraw`, None with a warning for a video; raises ValueError for a batch of photos that does not match."""
+    from .host.warnings import warn, warn_of_stretch
+
+    if session.latents.ndim > 4 and session.latents.shape[2] > 1:
+        warn("Cow Sampler", "`vae` and `photo` have no effect on a video. Disconnect them.")
+        return None
+    if len(photo) not in (1, len(session.latents)):
+        raise ValueError(f"Expected `photo` with 1 or {len(session.latents)} images, but got {len(photo)}.")
+    warn_of_stretch("Cow Sampler", "photo", photo[..., 0], session.latents)
+    return Redraw(session, vae, photo, keep)
 
 
 def progress(session: Session) -> Callback:

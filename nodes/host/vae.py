@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +28,18 @@ def decode_images(vae: Any, samples: Tensor) -> Tensor:
     """Return IMAGE (B, H, W, 3) for LATENT samples of one image each."""
     images: Tensor = vae.decode(samples)
     return images.flatten(0, -4)  # a VAE of videos gives (B, 1, H, W, 3)
+
+
+@contextmanager
+def while_sampling() -> Iterator[None]:
+    """Within the context a VAE may run though a model is sampled with: what the host unloads for it is loaded again afterwards."""
+    import comfy.model_management as memory
+
+    loaded = memory.loaded_models(only_currently_used=True)
+    try:
+        yield
+    finally:
+        memory.load_models_gpu(loaded)
 
 
 def vae_lanes(vae: Any, denoiser: HostDenoiser) -> dict[str, Lane]:

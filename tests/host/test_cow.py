@@ -13,7 +13,7 @@ from slipstream.core.images import read_image
 from slipstream.core.masks import grow
 from slipstream.core.schedules import DiscreteLevels, simple
 from slipstream.cow import CowConfig, generate
-from slipstream.cow.canvas import paste_back, place, plain_background
+from slipstream.cow.canvas import on_scene, paste_back, place, plain_background
 from slipstream.cow.photos import PHOTOS
 
 PROMPT = "a small white star at the top on a blue background"
@@ -46,9 +46,13 @@ def test_host_and_library_agree(host, prompt):
     pipe = load("pocket")
     cond, uncond = pipe.encode_text([PROMPT]), pipe.encode_text([""])
     assert isinstance(pipe.model.levels, DiscreteLevels)
+
+    def redraw(denoised: Any) -> Any:
+        return pipe.encode_image(on_scene(pipe.decode(denoised), canvas.photo, canvas.keep))
+
     result = generate(
         pipe.model, pipe.encode_image(canvas.image), canvas.keep, cond, uncond, CowConfig(cfg_scale=3.0, cycles=2),
-        SeededNoise(5), sigmas=simple(pipe.model.levels, 10),
+        SeededNoise(5), sigmas=simple(pipe.model.levels, 10), redraw=redraw,
     )  # fmt: skip
     ours = (paste_back(pipe.decode(result.latents), canvas, 1)[0] * 255).round().int().numpy()
     assert np.abs(got - ours).max() <= 2
@@ -56,6 +60,25 @@ def test_host_and_library_agree(host, prompt):
     original = (canvas.photo[0] * 255).round().int().numpy()
     assert inside.sum() > 500
     assert np.abs(got - original)[inside].max() <= 1
+
+
+def test_photo_and_vae_redraw_the_edge(host, prompt):
+    """Without them the image is another; a photo of another size is resized, and where they have no effect there is a warning."""
+    redrawn = picture(host.run(prompt(RandomNoise__noise_seed=5)))
+    graph = prompt(RandomNoise__noise_seed=5)
+    (sampler,) = [n["inputs"] for n in graph.values() if n["class_type"] == "SlipstreamCowSampler"]
+    graph["half"] = {
+        "class_type": "ImageScale",
+        "inputs": {"image": sampler["photo"], "upscale_method": "area", "width": 64, "height": 64, "crop": "disabled"},
+    }
+    sampler["photo"] = ["half", 0]
+    assert np.abs(picture(host.run(graph)) - redrawn).mean() < 4
+    del sampler["photo"]
+    result = host.run(graph)
+    assert "`vae` has no effect without `photo`" in str(result.warnings)
+    assert np.abs(picture(result) - redrawn).max() > 20
+    result = host.run(prompt(RandomNoise__noise_seed=5, SlipstreamCowSampler__follow="mostly pixels"))
+    assert "`vae` and `photo` have no effect: the subject is not kept to the end" in str(result.warnings)
 
 
 def test_the_same_seed_gives_the_same_picture_after_other_runs(host, prompt):

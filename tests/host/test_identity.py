@@ -255,7 +255,7 @@ KEPT: dict[str, Kept] = {
             "inversion_cfg": {"it.inversion_cfg": 2.0}, "high": {"it.high": 0.75}, "start": {"it.start": "noise"},
             "range_unit": {"it.range_unit": "noise level", "it.low": 0.0, "it.high": 0.05},
             **dict.fromkeys(("keep", "cycles", "preserve", "low", "eta", "final_eta", "noise_limit", "repel"), FREE),
-            **dict.fromkeys(("suppress", "enhance", "follow"), FREE),
+            **dict.fromkeys(("suppress", "enhance", "follow", "vae", "photo"), FREE),
         },
     ),
     "SlipstreamEditSampler": Kept(

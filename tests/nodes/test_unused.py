@@ -36,6 +36,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("CowSampler", {"repel": 2.0}, "repel"),
     ("CowSampler", {"preserve": 0.5, "follow": "between"}, "preserve"),
     ("CowSampler", {"repel": 0.0, "suppress": WIRED}, "suppress"),
+    ("CowSampler", {"vae": WIRED}, "vae"),
+    ("CowSampler", {"photo": ONE}, "photo"),
     ("CowSampler", {"repel": 0.0, "enhance": WIRED}, "enhance"),
     ("RCFGGuider", {"guidance": "none", "guidance_scale": 2.0}, "guidance_scale"),
     ("RCFGGuider", {"guidance": "full", "guidance_scale": 1.0}, "guidance"),

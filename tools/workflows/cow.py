@@ -19,7 +19,7 @@ def cow_photo(g: Any) -> None:
     encoded = g.add("VAEEncode", pixels=canvas["canvas"], vae=model)
     noise = g.add("RandomNoise", noise_seed=0)
     guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0)
-    sampler = g.add("SlipstreamCowSampler", keep=canvas["keep"])
+    sampler = g.add("SlipstreamCowSampler", keep=canvas["keep"], vae=model, photo=canvas["photo"])
     sigmas = g.add("BasicScheduler", model=model, scheduler="simple", steps=20, denoise=1.0)
     sampled = g.add(
         "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=encoded
