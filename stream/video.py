@@ -118,6 +118,7 @@ class VideoSource:
                 f"Expected frames of at most {MAX_PIXELS / 1e6:.3g} megapixels, but {path} has larger ones. Reduce it first."
             )
         self.stream.thread_type = "AUTO"
+        self.begun = False
         self.count = self.stream.frames
         self.rate = Fraction(self.stream.average_rate or 25)
         guessed = Fraction(self.stream.base_rate or self.rate)
@@ -135,8 +136,18 @@ class VideoSource:
         alone = len(self.container.streams) == 1 and not self.live
         return (self.container.duration or 0) / 1e6 if alone else 0.0
 
+    def _begin(self) -> None:
+        """Open the file again where a pass has closed it."""
+        if self.begun:
+            self.container = import_av().open(self.path)
+            self.stream = self.container.streams.video[0]
+            self.stream.thread_type = "AUTO"
+            self.damaged = self.discarded = 0
+        self.begun = not self.live
+
     def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
-        """Decode frames in order of display; times never go back."""
+        """Decode frames in order of display; times never go back. Each pass begins at the start of the file."""
+        self._begin()
         read, pts, first = 0, -1, 0
         matrix, reformatter = (1, 0, 0, 1), import_av().video.reformatter.VideoReformatter()
         step = max(round(1 / (self.rate * self.time_base)), 1)

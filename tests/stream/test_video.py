@@ -64,6 +64,14 @@ def test_reading_a_video_does_not_gather_threads(tmp_path) -> None:
     assert threads[-1] <= threads[1]
 
 
+def test_a_video_is_read_again_from_its_start() -> None:
+    source = VideoSource(str(CLIP))
+    first, again = ([(float(image.float().mean()), stamp.pts) for image, stamp in source] for _ in range(2))
+    assert len(first) > 10
+    assert first == again
+    assert not source.problem
+
+
 def test_damage_inside_a_video_is_survived(tmp_path) -> None:
     path = make_video(tmp_path / "v.mkv", range(60), codec="mpeg4", sound=None)
     data = bytearray(path.read_bytes())
