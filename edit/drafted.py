@@ -36,8 +36,9 @@ class DraftedEdit:
     """An edit that is ready to be sampled in the draft mode.
 
     `photo` and `clean` (1, C, h, w), or (1, C, 1, h, w), are the latents of the photo and of its draft. `hold` (1, 1, h, w) is the
-    share of the steps in which a cell follows the draft; 1 never changes. Where the draft is `known` to be right, (1, 1, h, w), up to 1
-    well within it, the network's changes count only beyond its own error. `mask`, `draft`, `restore` and `notes` go into the result.
+    share of the steps in which a cell follows the draft; 1 never changes. Where the draft is `known` to be right, (1, 1, h, w), the
+    network's changes count only beyond its own error, which the cells `inside` each part of it show, (1, K, h, w). `mask`, `draft`,
+    `restore` and `notes` go into the result.
     """
 
     config: EditConfig
@@ -48,6 +49,7 @@ class DraftedEdit:
     restore: Tensor
     draft: Tensor | None = None
     known: Tensor | None = None
+    inside: Tensor | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -118,13 +120,15 @@ def prepare_draft(
             "`encode` to `edit`."
         )
     mask, restore = layout.changed(config.feather)
-    hold, known = holds(layout.placements, layout.canvases[0], config, sure)
-    return DraftedEdit(config, photo.clean, clean, hold, mask, restore, image, known, (*layout.notes, *notes))
+    hold, known, inside = holds(layout.placements, layout.canvases[0], config, sure)
+    return DraftedEdit(config, photo.clean, clean, hold, mask, restore, image, known, inside, (*layout.notes, *notes))
 
 
-def holds(placements: Sequence[Placement], canvas: Canvas, config: EditConfig, sure: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the share of the steps (1, 1, h, w) in which each cell follows the draft, and how well the draft is known to be right: what
-    is carried, and what of the fill is `sure` (H, W), is followed longer than the rest of the fill."""
+def holds(
+    placements: Sequence[Placement], canvas: Canvas, config: EditConfig, sure: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the share of the steps (1, 1, h, w) in which each cell follows the draft, where the draft is known to be right, and the cells
+    inside each part of that (1, K, h, w): what is carried, and what of the fill is `sure` (H, W), is followed longer than the rest."""
     blank = torch.zeros(canvas.size)
     vacated = torch.stack([blank, *(p.vacated for p in placements)]).amax(0)
     changed = [vacated, *(p.target for p in placements)]
@@ -134,10 +138,16 @@ def holds(placements: Sequence[Placement], canvas: Canvas, config: EditConfig, s
         canvas.to_grid(torch.stack([blank, *kept]).amax(0))
     )
     hold, known = torch.where(free > 0, config.anchor_fill[1], 1.0), (carried > 0) & ~doubted
-    covered = canvas.to_grid(torch.stack([blank, *kept]).amax(0))
-    inner = (covered == 1) & ~touched(F.max_pool2d(1 - covered, 3, 1, 1))
-    inner = inner if bool(inner.any()) else covered == 1
-    return torch.where(known, config.anchor_object[1], hold), torch.where(inner, 1.0, 0.5 * known)
+    fill, *objects = (canvas.to_grid(region) for region in kept)
+    inside = torch.cat([well_within(fill), *(well_within(part, part > 0) for part in objects)], 1)
+    return torch.where(known, config.anchor_object[1], hold), known, inside
+
+
+def well_within(covered: Tensor, other: Tensor | None = None) -> Tensor:
+    """Return the cells (1, 1, h, w) well within a region that covers these shares of them; of a small one all whole ones, else `other`."""
+    whole = covered == 1
+    inner = whole & ~touched(F.max_pool2d(1 - covered, 3, 1, 1))
+    return next((cells for cells in (inner, whole, other) if cells is not None and bool(cells.any())), whole)
 
 
 def sample_draft(
@@ -204,8 +214,9 @@ class _Watch:
         if self.problem.known is not None and step < config.steps and sigma == self.sigmas[step] and bool(held.any()):
             source = self.problem.source.to(denoised)
             apart = (denoised - source).square().mean(1, keepdim=True).sqrt()
-            inner = over(self.problem.known[:, 0] == 1, source)
-            right = [apart[cells.to(apart.device).expand_as(apart)] for cells in (held, inner)]
+            inside = self.problem.inside
+            parts = [] if inside is None else [over(cells, source) for cells in inside.unbind(1)]
+            right = [apart[cells.to(apart.device).expand_as(apart)] for cells in (held, *parts)]
             self.error = max(float(values.quantile(0.98)) for values in right if len(values))
         return denoised
 
@@ -214,4 +225,4 @@ class _Watch:
         if known is None:
             return latents
         slight = (latents - source).square().mean(1, keepdim=True).sqrt() <= BEYOND * self.error
-        return torch.where(slight & over(known[:, 0] > 0, latents), source, latents)
+        return torch.where(slight & over(known[:, 0], latents), source, latents)

@@ -316,3 +316,30 @@ def test_an_edit_that_the_network_leaves_as_it_is_gives_the_draft_exactly() -> N
     assert result.draft is not None
     out, whole = finish(image, result, small.decode), result.mask[0] == 1
     torch.testing.assert_close(out[0][whole], result.draft[0][whole], atol=1e-6, rtol=0)
+
+
+class Spoiling(GaussianDenoiser):
+    """Sees the latents that are followed as they are, and the cells of `spoiled` (1, 1, h, w) brighter by 1."""
+
+    def __init__(self, source: Tensor, spoiled: Tensor) -> None:
+        super().__init__()
+        self.seen = source + spoiled
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        return self.seen.expand_as(x)
+
+
+@pytest.mark.parametrize(("mask", "small_object"), [(box(28, 28, 34, 35), True), (box(16, 16, 72, 72), False)])
+def test_an_object_too_small_to_show_the_networks_error_inside_keeps_its_pixels(
+    mask: Tensor, small_object: bool
+) -> None:
+    """The network spoils all cells that an object touches, or the rim of a large one: only the latter may be meant."""
+    base = photo(GaussianDenoiser())
+    prepared = prepare_draft(Paste(base, mask, 8.0, 8.0), base, CONFIG, small.encode)
+    assert prepared.inside is not None
+    assert prepared.known is not None
+    rim = prepared.known.float() * (1 - prepared.inside[:, 1:].float().amax(1, keepdim=True))
+    spoiled = prepared.known.float() if small_object else rim
+    assert bool(spoiled.any())
+    result = sample_draft(Spoiling(prepared.source, spoiled), prepared, COND)
+    assert torch.equal(result.latents, prepared.source) == small_object
