@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pathlib
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -57,9 +59,18 @@ def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
     mask = torch.zeros(1, 64, 64, 3)
     mask[:, 16:48, 16:48] = 1
     save_image(mask, tmp_path / "mask.png")
-    LatentFill(FillConfig(4, 8, 8, 2)).save(tmp_path / "fill.safetensors")
+    (tmp_path / "fill.safetensors").write_bytes(saved_fill())
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@functools.cache
+def saved_fill() -> bytes:
+    """Made once: to draw its weights takes longer than most of the tests that have it beside them."""
+    with tempfile.TemporaryDirectory() as place:
+        path = pathlib.Path(place) / "fill.safetensors"
+        LatentFill(FillConfig(4, 8, 8, 2)).save(path)
+        return path.read_bytes()
 
 
 @pytest.fixture
