@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import pathlib
+from functools import partial
 
 import pytest
 from PIL import Image
 from slipstream.cli import main
 from slipstream.core import load
-from slipstream.search import Schedule
+from slipstream.search import Schedule, SearchConfig, compare
 
 SMALL = ["--size", "32", "32", "--pairs", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _short_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run to compare with has 8 steps instead of 50, which no option sets and nothing here depends on."""
+    monkeypatch.setattr("slipstream.cli.search.SearchConfig", partial(SearchConfig, teacher_steps=8))
+    monkeypatch.setattr("slipstream.cli.search.compare", partial(compare, teacher_steps=8))
 
 
 def test_search_writes_a_schedule_and_goes_on(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
