@@ -48,6 +48,7 @@ class Limit:
 
 MORE, RIVAL = True, "the alternative"
 NEW = "27 Nov 2026, before the first run"
+REDRAWN = "27 Nov 2026, 2c9a66c"  # the edge is redrawn on its scene: 40 and 20 could no longer be missed
 # Every limit, and since which date and commit it holds. One moves only with a sentence in the commit that says why. They were written
 # down in one commit with the first figures, so they are gates against getting worse, not forecasts. That of the schedule search moved
 # once after it was measured, from half the alternative to the whole of it.
@@ -61,8 +62,8 @@ LIMITS = {
     "cow fields variance": Limit(0.75, MORE),
     "cow fields likelihood": Limit(0.6, MORE),
     "cow rows": Limit(60),
-    "cow halo": Limit(40),
-    "cow growth %": Limit(20),
+    "cow halo": Limit(25, since=REDRAWN),
+    "cow growth %": Limit(8, since=REDRAWN),
     "cow background %": Limit(90, MORE),
     "cow other colour %": Limit(90, MORE),
     "schedules": Limit(1, of=RIVAL, since="26 Nov 2026, 23a46cc"),
