@@ -400,6 +400,7 @@ def first_view(boxes: list[list[int]]) -> dict[str, Any]:
 def thumbnail(files: list[Any], path: pathlib.Path, parts: int) -> None:
     """Save a square JPEG of what Before and After shows of `parts` images: four whole, else the last one with the others as insets."""
     from PIL import Image
+    from slipstream.core.captions import GAP
 
     files = [f for f in files if f.filename.endswith((".png", ".jpg", ".webp"))]
     # Before and After is the preview with the largest id; other examples have what they save.
@@ -407,8 +408,8 @@ def thumbnail(files: list[Any], path: pathlib.Path, parts: int) -> None:
     last = max(files, key=lambda f: int(f.node)).node
     sheet = Image.open(io.BytesIO([f for f in files if f.node == last][-1].read())).convert("RGB")
     count = parts if parts in (2, 3) else 1
-    width = sheet.width // count
-    square([sheet.crop((at * width, 0, (at + 1) * width, sheet.height)) for at in range(count)], path)
+    step = (sheet.width + GAP) // count
+    square([sheet.crop((at * step, 0, (at + 1) * step - GAP, sheet.height)) for at in range(count)], path)
 
 
 def square(each: list[Any], path: pathlib.Path, size: int = 400) -> None:
