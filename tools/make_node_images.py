@@ -10,9 +10,11 @@ import io
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import slipstream
+import torch
 from PIL import Image, ImageOps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -22,6 +24,8 @@ import make_workflows  # noqa: E402
 import screenshot  # noqa: E402
 
 edits = make_workflows.load_module(ROOT / "tools" / "workflows" / "edit.py")
+stock = make_workflows.load_module(ROOT / "tools" / "workflows" / "host.py")
+ASTRONAUT = ROOT / "assets" / "astronaut.jpg"
 FOLDER = ROOT / "web" / "docs" / "img"
 # Nodes whose help shows the node itself: what they give is a value, not an image.
 NODES = {
@@ -37,7 +41,7 @@ NODES = {
     "SlipstreamSaveSchedule": "save_schedule",
     "SlipstreamSelfObjective": "self_objective",
 }
-EDITS = ("remove", "edit_preview")
+TASKS = ("SlipstreamMove", "SlipstreamPaste", "SlipstreamAppearance", "SlipstreamDrag")
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 ADD = """async (type) => {
   const app = window.__host.app, node = window.LiteGraph.createNode(type);
@@ -74,24 +78,77 @@ def remove(g: Any) -> None:
     edits._photo_workflow(g, "remove", "What goes", task, "")
 
 
-def edit_preview(g: Any) -> None:
-    """The example that moves the arm, with its preview between photo and result."""
-    edits.edit_move(g)
-    named = {node.type: node for node in g.nodes}
-    g.add("SlipstreamEditPreview", image=named["LoadImage"], tasks=named["SlipstreamMove"])
+def badge(g: Any) -> None:
+    """The badge of the astronaut's suit moves and shrinks."""
+
+    def task(g: Any, photo: Any) -> Any:
+        drawing = edits._drawing({"brush": [[172, 384]], "width": 80}, size=(512, 512))
+        return g.add("SlipstreamMove", image=photo["IMAGE"], canvas=drawing, dx=-62.0, dy=40.0, scale=0.8)
+
+    edits._photo_workflow(g, "badge", "What moves", task, "")
+    next(node for node in g.nodes if node.type == "LoadImage").widgets["image"] = ASTRONAUT.name
 
 
-def edited(host: Any, name: str) -> list[Image.Image]:
-    """Run an edit of the host's example photo; returns photo, preview if there is one, and result."""
+def previewed(describe: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A description with Edit Preview beside its task."""
+
+    def build(g: Any) -> None:
+        describe(g)
+        named = {node.type: node for node in reversed(g.nodes)}
+        task = next(named[type] for type in TASKS if type in named)
+        g.add("SlipstreamEditPreview", image=named["LoadImage"], tasks=task)
+
+    return build
+
+
+# What is run for an image: photo, preview if there is one, and result; or what Before and After gives; or what is saved.
+RUNS: dict[str, Callable[[Any], None]] = {
+    "remove": remove,
+    "edit_preview": previewed(edits.edit_move),
+    "edit_move": edits.edit_move,
+    "edit_paste": previewed(edits.edit_paste),
+    "edit_appearance": previewed(edits.edit_appearance),
+    "edit_drag": previewed(edits.edit_drag),
+    "edit_photo": previewed(badge),
+    "before_after": badge,
+    "harmonise": edits.harmonise,
+    "load_model": stock.text_to_image,
+}
+SHEETS, SAVED = ("before_after", "harmonise"), ("load_model",)
+
+
+def made(host: Any, name: str) -> list[Image.Image]:
+    """Run what a help image shows; returns its parts."""
     g = make_workflows.Graph(host.object_info(), name)
-    {"remove": remove, "edit_preview": edit_preview}[name](g)
+    RUNS[name](g)
     g.sections = []
     result = host.run(make_workflows.host_graph.to_api(g.build(), host.object_info()))
     assert result.ok, result.explain()
-    kinds = {str(node.id): node.type for node in g.nodes}
-    found = {kinds[f.node]: Image.open(io.BytesIO(f.read())) for f in result.files if f.filename.endswith(".png")}
-    photo = Image.open(pathlib.Path(os.environ["COMFYUI_PATH"]) / edits.PHOTO)
-    return [photo, *(found[kind] for kind in ("SlipstreamEditPreview", "SaveImage") if kind in found)]
+    found: dict[str, list[Image.Image]] = {}
+    for file in result.files:
+        found.setdefault(g.nodes[int(file.node) - 1].type, []).append(Image.open(io.BytesIO(file.read())))
+    if name in SHEETS:
+        return found["SlipstreamBeforeAfter"]
+    if name in SAVED:
+        return found["SaveImage"]
+    photo = next(node for node in g.nodes if node.type == "LoadImage").widgets["image"]
+    source = ASTRONAUT if photo == ASTRONAUT.name else pathlib.Path(os.environ["COMFYUI_PATH"]) / edits.PHOTO
+    return [Image.open(source), *found.get("SlipstreamEditPreview", []), *found["SaveImage"]]
+
+
+def example_clip() -> None:
+    """Four frames of the clip, and below them the mask of the ball."""
+    frames, mask, _ = slipstream.NODE_CLASS_MAPPINGS["SlipstreamExampleClip"]().load("bouncing ball", 20)
+    both = torch.cat([frames, mask[..., None].expand(-1, -1, -1, 3)], 1)[::5]
+    row([Image.fromarray((255 * each).round().byte().numpy()) for each in both], "example_clip", height=256, gap=0)
+
+
+def canvas(host: Any) -> None:
+    """The example that moves an object, as it opens."""
+    with screenshot.frontend(host.url, size=(1600, 900)) as (page, report):
+        screenshot.load_workflow(page, report, ROOT / "example_workflows" / "01 Move an object in a photo.json")
+        page.wait_for_timeout(4000)
+        row([Image.open(io.BytesIO(page.screenshot()))], "canvas", height=450)
 
 
 def photograph(host: Any, wanted: set[str]) -> None:
@@ -121,19 +178,24 @@ def live_panel(host: Any) -> None:
 
 
 def main(names: list[str]) -> None:
-    known = {*NODES.values(), *EDITS, "live_stream"}
+    known = {*NODES.values(), *RUNS, "live_stream", "example_clip", "canvas"}
     if unknown := set(names) - known:
         raise SystemExit(f"Expected names among {sorted(known)}, but got {sorted(unknown)}.")
     wanted = set(names) or known
+    if "example_clip" in wanted:
+        example_clip()
     with comfy_host.ComfyHost([("slipstream", ROOT)]) as host:
         host.upload_image(pathlib.Path(os.environ["COMFYUI_PATH"]) / edits.PHOTO)
-        for name in EDITS:
+        host.upload_image(ASTRONAUT)
+        for name in RUNS:
             if name in wanted:
-                row(edited(host, name), name)
+                row(made(host, name), name)
         if wanted & set(NODES.values()):
             photograph(host, wanted)
         if "live_stream" in wanted:
             live_panel(host)
+        if "canvas" in wanted:
+            canvas(host)
 
 
 if __name__ == "__main__":
