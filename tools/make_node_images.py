@@ -144,11 +144,12 @@ def example_clip() -> None:
 
 
 def canvas(host: Any) -> None:
-    """The example that moves an object, as it opens."""
+    """The photo and the canvas of the example that moves an object, as it opens."""
     with screenshot.frontend(host.url, size=(1600, 900)) as (page, report):
         screenshot.load_workflow(page, report, ROOT / "example_workflows" / "01 Move an object in a photo.json")
         page.wait_for_timeout(4000)
-        row([Image.open(io.BytesIO(page.screenshot()))], "canvas", height=450)
+        clip = {"x": 415, "y": 125, "width": 720, "height": 600}  # photo and canvas
+        row([Image.open(io.BytesIO(page.screenshot(clip=clip)))], "canvas", height=600)
 
 
 def photograph(host: Any, wanted: set[str]) -> None:
