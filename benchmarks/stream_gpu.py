@@ -321,11 +321,17 @@ def stage_times(run: Runner, count: int) -> list[float]:
     return [statistics.median(column) for column in zip(*rows)]
 
 
+def counted_as(setting: Setting) -> Setting:
+    """Return the setting in which the operations of a frame are counted: acceleration and priority change none of them."""
+    return Setting(setting.model, "none", setting.steps, setting.guidance, sequential=True)
+
+
+@functools.cache
 def flops(pipe: Pipeline, size: int, setting: Setting) -> float:
     """Return the floating point operations of one frame in 10^12 (two for each multiply-add)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    run = Runner(pipe, size, Setting(setting.model, "none", setting.steps, setting.guidance, sequential=True))
+    run = Runner(pipe, size, setting)
     with FlopCounterMode(display=False) as counter:
         run(0)
     return counter.get_total_flops() / 1e12
@@ -364,7 +370,7 @@ def measure(pipe: Pipeline, size: int, setting: Setting, seconds: float, peak: f
     rate = max(full, fps) / 2
     _, *delays = run.threads(min(max(int(rate * seconds / 2), FEW), 200), rate)
     memory = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
-    work = flops(pipe, size, setting)
+    work = flops(pipe, size, counted_as(setting))
     best = max(fps, full)
     return Row(setting, fps, full, *delays, verdict, *times, run.ready, work, work * best / peak, memory, cpu)
 
@@ -564,7 +570,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.check:
         global WARM_UP, FEW
-        WARM_UP, FEW = 2, 5
+        WARM_UP, FEW = 1, 2
         args.device, args.seconds = "cpu", 0.02
         torch.compile = lambda function, **_: function  # type: ignore[assignment]
     return run(args, torch.device(args.device))
