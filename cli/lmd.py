@@ -221,6 +221,7 @@ def _add_stretch(parser: Any) -> None:
     add_output(parser, "--out", default="stretch.png")
     add_without_effect(parser)
     parser.unused = STRETCH_UNUSED
+    parser.arguments = {"after": "--next", "before": "--image"}
     parser.set_defaults(run=run_stretch)
 
 

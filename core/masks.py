@@ -7,6 +7,8 @@ cell, and a cell is touched by what exceeds the residue of a resize (`touched`).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,12 +91,13 @@ def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
 
 def grow(mask: Tensor, cells: int) -> Tensor:
     """Dilate (cells > 0) or erode (cells < 0) a mask (B, H, W) by a square of that radius."""
-    limit = min(mask.shape[-2:])
-    check_integer("cells", cells, -limit, limit)
+    check_integer("cells", cells, -math.inf)
     if cells < 0:
         return 1 - grow(1 - mask, -cells)
+    down, across = (min(cells, size) for size in mask.shape[-2:])  # beyond that nothing is left to reach
     # max_pool2d pads with minus infinity: the picture's border is an edge of neither the mask nor its complement.
-    return F.max_pool2d(mask[:, None], 2 * cells + 1, 1, cells)[:, 0]
+    columns = F.max_pool2d(mask[:, None], (2 * down + 1, 1), 1, (down, 0))
+    return F.max_pool2d(columns, (1, 2 * across + 1), 1, (0, across))[:, 0]
 
 
 def feather(mask: Tensor, radius: int) -> Tensor:

@@ -134,9 +134,16 @@ class TestGrow:
         wanted[:, :, : 4 + cells] = 1
         assert torch.equal(grow(left, cells), wanted)
 
-    def test_a_radius_beyond_the_picture_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="`cells` between -9 and 9, but got -10"):
-            grow(box(), -10)
+    @pytest.mark.parametrize("cells", [12, 13, 10**9])
+    def test_a_radius_beyond_the_picture_reaches_all_of_it(self, cells: int) -> None:
+        """A feather of 20 pixels on an image of 16 was an error about `cells`, which nobody had set."""
+        assert torch.equal(grow(box(), cells), torch.ones(1, 9, 12))
+        assert torch.equal(grow(box(), -cells), torch.zeros(1, 9, 12))
+        assert torch.equal(grow(torch.ones(1, 1, 33), -cells), torch.ones(1, 1, 33))
+
+    def test_a_radius_is_an_integer(self) -> None:
+        with pytest.raises(ValueError, match=r"Expected `cells` to be an integer, but got 1\.5"):
+            grow(box(), 1.5)  # type: ignore[arg-type]
 
 
 class TestFeather:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import math
+import pathlib
 import random
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 NUMBERS: tuple[Any, ...] = (
@@ -21,6 +24,11 @@ TEXTS = (
     "a" * 5000,
     "(a:1.3)", "nan", "1e400", "-1", "%s%n", "../../etc/passwd", "'; DROP TABLE job", "{}", "[1, 2]", "10, 20 -> 30, 40", "\n\n",
 )  # fmt: skip
+FORMATS = (
+    (".png", ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")), (".jpg", ("RGB", "L", "CMYK")), (".webp", ("RGB", "RGBA")),
+    (".gif", ("P", "L")), (".bmp", ("RGB", "1")), (".tif", ("RGB", "RGBA", "F", "I;16", "CMYK", "1", "P")),
+)  # fmt: skip
+ORIENTATION = 0x0112
 OTHERS: tuple[Any, ...] = (None, (), [], {}, [1, 2], (0.0, 1.0), {"a": 1}, b"x", object(), 1j)
 
 
@@ -75,6 +83,31 @@ class Inputs(random.Random):
         if self.random() < 0.3:
             values[self.randrange(count)] = float(self.choice((0, -1, math.nan, math.inf, 1e-50, 1e30, values[0])))
         return torch.tensor(values, dtype=self.choice((torch.float32, torch.float32, torch.float64, torch.float16)))
+
+    def image_file(self, path: pathlib.Path) -> pathlib.Path:
+        """Write an image of any size, mode and format, turned by its EXIF, at times damaged, empty or no image at all."""
+        suffix, modes = self.choice(FORMATS)
+        side, many = self.size, self.random() < 0.1
+        exif = Image.Exif()
+        exif[ORIENTATION] = self.randrange(10)
+        image = Image.effect_noise((side() * (9 if many else 1), side()), 90).convert("L")
+        mode = self.choice(modes)
+        if mode in ("RGBA", "LA"):
+            image = image.convert(mode)
+            image.putalpha(Image.effect_noise(image.size, self.choice((0, 200))).convert("L"))
+        elif mode in ("F", "I;16"):
+            scale, kind = (255, np.float32) if mode == "F" else (1 / 257, np.uint16)
+            image = Image.fromarray((np.asarray(image) / scale).astype(kind))
+        buffer = io.BytesIO()
+        image.convert(mode).save(
+            buffer, Image.registered_extensions()[suffix], **({} if suffix in (".gif", ".bmp") else {"exif": exif})
+        )
+        data, kind = buffer.getvalue(), self.random()
+        path = path.with_suffix(suffix)
+        path.write_bytes(
+            data if kind < 0.9 else self.bytes_like(data) if kind < 0.97 else self.choice((b"", b"text\n", b"\0" * 99))
+        )
+        return path
 
     def bytes_like(self, good: bytes) -> bytes:
         """Return a file with some of its bytes changed, left out or cut off."""

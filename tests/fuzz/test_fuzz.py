@@ -359,19 +359,63 @@ def command_lines(inputs: Inputs, folder: pathlib.Path) -> None:
             code = main([*command.split(), *words])
         except Loaded:
             return
-    shown = [
-        line for line in err.getvalue().splitlines() if "it/s" not in line and not line.startswith(("WARNING", "INFO"))
-    ]
     assert code in (0, 2), (code, words)
+    check_shown(err.getvalue(), code, words)
+
+
+# Commands that run to their end, as short as can be; {a}, {b} are images and {m}, {n} masks, of any kind.
+WHOLE = (
+    "cow --image {a} --mask {m} --prompt {t} --steps 5 --cycles 1 --size {s} --out o.png",
+    "cow --image {a} --prompt {t} --steps 4 --out o.png",
+    "cow --image {a} --mask {m} --background {b} --prompt {t} --steps 5 --cycles 1 --follow 0.5 --out o.jpg",
+    "edit --image {a} --move {m} {x} {y} --steps 2 --out o.png", "edit --image {a} --remove {m} --prompt {t} --steps 2 --out o.png",
+    "edit --image {a} --move {m} {x} 0 1.5 90 --steps 2 --mode fine --cfg 1 --out o.png",
+    "edit --image {a} --paste {b} {n} {x} {y} --steps 2 --out o.webp", "edit --image {a} --drag {m} {x},{y}->{y},{x} --steps 2 --out o.png",
+    "edit --image {a} --appearance {m} {b} {n} --steps 2 --out o.png", "edit --image {a} --move {m} {x} {y} --only-preview --preview o.png",
+    "stream --input {a} --out out.gif --steps 1 --guidance none --prompt {t}", "stream --input in --out out.mp4 --steps 1 --size {s}",
+    "lmd regenerate --image {a} --mask {m} --prompt {t} --rounds 1 --steps 1 --strength 1 --out o.png",
+    "lmd fill --fill fill.safetensors --image {a} --mask {m} --out o.png", "lmd influence --before {a} --after {b} --mask {m} --out o.png",
+    "lmd stretch --image {a} --next {b} --out o.png", "lmd stretch --image {a} --drag {x},{y}->{y},{x} --out o.png",
+    "lmd masks --steps 2 --size {s} --out o.png",
+)  # fmt: skip
+
+
+def whole_commands(inputs: Inputs, folder: pathlib.Path) -> None:
+    """Commands to their end on images and masks of any kind and any size, with any prompt: a file, or one line and exit code 2."""
+    for name in "abmn":
+        for old in folder.glob(f"{name}.*"):
+            old.unlink()
+    given = {name: inputs.image_file(folder / name).name for name in "abmn"}
+    if inputs.random() < 0.7:  # what most people give: masks of one size with their image, somewhere white
+        for image, mask in (("a", "m"), ("b", "n")):
+            with contextlib.suppress(ValueError):
+                height, width = read_image(folder / given[image]).shape[1:3]
+                box = torch.zeros(1, height, width, 3)
+                box[:, : height // 2 + 1, width // 4 : width // 2 + 1] = 1
+                given[mask] = save_image(box, folder / f"{mask}.png").name
+    prompt = "a red circle" if inputs.random() < 0.6 else inputs.text()
+    given |= {"t": prompt, "s": f"{inputs.size()}x{inputs.size()}"}
+    given |= {name: str(inputs.randrange(24) if inputs.random() < 0.8 else inputs.number()) for name in "xy"}
+    words = [word.format(**given) for word in inputs.choice(WHOLE).split()]
+    err = io.StringIO()
+    with redirect_stderr(err), redirect_stdout(io.StringIO()):
+        code = main(words)
+    assert code in (0, 2), (code, words)
+    check_shown(err.getvalue(), code, words)
+
+
+def check_shown(text: str, code: int, words: list[str]) -> None:
+    """A mistake is one line, beside warnings and progress."""
+    lines = [line for line in text.splitlines() if "it/s" not in line and not line.startswith(("WARNING", "INFO"))]
     if code == 2:
-        assert len(shown) == 1, (words, shown)
-        assert one_line(shown[0]), shown
+        assert len(lines) == 1, (words, lines)
+        assert one_line(lines[0]), lines
 
 
 HELP: dict[str, str] = {}
 KINDS: tuple[Kind, ...] = (
     configs, cow_plans, schedules, schedule_bytes, sigmas, made_sigmas, streams, points, drags, drawings, tasks, masks, mask_schedules,
-    canvases, image_files, video_files, stores, fill_files, command_lines, model_folders, prompts,
+    canvases, image_files, video_files, stores, fill_files, command_lines, whole_commands, model_folders, prompts,
 )  # fmt: skip
 
 
@@ -379,11 +423,13 @@ KINDS: tuple[Kind, ...] = (
 def place_for_files(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> pathlib.Path:
-    if request.getfixturevalue("kind") is command_lines:
+    kind = request.getfixturevalue("kind")
+    if kind in (command_lines, whole_commands):
         from slipstream_tests.test_cli import folder
 
         made = getattr(folder, "__wrapped__", None) or folder.__pytest_wrapped__.obj
         made(tmp_path, monkeypatch)
+    if kind is command_lines:
 
         def load(*args: Any, **kwargs: Any) -> None:
             raise Loaded
@@ -420,7 +466,8 @@ def failures(kind: Kind, cases: Iterable[int], folder: pathlib.Path) -> list[str
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_result_or_one_documented_error(kind: Kind, place_for_files: pathlib.Path) -> None:
-    # Models take a second each.
-    cases = range(max(len(CASES) // 10, 2)) if kind is model_folders and len(CASES) > 1 else CASES
+    # Models take a second each, and what runs a model nearly so.
+    share = {model_folders: 10, whole_commands: 5}.get(kind, 1)
+    cases = range(max(len(CASES) // share, 2)) if share > 1 and len(CASES) > 1 else CASES
     found = failures(kind, cases, place_for_files)
     assert not found, f"{len(found)} of {len(cases)}:\n" + "\n".join(found[:20])
