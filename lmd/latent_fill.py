@@ -279,8 +279,6 @@ class LatentFill(nn.Module):
         check_shape(
             "latents", latents, (None, config.channels, None, None), "This fill belongs to another model's VAE."
         )
-        for name, size in zip(("height", "width"), latents.shape[-2:]):
-            _check_multiple(name, size, config.patch)
         if latents.shape[-2:] != (config.height, config.width):
             raise ValueError(
                 f"Expected `latents` of {config.height} x {config.width} cells, the size this fill was trained on, "
