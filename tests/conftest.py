@@ -65,8 +65,10 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and what tests start: the other core has tests of its own
 
 
-# What importing and collecting make lives to the end, and is a million objects: every collection would visit them.
+# What importing and collecting make lives to the end, and is a million objects: every collection would visit them. Later ones come at
+# every 20,000 new objects instead of 700: the tests make few cycles, and those that look for them collect themselves.
 gc.disable()
+gc.set_threshold(20_000)
 
 
 def pytest_collection_finish() -> None:
