@@ -39,7 +39,7 @@ def check_range(name: str, value: float, low: float, high: float = math.inf, rem
     raise _refuse(name, f"of at least {low}" if high == math.inf else f"between {low} and {high}", shown(value), remedy)
 
 
-def check_integer(name: str, value: int, low: int, high: float = math.inf, remedy: str = "") -> None:
+def check_integer(name: str, value: int, low: float, high: float = math.inf, remedy: str = "") -> None:
     """Raise ValueError unless `value` is an integer (not a bool) with `low <= value <= high`."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise _refuse(name, "to be an integer", shown(value), remedy)
