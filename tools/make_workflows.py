@@ -440,7 +440,7 @@ def badge(path: pathlib.Path) -> None:
     image.save(path.with_suffix(".jpg"), quality=88)
 
 
-def live_frames(host: Any, prompt: dict[str, Any], clip: pathlib.Path, frame: int = 28, count: int = 16) -> list[Any]:
+def live_frames(host: Any, prompt: dict[str, Any], clip: pathlib.Path, frame: int = 20, count: int = 16) -> list[Any]:
     """Push one frame of a clip into a live workflow, type another prompt; returns that frame and the result after `count` of them."""
     import itertools
     import tempfile

@@ -13,7 +13,7 @@ def cow_photo(g: Any) -> None:
         size=(440, 0),
     )  # fmt: skip
     prompt = g.add(
-        "CLIPTextEncode", clip=model, text="a small rocket at the top on a blue shaded background", title="Prompt"
+        "CLIPTextEncode", clip=model, text="a small rocket on the left on a blue shaded background", title="Prompt"
     )
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
     encoded = g.add("VAEEncode", pixels=canvas["canvas"], vae=model)
