@@ -294,7 +294,7 @@ def cover(image: Tensor, height: int, width: int) -> Tensor:
     image = image / 255 if image.dtype == torch.uint8 else image
     rows, columns = image.shape[-3:-1]
     scale = min(rows / height, columns / width)
-    crop_h, crop_w = min(round(height * scale), rows), min(round(width * scale), columns)
+    crop_h, crop_w = (min(max(round(n * scale), 1), most) for n, most in ((height, rows), (width, columns)))
     top, left = (rows - crop_h) // 2, (columns - crop_w) // 2
     part = image[..., top : top + crop_h, left : left + crop_w, :].float().movedim(-1, -3)
     batch = part if part.ndim == 4 else part[None]

@@ -573,6 +573,14 @@ def test_cover_takes_the_middle_and_keeps_the_range(size):
     assert torch.equal(cover(image[0], *size), fitted[0])
 
 
+@pytest.mark.parametrize(
+    ("sides", "size"), [((1, 1), (2, 24)), ((1, 30), (40, 2)), ((300, 1), (2, 24)), ((1, 1), (1, 500))]
+)
+def test_cover_keeps_at_least_one_pixel(sides: tuple[int, int], size: tuple[int, int]) -> None:
+    """One row could be asked for a twelfth of a row: an error of torch."""
+    assert torch.equal(cover(torch.full((1, *sides, 3), 0.5), *size), torch.full((1, *size, 3), 0.5))
+
+
 def test_cover_crops_without_resizing_where_one_side_fits():
     image = torch.zeros(10, 30, 3)
     image[:, 10:20] = 1

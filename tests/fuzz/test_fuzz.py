@@ -373,9 +373,10 @@ WHOLE = (
     "edit --image {a} --paste {b} {n} {x} {y} --steps 2 --out o.webp", "edit --image {a} --drag {m} {x},{y}->{y},{x} --steps 2 --out o.png",
     "edit --image {a} --appearance {m} {b} {n} --steps 2 --out o.png", "edit --image {a} --move {m} {x} {y} --only-preview --preview o.png",
     "stream --input {a} --out out.gif --steps 1 --guidance none --prompt {t}", "stream --input in --out out.mp4 --steps 1 --size {s}",
-    "lmd regenerate --image {a} --mask {m} --prompt {t} --rounds 1 --steps 1 --strength 1 --out o.png",
-    "lmd fill --fill fill.safetensors --image {a} --mask {m} --out o.png", "lmd influence --before {a} --after {b} --mask {m} --out o.png",
-    "lmd stretch --image {a} --next {b} --out o.png", "lmd stretch --image {a} --drag {x},{y}->{y},{x} --out o.png",
+    "lmd regenerate --image {a} --mask {m} --prompt {t} --patch 1 --rounds 1 --steps 1 --strength 1 --out o.png",
+    "lmd fill --fill fill.safetensors --image {a} --mask {m} --size 64x64 --out o.png",
+    "lmd influence --before {a} --after {b} --mask {m} --size {s} --out o.png",
+    "lmd stretch --image {a} --next {b} --size {s} --out o.png", "lmd stretch --image {a} --drag {x},{y}->{y},{x} --out o.png",
     "lmd masks --steps 2 --size {s} --out o.png",
 )  # fmt: skip
 
