@@ -133,16 +133,18 @@ def test_it_runs_on_a_checkpoint_of_the_host(
 
 
 class Sink:
-    """Takes what a live stream gives back and ends it."""
+    """Takes what a live stream gives back and ends it, once: a second cancel would stop the nodes after it."""
 
     def __init__(self, running: Any) -> None:
-        self.running, self.sizes = running, set()
+        self.running, self.sizes, self.ended = running, set(), False
 
     def check(self, height: int, width: int) -> None:
         self.sizes.add((width, height))
 
     def write(self, image: Any, stamp: Any) -> None:
-        self.running.interrupt()
+        if not self.ended:
+            self.ended = True
+            self.running.interrupt()
 
 
 @pytest.mark.timeout(600)
