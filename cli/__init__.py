@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .options import UsageError, joined_sizes
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    # Pillow's, of damaged records in a file, which are left out.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # our own limit is lower
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

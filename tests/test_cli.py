@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,21 @@ def test_seed_size_and_dtype_have_an_effect(folder: pathlib.Path) -> None:
     ]
     assert len(set(results[:4])) == 4
     assert results[4] == results[0]
+
+
+def test_what_pillow_warns_of_is_not_printed(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Two lines with the path of its source, beside our one."""
+
+    def load(*args: Any, **kwargs: Any) -> None:
+        warnings.warn_explicit("Corrupt EXIF data.", UserWarning, "x.py", 1, "PIL.TiffImagePlugin")
+        warnings.warn_explicit("Another.", UserWarning, "x.py", 1, "elsewhere")
+        raise ValueError("Expected `x`")
+
+    monkeypatch.setattr("slipstream.core.loading.load", load)
+    assert run("cow") == 2
+    assert [str(each.message) for each in recwarn] == ["Another."]
 
 
 # ------------------------------------------------------------------------------------------------ refused before the work
