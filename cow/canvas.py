@@ -105,13 +105,10 @@ def canvas_size(
     if width and height:
         return height, width, 1.0
     tall, wide = photo
-    scale = (
-        width / wide
-        if width
-        else height / tall
-        if height
-        else (1.0 if pixels is None else (pixels / (wide * tall)) ** 0.5)
-    )
+    if width or height:
+        scale = width / wide if width else height / tall
+    else:
+        scale = 1.0 if pixels is None else (pixels / (wide * tall)) ** 0.5
     rounded = [max(grid, round(side * scale / grid) * grid) for side in photo]
     return height or rounded[0], width or rounded[1], scale
 
