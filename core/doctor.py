@@ -69,10 +69,15 @@ def stages(pipe: Pipeline, height: int, width: int) -> dict[str, str]:
     latents = pipe.encode_image(image)
     sigma = torch.full((1,), pipe.model.sigma_max / 4, device=latents.device)
     spent = {
-        "encode": _seconds(lambda: pipe.encode_image(image)),
-        "denoise": _seconds(lambda: pipe.model(latents, sigma, cond)),
-        "decode": _seconds(lambda: pipe.decode(latents)),
+        "encode": seconds_of(lambda: pipe.encode_image(image)),
+        "denoise": seconds_of(lambda: pipe.model(latents, sigma, cond)),
+        "decode": seconds_of(lambda: pipe.decode(latents)),
     }
+    return stage_facts(spent, height, width)
+
+
+def stage_facts(spent: Mapping[str, float], height: int, width: int) -> dict[str, str]:
+    """Return the seconds that each stage takes for a frame as text, and which one limits a stream."""
     times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in spent.items())
     return {
         f"stream {width}x{height}": times,
@@ -86,7 +91,7 @@ def limited_by(spent: Mapping[str, float]) -> str:
     return f"{slowest}: at most {1 / max(spent[slowest], 1e-9):.1f} frames per second" if slowest else ""
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def seconds_of(run: Callable[[], Any]) -> float:
     """Return the least time of a few runs after a first one."""
     best = float("inf")
     for index in range(REPEATS + 1):

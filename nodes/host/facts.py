@@ -1,9 +1,16 @@
-"""What the Doctor node tells about the host, a MODEL and a VAE."""
+"""What the Doctor node tells about the host, a MODEL, a VAE and a stream of both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+import torch
+
+from ...core.doctor import seconds_of, stage_facts
+from .native import frame_side
+from .session import Session, run_on_model
+from .vae import decode_images, encode_images
 
 UNKNOWN = "not known"
 
@@ -53,3 +60,20 @@ def vae_facts(vae: Any) -> dict[str, str]:
     return {
         "vae": f"{type(vae.first_stage_model).__name__}, {_told(lambda: vae.vae_dtype)}, {_told(lambda: vae.device)}"
     }
+
+
+def stream_facts(model: Any, vae: Any, positive: list[Any]) -> dict[str, str]:
+    """Return the milliseconds of each stage of a stream of one step, at the model's own size, and which one limits it."""
+    side = frame_side(model, "side", 0)
+    image = torch.rand(1, side, side, 3, generator=torch.Generator().manual_seed(0))
+    samples = encode_images(vae, image)
+    spent = {"encode": seconds_of(lambda: encode_images(vae, image))}
+
+    def work(session: Session) -> float:
+        denoiser, cond = session.denoiser, session.conds["positive"].at(0)
+        sigma = torch.full((1,), denoiser.sigma_max / 4)
+        return seconds_of(lambda: denoiser(session.latents, sigma, cond))
+
+    spent["denoise"] = run_on_model(model, {"samples": samples}, work, rows=1, positive=positive)
+    spent["decode"] = seconds_of(lambda: decode_images(vae, samples))
+    return stage_facts(spent, side, side)

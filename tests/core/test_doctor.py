@@ -38,7 +38,7 @@ def test_a_model_that_does_not_load_comes_after_the_versions(capsys: pytest.Capt
 
 def test_the_slowest_stage_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter((0.01, 0.05, 0.02))
-    monkeypatch.setattr(doctor, "_seconds", lambda run: next(times))
+    monkeypatch.setattr(doctor, "seconds_of", lambda run: next(times))
     told = doctor.stages(load("pocket"), 32, 64)
     assert told == {
         "stream 64x32": "encode 10.0 ms, denoise 50.0 ms, decode 20.0 ms",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -440,3 +441,22 @@ def test_an_empty_latent_of_another_size_is_warned_of(host: Any) -> None:
     result = host.run(linked)
     assert pixels(result).shape == (1, 128, 128, 3)
     assert not result.warnings
+
+
+@pytest.mark.parametrize("model", ["pocket-lcm", "pocket-flow"])
+def test_the_doctor_times_the_stages_of_a_stream_of_a_connected_model(host: Any, model: str) -> None:
+    graph = {
+        "1": node("SlipstreamLoadModel", model=model),
+        "p": node("CLIPTextEncode", clip=["1", 1], text=PROMPT),
+        "d": node("SlipstreamDoctor", model=["1", 0], vae=["1", 2], positive=["p", 0]),
+    }
+    result = host.run(graph)
+    assert result.ok, result.explain()
+    lines = "".join(result.outputs["d"]["text"]).splitlines()
+    assert any(
+        re.search(r"stream 128x128: .*encode [\d.]+ ms, denoise [\d.]+ ms, decode [\d.]+ ms", line) for line in lines
+    )
+    assert re.search(r"limited by: +(encode|denoise|decode): at most [\d.]+ frames per second", lines[-1])
+    del graph["d"]["inputs"]["positive"]
+    plain = host.run(graph)
+    assert "limited by" not in "".join(plain.outputs["d"]["text"])

@@ -133,6 +133,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("ReferenceObjective", {"inception_weights": "fid.pth"}, "inception_weights"),
     ("SelfObjective", {"clip_vision": WIRED, "features": "latent"}, "clip_vision"),
     ("BeforeAfter", {"fourth": WIRED}, "fourth"),
+    ("Doctor", {"positive": WIRED}, "positive"),
+    ("Doctor", {"positive": WIRED, "model": WIRED}, "positive"),
 ]  # fmt: skip
 
 # The other inputs: each changes the result in every state, or its node warns of it while it runs (tests of that node).
