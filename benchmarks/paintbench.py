@@ -262,12 +262,15 @@ class Editor:
         prompt = caption(problem)
         for tasks_of in self.rounds(problem, image, prompt):
             photo = self.photo(image, prompt)
+            tasks = tasks_of(photo)
+            if not tasks:  # a recolouring to the colour that is there
+                continue
             if self.pipe is None:
-                drafts = lay_out(tasks_of(photo), photo, looks=True).draft()
+                drafts = lay_out(tasks, photo, looks=True).draft()
                 assert drafts is not None
                 image, _ = drafts
             else:
-                image = edit_image(self.pipe, photo, tasks_of(photo), (prompt, ""), self.config, 0, lambda step: None)
+                image = edit_image(self.pipe, photo, tasks, (prompt, ""), self.config, 0, lambda step: None)
         return image_to_numpy(image)[0]
 
 

@@ -35,7 +35,7 @@ RUNNING = [name for name in NAMES if name != "Paint over my webcam"]  # that one
 PACK = "slip-stream.v0"
 AS_SAVED = bool(os.environ.get("EXAMPLES_AS_SAVED"))
 AT_MOST = {
-    "EmptyLatentImage": {"batch_size": 1},
+    "EmptyLatentImage": {"batch_size": 2},
     "KSampler": {"steps": 4},
     "BasicScheduler": {"steps": 10},
     "SlipstreamInvert": {"steps": 8},
