@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from graph import DEVICE
+from slipstream_tests.host.conftest import find_host
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -29,6 +31,7 @@ def test_prompts_in_turn_leave_no_thread_and_no_part_file(host: Any, monkeypatch
     assert not list(pathlib.Path(host.base).rglob(".part*"))
 
 
+@pytest.mark.usefixtures("host")
 def test_the_live_benchmark_runs_every_path(tmp_path: pathlib.Path) -> None:
     """A camera into Live Stream of a host of its own, with the host's UNet and TAESD; speeds are not judged."""
     command = [
@@ -40,7 +43,9 @@ def test_the_live_benchmark_runs_every_path(tmp_path: pathlib.Path) -> None:
         "--json",
         str(tmp_path / "a.json"),
     ]
-    subprocess.run(command, check=True, timeout=240)
+    checkout, python = find_host()  # type: ignore[misc]
+    env = {**os.environ, "COMFYUI_PATH": str(checkout), "COMFYUI_PYTHON": str(python)}
+    subprocess.run(command, check=True, timeout=240, env=env)
     found = json.loads((tmp_path / "a.json").read_text())
     assert [row["priority"] for row in found] == ["latency", "throughput"]
     assert all(row["fps"] > 0 and row["p50"] > 0 and row["limit"] for row in found)
