@@ -143,6 +143,9 @@ class TinyFlow:
                     parameter.data = drawn / max(1, parameter[0].numel()) ** 0.5
                 else:
                     parameter.data = 0.1 * drawn + float(key.split(".")[-1] in ("weight", "scale"))
+            for key, buffer in model.diffusion_model.named_buffers():
+                if key.endswith("pos_embed"):  # what it holds before a checkpoint is loaded may be NaN
+                    buffer.data = 0.02 * torch.randn(buffer.shape, generator=torch.Generator().manual_seed(0))
             if weights != "float32":
                 model = stored(model, family, scaled=weights == "scaled fp8")
             model.eval().requires_grad_(False)
