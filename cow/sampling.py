@@ -50,10 +50,8 @@ def generate(
         suppress, enhance: the background is pushed away from the one and towards the other.
         denoise: a guided estimate of your own in place of classifier-free guidance at `config.cfg_scale`.
         denoise_where: `denoise_where(mask)` is `denoise` at guidance 1 where the mask (B, 1, H, W) is 1: around the subject at last.
-        redraw: `redraw(denoised)` is the scene's clean estimate with the subject's own pixels in it, encoded again: see
-            `canvas.on_scene`. Asked once, before the last descent. Then the subject's edge is drawn on its scene, not on the
-            canvas's background, and the subject does not grow. Without it the edge follows the text. No effect where the
-            subject is let go before the end.
+        redraw: `redraw(denoised)` is the scene's clean estimate with the subject's pixels in it (`canvas.on_scene`), encoded again; asked
+            once, before the last descent, so that the subject grows less. No effect where the subject is let go before the end.
 
     Raises ValueError for latents or a mask that are not finite, an empty mask, a batch that does not match, and sigmas
     that do not descend or leave no step between `low` and `high`.
@@ -83,9 +81,7 @@ def generate(
     guided = make_repel(model, cond, uncond, config, keep, suppress, enhance) or denoise
     x, estimates = last.latents[start], []
     if from_noise:
-        fresh, steps = noise.fork("cow start"), range(plan.top, plan.low, -1)
-        x = subject.put_back(space.add_noise(canvas_latents, fresh(canvas_latents), levels[plan.top]), plan.top)
-        x, _ = down(guided, x, subject, levels, steps, space, config.eta, fresh, report, "start")
+        x = _from_noise(guided, canvas_latents, subject, levels, space, config.eta, noise.fork("cow start"), report)
     for index in [] if whole else range(config.cycles):
         fresh, held = noise.fork(f"cow cycle {index}"), last if index == config.cycles - 1 else subject
         x, denoised = cycle(guided, x, held, levels, space, config.eta, fresh, report, f"cycle {index + 1}")
@@ -95,11 +91,29 @@ def generate(
         scene = space.noise_of(x, estimates[-1], levels[plan.low])
         last = last.redrawn(redraw(estimates[-1]), scene, levels, space)
         x = last.put_back(x, plan.low)
+    return CowResult(_last_descent(free, x, last, start, levels, space, config.final_eta, noise, report), estimates)
+
+
+def _from_noise(
+    denoise: Denoise, canvas: Tensor, subject: Subject, levels: Tensor, space: NoiseSpace, eta: float, noise: NoiseSource,
+    report: Reporter,
+) -> Tensor:  # fmt: skip
+    """Return `x` at level `low` after a first descent from noise around the subject."""
+    plan = subject.plan
+    x = subject.put_back(space.add_noise(canvas, noise(canvas), levels[plan.top]), plan.top)
+    return down(denoise, x, subject, levels, range(plan.top, plan.low, -1), space, eta, noise, report, "start")[0]
+
+
+def _last_descent(
+    denoise: Denoise, x: Tensor, subject: Subject, start: int, levels: Tensor, space: NoiseSpace, eta: float, noise: NoiseSource,
+    report: Reporter,
+) -> Tensor:  # fmt: skip
+    """Return clean `x` from level `start`; the subject is put back until its plan lets it go."""
     for step in range(start, 0, -1):
-        x, denoised = descend(free, x, levels, step, space, config.final_eta, noise.fork(f"cow final {step}"))
-        x = last.put_back(x, step - 1) if step > plan.stop else x
+        x, denoised = descend(denoise, x, levels, step, space, eta, noise.fork(f"cow final {step}"))
+        x = subject.put_back(x, step - 1) if step > subject.plan.stop else x
         report("sample", levels[step - 1], denoised)
-    return CowResult(x, estimates)
+    return x
 
 
 def lifted(path: list[Tensor], levels: Tensor, space: NoiseSpace) -> list[Tensor]:

@@ -62,7 +62,10 @@ class Doctor:
         parts += [] if model is None else [model_facts(model)]
         parts += [] if vae is None else [vae_facts(vae)]
         timed = None not in (model, vae, positive)
-        parts += [stream_facts(model, vae, positive)] if timed else []
+        try:
+            parts += [stream_facts(model, vae, positive)] if timed else []
+        except (ValueError, RuntimeError) as error:  # the rest of the report is what helps then
+            parts += [{"stream": f"not timed: {(str(error).splitlines() or [type(error).__name__])[0]}"}]
         text = doctor.report(*parts)
         return {"ui": {"text": (text,)}, "result": (text,)}
 

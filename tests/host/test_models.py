@@ -457,6 +457,12 @@ def test_the_doctor_times_the_stages_of_a_stream_of_a_connected_model(host: Any,
         re.search(r"stream 128x128: .*encode [\d.]+ ms, denoise [\d.]+ ms, decode [\d.]+ ms", line) for line in lines
     )
     assert re.search(r"limited by: +(encode|denoise|decode): at most [\d.]+ frames per second", lines[-1])
+    # A VAE of another family: the report comes all the same, with the reason.
+    graph["other"] = node("SlipstreamLoadModel", model="pocket-lcm" if model == "pocket-flow" else "pocket-flow")
+    graph["d"]["inputs"]["vae"] = ["other", 2]
+    refused = host.run(graph)
+    assert refused.ok, refused.explain()
+    assert re.search(r"stream: +not timed: Expected a latent of", "".join(refused.outputs["d"]["text"]))
     del graph["d"]["inputs"]["positive"]
     plain = host.run(graph)
     assert "limited by" not in "".join(plain.outputs["d"]["text"])
