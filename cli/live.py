@@ -20,7 +20,7 @@ from ..core.images import pad_to_multiple
 from ..core.pipeline import Pipeline
 from ..core.unused import Unused
 from ..stream.config import StreamConfig
-from ..stream.lanes import width_of
+from ..stream.lanes import room_for, width_of
 from ..stream.live.client import Pushed, control
 from ..stream.live.client import push as push_frames
 from ..stream.live.osc import OscServer
@@ -182,20 +182,20 @@ def run_one(live: LiveStream, networks: Networks, base: StreamConfig) -> None:
         return networks.fast.decode_async(latents, dtype=torch.uint8)
 
     (cond, uncond), config = prompts(live.settings), grouped(live.settings)
-    at_work = width_of(networks.priority, config)
+    at_work = width_of(networks.priority, config, room_for(pipe.device, networks.acceleration))
     if at_work.reason:
         text = f"--priority {networks.priority} has no effect: {at_work.reason}."
         log.warning(text)
         live.tell(text, bad=True)
     models = networks.fit(config, padded, cond, at_work.lanes, live.tell)
-    batch = blended(models, [cond], PromptBlend([1.0]), 0, uncond, config)
+    batch = blended(models, [cond], PromptBlend([1.0]), 0, uncond, config, at_work.no_delay)
 
     def apply(old: LiveSettings, new: LiveSettings) -> None:
         (cond, uncond), config = prompts(new), grouped(new)
         batch.update(None, uncond, **new.updates(), frame_group=config.frame_group)
         if new.prompt != old.prompt:
             batch.fade(cond, new.crossfade)
-        batch.use(networks.fit(config, padded, cond, at_work.lanes, live.tell))
+        batch.use(networks.fit(config, padded, cond, batch.lanes, live.tell))
 
     live.run(batch, encode, decode, apply, device=pipe.device)
 

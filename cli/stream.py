@@ -22,7 +22,7 @@ from ..core.unused import Unused
 from ..stream.batch import StreamFrame
 from ..stream.config import GUIDANCE, RENOISE, StreamConfig
 from ..stream.guidance import BLENDS
-from ..stream.lanes import width_of
+from ..stream.lanes import Width, room_for, width_of
 from ..stream.prompts import PromptBlend, blended
 from ..stream.queues import StreamThreads
 from ..stream.similarity import SimilarityFilter
@@ -136,8 +136,9 @@ def add_method(group: Any, live: bool = False) -> None:
     )
     group.add_argument(
         "--priority", default="latency", metavar="latency|throughput|LANES",
-        help="latency: each frame as soon as it is there; throughput: frames share a network call, up to four, for a delay of up to "
-        "three; a number: so many calls side by side, which takes the memory of as many passes (default %(default)s)",
+        help="latency: each frame as soon as it is there, at one step in up to four recordings side by side on a large GPU; throughput: "
+        "frames share a network call, up to four, for a delay of up to three; a number: so many calls side by side, which takes the "
+        "memory of as many passes (default %(default)s)",
     )  # fmt: skip
     if live:
         return
@@ -175,12 +176,12 @@ def acceleration_of(args: argparse.Namespace) -> str:
     return "graph" if args.graph and args.acceleration == "none" else str(args.acceleration)
 
 
-def lanes_of(args: argparse.Namespace, config: StreamConfig) -> int:
+def lanes_of(args: argparse.Namespace, config: StreamConfig, device: torch.device) -> Width:
     """Return how many lanes a stream has; a sentence where it is fewer than asked for."""
-    width = width_of(args.priority, config)
+    width = width_of(args.priority, config, room_for(device, acceleration_of(args)))
     if width.reason:
         log.warning("--priority %s has no effect: %s.", args.priority, width.reason)
-    return width.lanes
+    return width
 
 
 def run_stream(args: argparse.Namespace) -> int:
@@ -203,11 +204,11 @@ def run_stream(args: argparse.Namespace) -> int:
     pipe = load_pipeline(args)
     padded = ((pad_to_multiple(image, pipe.downscale), stamp) for image, stamp in frames)
     size = math.ceil(height / pipe.downscale) * pipe.downscale, math.ceil(width / pipe.downscale) * pipe.downscale
-    lanes, cond = lanes_of(args, config), pipe.encode_text([""], size)
-    pipe, models = accelerated(pipe, acceleration_of(args), config.rows, *size, cond, config.frame_group, lanes)
+    at_work, cond = lanes_of(args, config, pipe.device), pipe.encode_text([""], size)
+    pipe, models = accelerated(pipe, acceleration_of(args), config.rows, *size, cond, config.frame_group, at_work.lanes)
     encoded = pipe.encode_text([*texts, args.negative], size)
     *conds, uncond = (encoded.take([i]) for i in range(encoded.rows))
-    batch = blended(models, conds, prompts, total, uncond, config)
+    batch = blended(models, conds, prompts, total, uncond, config, at_work.no_delay)
     try:
         with sink, Progress("frame") as progress:
 

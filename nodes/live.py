@@ -14,7 +14,7 @@ from ..core.graphs import Tell
 from ..core.images import pad_to_multiple
 from ..core.tensors import image_to_bytes
 from ..stream import PromptBlend, StreamConfig
-from ..stream.lanes import CHOICES, FULL, width_of
+from ..stream.lanes import CHOICES, FULL, room_for, width_of
 from ..stream.live.session import STREAMS, LiveStream, described
 from ..stream.live.settings import LiveSettings, read_indices
 from ..stream.prompts import blended
@@ -131,9 +131,10 @@ class LiveStreamNode:
                 "priority": choice(
                     CHOICES,
                     "latency",
-                    "latency: each frame as soon as it is there. throughput: frames share a network call, up to four rows: more frames a "
-                    "second on a large GPU, up to three frames later. A number: so many calls side by side, each with a recording "
-                    "(`acceleration`) and the memory of a pass.",
+                    "latency: each frame as soon as it is there; with `acceleration` and one step, up to four calls side by side on a "
+                    "large GPU. throughput: frames share a network call, up to four rows: more frames a second on a large GPU, up to "
+                    "three frames later. "
+                    "A number: so many calls side by side, each with a recording (`acceleration`) and the memory of a pass.",
                     advanced=True,
                 ),
             },
@@ -165,7 +166,8 @@ class LiveStreamNode:
         note = described(model.load_device, model.model_dtype())
         stream = STREAMS.open(LiveStream(settings, size, keep, note, without))
         try:
-            run = LiveRun(stream, vae, clip, str(unique_id), on_interrupt == KEEP, acceleration, priority)
+            room = room_for(model.load_device, acceleration)
+            run = LiveRun(stream, vae, clip, str(unique_id), on_interrupt == KEEP, acceleration, priority, room)
             return run(model, positive, negative)
         except BaseException as error:
             stream.end(why(error))
@@ -178,11 +180,12 @@ class LiveRun:
     """One execution of Live Stream: the MODEL is loaded once, and frames go through it until the stream ends."""
 
     def __init__(
-        self, stream: LiveStream, vae: Any, clip: Any, node_id: str, keep: bool, acceleration: str = "none", priority: str = "latency"
+        self, stream: LiveStream, vae: Any, clip: Any, node_id: str, keep: bool, acceleration: str = "none", priority: str = "latency",
+        room: int = 1,
     ) -> None:  # fmt: skip
         self.stream, self.vae, self.clip, self.node_id, self.keep = stream, vae, clip, node_id, keep
         self.acceleration, self.priority = acceleration, priority
-        self.width = width_of(priority, self._config(stream.settings))
+        self.width = width_of(priority, self._config(stream.settings), room)
         # The host's memory management is not made for several threads: VAE and CLIP take turns.
         self.turn = threading.Lock()
         self.ratio = vae.spacial_compression_encode()
@@ -238,10 +241,8 @@ class LiveRun:
 
         positive, negative = session.conds["positive"].at(0), session.conds["negative"].at(0)
         config = self._config(self.stream.settings)
-        denoisers = accelerated_lanes(
-            session, self.acceleration, config, self.width.lanes, self._warn, self._informer()
-        )
-        batch = blended(denoisers, [positive], PromptBlend([1.0]), 0, negative, config)
+        denoisers = accelerated_lanes(session, self.acceleration, config, self.width, self._warn, self._informer())
+        batch = blended(denoisers, [positive], PromptBlend([1.0]), 0, negative, config, self.width.no_delay)
 
         def encode(image: Tensor) -> Tensor:
             return session.process_in(self._samples(image.float() / 255))

@@ -22,7 +22,7 @@ from ..stream.clip import FRAMES, RATE, ball_clip
 from ..stream.config import GUIDANCE, RENOISE
 from ..stream.curves import Curve, read_curve, value_at
 from ..stream.guidance import BLENDS
-from ..stream.lanes import CHOICES, FULL, StreamLanes, Width, width_of
+from ..stream.lanes import ALONE, CHOICES, FULL, StreamLanes, Width, room_for, width_of
 from ..stream.similarity import select
 from ..stream.stability import join_rows
 from .unused import Unused
@@ -115,13 +115,13 @@ ACCELERATION = choice(
 )
 LANES_RULE = Unused(
     "priority",
-    lambda v: v.priority.isdigit() and v.acceleration == "none",
+    lambda v: v.priority.isdigit() and v.priority != "1" and v.acceleration == "none",
     "as a number without `acceleration`: so many calls side by side need recordings. Choose graph or compile, or latency.",
 )
 
 
 def accelerated_lanes(
-    session: Session, acceleration: str, config: StreamConfig, lanes: int, tell: Tell, inform: Tell
+    session: Session, acceleration: str, config: StreamConfig, width: Width, tell: Tell, inform: Tell
 ) -> list[HostDenoiser]:
     """Return a denoiser for each lane: fused and accelerated where nothing works inside the network, else one as it is.
 
@@ -132,9 +132,10 @@ def accelerated_lanes(
         tell(f"`acceleration` has no effect: {reason.rstrip('.')}. The network runs as it is.")
 
     session.denoiser.fuse(acceleration, config.rows, forgone, inform)
-    if lanes > 1 and acceleration != "none" and not session.denoiser.recorded:
+    recorded = session.denoiser.recorded
+    if width.lanes > 1 and not width.no_delay and acceleration != "none" and not recorded:
         tell("`priority` has no effect: calls side by side need recordings. Choose latency.")
-    return session.denoiser.lanes(lanes if session.denoiser.recorded else 1)
+    return session.denoiser.lanes(width.lanes if recorded else 1)
 
 
 class SharingDenoiser:
@@ -614,8 +615,8 @@ class StreamFrames:
                     CHOICES,
                     "latency",
                     "throughput: frames share a network call, up to four rows: faster on a large GPU, same images, more memory. "
-                    "latency: each frame alone, as in a live stream. A number: so many calls side by side, each with a recording "
-                    "(`acceleration`) and the memory of a pass.",
+                    "latency: each frame alone, as in a live stream; with `acceleration` and one step, up to four calls side by side on a "
+                    "large GPU. A number: so many calls side by side, each with a recording (`acceleration`) and the memory of a pass.",
                     advanced=True,
                 ),
             },
@@ -643,26 +644,26 @@ class StreamFrames:
             cfg_scale=guidance_scale, delta=delta, renoise=renoise, seed=seed, consistency=consistency,
             feedback=feedback, motion=motion, cross_frame=cross_frame, static_rows=acceleration != "none",
         )  # fmt: skip
-        width = self._width(priority, config, curve)
+        width = self._width(priority, config, curve, room_for(model.load_device, acceleration))
         config = config.changed(frame_group=width.group)
         chooser = SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks) if similarity < 1 else None
-        run = StreamRun(vae, frames, config, chooser, on_interrupt == KEEP, curve, acceleration, width.lanes)
+        run = StreamRun(vae, frames, config, chooser, on_interrupt == KEEP, curve, acceleration, width)
         found = run(model, positive, negative)
         if run.interrupted:
             INTERRUPTED[str(unique_id)] = INTERRUPTED.get(str(unique_id), 0) + 1
         return found
 
-    def _width(self, priority: str, config: StreamConfig, curve: Curve) -> Width:
+    def _width(self, priority: str, config: StreamConfig, curve: Curve, room: int) -> Width:
         from .host.warnings import warn
 
-        width = width_of(priority, config)
+        width = width_of(priority, config, room)
         moves = width.group > 1 and len({value for _, value in curve}) > 1
         reason = (
             "`strength_curve` gives each frame its own strength, so frames go one by one" if moves else width.reason
         )
         if reason:
             warn("Stream Frames", f"`priority` {priority} has no effect: {reason}. Choose latency.")
-        return Width() if moves else width
+        return ALONE if moves else width
 
 
 class StreamRun:
@@ -673,10 +674,10 @@ class StreamRun:
 
     def __init__(
         self, vae: Any, frames: Tensor, config: StreamConfig, chooser: SimilarityFilter | None, keep: bool, curve: Curve = (),
-        acceleration: str = "none", lanes: int = 1,
+        acceleration: str = "none", width: Width = ALONE,
     ) -> None:  # fmt: skip
         self.vae, self.config, self.chooser, self.keep = vae, config, chooser, keep
-        self.curve, self.acceleration, self.lanes = curve, acceleration, lanes
+        self.curve, self.acceleration, self.width, self.lanes = curve, acceleration, width, 1
         check_image(frames, finite=False)
         self.frames = frames if frames.ndim == 4 else frames[None]
         if not len(self.frames):
@@ -702,7 +703,7 @@ class StreamRun:
         rows = (
             (self.config.stages * (2 if self.config.guidance == "full" else 1) + 1)
             * self.config.frame_group
-            * self.lanes
+            * self.width.lanes
         )
         model = without_step_cache(model, "Stream Frames")
         warn_of_patches("Stream Frames", model, self.config.guidance, frames=True)
@@ -739,7 +740,7 @@ class StreamRun:
         self._warn_of_repeats(positive, negative)
         prompts = positive.at(0), None if negative is None else negative.at(0)
         batches = [StreamBatch(denoiser, *prompts, self.config) for denoiser in denoisers]
-        batch = batches[0] if self.lanes == 1 else StreamLanes(batches)
+        batch = batches[0] if self.lanes == 1 else StreamLanes(batches, self.width.no_delay)
         latents = session.process_in(samples)
         total = (
             len(latents)
@@ -777,7 +778,7 @@ class StreamRun:
         if self.config.cross_frame:
             return [SharingDenoiser(session.denoiser)]
         tell = functools.partial(warn, "Stream Frames")
-        return accelerated_lanes(session, self.acceleration, self.config, self.lanes, tell, progress_text())
+        return accelerated_lanes(session, self.acceleration, self.config, self.width, tell, progress_text())
 
     def _warn_of_repeats(self, *conds: Any) -> None:
         from .host.warnings import warn

@@ -75,6 +75,8 @@ class StreamBatch:
     Safe to `update` from another thread: changes take effect between passes.
     """
 
+    lanes = 1  # see `StreamLanes`
+
     def __init__(
         self, model: Denoiser, cond: Any, uncond: Any = None, config: StreamConfig | None = None,
         noise: NoiseSource | None = None,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.checks import check_choice, check_integer
@@ -22,18 +23,23 @@ from .batch import StreamBatch, StreamFrame
 from .config import StreamConfig
 
 PRIORITIES = ("latency", "throughput")
-FULL = 4  # rows of a network call at which a large GPU is busy
+FULL = 4  # rows of a network call, or calls of one row side by side, at which a large GPU is busy
+PROCESSORS = 32  # of a GPU, that one of those is for: an H200 has 132
 MOST = 8  # lanes
-CHOICES = (*PRIORITIES, "2", "3", "4")  # where one is chosen from a list
+CHOICES = (*PRIORITIES, "1", "2", "3", "4")  # where one is chosen from a list
 
 
 @dataclass(frozen=True)
 class Width:
-    """How many frames are at work at once: `lanes` passes side by side, of `group` frames each; `reason` why not more."""
+    """How many frames are at work at once: `lanes` passes side by side, of `group` frames each; `reason` why not more.
+
+    `no_delay` tells that lanes are used only while no frame waits for one behind it.
+    """
 
     lanes: int = 1
     group: int = 1
     reason: str = ""
+    no_delay: bool = False
 
     @property
     def delay(self) -> int:
@@ -41,15 +47,30 @@ class Width:
         return self.group - 1
 
 
-def width_of(priority: str | int, config: StreamConfig) -> Width:
+ALONE = Width()
+
+
+def room_for(device: torch.device, acceleration: str) -> int:
+    """Return how many passes of one row a device has room for side by side: 1 to `FULL` where they are recorded on CUDA, else 1."""
+    if device.type != "cuda" or acceleration == "none":
+        return 1
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(max(processors // PROCESSORS, 1), FULL)
+
+
+def width_of(priority: str | int, config: StreamConfig, room: int = 1) -> Width:
     """Return what a priority means for a stream.
 
-    "latency": each frame by itself, as soon as it is there. "throughput": as many frames in a call as fill a GPU, which at one step
-    is four, and with four steps one. A number: so many lanes. Frames that depend on each other go one by one.
+    "latency": each frame by itself, as soon as it is there; at one step in `room` lanes (see `room_for`), which no frame waits for.
+    "throughput": as many frames in a call as fill a GPU, which at one step is four, and with four steps one. A number: so many lanes.
+    Frames that depend on each other go one by one.
     """
+    if priority == "latency":
+        alone = config.stages > 1 or coupled(config)
+        return Width(lanes=1 if alone else room, no_delay=True)
     if isinstance(priority, str) and not priority.isdigit():
         check_choice("priority", priority, PRIORITIES)
-        wanted = Width(group=max(FULL // config.stages, 1) if priority == "throughput" else 1)
+        wanted = Width(group=max(FULL // config.stages, 1))
     else:
         check_integer("priority", int(priority), 1, MOST)
         wanted = Width(lanes=int(priority))
@@ -77,15 +98,13 @@ class StreamLanes:
 
     Args:
         batches: of one config, each with a model of its own: recordings of one network share its weights, not their memory.
+        no_delay: frames that depend on each other, or take several steps, go through the first lane alone. Else the former raise
+            ValueError, and the latter wait for frames of their own lane.
     """
 
-    def __init__(self, batches: Sequence[StreamBatch]) -> None:
-        tie = coupled(batches[0].config) if len(batches) > 1 else ""
-        if tie:
-            raise ValueError(
-                f"Expected frames that do not depend on each other for several lanes, but {tie}. Use one lane."
-            )
-        self.batches = tuple(batches)
+    def __init__(self, batches: Sequence[StreamBatch], no_delay: bool = False) -> None:
+        self.batches, self.no_delay = tuple(batches), no_delay
+        self._check(batches[0].config)
         self._lanes = [Lane(getattr(batch.model, "device", None)) for batch in batches]
         self._lock = threading.RLock()
         self._entered: list[deque[int]] = [deque() for _ in batches]  # numbers of the frames in each lane, oldest first
@@ -109,8 +128,21 @@ class StreamLanes:
         return sum(batch.passes for batch in self.batches)
 
     @property
+    def lanes(self) -> int:
+        """Lanes that take the next frames."""
+        alone = self.no_delay and (self.config.stages > 1 or coupled(self.config))
+        return 1 if alone else len(self.batches)
+
+    def _check(self, config: StreamConfig) -> None:
+        tie = "" if self.no_delay or len(self.batches) == 1 else coupled(config)
+        if tie:
+            raise ValueError(
+                f"Expected frames that do not depend on each other for several lanes, but {tie}. Use one lane."
+            )
+
+    @property
     def capacity(self) -> int:
-        return sum(batch.capacity for batch in self.batches)
+        return sum(batch.capacity for batch in self.batches[: self.lanes])
 
     @property
     def in_flight(self) -> int:
@@ -130,7 +162,7 @@ class StreamLanes:
             return self._hand_out()
 
     def _push(self, latents: Tensor, meta: Any, cond: Any, uncond: Any) -> None:
-        turn = self._pushed // self.config.frame_group % len(self.batches)
+        turn = self._pushed // self.config.frame_group % self.lanes
         ready = mark(latents, cond, uncond)
 
         def work(batch: StreamBatch) -> list[StreamFrame]:
@@ -232,10 +264,6 @@ class StreamLanes:
     def update(self, cond: Any = None, uncond: Any = None, **settings: Any) -> None:
         """See `StreamBatch.update`; raises ValueError also for a setting that ties frames together."""
         with self._lock:
-            tie = coupled(self.config.changed(**settings)) if len(self.batches) > 1 else ""
-            if tie:
-                raise ValueError(
-                    f"Expected frames that do not depend on each other for several lanes, but {tie}. Use one lane."
-                )
+            self._check(self.config.changed(**settings))
             for batch in self.batches:
                 batch.update(cond, uncond, **settings)

@@ -145,11 +145,11 @@ class BlendedLanes(MovingPrompt, StreamLanes):
 
 def blended(
     models: Sequence[Denoiser], conds: Sequence[Any], prompts: PromptBlend, frames: int, uncond: Any = None,
-    config: StreamConfig | None = None,
+    config: StreamConfig | None = None, no_delay: bool = False,
 ) -> BlendedStream | BlendedLanes:  # fmt: skip
-    """Return a stream with a lane for each model, whose prompt moves over a clip of `frames`; see `BlendedStream`."""
+    """Return a stream with a lane for each model, whose prompt moves over a clip of `frames`; see `BlendedStream`, `StreamLanes`."""
     if len(models) == 1:
         return BlendedStream(models[0], conds, prompts, frames, uncond, config)
-    lanes = BlendedLanes([StreamBatch(model, prompts.at(conds), uncond, config) for model in models])
+    lanes = BlendedLanes([StreamBatch(model, prompts.at(conds), uncond, config) for model in models], no_delay)
     lanes.move(lambda place: prompts.at(conds, place, frames), frames if prompts.moves else 0, *conds)
     return lanes

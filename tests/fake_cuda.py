@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
@@ -473,6 +474,7 @@ def fake_cuda(may_wait: bool = False) -> Iterator[FakeCuda]:
             "default_stream": lambda device=None: machine.default,
             "synchronize": (lambda *_: None) if may_wait else refuse("torch.cuda.synchronize()"),
             "device": lambda device: contextlib.nullcontext(),
+            "get_device_properties": lambda device: SimpleNamespace(multi_processor_count=132),
         }.items():  # fmt: skip
             patch.setattr(torch.cuda, name, fake)
         with machine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from slipstream.core import Conditioning, graphs
 from slipstream.core.graphs import replayed
 from slipstream.core.transfer import to_device
 from slipstream.stream import PromptBlend, StreamBatch, StreamConfig, StreamFrame, StreamLanes
-from slipstream.stream.lanes import Width, width_of
+from slipstream.stream.lanes import Width, room_for, width_of
 from slipstream.stream.live.settings import LiveSettings
 from slipstream.stream.prompts import blended
 from slipstream.stream.queues import StreamThreads
@@ -122,13 +123,53 @@ def test_frames_that_depend_on_each_other_go_one_by_one(tie: dict[str, Any]) -> 
         assert next(iter(tie)) in width.reason
 
 
+def test_lanes_without_delay_are_used_while_no_frame_waits_for_another(frames: Tensor) -> None:
+    """Steps and feedback that change meanwhile, as on the live panel: the frames of one Stream Batch, each at once at one step."""
+    changes = [{}, {"feedback": 0.4}, {"feedback": 0.0}, {"steps": 2}, {"steps": 1}]
+    results = []
+    for lanes in (1, 3):
+        config = StreamConfig(strength=0.7, steps=1)
+        batches = [StreamBatch(GaussianDenoiser(), constant_cond(0.4), None, config) for _ in range(lanes)]
+        s = StreamLanes(batches, no_delay=True) if lanes > 1 else batches[0]
+        used, out = [], []
+        for change in changes:
+            s.update(**change)
+            for i, frame in enumerate(frames[:6].split(1)):
+                found = s.push(frame)
+                assert len(found) == 1 or s.config.steps == 2, (change, i)
+                out += found
+            out += s.drain()
+            used.append(s.lanes)
+        assert used == ([3, 1, 3, 1, 3] if lanes == 3 else [1] * 5)
+        assert [f.id for f in out] == list(range(len(changes) * 6))
+        results.append(torch.cat([f.latents for f in out]))
+    for part in (slice(0, 6), slice(12, None)):  # with feedback the first frame follows the last one of its own lane
+        torch.testing.assert_close(results[1][part], results[0][part])
+
+
+@pytest.mark.parametrize(("kind", "acceleration", "count", "room"), [
+    ("cuda:0", "graph", 132, 4), ("cuda:0", "compile", 68, 2), ("cuda:0", "graph", 28, 1), ("cuda:0", "none", 132, 1),
+    ("cpu", "compile", 132, 1),
+])  # fmt: skip
+def test_a_device_has_room_for_recorded_passes_by_its_size(
+    kind: str, acceleration: str, count: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=count))
+    assert room_for(torch.device(kind), acceleration) == room
+
+
 def test_what_a_priority_means() -> None:
     widths = {
         (p, n): width_of(p, StreamConfig(strength=0.5, steps=n))
         for p in ("latency", "throughput", 3, "2")
         for n in (1, 2, 4)
     }
-    assert {w for (p, _), w in widths.items() if p == "latency"} == {Width(1, 1)}
+    assert {w for (p, _), w in widths.items() if p == "latency"} == {Width(1, 1, no_delay=True)}
+    recorded = [
+        width_of("latency", StreamConfig(strength=0.5, steps=n, feedback=f), 4)
+        for n, f in ((1, 0.0), (2, 0.0), (1, 0.3))
+    ]
+    assert [(w.lanes, w.group, w.reason, w.no_delay) for w in recorded] == [(n, 1, "", True) for n in (4, 1, 1)]
     assert [widths["throughput", n].group for n in (1, 2, 4)] == [4, 2, 1]
     assert [widths["throughput", n].delay for n in (1, 2, 4)] == [3, 1, 0]
     assert {(widths[p, n].lanes, widths[p, n].group) for p in (3,) for n in (1, 2, 4)} == {(3, 1)}
@@ -235,16 +276,16 @@ def test_a_live_stream_records_again_what_other_settings_need(
             networks = Networks(pipe, "none" if machine is None else "graph", priority)
             settings = LiveSettings(steps=1, guidance="none", strength=0.6)
             config = StreamConfig(**settings.updates(), static_rows=machine is not None)
-            config = config.changed(frame_group=width_of(priority, config).group)
-            lanes = width_of(priority, config).lanes
-            models = networks.fit(config, (48, 64), conds[0], lanes)
-            s = blended(models, [conds[0]], PromptBlend([1.0]), 0, conds[1], config)
+            width = width_of(priority, config, room_for(pipe.device, networks.acceleration))
+            config = config.changed(frame_group=width.group)
+            models = networks.fit(config, (48, 64), conds[0], width.lanes)
+            s = blended(models, [conds[0]], PromptBlend([1.0]), 0, conds[1], config, width.no_delay)
             counts = [len(made)]
             for change in ({}, *changes):
                 settings = settings.changed(change)
                 group = width_of(priority, config.changed(**settings.updates())).group
                 s.update(None, None, **settings.updates(), frame_group=group)
-                s.use(networks.fit(s.config, (48, 64), conds[0], lanes))
+                s.use(networks.fit(s.config, (48, 64), conds[0], s.lanes))
                 counts.append(len(made))
                 for i in range(8):
                     out += s.push(to_device(frames[i : i + 1], DEVICE) if machine else frames[i : i + 1])
@@ -260,9 +301,9 @@ def test_a_live_stream_records_again_what_other_settings_need(
                 found = torch.cat([f.latents for f in out])
         results.append(found)
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
-    each = lanes + 2  # the network in each lane, and the VAE both ways
-    again = {"latency": [0, 1, 1, 1, 0], "2": [0, 1, 1, 1, 0], "throughput": [0, 1, 1, 1, 0]}[priority]
-    assert [b - a for a, b in zip(counts, counts[1:])] == [n * each for n in again]
+    # The network in each lane, and the VAE both ways. Of several steps a frame would wait for others of its lane: one lane.
+    again = {"latency": [0, 3, 3, 6, 0], "2": [0, 4, 4, 4, 0], "throughput": [0, 3, 3, 3, 0]}[priority]
+    assert [b - a for a, b in zip(counts, counts[1:])] == again
 
 
 @pytest.mark.parametrize(("lanes", "group", "steps", "kind"), [(3, 1, 1, "unet"), (2, 2, 2, "small")])
