@@ -109,6 +109,7 @@ class LiveStream:
         self._changed = threading.Condition(self._lock)
         self._begun = self._shown = 0
         self._batch: StreamBatch | StreamLanes | None = None
+        self._seen = torch.zeros(*size, 3, dtype=torch.uint8)  # the last frame that could be read
         self._news = ""
         self._received: deque[float] = deque(maxlen=WINDOW)
         self._reported, self._published, self._patience = 0.0, time.monotonic(), LEAST_WAIT
@@ -279,14 +280,14 @@ class LiveStream:
         return self._begun - sum(queue.dropped for queue in self.statistics.queues or ()) - self._shown
 
     def _read(self, pushed: Pushed) -> Tensor:
-        """Decode a frame; one that cannot be read is refused and shown as black, so that the stream goes on."""
+        """Decode a frame; one that cannot be read is refused, and the one before it takes its place (black at the start)."""
         try:
-            return image_to_bytes(cover(read_encoded(pushed.body, wire.MAX_PIXELS), *self.size))
+            self._seen = image_to_bytes(cover(read_encoded(pushed.body, wire.MAX_PIXELS), *self.size))
         except ValueError as error:
             with self._lock:
                 if self._producer is not None:
                     self.refuse(self._producer, "malformed", str(error))
-            return torch.zeros(*self.size, 3, dtype=torch.uint8)
+        return self._seen
 
     def publish(self, image: Tensor, head: wire.Head, frame: StreamFrame) -> None:
         """Send a result (H, W, 3) to everybody; a repeated one as its head alone."""
