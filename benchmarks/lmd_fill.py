@@ -4,7 +4,7 @@
     python benchmarks/lmd_fill.py --seconds 60    # three times the training budget
 
 Every training run gets the same CPU seconds (not steps), on one thread, from the same scenes; a pixel autoencoder of the same
-width and depth sees the pictures themselves. PSNR is over the masked pixels of held-out scenes, after the VAE's decoder, so the
+width and depth sees the images themselves. PSNR is over the masked pixels of held-out scenes, after the VAE's decoder, so the
 VAE's own error is the ceiling. Accuracy is the checker's, on all of the scene's attributes.
 """
 
@@ -56,19 +56,19 @@ def holes(family: str, ratio: float, count: int) -> Tensor:
 
 
 def enlarged(mask: Tensor) -> Tensor:
-    """Masks (N, 16, 16) at the size of the pictures, with hard edges."""
+    """Masks (N, 16, 16) at the size of the images, with hard edges."""
     return mask.repeat_interleave(SIDE // CELLS, 1).repeat_interleave(SIDE // CELLS, 2)
 
 
 def psnr(one: Tensor, other: Tensor, mask: Tensor) -> float:
-    """Mean over pictures of the PSNR within `mask` (N, 16, 16)."""
+    """Mean over images of the PSNR within `mask` (N, 16, 16)."""
     pixels = enlarged(mask)[..., None]
     error = ((one - other) ** 2 * pixels).sum((1, 2, 3)) / (3 * pixels.sum((1, 2, 3)))
     return float((-10 * error.clamp(min=1e-8).log10()).mean())
 
 
 def mean_fill(latents: Tensor, mask: Tensor) -> Tensor:
-    """Fill with the mean of the picture's visible cells."""
+    """Fill with the mean of the image's visible cells."""
     seen = 1 - mask[:, None]
     mean = (latents * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
     return torch.where(mask[:, None] > 0, mean, latents)

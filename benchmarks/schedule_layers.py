@@ -1,4 +1,4 @@
-"""Steps and layers searched together against steps alone: equal cost of a picture, equal number of evaluations.
+"""Steps and layers searched together against steps alone: equal cost of an image, equal number of evaluations.
 
     python benchmarks/schedule_layers.py                       # 2, 3, 6 and 8 steps of the bundled model (half an hour)
     python benchmarks/schedule_layers.py --steps 2 --seeds 3

@@ -8,7 +8,7 @@ toys     two models whose score is known exactly: a 2-D mixture and 64-D digits 
          pinned; FID in raw space against exact samples; the published algorithm beside ours in one run
 pocket   the bundled model at 2, 3 and 4 steps. Each seed searches anew, the level to start from included, and is then
          measured on captions and noise that its search has not seen: Frechet distance to 50-step samples and to real
-         scenes, and the share of pictures whose every attribute is as the caption says. Features: the attribute
+         scenes, and the share of images whose every attribute is as the caption says. Features: the attribute
          checker's, standardised on real scenes; the search minimises the same distance to 20-step samples. What is done
          is kept in benchmarks/out: seeds may run side by side (`--first-seed 3 --seeds 1`), and a last run with all seeds
          prints the table
@@ -134,7 +134,7 @@ def pocket_path(pipe: Any, texts: list[str], seed: int, cfg_scale: float = 3.0) 
 
 
 class Judge:
-    """Checker features of pictures, standardised on real scenes, and the share of right captions."""
+    """Checker features of images, standardised on real scenes, and the share of right captions."""
 
     def __init__(self) -> None:
         from slipstream_tools.pocket.checker import load_checker
@@ -219,7 +219,7 @@ class Test:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, name: str, sigmas: Tensor) -> Cell:
-        """Return (FD to 50 steps, FD to real scenes, share of pictures with all attributes right)."""
+        """Return (FD to 50 steps, FD to real scenes, share of images with all attributes right)."""
         kept = self.folder / f"{hashlib.sha256(json.dumps(sigmas.tolist()).encode()).hexdigest()[:12]}.pt"
         if not kept.is_file():
             pictures = self.judge.pictures(self.pipe, self.path.sample(sigmas, range(self.images)))

@@ -3,7 +3,7 @@
     python benchmarks/stream_flicker.py [--frames 12] [--json FILE]
 
 Both clips carry fresh camera grain in every frame. At rest: one frame of assets/ball.mp4; flicker is the mean absolute
-difference of neighbouring results. Moving: a picture panned by whole pixels, so that its motion is known exactly; the warp error
+difference of neighbouring results. Moving: an image panned by whole pixels, so that its motion is known exactly; the warp error
 is the mean absolute difference between a result and the one before, moved by the known shift, in the part that both show.
 "trail" is how much of the moving scene's earlier position is left (mean difference to the result without the option). Values
 are of 255. The network is the bundled student (pocket-lcm).

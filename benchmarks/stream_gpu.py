@@ -144,7 +144,7 @@ class Row:
 
 
 def make_pipe(name: str, device: torch.device, small: bool) -> tuple[Pipeline, int]:
-    """Return a pipeline of one shape with random weights and a tiny VAE, and the side of its pictures."""
+    """Return a pipeline of one shape with random weights and a tiny VAE, and the side of its images."""
     from diffusers import AutoencoderTiny, UNet2DConditionModel
 
     torch.manual_seed(0)

@@ -48,7 +48,7 @@ class Progress:
         self.show(step.index, step.total, self.note(step))
 
     def show(self, index: int, total: int, note: str = "") -> None:
-        """Show that `index` of `total` are done; a `total` of 0 is not known. Another total, or a lower index, begins anew."""
+        """Show that `index` of `total` are done; a `total` of 0 is not known. Another total, or a lower index, starts again."""
         tqdm = _tqdm()
         if tqdm is None:
             self._lines(index, total, note)

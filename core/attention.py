@@ -64,7 +64,7 @@ def hooked(unet: Any, hook: AttentionHook) -> Iterator[None]:
 
 @dataclass
 class AttentionBank:
-    """Keys and values of one picture by (step, layer), in host memory.
+    """Keys and values of one image by (step, layer), in host memory.
 
     `dtype` None keeps the network's; `budget` bounds `bytes`: what does not fit is not kept, and `full` says so.
     """

@@ -97,7 +97,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def chart_or_notice(draw: Callable[[], Tensor], say: Callable[[str], None]) -> Tensor:
-    """Return the chart that `draw` makes; without matplotlib a small picture of the sentence, which goes to `say` too.
+    """Return the chart that `draw` makes; without matplotlib a small image of the sentence, which goes to `say` too.
 
     What a chart illustrates may have cost hours: a missing library never loses it.
     """

@@ -75,7 +75,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def with_memory(run: Callable[[], T], what: str, remedy: str = "Use a smaller image or batch.") -> T:
     """Return `run()`; when memory runs out, free what the caches hold and try once more, then raise MemoryError.
 
-    `run` must be free of side effects. `what` names the work for the message, as in "decode 4 pictures of 1024x1024".
+    `run` must be free of side effects. `what` names the work for the message, as in "decode 4 images of 1024x1024".
     """
     try:
         return run()

@@ -222,7 +222,7 @@ class DiffusersDenoiser(NetworkDenoiser):
 
     @property
     def takes_time_ids(self) -> bool:
-        """Whether the network wants pooled text and picture sizes (SDXL)."""
+        """Whether the network wants pooled text and image sizes (SDXL)."""
         return bool(self.unet.config.addition_embed_type == "text_time")
 
     def conditioning(self, parts: Sequence[Encoded], size: tuple[int, int]) -> Conditioning:

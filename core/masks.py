@@ -95,7 +95,7 @@ def grow(mask: Tensor, cells: int) -> Tensor:
     if cells < 0:
         return 1 - grow(1 - mask, -cells)
     down, across = (min(cells, size) for size in mask.shape[-2:])  # beyond that nothing is left to reach
-    # max_pool2d pads with minus infinity: the picture's border is an edge of neither the mask nor its complement.
+    # max_pool2d pads with minus infinity: the image's border is an edge of neither the mask nor its complement.
     columns = F.max_pool2d(mask[:, None], (2 * down + 1, 1), 1, (down, 0))
     return F.max_pool2d(columns, (1, 2 * across + 1), 1, (0, across))[:, 0]
 

@@ -88,7 +88,7 @@ class Pipeline:
     def encode_image(self, images: Tensor) -> Tensor:
         """Return float32 latents (B, C, H / downscale, W / downscale) of IMAGE (B, H, W, C), in [0, 1] or uint8: the posterior's mode.
 
-        Raises ValueError when a side is not a multiple of `downscale`, and for NaN in host memory. No GPU is waited for: pictures
+        Raises ValueError when a side is not a multiple of `downscale`, and for NaN in host memory. No GPU is waited for: images
         with NaN that are on a GPU already are found out when their latents are decoded.
         """
         images = images[None] if images.ndim == 3 else images
@@ -118,7 +118,7 @@ class Pipeline:
     def decode_async(self, latents: Tensor, dtype: torch.dtype = torch.float32) -> Arrival:
         """Begin to decode latents (B, C, h, w); `get()` of the result waits for IMAGE (B, H, W, 3) on the CPU, [0, 1] or uint8.
 
-        A GPU is not waited for: it looks for NaN by itself, and `get()` raises ValueError. The picture lies in pinned memory, of
+        A GPU is not waited for: it looks for NaN by itself, and `get()` raises ValueError. The image lies in pinned memory, of
         which there is little: do not collect thousands.
         """
         self._check_latents(latents)

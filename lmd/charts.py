@@ -1,4 +1,4 @@
-"""The pictures of this technique as IMAGE (B, H, W, 3): schedules, losses, influence and stretch."""
+"""The images of this technique as IMAGE (B, H, W, 3): schedules, losses, influence and stretch."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def heat_map(
 ) -> Tensor:  # fmt: skip
     """Return IMAGE (1, h, w, 3) of values (H, W): cells enlarged without smoothing, a colour bar, an outlined mask (H, W).
 
-    `under` (h, w, 3) in [0, 1] is a picture that shines through, in grey.
+    `under` (h, w, 3) in [0, 1] is an image that shines through, in grey.
     """
     rows, columns = values.shape
     width, height = (max(24, round(HEAT * side / max(rows, columns))) for side in (columns, rows))

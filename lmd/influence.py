@@ -1,6 +1,6 @@
 """How far a change reaches: the difference of two runs against distance, step by step.
 
-It is a description of two runs, not a physical constant: a denoising network sees the whole picture at once, so no diffusion law
+It is a description of two runs, not a physical constant: a denoising network sees the whole image at once, so no diffusion law
 holds and nothing here is a diffusion coefficient.
 """
 

@@ -23,7 +23,7 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def probe(encode: Encode) -> str:
-    """Return a name for an encoder that cannot be compared, from what it makes of one fixed picture."""
+    """Return a name for an encoder that cannot be compared, from what it makes of one fixed image."""
     ramp = torch.linspace(0, 1, 64)
     picture = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), (ramp + ramp[:, None]) / 2], -1)
     latents = _finite(encode(picture[None]), "a test image")
@@ -74,7 +74,7 @@ def _latents_of(
     path: pathlib.Path, encode: Encode, height: int, width: int, cache: str | os.PathLike[str] | None, mirror: bool,
     encoder: str,
 ) -> Tensor | None:  # fmt: skip
-    """Return the latents of one file from the cache or the encoder, or None with a warning when it is no picture."""
+    """Return the latents of one file from the cache or the encoder, or None with a warning when it is no image."""
     try:
         key = f"{encoder} {height}x{width} {mirror} ".encode() + path.read_bytes()
         entry = None if cache is None else pathlib.Path(cache) / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"

@@ -109,7 +109,7 @@ def _block_scores(places: Tensor, batch: int, generator: torch.Generator) -> Ten
 
 
 def _half_scores(places: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """Distance along a random direction: the lowest scores form one side of the picture."""
+    """Distance along a random direction: the lowest scores form one side of the image."""
     angle = torch.rand(batch, 1, generator=generator) * 2 * math.pi
     return places[:, 0] * angle.sin() + places[:, 1] * angle.cos()
 

@@ -627,7 +627,7 @@ def _influence_outputs(before: Tensor, after: Tensor, mask: Tensor, unit: str) -
 
 
 class InfluenceImages:
-    """How far the difference of two pictures reaches from a mask."""
+    """How far the difference of two images reaches from a mask."""
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
@@ -767,7 +767,7 @@ def _stretch_between(frames: Tensor, window: float) -> Any:
 
 
 def _warps_of(edit: Any, height: int, width: int) -> Tensor:
-    """Return where each place of the picture comes from (N, 2, H, W), minus itself, for every drag among the tasks."""
+    """Return where each place of the image comes from (N, 2, H, W), minus itself, for every drag among the tasks."""
     from ..edit import Drag
     from ..edit.geometry import Canvas
     from ..edit.placing import place

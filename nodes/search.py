@@ -290,7 +290,7 @@ class _ObjectiveNode:
 
 
 class ReferenceObjective(_ObjectiveNode):
-    """Objective: pictures like those in a folder or a batch."""
+    """Objective: images like those in a folder or a batch."""
 
     DESCRIPTION = (
         "For Search Schedule and Compare Schedules: how far the samples' distribution is from that of reference images. With CLIP "
@@ -500,7 +500,7 @@ def _unused(name: str, taken: dict[str, Any]) -> str:
 
 
 class CompareSchedules:
-    """Scores any number of schedules on the same fresh pictures."""
+    """Scores any number of schedules on the same fresh images."""
 
     CATEGORY = CATEGORY
     DESCRIPTION = (

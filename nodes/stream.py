@@ -756,7 +756,7 @@ class StreamRun:
                 if self.chooser is not None and not self.chooser.keep(unchecked_pixels(self.frames[i])[0]):
                     finished += batch.skip()
                 else:
-                    # A batch of prompts or of ControlNet pictures is one per frame, and goes with it.
+                    # A batch of prompts or of ControlNet images is one per frame, and goes with it.
                     own = [c.at(i) if c is not None and c.frames > 1 else None for c in (positive, negative)]
                     finished += batch.push(row, None, *own)
                 report("stream", 0.0, finished[-1].latents if finished else None)

@@ -1,4 +1,4 @@
-"""Everything a search can be told, checked once."""
+"""The settings of a search, checked once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SearchConfig:
             which makes the solver part of the schedule. None = where the sampler is euler, which it can stand in for.
         full: descending sigmas of the run to reproduce, as the user samples today; None = `teacher_steps` even steps.
         pin_first: keep the first level at sigma_max. Free first levels look good in distribution scores, but treat pure
-            noise as a partly clean picture, which breaks image to image and shifts brightness.
+            noise as a partly clean image, which breaks image to image and shifts brightness.
         terminal_zero: end at 0. False searches the last level too, and leaves that much noise in the result.
         min_gap: smallest distance between levels in entries of the model's table; None = table / (20 steps).
 

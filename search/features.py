@@ -1,4 +1,4 @@
-"""What pictures are compared by: one vector (D,) per sample, from latents, pixels, or any network that embeds images."""
+"""What images are compared by: one vector (D,) per sample, from latents, pixels, or any network that embeds images."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class LatentFeatures:
 
 
 class PixelFeatures:
-    """Coarse colour and edge energy of the decoded pictures, at 64 x 64."""
+    """Coarse colour and edge energy of the decoded images, at 64 x 64."""
 
     id = "pixels"
 
@@ -87,13 +87,13 @@ class PixelFeatures:
 
 
 class NetworkFeatures:
-    """Embeddings of the decoded pictures by a network: the host's CLIP vision model, Inception, a classifier.
+    """Embeddings of the decoded images by a network: the host's CLIP vision model, Inception, a classifier.
 
     Args:
         decode: latents -> IMAGE.
         embed: IMAGE (B, H, W, 3) in [0, 1] -> (B, D).
         id: goes into the schedule file.
-        size: (height, width) that pictures of mixed sizes are brought to before `embed`.
+        size: (height, width) that images of mixed sizes are brought to before `embed`.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class Objective(Protocol):
 
 
 class Paired:
-    """Mean squared distance to the model's own many-step result from the same noise: "the same picture in fewer steps".
+    """Mean squared distance to the model's own many-step result from the same noise: "the same image in fewer steps".
 
     Steady with few pairs, but at very few steps it prefers smooth averages: report a distribution distance as well.
     `features` None compares the latents themselves.
@@ -77,7 +77,7 @@ class SelfDistribution:
 
 
 class ReferenceImages:
-    """Distance between the distributions of the candidate's samples and of a set of pictures: the paper's objective.
+    """Distance between the distributions of the candidate's samples and of a set of images: the paper's objective.
 
     FID when the features are Inception's pool3, CMMD when they are CLIP embeddings and the distance is "mmd".
     `images` are (H, W, 3) in [0, 1], of any sizes; raises ValueError for fewer than two.

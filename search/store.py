@@ -1,4 +1,4 @@
-"""Every finished evaluation in one SQLite file: a search that was killed goes on where it was, and workers share the work."""
+"""Every finished evaluation in one SQLite file: a search that was killed continues where it was, and workers share the work."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Store:
         path: SQLite file, made when missing; None keeps everything in memory.
         identity: what the job measures. A file of another job is refused with the fields that differ.
 
-    When the disk is full or the file cannot be written any more, the store goes on in memory and says so once, in the log
+    When the disk is full or the file cannot be written any more, the store continues in memory and warns once, in the log
     and in `problem`. Raises ValueError for a path where no store can be made, a file of another kind, or of another job.
     """
 
@@ -198,7 +198,7 @@ class Store:
             return []
 
     def _give_up(self, error: Exception) -> None:
-        self.problem = f"{self.path} cannot be written ({error}): the search goes on in memory."
+        self.problem = f"{self.path} cannot be written ({error}): the search continues in memory."
         logger.warning("Schedule search: %s", self.problem)
         if self.connection is not None:
             self.connection.close()

@@ -123,7 +123,7 @@ class StreamBatch:
         Each full group costs one pass. `meta` comes back with the frame (a list gives one per frame). `cond` and `uncond`
         override the prompts for these frames at all their steps: a row each, or one row. Raises ValueError for a wrong shape,
         another size than the frames in flight, NaN (looked for on the CPU only: on a GPU looking would stall it, and the NaN is
-        found when the picture is decoded), and leaves the stream as it was.
+        found when the image is decoded), and leaves the stream as it was.
         """
         with self._lock:
             self._take_over()

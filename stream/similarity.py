@@ -68,7 +68,7 @@ class SimilarityFilter:
 
 
 def similarity(image: Tensor, reference: Tensor, blocks: int = 1) -> float:
-    """Return the cosine similarity of two pictures (C, H, W), the least of blocks x blocks parts."""
+    """Return the cosine similarity of two images (C, H, W), the least of blocks x blocks parts."""
     if blocks == 1:
         return float(F.cosine_similarity(image.flatten(), reference.flatten(), dim=0, eps=TINY))
     cells = min(blocks, *image.shape[-2:])

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.attention import Attend, AttentionModel
 from ..core.transfer import Arrival, to_host
 
-# A change of half the picture's own size, root mean square, counts as full motion.
+# A change of half the image's own size, root mean square, counts as full motion.
 FULL_MOTION = 0.5
 REMEMBERED = 4
 SMOOTHING = 0.5

@@ -129,7 +129,7 @@ class VideoSource:
         self.has_sound = bool(self.container.streams.audio) and not self.live
 
     def _seconds(self) -> float:
-        """Return how long the pictures last by the header, 0 where it does not tell; Matroska and WebM count no frames."""
+        """Return how long the images last by the header, 0 where it does not tell; Matroska and WebM count no frames."""
         clock = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", self.stream.metadata.get("DURATION", ""))
         if clock:
             return 3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3])

@@ -1,4 +1,4 @@
-"""Draw the pictures of the latent masking help pages into web/docs/img: python tools/make_lmd_pictures.py (two CPU minutes)."""
+"""Draw the images of the latent masking help pages into web/docs/img: python tools/make_lmd_pictures.py (two CPU minutes)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def draw_fill(pipe: Any) -> None:
 
 
 def draw_influence(pipe: Any) -> None:
-    """The same plain picture without and with a pasted circle: a seed, and how far it reaches."""
+    """The same plain image without and with a pasted circle: a seed, and how far it reaches."""
     plain, circle = Scene("blue", ()), Scene("blue", (Item("circle", "red", "small", "center", 0.13, 0.5, 0.5),))
     mask = torch.zeros(16, 16)
     mask[5:11, 5:11] = 1

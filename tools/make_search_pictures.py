@@ -1,4 +1,4 @@
-"""Draw the pictures of the schedule search's help pages into web/docs/img: python tools/make_search_pictures.py (three CPU minutes)."""
+"""Draw the images of the schedule search's help pages into web/docs/img: python tools/make_search_pictures.py (three CPU minutes)."""
 
 from __future__ import annotations
 

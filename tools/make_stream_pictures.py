@@ -1,4 +1,4 @@
-"""Make the pictures of the stream's help pages from assets/ball.mp4 and the bundled model.
+"""Make the images of the stream's help pages from assets/ball.mp4 and the bundled model.
 
 python tools/make_stream_pictures.py
 """
@@ -25,7 +25,7 @@ SHOWN = slice(4, 28, 4)
 
 
 def strip(rows: list[Tensor], path: pathlib.Path, gap: int = 4) -> None:
-    """Save rows of pictures, each (B, H, W, 3) in [0, 1], below each other."""
+    """Save rows of images, each (B, H, W, 3) in [0, 1], below each other."""
     lines = [torch.cat([torch.nn.functional.pad(p, (0, 0, 0, gap, 0, gap), value=1.0) for p in row], 1) for row in rows]
     sheet = torch.cat(lines)[:-gap, :-gap]
     Image.fromarray(image_to_numpy(sheet)).save(path, quality=88)

@@ -4,7 +4,7 @@ Usage, with a real host (COMFYUI_PATH, COMFYUI_PYTHON; default ~/ComfyUI and its
 
     python tools/make_workflows.py                   # every description in tools/workflows/
     python tools/make_workflows.py host cow          # those of tools/workflows/host.py and cow.py
-    python tools/make_workflows.py cow --run         # also run each one and save the last node's pictures as thumbnail
+    python tools/make_workflows.py cow --run         # also run each one and save the last node's images as thumbnail
 
 A description is a function in tools/workflows/<technique>.py that takes a `Graph`; the file's `WORKFLOWS` maps the names of
 the example files to them. Those are what a person reads in the template browser: a number for the order and a job. `TRIED` maps names of

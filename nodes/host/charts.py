@@ -1,4 +1,4 @@
-"""Charts in the host: a missing matplotlib becomes a warning and a picture that says so, never a lost result."""
+"""Charts in the host: a missing matplotlib becomes a warning and an image of that sentence, never a lost result."""
 
 from __future__ import annotations
 

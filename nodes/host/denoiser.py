@@ -1,7 +1,7 @@
 """The host's MODEL as a core `Denoiser`, and the host's CONDITIONING with core's row operations.
 
 Every network call goes through `comfy.samplers.calc_cond_batch`, so patches, LoRA, ControlNet, hooks, keyed wrappers and the
-host's memory management stay in force. One call may hold rows of several conditionings, each row at its own noise level.
+host's memory management keep working. One call may hold rows of several conditionings, each row at its own noise level.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ class Source:
 
     @property
     def pictures(self) -> int:
-        """Rows of what has the shape of the noise (an inpaint model's mask and picture): one per latent of the sampling."""
+        """Rows of what has the shape of the noise (an inpaint model's mask and image): one per latent of the sampling."""
         conds = [c for e in self.entries for c in e["model_conds"].values() if type(c).__name__ == "CONDNoiseShape"]
         return max((len(c.cond) for c in conds if isinstance(c.cond, Tensor)), default=1)
 
     @property
     def simple(self) -> bool:
-        """One entry that holds for the whole picture at every level: its rows may share a network call with others."""
+        """One entry that holds for the whole image at every level: its rows may share a network call with others."""
         return len(self.entries) == 1 and not any(k in self.entries[0] for k in PLACED) and not self.level_sensitive
 
     def reference(self, sigma: float) -> Source:
-        """Return the first prompt that acts at `sigma`, over the whole picture: itself where no other acts."""
+        """Return the first prompt that acts at `sigma`, over the whole image: itself where no other acts."""
         acting = [e for e in self.entries if e.get("timestep_start", math.inf) >= sigma >= e.get("timestep_end", 0.0)]
         placed = any(k in e for e in self.entries for k in ("area", "mask", "default"))
         return self if len(acting) == 1 and not placed else Source(self.name, tuple(acting[:1])).without(*PARTLY)
@@ -108,7 +108,7 @@ class HostConditioning:
 
     def __init__(self, items: Sequence[tuple[Source, int]], whole: bool = False) -> None:
         self.items = tuple(items)
-        self.whole = whole  # one prompt for a whole batch: row i may still hold the picture of latent i (inpainting)
+        self.whole = whole  # one prompt for a whole batch: row i may still hold the image of latent i (inpainting)
 
     @classmethod
     def of(cls, source: Source) -> HostConditioning:
@@ -120,24 +120,24 @@ class HostConditioning:
 
     @property
     def frames(self) -> int:
-        """How many frames it tells apart: prompts, ControlNet pictures or an inpaint model's pictures that came as a batch."""
+        """How many frames it tells apart: prompts, ControlNet images or an inpaint model's images that came as a batch."""
         source = self.items[0][0]
         return max(source.rows, source.pictures, *(hints(entry.get("control")) for entry in source.entries))
 
     @property
     def given(self) -> set[int]:
-        """The sizes of the batches that were given: of prompts, ControlNet pictures, an inpaint model's pictures and masks."""
+        """The sizes of the batches that were given: of prompts, ControlNet images, an inpaint model's images and masks."""
         source = self.items[0][0]
         batches = [e.get(name) for e in source.entries for name in ("concat_latent_image", "concat_mask")]
         sizes = {len(batch) for batch in batches if isinstance(batch, Tensor)}
         return {source.rows, *sizes, *(hints(entry.get("control")) for entry in source.entries)}
 
     def at(self, frame: int) -> HostConditioning:
-        """Return the one row of a frame: its prompt and its ControlNet picture out of a batch."""
+        """Return the one row of a frame: its prompt and its ControlNet image out of a batch."""
         return HostConditioning([(self.items[0][0], frame)])
 
     def reference(self, sigma: float) -> HostConditioning:
-        """Return what one network row over the whole picture is conditioned on at `sigma`: the first prompt that acts there.
+        """Return what one network row over the whole image is conditioned on at `sigma`: the first prompt that acts there.
 
         Itself where every row has one such prompt only; see `slipstream.core.Conditioning.reference`.
         """

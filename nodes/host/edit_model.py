@@ -1,6 +1,6 @@
 """What an edit needs of the host's MODEL beyond denoising: decoder features with gradients, and its self-attention in our hands.
 
-SD1.5, SD2, SDXL and every other native UNet of the host. The user's own patches stay in force where they can (LoRA, ControlNet,
+SD1.5, SD2, SDXL and every other native UNet of the host. The user's own patches keep working where they can (LoRA, ControlNet,
 cross-attention); patches of the self-attention and of the decoder's blocks would change what is compared, and are left out.
 """
 
@@ -72,9 +72,9 @@ def has_image_prompt(patcher: Any) -> bool:
 
 
 def check_prompt(name: str, cond: HostConditioning, latents: Tensor, sigmas: Tensor) -> None:
-    """Raise ValueError unless a CONDITIONING is one prompt, or prompts that together cover the picture at all of `sigmas` (S,).
+    """Raise ValueError unless a CONDITIONING is one prompt, or prompts that together cover the image at all of `sigmas` (S,).
 
-    Where none acts the host estimates 0, which no picture can be inverted or edited with.
+    Where none acts the host estimates 0, which no image can be inverted or edited with.
     """
     if cond.rows > 1:
         raise ValueError(
@@ -95,7 +95,7 @@ def check_prompt(name: str, cond: HostConditioning, latents: Tensor, sigmas: Ten
 
 
 def check_reference(cond: HostConditioning, size: tuple[int, int], own: tuple[int, int]) -> None:
-    """Raise ValueError for a reference picture of `own` cells whose conditioning holds a picture, which was made for `size`."""
+    """Raise ValueError for a reference image of `own` cells whose conditioning holds an image, which was made for `size`."""
     parts = [c for e in cond.items[0][0].entries for c in e["model_conds"].values()]
     if size != own and any(type(part).__name__ == "CONDNoiseShape" for part in parts):
         raise ValueError(
@@ -105,7 +105,7 @@ def check_reference(cond: HostConditioning, size: tuple[int, int], own: tuple[in
 
 
 def _uncovered(cond: HostConditioning, latents: Tensor, sigma: Tensor) -> float:
-    """Return the share of the picture for which no prompt acts at a level."""
+    """Return the share of the image for which no prompt acts at a level."""
     from comfy.samplers import get_area_and_mult
 
     weight = torch.zeros_like(latents)
@@ -139,7 +139,7 @@ def _sdpa(function: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: 
 
 
 def areas_of(cond: HostConditioning, x: Tensor, sigma: Tensor) -> dict[Any, Sequence[int]]:
-    """Return the host's area (sizes, offsets) of each entry that is asked about a part of the picture only, by its uuid."""
+    """Return the host's area (sizes, offsets) of each entry that is asked about a part of the image only, by its uuid."""
     from comfy.samplers import get_area_and_mult
 
     entries = [e for source in {source for source, _ in cond.items} for e in source.entries if "area" in e]
@@ -233,7 +233,7 @@ class HostEditModel:
             areas = [self.areas.get(uuid) for uuid in extra["uuids"]]
             if not any(areas):
                 return hook(layer, q, k, v, attend)
-            # Rows of several prompts, each of its own part of the picture.
+            # Rows of several prompts, each of its own part of the image.
             rows = zip(areas, q.chunk(len(areas)), k.chunk(len(areas)), v.chunk(len(areas)))
             return torch.cat([on_whole(hook, layer, area, rq, rk, rv, attend, self.grid) for area, rq, rk, rv in rows])
 

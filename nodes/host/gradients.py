@@ -16,7 +16,7 @@ def grad_ready(model: Any) -> Iterator[None]:
     """Leave inference mode with gradients on, and make a loaded MODEL's weights usable in a backward pass.
 
     Weights that a stock loader made in inference mode cannot be saved for backward: each such parameter and buffer is
-    wrapped anew once (a transient copy of one tensor), and stays, because normal tensors are valid in inference mode too.
+    wrapped again once (a transient copy of one tensor), and stays, because normal tensors are valid in inference mode too.
     Enter it inside `run_on_model`'s `work` (the model must be loaded). Inside: `.clone()` every tensor that came from
     outside (x, sigma, masks), take gradients with `torch.autograd.grad` on inputs only, and leave before returning.
 

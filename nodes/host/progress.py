@@ -46,7 +46,7 @@ def check_interrupt() -> None:
 
 
 def host_callback(model: Any, total: int, previews: bool = True) -> Callback:
-    """Return a core `Callback` for a run of `total` steps on a MODEL: progress bar, preview of the first picture, interrupt.
+    """Return a core `Callback` for a run of `total` steps on a MODEL: progress bar, preview of the first image, interrupt.
 
     Previews use the model's own latent format and are throttled to about 20 a second; the last step always shows. The
     interrupt is checked at every step, besides the check before each network call in `HostDenoiser`.

@@ -204,7 +204,7 @@ def run_on_model(
     Args:
         model: MODEL (`ModelPatcher`).
         latent: LATENT dict; its size is the size of the sampling, `session.latents` its content. Conditioning is prepared for
-            its batch: row i of a picture that came as a batch (inpainting) belongs to latent i.
+            its batch: row i of an image that came as a batch (inpainting) belongs to latent i.
         work: gets the `Session`; any exception passes through after the host has cleaned up.
         rows: most rows in one network call, for which the host reserves memory; default 2 * batch.
         seed: `session.seed`.

@@ -31,7 +31,7 @@ def node(type: str, **inputs: Any) -> dict[str, Any]:
 
 
 def base(batch: int = 1) -> dict[str, Any]:
-    """Model "1", prompts "p" and "n", a sampled latent "x" and its picture "i"."""
+    """Model "1", prompts "p" and "n", a sampled latent "x" and its image "i"."""
     return {
         "1": node("SlipstreamLoadModel", model="pocket"),
         "p": node("CLIPTextEncode", clip=["1", 1], text=TEXT),
@@ -177,7 +177,7 @@ def test_bad_settings_reach_the_user_as_one_sentence(complaint: Any) -> None:
 
 @pytest.fixture(scope="module")
 def pictures(host: Any) -> str:
-    """A folder below the host's input folder with six pictures of plain colours and a box."""
+    """A folder below the host's input folder with six images of plain colours and a box."""
     folder = pathlib.Path(host.base) / "input" / "training"
     folder.mkdir()
     rng = np.random.default_rng(0)

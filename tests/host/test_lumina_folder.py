@@ -21,7 +21,7 @@ from slipstream.core.samplers import euler
 from slipstream.core.tensors import image_to_numpy
 
 PROMPT = "a large red circle on a blue background"
-# How Lumina2 transformers differ in what the host builds anew: feed-forward width, shared keys and values, refiners.
+# How Lumina2 transformers differ in what the host builds itself: feed-forward width, shared keys and values, refiners.
 KINDS: dict[str, dict[str, Any]] = {
     "bundled": {"ffn_dim_multiplier": 0.5, "multiple_of": 32, "num_kv_heads": 2},
     "shared keys": {"multiple_of": 16, "num_kv_heads": 1, "num_refiner_layers": 2},

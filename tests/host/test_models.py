@@ -44,7 +44,7 @@ def base(**changes: Any) -> dict[str, Any]:
 
 
 def pixels(result: Any, at: str = "s") -> np.ndarray:
-    """Return the saved pictures (B, H, W, 3) as integers, so that differences do not wrap."""
+    """Return the saved images (B, H, W, 3) as integers, so that differences do not wrap."""
     assert result.ok, result.explain()
     files = [f for f in result.files if f.node == at]
     return np.stack([np.asarray(Image.open(io.BytesIO(f.read())).convert("RGB")) for f in files]).astype(int)

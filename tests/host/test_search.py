@@ -434,7 +434,7 @@ def test_searched_levels_drive_cow(host: Any, example: Any) -> None:
 
 
 def test_searched_levels_drive_the_stream(host: Any, first: tuple[dict, Any]) -> None:
-    """As many passes as frames and levels ask for, at the levels of the schedule: other ones give other pictures."""
+    """As many passes as frames and levels ask for, at the levels of the schedule: other ones give other images."""
     graph = {k: v for k, v in first[0].items() if k in ("m", "p", "n", "l", "g", "s", "search")}
     graph["frames"] = node("EmptyImage", width=64, height=64, batch_size=3, color=0x3050A0)
     graph["longer"] = node("SlipstreamResampleSchedule", schedule=["search", 0], steps=8)

@@ -90,7 +90,7 @@ def streamed(pipe: Any, frames: np.ndarray) -> np.ndarray:
 
 
 def assert_same(host_pictures: np.ndarray, library: np.ndarray) -> None:
-    """SaveImage cuts off the fraction; nothing else separates the host's pictures from the library's unrounded ones."""
+    """SaveImage cuts off the fraction; nothing else separates the host's images from the library's unrounded ones."""
     lost = library - host_pictures
     assert lost.min() > -0.1
     assert lost.max() < 1.1
@@ -266,7 +266,7 @@ def tiny_vae(host_models, tmp_path_factory) -> pathlib.Path:
         for name, parameter in vae.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()  # what comes in is not drowned
-        # Latents as large as the model expects, and pictures of middle grey with visible contrast.
+        # Latents as large as the model expects, and images of middle grey with visible contrast.
         vae.encoder.layers[-1].weight /= scale * vae.encode(pixels).latents.std()
         vae.decoder.layers[-1].weight *= 0.4 / (vae.decode(vae.encode(pixels).latents).sample + 1).std()
         vae.decoder.layers[-1].bias += 0.5
@@ -307,7 +307,7 @@ def test_frames_through_a_tiny_autoencoder_equal_the_librarys(host, host_models,
 
 
 def through(host: Any, report: Any, vae: dict[str, Any]) -> tuple[Any, torch.Tensor]:
-    """Encode and decode a picture with a VAE; returns the result and the latents as an SD1.x UNet has them."""
+    """Encode and decode an image with a VAE; returns the result and the latents as an SD1.x UNet has them."""
     graph: dict[str, Any] = {"m": node("ProbeTinyNative", shape="sd15", dtype="float32"), "v": vae}
     graph["e"] = node("VAEEncode", pixels=loaded(host, graph, clip(1)), vae=["v", 0])
     graph["report"] = node("ProbeDump", latent=["e", 0], model=["m", 0])
@@ -415,7 +415,7 @@ def test_memory_that_is_freed_while_a_stream_runs_changes_nothing(host) -> None:
 
 
 def test_each_frame_goes_with_its_own_controlnet_picture(host) -> None:
-    """A batch of ControlNet pictures: frame by frame alone, with its own picture, gives the same."""
+    """A batch of ControlNet images: frame by frame alone, with its own image, gives the same."""
     frames, graph = clip(4), base()
     hints = np.stack([np.full((128, 128, 3), 60 * i, np.uint8) for i in range(4)])
     graph["c"] = node("ProbeTinyControlNet", model=["1", 0])
@@ -506,7 +506,7 @@ def test_a_prompt_for_each_frame_goes_with_it(host, pipe, mode) -> None:
 
 @pytest.mark.parametrize("guidance", ["onetime", "full"])
 def test_pooled_text_of_each_frame_in_an_sdxl_model(host, guidance) -> None:
-    """Pooled text and picture sizes go with their rows: frames of different prompts share calls, negatives too."""
+    """Pooled text and image sizes go with their rows: frames of different prompts share calls, negatives too."""
     frames, graph = clip(3), base()
     socket = loaded(host, graph, frames)
     graph["xl"] = node("ProbeTinyNative", shape="sdxl_pooled", dtype="float32")

@@ -14,7 +14,7 @@ from slipstream.lmd.latents_cache import encode_files, encode_images
 
 
 class Encoder:
-    """A stand-in VAE: 8 x 8 means. Counts the pictures of the caller's size that it sees."""
+    """A stand-in VAE: 8 x 8 means. Counts the images of the caller's size that it sees."""
 
     def __init__(self, gain: float = 1.0) -> None:
         self.gain, self.seen = gain, 0
@@ -43,7 +43,7 @@ def test_latents_are_cached_by_content_not_by_name(folder: pathlib.Path, tmp_pat
     encode, cache = Encoder(), tmp_path / "cache"
     first = encode_files(images_in(folder), encode, 16, 24, cache)
     assert first.shape == (6, 3, 2, 3)
-    assert torch.allclose(first[1], first[0].flip(-1), atol=1e-6)  # the mirrored picture
+    assert torch.allclose(first[1], first[0].flip(-1), atol=1e-6)  # the mirrored image
     assert encode.seen == 6
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)

@@ -117,7 +117,7 @@ def test_drags_are_read_from_lines() -> None:
 
 
 def texture(height: int = 64, width: int = 80) -> torch.Tensor:
-    """A smooth picture that is defined at every real place."""
+    """A smooth image that is defined at every real place."""
     y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
     return scene(x, y)
 

@@ -128,7 +128,7 @@ def test_a_replaced_file_is_read_again(node: Any, input: str, value: str, file: 
 
 def test_every_node_that_reads_files_is_here() -> None:
     ours = {node for node in slipstream.NODE_CLASS_MAPPINGS.values() if hasattr(node, "IS_CHANGED")}
-    # Stream Frames counts its cancelled runs: tests/host/test_stream.py. Doctor and Live Stream run anew in every run and read no file.
+    # Stream Frames counts its cancelled runs: tests/host/test_stream.py. Doctor and Live Stream run again in every run and read no file.
     assert {node.__name__ for node in ours} == {node.__name__ for node, *_ in READ} | {
         "StreamFrames",
         "LiveStreamNode",

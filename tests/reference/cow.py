@@ -1,4 +1,4 @@
-"""The published code's own sampling, level mismatches included: for comparison with recorded runs, not for pictures.
+"""The published code's own sampling, level mismatches included: for comparison with recorded runs, not for images.
 
 It differs from `generate` in what the levels are: the network is asked at timestep tau_k about latents that carry the level
 of another step. So this file works on variance-preserving latents (x = sqrt(abar) x0 + sqrt(1 - abar) n) and names the

@@ -83,7 +83,7 @@ def binary(mask: Tensor) -> Tensor:
 
 
 def _placed(mask: Tensor, dx: float, dy: float, scale: float, cell: int) -> tuple[Tensor, Tensor]:
-    """Return a pixel mask scaled about the picture's centre at its own scaled grid, and rolled onto the grid of the picture."""
+    """Return a pixel mask scaled about the image's centre at its own scaled grid, and rolled onto the grid of the image."""
     height, width = mask.shape[-2] // cell, mask.shape[-1] // cell
     target = nearest(mask, (int(height * scale), int(width * scale))) > 0.5
     rolled = torch.roll(target, (int(dy // cell * scale), int(dx // cell * scale)), (-2, -1))
@@ -104,7 +104,7 @@ def centred(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def move_masks(mask: Tensor, dx: float, dy: float, scale: float, input_scale: float = 1.0) -> Masks:
-    """Return the masks of a move at feature size; shifts in picture pixels."""
+    """Return the masks of a move at feature size; shifts in image pixels."""
     mask = binary(mask)
     org = nearest(mask, (mask.shape[-2] // CELL, mask.shape[-1] // CELL)) > 0.5
     target, current = _placed(mask, dx * input_scale, dy * input_scale, scale, CELL)
@@ -116,7 +116,7 @@ def move_masks(mask: Tensor, dx: float, dy: float, scale: float, input_scale: fl
 def drag_masks(mask: Tensor, points: Sequence[tuple[Point, Point]]) -> Masks:
     """Return the 3 x 3 blocks of every handle and target (P, h, w) at feature size, and what lies outside `mask`.
 
-    x is clipped with the height, as published: wrong on landscape pictures.
+    x is clipped with the height, as published: wrong on landscape images.
     """
     mask = binary(mask)
     height, width = mask.shape[-2] // CELL, mask.shape[-1] // CELL
@@ -142,7 +142,7 @@ def _block(point: tuple[float, float], height: int, width: int, columns: int) ->
 
 
 def paste_masks(mask: Tensor, dx: float, dy: float, scale: float) -> Masks:
-    """Return the target region of a paste and, cell for cell, the region of the reference; "_pixels" at picture size."""
+    """Return the target region of a paste and, cell for cell, the region of the reference; "_pixels" at image size."""
     mask = binary(mask)
     height, width = mask.shape[-2:]
     scaled = nearest(mask, (int(height * scale), int(width * scale))) > 0.5
@@ -157,7 +157,7 @@ def paste_masks(mask: Tensor, dx: float, dy: float, scale: float) -> Masks:
 
 
 # --- energies (1.5) ---
-# Features: lists of maps (1, C, 2h, 2w), F the current ones, R the base picture's, Q the reference picture's.
+# Features: lists of maps (1, C, 2h, 2w), F the current ones, R the base image's, Q the reference image's.
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ class Pull(NamedTuple):
 
 
 class PublishedEdit:
-    """One published edit of one picture."""
+    """One published edit of one image."""
 
     noise_strength: Tensor
     factor = 0.04
@@ -277,8 +277,8 @@ class PublishedEdit:
         self.slips_into_reference = False
 
     def reference(self, index: int, step: int) -> Tensor:
-        """Return the latents of picture `index` whose features the energies compare with."""
-        # Published drag edits the inverted noise in place, so that step 0 has no pull back to the picture.
+        """Return the latents of image `index` whose features the energies compare with."""
+        # Published drag edits the inverted noise in place, so that step 0 has no pull back to the image.
         return self.started if self.slips_into_reference and step == 0 else self.pictures[index].at(step)
 
     def energies(self, current: list[Tensor], references: list[list[Tensor]]) -> list[Pull]:
@@ -331,7 +331,7 @@ class PublishedMove(PublishedEdit):
 
 
 class PublishedPoints(PublishedEdit):
-    """Drag and landmarks: the picture's keys and values are read beside the own ones."""
+    """Drag and landmarks: the image's keys and values are read beside the own ones."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeyValue], attend: Attend) -> Tensor:
         own = zip((k, v), pictures[0])
@@ -407,7 +407,7 @@ class PublishedAppearance(PublishedCross):
 
 
 class PublishedPaste(PublishedCross):
-    """The reference must be the inversion of the picture scaled about its centre by the task's scale (`scale_about_centre`)."""
+    """The reference must be the inversion of the image scaled about its centre by the task's scale (`scale_about_centre`)."""
 
     local = True
 
@@ -507,7 +507,7 @@ def edit_published(
 
 
 def _estimate(model: Any, problem: PublishedEdit, x: Tensor, step: int, conds: Conditioning) -> tuple[Tensor, Tensor]:
-    """Return (denoised, eps) under classifier-free guidance; within `keys` the decoder reads the pictures' bank."""
+    """Return (denoised, eps) under classifier-free guidance; within `keys` the decoder reads the images' bank."""
     sigma, config = problem.base.sigmas[step], problem.config
 
     def hook(layer: str, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
@@ -529,7 +529,7 @@ def _guidance(model: Any, problem: PublishedEdit, x: Tensor, step: int, eps: Ten
     sigma = problem.base.sigmas[step]
     references = []
     for index in range(len(problem.pictures)):
-        # Every picture's features are taken under the base picture's prompt.
+        # Every image's features are taken under the base image's prompt.
         references.append(model.features(problem.reference(index, step), sigma.expand(1), problem.base.cond))
         report("compare", sigma)
     with torch.enable_grad():

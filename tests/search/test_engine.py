@@ -255,7 +255,7 @@ def test_the_teacher_runs_once_and_is_kept(tmp_path: pathlib.Path) -> None:
     search(path, jobs.make_config(evaluations=11), store=tmp_path / "a.sqlite")
     again = jobs.make_path()
     search(again, jobs.make_config(evaluations=11), store=tmp_path / "a.sqlite")
-    assert again.calls == 3  # only the calls per sample of the winner are counted anew
+    assert again.calls == 3  # only the calls per sample of the winner are counted again
 
 
 def test_searching_costs_what_the_pairs_cost() -> None:

@@ -90,7 +90,7 @@ def test_a_full_disk_is_told_and_the_search_goes_on(tmp_path: pathlib.Path, capl
         patch.setattr(Store, "__init__", limited)
         result = search(jobs.make_path(), jobs.make_config(), store=store)
     assert result.schedule.levels == expected.schedule.levels
-    assert any("goes on in memory" in w for w in result.warnings)
+    assert any("continues in memory" in w for w in result.warnings)
     assert "database or disk is full" in caplog.text
 
 
@@ -108,8 +108,8 @@ def test_a_disk_that_is_full_from_the_start(
     monkeypatch.setattr(store_module, "_check_identity" if isinstance(error, sqlite3.Error) else "_open", full)
     result = search(jobs.make_path(), jobs.make_config(evaluations=13), store=tmp_path / "a.sqlite")
     assert result.schedule.levels == expected.schedule.levels
-    assert any("goes on in memory" in w for w in result.warnings)
-    assert "goes on in memory" in caplog.text
+    assert any("continues in memory" in w for w in result.warnings)
+    assert "continues in memory" in caplog.text
 
 
 def test_a_store_where_no_file_can_be(tmp_path: pathlib.Path) -> None:

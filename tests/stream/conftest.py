@@ -1,4 +1,4 @@
-"""A toy network for streams: exact enough for closed forms, different for every level, prompt and picture."""
+"""A toy network for streams: exact enough for closed forms, different for every level, prompt and image."""
 
 from __future__ import annotations
 

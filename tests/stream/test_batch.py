@@ -335,7 +335,7 @@ def test_updates_from_another_thread(model, frames, cond, uncond) -> None:
 
 
 def test_conditioning_of_a_frame_travels_with_it(model, frames, cond) -> None:
-    """A frame's own conditioning (a prompt, or a ControlNet picture in `extra`) holds at all its steps, for it alone."""
+    """A frame's own conditioning (a prompt, or a ControlNet image in `extra`) holds at all its steps, for it alone."""
     special = stacked(collect(StreamBatch(model, constant_cond(3.0)), frames))
     plain = stacked(collect(StreamBatch(model, cond), frames))
     stream = StreamBatch(model, cond)

@@ -255,7 +255,7 @@ def test_the_lanes_of_a_stream_are_in_order_and_wait_for_pictures_only(dtype, se
             assert isinstance(pipe.vae, ReplayedVae)
         threads = stream_clip(pipe, conds, images, DEVICE, lambda image, *_: got.append(image), dtype, **settings)
         stages(threads)
-        # One look back per picture that was begun, two waits for the one that has come (for the lane, and for the copy).
+        # One look back per image that was begun, two waits for the one that has come (for the lane, and for the copy).
         assert machine.waits == 2 * len(images) + len(images) - 1
     assert len(got) == len(expected) == len(images)
     for a, b in zip(got, expected):

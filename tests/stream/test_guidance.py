@@ -54,7 +54,7 @@ def test_delta_zero_takes_the_noised_latent_as_negative(model, frames, cond) -> 
 
 
 def test_delta_softens_the_contrast_of_self(frames, cond) -> None:
-    """Against a prompt far from the picture, self guidance overshoots; a smaller delta overshoots less."""
+    """Against a prompt far from the image, self guidance overshoots; a smaller delta overshoots less."""
     spreads = []
     for delta in (1.0, 0.5):
         config = StreamConfig(t_index_list=[10], cfg_scale=2.0, delta=delta)

@@ -65,7 +65,7 @@ def test_every_kind_of_network(clip, kind, guidance, steps) -> None:
 @pytest.mark.parametrize("guidance", ["none", "full", "self", "onetime"])
 @pytest.mark.parametrize("static_rows", [False, True])
 def test_sdxl_pooled_text_and_time_ids_of_each_frame(clip, guidance, static_rows) -> None:
-    """Every frame has a prompt, pooled text and picture sizes of its own, in calls that mix frames, steps and negatives."""
+    """Every frame has a prompt, pooled text and image sizes of its own, in calls that mix frames, steps and negatives."""
     model = denoiser(sdxl=True)
     config = StreamConfig(strength=0.7, steps=3, guidance=guidance, cfg_scale=1.6, delta=0.8, static_rows=static_rows)
     stream = StreamBatch(model, rows(1, True), rows(2, True), config)

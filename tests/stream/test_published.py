@@ -154,7 +154,7 @@ def first_level(case, model) -> tuple[float, float]:
 
 
 def test_turbo_text_to_image(tensors, model) -> None:
-    """One step from pure noise without boundary scalings, a group of independent pictures."""
+    """One step from pure noise without boundary scalings, a group of independent images."""
     config = StreamConfig(t_index_list=[0], guidance="none", from_noise=True, frame_group=3)
     stream = StreamBatch(model, prompt(tensors, "A"), None, config)
     got = stream.push(tensors["sd_turbo_txt2img/x_T"])

@@ -324,7 +324,7 @@ def test_every_priority_gives_the_same_video_and_names_what_stands_against_it(tm
 def test_command_says_that_a_video_was_cut_off(tmp_path, caplog) -> None:
     path = make_video(tmp_path / "in.mp4", range(40), sound=None)
     data = path.read_bytes()
-    # The index is written behind the pictures; put it before them and cut the pictures.
+    # The index is written behind the images; put it before them and cut the images.
     with (
         av.open(str(path)) as file,
         av.open(str(tmp_path / "front.mp4"), "w", options={"movflags": "+faststart"}) as front,

@@ -1,4 +1,4 @@
-"""A small network that reads a scene's attributes from a picture: the measure of caption accuracy, a test asset only."""
+"""A small network that reads a scene's attributes from an image: the measure of caption accuracy, a test asset only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Checker(nn.Module):
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
     def features(self, pictures: Tensor) -> Tensor:
-        """The 128 activations before the heads, for distances between sets of pictures."""
+        """The 128 activations before the heads, for distances between sets of images."""
         if pictures.shape[-2:] != (64, 64):
             pictures = F.interpolate(pictures, 64, mode="area")
         return self.fc(self.net(pictures))
@@ -90,7 +90,7 @@ def predict(checker: Checker, pictures: Tensor) -> dict[str, Tensor]:
 
 
 def score(checker: Checker, pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of pictures in which each attribute is as the scene says; `all` asks for every attribute at once."""
+    """Share of images in which each attribute is as the scene says; `all` asks for every attribute at once."""
     return agreement(labels(scenes), predict(checker, pictures))
 
 
@@ -109,6 +109,6 @@ def agreement(truth: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> dict[s
 
 @torch.no_grad()
 def features(checker: Checker, pictures: Tensor) -> Tensor:
-    """Checker activations of pictures (B, 3, H, W), (B, 128): standardise with a real set's mean and deviation before use."""
+    """Checker activations of images (B, 3, H, W), (B, 128): standardise with a real set's mean and deviation before use."""
     device = next(checker.parameters()).device
     return torch.cat([checker.features(part.to(device)).cpu() for part in pictures.float().clamp(-1, 1).split(256)])

@@ -31,7 +31,7 @@ def predict_clean(latents: Tensor, eps: Tensor, alpha: Tensor) -> Tensor:
 
 
 def start_noise(unet: Any, count: int, seed: int) -> Tensor:
-    """Noise of picture i does not depend on `count`."""
+    """Noise of image i does not depend on `count`."""
     side = unet.config.sample_size
     return torch.randn(count, unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(seed))
 

@@ -46,14 +46,14 @@ _RGB = torch.tensor([PALETTE[c] for c in COLOURS], dtype=torch.float32) / 255.0
 _KIND_SHARES = (0.7, 0.3, 0.0, 0.0)
 _TWO_OBJECTS_SHARE = 0.25
 _DIRECTION = {"center": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
-# Shares of the picture's width: (radius range, distance of the places from the centre), one object alone and two together.
+# Shares of the image's width: (radius range, distance of the places from the centre), one object alone and two together.
 _ALONE = {"small": ((0.12, 0.155), 0.25), "large": ((0.215, 0.27), 0.19)}
 _PAIRED = {"small": ((0.11, 0.14), 0.24), "large": ((0.185, 0.215), 0.24)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One object of a scene; radius and centre are shares of the picture's width."""
+    """One object of a scene; radius and centre are shares of the image's width."""
 
     shape: str
     colour: str
@@ -192,7 +192,7 @@ def _colour(name: str, tint: Sequence[float]) -> Tensor:
 
 
 def _bands(position: Tensor, phase: float, res: int) -> Tensor:
-    """Four anti-aliased bands across the picture, 0 or 1."""
+    """Four anti-aliased bands across the image, 0 or 1."""
     t = position * 4 + phase
     return (((t - t.floor() - 0.5).abs() - 0.25) * res / 4 + 0.5).clamp(0, 1)
 
@@ -221,7 +221,7 @@ def coverage(item: Item, res: int) -> Tensor:
 
 
 def render(scenes: Sequence[Scene], res: int = 128) -> Tensor:
-    """Draw scenes as pictures, (B, 3, res, res) in [-1, 1]."""
+    """Draw scenes as images, (B, 3, res, res) in [-1, 1]."""
     x, y = _grid(res)
     pictures = []
     for scene in scenes:
@@ -232,7 +232,7 @@ def render(scenes: Sequence[Scene], res: int = 128) -> Tensor:
     return torch.stack(pictures) * 2 - 1
 
 
-# -------------------------------------------------------------------------------------------- reading a picture without a net
+# -------------------------------------------------------------------------------------------- reading an image without a net
 
 
 def nearest_colour(rgb: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ def nearest_colour(rgb: Tensor) -> Tensor:
 
 
 def pixel_check(pictures: Tensor) -> list[dict[str, str]]:
-    """Read background colour, object colour and place of one-object pictures (B, 3, H, W) in [-1, 1], without a network.
+    """Read background colour, object colour and place of one-object images (B, 3, H, W) in [-1, 1], without a network.
 
     The background is the median of the border. The object is what differs from a plane of colour fitted to the border
     (which allows for gradients); its most frequent palette colour and its centre give the rest.

@@ -26,7 +26,7 @@ class VaeSettings:
     batch: int = 8
     full_batch: int = 3
     crop: int = 64
-    crop_share: float = 0.8  # of the time; whole pictures after it settle the group norms
+    crop_share: float = 0.8  # of the time; whole images after it settle the group norms
     lr: float = 2e-3
     noise: float = 0.35  # largest deviation of the noise on latents whose own deviation is about 1
     anchor: float = 2.0
@@ -35,7 +35,7 @@ class VaeSettings:
 
 
 class _Pictures:
-    """Endless training pictures from a pool of scenes that is drawn anew when used up."""
+    """Endless training images from a pool of scenes that is drawn anew when used up."""
 
     def __init__(self, settings: VaeSettings, rng: np.random.Generator) -> None:
         self.settings, self.rng, self.left = settings, rng, 0
@@ -72,7 +72,7 @@ def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
 
 
 def anchor_loss(mean: Tensor, pictures: Tensor) -> Tensor:
-    """Latent channels 0 to 2 as a small RGB picture: colours come out right early, and previews are linear.
+    """Latent channels 0 to 2 as a small RGB image: colours come out right early, and previews are linear.
 
     Mostly asked of 2x2 cells together, so that within them the channels may carry edges.
     """

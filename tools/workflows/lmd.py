@@ -8,7 +8,7 @@ SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "euler", "scheduler": "norm
 
 
 def _picture(g: Any, model: Any, text: str, seed: int) -> tuple[Any, Any, Any]:
-    """Return the prompt, the empty prompt and the sampled latent of one pocket picture."""
+    """Return the prompt, the empty prompt and the sampled latent of one pocket image."""
     prompt = g.add("CLIPTextEncode", clip=model, text=text, title="Prompt")
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
     empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])

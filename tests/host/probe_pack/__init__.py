@@ -318,7 +318,7 @@ class TinyClipVision:
 
 
 class ImagePrompt:
-    """A MODEL with a picture for a prompt, in the way of IP-Adapter nodes: each cross-attention is replaced, and adds attention
+    """A MODEL with an image for a prompt, in the way of IP-Adapter nodes: each cross-attention is replaced, and adds attention
     to image tokens, other ones for negative rows, from `start` to `end` of the sampling. `by_level` makes its weight follow each
     row's own noise level.
     """

@@ -38,7 +38,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 # An inpaint model: the mask and the masked image are further channels.
 SHAPES["inpaint"] = {**SHAPES["sd15"], "in_channels": 9}
-# The same with SDXL's pooled text (64 wide, as the pocket model's CLIP has it) and six picture sizes of 256 values each.
+# The same with SDXL's pooled text (64 wide, as the pocket model's CLIP has it) and six image sizes of 256 values each.
 SHAPES["sdxl_pooled"] = {**SHAPES["sdxl"], "num_classes": "sequential", "adm_in_channels": 64 + 6 * 256}
 
 
