@@ -377,6 +377,7 @@ def sample(
 
     With `placed`, VAE and photo, the subject's edge is redrawn on its scene.
     """
+    from .host.native import warn_of_latents
     from .host.session import check_places
     from .host.warnings import warn, warn_of_stretch
 
@@ -388,6 +389,7 @@ def sample(
     if "negative" not in session.conds and config.inversion_cfg != CowConfig().inversion_cfg:
         warn("Cow Sampler", "`inversion_cfg` has no effect without a negative prompt. Use CFGGuider.")
     warn_of_stretch("Cow Sampler", "keep", keep, session.latents)
+    warn_of_latents("Cow Sampler", session.guider.model_patcher, session.latents)
     if session.denoiser.identity.unnamed:
         warn("Cow Sampler", session.denoiser.identity.warning)
     config = replace(config, cfg_scale=session.cfg_scale)

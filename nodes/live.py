@@ -153,9 +153,10 @@ class LiveStreamNode:
         motion: float = 0.0, on_interrupt: str = KEEP, acceleration: str = "none", priority: str = "latency",
         unique_id: Any = None,
     ) -> tuple[Tensor, str]:  # fmt: skip
-        from .host.native import frame_side
+        from .host.native import MOST_OF_IMAGE, frame_side, warn_of_size
 
         size = frame_side(model, "height", height), frame_side(model, "width", width)
+        warn_of_size("Live Stream", model, "the stream is", *size[::-1], "Set it to {}, or to 0.", MOST_OF_IMAGE)
         texts = {"prompt": prompt, "negative": negative_prompt} if clip is not None else {}
         settings = LiveSettings(
             crossfade=crossfade, strength=strength, steps=steps, t_index_list=read_indices(t_index_list), guidance=guidance,

@@ -80,9 +80,9 @@ class MaskSchedule:
                 "height": integer(512, 8, 16384, "Height of the masks in pixels.", step=8),
                 "patch": integer(
                     64,
-                    1,
+                    0,
                     4096,
-                    "Side of a patch in pixels. A multiple of 8 covers whole latent cells; 16 suits the pocket model.",
+                    "Side of a patch in pixels; 0 takes an eighth of the shorter side. A multiple of 8 covers whole latent cells.",
                 ),
                 "nested": switch(
                     True, "On: every smaller mask lies inside every larger one. Off: new patches each step."
@@ -101,7 +101,7 @@ class MaskSchedule:
     ) -> bool | str:  # fmt: skip
         def check(low: float, high: float, patch: int, width: int, height: int) -> None:
             _check_ratios(low, high)
-            check_integer("patch", patch, 1, min(width, height), "Use smaller patches or larger masks.")
+            check_integer("patch", patch, 0, min(width, height), "Use smaller patches or larger masks.")
 
         return refusal(cls, check, low=low, high=high, patch=patch, width=width, height=height)
 
@@ -113,6 +113,7 @@ class MaskSchedule:
         from ..lmd.charts import schedule_chart
         from .host.charts import chart
 
+        patch = patch or min(width, height) // 8
         made = mask_schedule(steps, kind, low, high, direction, patch, seed, nested, height, width, region)
         return made.masks, chart("Mask Schedule", lambda: schedule_chart(made))
 
@@ -218,6 +219,7 @@ class MaskedRegenerate:
     ) -> tuple[dict[str, Any], Tensor, str]:  # fmt: skip
         from ..core.masks import over, touched
         from ..lmd import RegenerateConfig, regenerate
+        from .host.native import warn_of_latents
         from .host.sampling import KSamplerNoise, ksampler_sigmas
         from .host.session import Session, check_places, run_on_model
         from .host.warnings import warn, warn_of_stretch
@@ -252,6 +254,7 @@ class MaskedRegenerate:
             if "noise_mask" in latent:
                 warn("Masked Regenerate", "the latent's noise mask has no effect while `mask` is connected.")
         check_places(latent["samples"])
+        warn_of_latents("Masked Regenerate", model, latent["samples"])
         rows = 2 * len(latent["samples"]) * candidates
         samples, changed, report = run_on_model(
             model, latent, work, rows=rows, seed=seed, cfg_scale=cfg, positive=positive, negative=negative

@@ -7,9 +7,11 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..core.loading import POCKETS
 from ..core.loading import bundled as bundled_model
-from .widgets import choice, watched
+from .widgets import choice, integer, watched
 
 
 @dataclass(frozen=True)
@@ -117,4 +119,49 @@ class LoadModel:
         return hinted(made, side), clip, vae, side, side
 
 
-NODES = {"SlipstreamLoadModel": (LoadModel, "Load Model")}
+class EmptyLatent:
+    """An empty latent of the size that a MODEL was made for."""
+
+    CATEGORY = "slipstream/models"
+    DESCRIPTION = (
+        "An empty latent of the size and the channels of the connected model: exchange the model, and the size follows. "
+        "Its width and height fit masks and canvases of the same image."
+    )
+    RETURN_TYPES = ("LATENT", "INT", "INT")
+    RETURN_NAMES = ("latent", "width", "height")
+    OUTPUT_TOOLTIPS = (
+        "For KSampler and every other sampler.",
+        "Width of the image in pixels.",
+        "Height of the image in pixels.",
+    )
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tip = "{} of the image in pixels. 0 takes the model's own."
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model that samples, from any loader."}),
+                "width": integer(0, 0, 16384, tip.format("Width"), step=8),
+                "height": integer(0, 0, 16384, tip.format("Height"), step=8),
+                "batch_size": integer(1, 1, 4096, "How many images."),
+            }
+        }
+
+    def make(self, model: Any, width: int, height: int, batch_size: int) -> tuple[dict[str, Any], int, int]:
+        import comfy.model_management
+
+        from .host.native import cell_of, frame_side, warn_of_size
+
+        cell, channels = cell_of(model), model.get_model_object("latent_format").latent_channels
+        columns, rows = frame_side(model, "width", width) // cell, frame_side(model, "height", height) // cell
+        width, height = cell * columns, cell * rows
+        warn_of_size("Empty Latent for Model", model, "the size is", width, height, "Set it to {}, or to 0.")
+        samples = torch.zeros(batch_size, channels, rows, columns, device=comfy.model_management.intermediate_device())
+        return {"samples": samples}, width, height
+
+
+NODES = {
+    "SlipstreamLoadModel": (LoadModel, "Load Model"),
+    "SlipstreamEmptyLatent": (EmptyLatent, "Empty Latent for Model"),
+}

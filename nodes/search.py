@@ -238,6 +238,7 @@ class SearchSchedule:
         from ..search import Schedule, search
         from ..search.report import result_text
         from .host.charts import chart
+        from .host.native import warn_of_latents
         from .host.search_path import HostPath
         from .host.warnings import warn
 
@@ -248,6 +249,7 @@ class SearchSchedule:
             fit=None if fit else False,
         )  # fmt: skip
         path = HostPath(guider, sampler, latent_image, seed, batch, _prompts(clip, prompts, warn), layers)
+        warn_of_latents("Search Schedule", guider.model_patcher, latent_image["samples"])
         goal = custom_objective or _objective(objective)
         plot = LivePlot(path.stock(config.network_steps))
         result = search(path, config, goal, store=_job_file, callback=plot, given=schedules)
@@ -552,12 +554,14 @@ class CompareSchedules:
         from ..search import compare
         from ..search.charts import comparison_chart
         from .host.charts import chart
+        from .host.native import warn_of_latents
         from .host.progress import check_interrupt
         from .host.search_path import HostPath
         from .host.warnings import warn
 
         masked = getattr(schedule, "masks", ()) or any(getattr(s, "masks", ()) for s in (schedules or {}).values())
         path = HostPath(guider, sampler, latent_image, seed, batch, _prompts(clip, prompts, warn), bool(masked))
+        warn_of_latents("Compare Schedules", guider.model_patcher, latent_image["samples"])
         entries: dict[str, Any] = dict(schedules or {})
         if schedule is not None:
             entries[_unused(schedule.name or "schedule", entries)] = schedule

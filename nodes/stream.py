@@ -302,7 +302,7 @@ class ExampleClip:
     RETURN_TYPES = ("IMAGE", "MASK", "FLOAT")
     RETURN_NAMES = ("frames", "mask", "fps")
     OUTPUT_TOOLTIPS = (
-        "The frames, 128 x 128.",
+        "The frames, 128 x 128, or of the size of `model`.",
         "The ball in each frame: 1 = ball.",
         "Frames per second, for Create Video.",
     )
@@ -316,11 +316,15 @@ class ExampleClip:
                     ["bouncing ball"], "bouncing ball", "bouncing ball: drawn by this pack, in the public domain."
                 ),
                 "frames": integer(FRAMES, 1, FRAMES, f"Number of frames from the start; {RATE} are one second."),
-            }
+            },
+            "optional": {"model": ("MODEL", {"tooltip": "Draws the clip at the size that this model was made for."})},
         }
 
-    def load(self, clip: str, frames: int) -> tuple[Tensor, Tensor, float]:
-        return (*ball_clip(frames), float(RATE))
+    def load(self, clip: str, frames: int, model: Any = None) -> tuple[Tensor, Tensor, float]:
+        from .host.native import frame_side
+
+        size = {} if model is None else {"size": frame_side(model, "model", 0)}
+        return (*ball_clip(frames, **size), float(RATE))
 
 
 class SimilarityFilterNode:
@@ -636,6 +640,8 @@ class StreamFrames:
         on_interrupt: str = DISCARD, strength_curve: str = "", acceleration: str = "none", priority: str = "latency",
         unique_id: Any = None,
     ) -> tuple[Tensor, str]:  # fmt: skip
+        from .host.native import MOST_OF_IMAGE, warn_of_size
+
         curve = read_curve("strength_curve", strength_curve) if sigmas is None else []
         for _, value in curve:
             StreamConfig(strength=value, steps=steps)
@@ -648,6 +654,7 @@ class StreamFrames:
         config = config.changed(frame_group=width.group)
         chooser = SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks) if similarity < 1 else None
         run = StreamRun(vae, frames, config, chooser, on_interrupt == KEEP, curve, acceleration, width)
+        warn_of_size("Stream Frames", model, "the frames are", *run.size[::-1], "Scale them to {}.", MOST_OF_IMAGE)
         found = run(model, positive, negative)
         if run.interrupted:
             INTERRUPTED[str(unique_id)] = INTERRUPTED.get(str(unique_id), 0) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 ALIASES: dict[str, str] = {
     "SlipstreamLoadModel": "pocket model, diffusers, checkpoint loader, tiny model",
+    "SlipstreamEmptyLatent": "empty latent image, model size, native size, resolution, latent size",
     "SlipstreamSeedCanvas": "seed canvas, cyclic one-way diffusion, cow, outpaint, place object, composite, collage",
     "SlipstreamCowSampler": "cyclic one-way diffusion, cow, outpaint, keep subject, background",
     "SlipstreamExamplePhoto": "sample image, test photo, astronaut",

@@ -30,13 +30,14 @@ def blueprint_of(workflow: Json, plan: Blueprint) -> Json:
     inner = [node for node in workflow["nodes"] if node["id"] not in plan.outside and node["type"] != "MarkdownNote"]
     kept = {node["id"] for node in inner}
     by_id = {node["id"]: node for node in workflow["nodes"]}
+    feeding = {source for _, source, _, target, *_ in workflow["links"] if target in kept} - kept
     links, entries, exits = [], {}, {}
     for id, source, slot, target, socket, kind in workflow["links"]:
         if source in kept and target in kept:
             links.append(_link(id, source, slot, target, socket, kind))
         elif target in kept:
             entries.setdefault((source, slot, kind), []).append((id, target, socket))
-        elif source in kept:
+        elif source in kept and target not in feeding:  # what goes in may follow an inner node, as a clip its model
             exits.setdefault((source, slot, kind), []).append(id)
     inputs = [_port(plan, "in", by_id[source]["outputs"][slot]["name"].lower(), kind, [e[0] for e in ends])
               for (source, slot, kind), ends in entries.items()]  # fmt: skip

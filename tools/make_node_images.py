@@ -33,6 +33,7 @@ NODES = {
     "SlipstreamApplyCallReuse": "apply_call_reuse",
     "SlipstreamApplyLayerMask": "apply_layer_mask",
     "SlipstreamDoctor": "doctor",
+    "SlipstreamEmptyLatent": "empty_latent",
     "SlipstreamInfluenceImages": "influence_images",
     "SlipstreamInvert": "invert",
     "SlipstreamLoadSchedule": "load_schedule",

@@ -14,7 +14,7 @@ workflows that the tests alone run, for nodes that no example shows; they lie in
         model = g.add("SlipstreamLoadModel", model="pocket")
         prompt = g.add("CLIPTextEncode", clip=model, text="a large red circle on a blue background", title="Prompt")
         blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-        latent = g.add("EmptyLatentImage", width=128, height=128)
+        latent = g.add("SlipstreamEmptyLatent", model=model)
         samples = g.add("KSampler", model=model, positive=prompt, negative=blank, latent_image=latent, seed=7, cfg=3.0)
         image = g.add("VAEDecode", samples=samples, vae=model)
         g.add("SaveImage", images=image, filename_prefix="slipstream")
@@ -85,7 +85,7 @@ EXTRA_HEIGHT = {
 LOADER = "CheckpointLoaderSimple"
 INPUTS = (
     "CLIPTextEncode",
-    "EmptyLatentImage",
+    "SlipstreamEmptyLatent",
     "LoadImage",
     "SlipstreamLoadModel",
     "SlipstreamExamplePhoto",

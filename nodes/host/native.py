@@ -1,4 +1,4 @@
-"""The image size that a model was made for, and a hint where an empty latent has quite another one."""
+"""The image size that a model was made for, and a warning where an image or an empty latent has quite another one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ WRAPPER_KEY = "slipstream_native_size"
 # Below this side a photo has too few latent cells to edit an object in.
 LEAST_FOR_PHOTOS = 256
 LEAST_FRAME = 16
+REMEDY = "Set it to {}, or connect `width` and `height` of Load Model."
 OTHERS = 1024
 # Sides of the host's families by the names of their classes; v-prediction SD2 was made for 768.
 SIDES = {
@@ -28,8 +29,9 @@ SIDES = {
     "SDXLRefiner": 1024,
     "SSD1B": 1024,
 }
-# Shares of the native area between which a model composes as it was trained to.
-LEAST, MOST = 0.4, 2.5
+# Shares of the native area between which a model composes as it was trained to; an image that is repainted may be larger.
+LEAST, MOST, MOST_OF_IMAGE = 0.4, 2.5, 8.0
+CELL = 8  # pixels across a latent cell, of the formats that do not say
 
 
 def folder_side(path: pathlib.Path, network: str) -> int:
@@ -74,6 +76,41 @@ def frame_side(model: Any, name: str, pixels: int) -> int:
     return pixels
 
 
+def cell_of(model: Any) -> int:
+    """Return how many pixels a latent cell of a MODEL is across; the oldest hosts know only the usual one."""
+    return int(getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", CELL))
+
+
+def size_warning(side: int, what: str, width: int, height: int, remedy: str, most: float = MOST) -> str | None:
+    """Return a sentence about `what` ("the frames are") of quite another size than `side` squared pixels, None where it fits.
+
+    A "{}" in `remedy` becomes the size of these proportions that fits.
+    """
+    if LEAST <= width * height / side**2 <= most:
+        return None
+    scale = side / math.sqrt(width * height)
+    fitting = " x ".join(str(max(64, 64 * round(given * scale / 64))) for given in (width, height))
+    return f"This model was made for images of {side} x {side}, but {what} {width} x {height}. {remedy.format(fitting)}"
+
+
+def warn_of_size(node: str, model: Any, what: str, width: int, height: int, remedy: str, most: float = MOST) -> None:
+    """Warn as `node` where `what` has quite another size than the images that a MODEL is known to be made for."""
+    side = side_of(model)
+    text = None if side is None else size_warning(side, what, width, height, remedy, most)
+    if text is not None:
+        warn(node, text)
+
+
+def warn_of_latents(node: str, model: Any, samples: Tensor) -> None:
+    """Warn as `node` where LATENT samples (..., H, W) have quite another size than those of a MODEL's images."""
+    cell, empty = cell_of(model), not samples.any()
+    if empty and model.get_wrappers("outer_sample", WRAPPER_KEY):
+        return  # its SizeHint warns
+    what, remedy = ("the empty latent is", "Set it to {}.") if empty else ("the latent is of", "Scale the image to {}.")
+    height, width = (cell * cells for cells in samples.shape[-2:])
+    warn_of_size(node, model, what, width, height, remedy, MOST if empty else MOST_OF_IMAGE)
+
+
 def hinted(model: Any, side: int) -> Any:
     """Return a MODEL that warns, on the node that runs now, of an empty latent of quite another size than `side` squared pixels."""
     clone = model.clone()
@@ -91,15 +128,9 @@ class SizeHint:
 
     def __call__(self, execute: Any, noise: Tensor, latent: Tensor, sampler: Any, *args: Any, **kwargs: Any) -> Tensor:
         if latent.ndim == 4 and not latent.any() and not getattr(sampler, "runs_ours", False):
-            height, width = 8 * latent.shape[-2], 8 * latent.shape[-1]
-            if not LEAST <= height * width / self.side**2 <= MOST:
-                self.warn("Load Model", self.text(width, height))
+            text = size_warning(
+                self.side, "the empty latent is", CELL * latent.shape[-1], CELL * latent.shape[-2], REMEDY
+            )
+            if text is not None:
+                self.warn("Load Model", text)
         return execute(noise, latent, sampler, *args, **kwargs)
-
-    def text(self, width: int, height: int) -> str:
-        scale = self.side / math.sqrt(width * height)
-        fitting = " x ".join(str(max(64, 64 * round(given * scale / 64))) for given in (width, height))
-        return (
-            f"This model was made for images of {self.side} x {self.side}, but the empty latent is {width} x {height}. "
-            f"Set it to {fitting}, or connect `width` and `height` of Load Model."
-        )

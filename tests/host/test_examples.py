@@ -35,7 +35,7 @@ RUNNING = [name for name in NAMES if name != "Paint over my webcam"]  # that one
 PACK = "slip-stream.v0"
 AS_SAVED = bool(os.environ.get("EXAMPLES_AS_SAVED"))
 AT_MOST = {
-    "EmptyLatentImage": {"batch_size": 2},
+    "SlipstreamEmptyLatent": {"batch_size": 2},
     "KSampler": {"steps": 4},
     "BasicScheduler": {"steps": 10},
     "SlipstreamInvert": {"steps": 8},
@@ -56,15 +56,16 @@ def test_values_fit_every_node(example: Callable[..., Any], object_info: dict[st
 
 
 def with_loader(prompt: dict[str, Any], loader: dict[str, Any]) -> dict[str, Any]:
-    """Return the prompt with another node in place of Load Model; sizes that Load Model gave are 512."""
+    """Return the prompt with another node in place of Load Model; of that, only what every loader gives is connected."""
     (old,) = [id for id, node in prompt.items() if node["class_type"] == "SlipstreamLoadModel"]
-    keeps = loader["class_type"] == "SlipstreamLoadModel"
-    changed = {id: {**node, "inputs": dict(node["inputs"])} for id, node in prompt.items()}
-    for node in changed.values():
-        for key, value in node["inputs"].items():
-            if not keeps and isinstance(value, list) and value in ([old, 3], [old, 4]):
-                node["inputs"][key] = 512
-    return {**changed, old: loader}
+    used = [
+        value[1]
+        for node in prompt.values()
+        for value in node["inputs"].values()
+        if isinstance(value, list) and value[0] == old
+    ]
+    assert max(used) < 3, "a size of Load Model would be lost with it"
+    return {**prompt, old: loader}
 
 
 @pytest.mark.parametrize(

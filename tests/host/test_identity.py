@@ -25,7 +25,8 @@ POCKET = pathlib.Path(__file__).resolve().parents[2] / "pocket" / "vae"
 KEPT_BY_THE_HOST = {
     "SlipstreamAddSchedule", "SlipstreamAppearance", "SlipstreamApplyCallReuse", "SlipstreamApplyLayerMask", "SlipstreamBeforeAfter",
     "SlipstreamBlendPrompts",
-    "SlipstreamDoctor", "SlipstreamDrag", "SlipstreamEditPreview", "SlipstreamExampleClip", "SlipstreamExamplePhoto",
+    "SlipstreamDoctor", "SlipstreamDrag", "SlipstreamEditPreview", "SlipstreamEmptyLatent",
+    "SlipstreamExampleClip", "SlipstreamExamplePhoto",
     "SlipstreamInfluenceImages",
     "SlipstreamLiveStream",
     "SlipstreamLatentFill", "SlipstreamLoadModel", "SlipstreamLoadSchedule", "SlipstreamMaskSchedule", "SlipstreamMove",

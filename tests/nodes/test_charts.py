@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from slipstream.nodes import lmd, search
-from slipstream.nodes.host import search_path
+from slipstream.nodes.host import native, search_path
 from slipstream_tests.search import jobs
 
 
@@ -43,7 +43,11 @@ def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def searched(monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path) -> Any:
     monkeypatch.setattr(search_path, "HostPath", lambda *_: jobs.make_path())
     monkeypatch.setattr(search, "user_folder", lambda kind: folder)
-    return search.SearchSchedule().search(None, None, {}, 2, 12, 0.0, search.PAIRED, 8, 0, "auto", False, 16)
+    monkeypatch.setattr(native, "warn_of_latents", lambda *_: None)
+    guider = types.SimpleNamespace(model_patcher=None)
+    return search.SearchSchedule().search(
+        guider, None, {"samples": None}, 2, 12, 0.0, search.PAIRED, 8, 0, "auto", False, 16
+    )
 
 
 def test_a_search_without_matplotlib_keeps_its_result_and_says_so_in_one_sentence(

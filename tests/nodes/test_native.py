@@ -9,6 +9,7 @@ import types
 import pytest
 import slipstream
 import torch
+from slipstream.nodes.host import native
 from slipstream.nodes.host.native import OTHERS, SizeHint, checkpoint_side, folder_side, frame_side, photo_pixels
 from slipstream.nodes.models import Folder, find
 
@@ -29,7 +30,10 @@ def host_model(family: str, prediction: str = "EPS", side: int | None = None) ->
         model_config=type(family, (), {})(), model_type=types.SimpleNamespace(name=prediction)
     )
     hints = [] if side is None else [SizeHint(side, print)]
-    return types.SimpleNamespace(model=model, get_wrappers=lambda kind, key: hints)
+    latents = types.SimpleNamespace(latent_channels=16 if family == "Flux" else 4)
+    return types.SimpleNamespace(
+        model=model, get_wrappers=lambda kind, key: hints, get_model_object=lambda name: latents
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,78 @@ def test_an_encoded_image_has_its_own_size() -> None:
     # Edit, Invert and the stream work in an empty latent of the photo's size.
     hint(lambda *given: given, torch.zeros(1), torch.zeros(1, 4, 64, 64), types.SimpleNamespace(runs_ours=True))
     assert slipstream.NODE_CLASS_MAPPINGS["SlipstreamLoadModel"].RETURN_NAMES[-2:] == ("width", "height")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    found: list[str] = []
+    monkeypatch.setattr(native, "warn", lambda node, text: found.append(f"{node}: {text}"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "shape", "warns"),
+    [
+        ("SD15", (0, 0), (2, 4, 64, 64), False),
+        ("SDXL", (0, 768), (2, 4, 96, 128), False),
+        ("Flux", (0, 0), (2, 16, 128, 128), False),
+        ("Flux", (256, 256), (2, 16, 32, 32), False),  # its own size is not known
+        ("SD15", (128, 128), (2, 4, 16, 16), True),
+        ("SD15", (1024, 1024), (2, 4, 128, 128), True),
+    ],
+)
+def test_an_empty_latent_follows_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
+    family: str,
+    size: tuple[int, int],
+    shape: tuple[int, ...],
+    warns: bool,
+) -> None:
+    management = types.ModuleType("comfy.model_management")
+    management.intermediate_device = lambda: torch.device("cpu")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "comfy", types.ModuleType("comfy"))
+    monkeypatch.setitem(sys.modules, management.__name__, management)
+    sys.modules["comfy"].model_management = management  # type: ignore[attr-defined]
+    node = slipstream.NODE_CLASS_MAPPINGS["SlipstreamEmptyLatent"]()
+    latent, width, height = node.make(host_model(family), *size, 2)
+    assert latent["samples"].shape == shape
+    assert not latent["samples"].any()
+    assert (height, width) == (8 * shape[2], 8 * shape[3])
+    assert [text.split(":")[0] for text in said] == ["Empty Latent for Model"] * warns
+
+
+def test_a_latent_cell_may_be_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = types.SimpleNamespace(get_model_object=lambda name: types.SimpleNamespace(spacial_downscale_ratio=16))
+    assert native.cell_of(model) == 16
+    assert native.cell_of(host_model("SD15")) == 8
+
+
+@pytest.mark.parametrize(
+    ("side", "content", "hinted", "text"),
+    [
+        (64, 0.0, None, ""),
+        (16, 0.0, None, "the empty latent is 128 x 128. Set it to 512 x 512."),
+        (16, 0.0, 512, ""),  # the hint on the MODEL warns when it samples
+        (16, 1.0, 512, "the latent is of 128 x 128. Scale the image to 512 x 512."),
+        (128, 0.0, None, "the empty latent is 1024 x 1024"),
+        (128, 1.0, None, ""),  # an image that is repainted may be larger
+        (256, 1.0, None, "the latent is of 2048 x 2048"),
+    ],
+)
+def test_latents_far_from_the_size_of_the_model(
+    said: list[str], side: int, content: float, hinted: int | None, text: str
+) -> None:
+    native.warn_of_latents("Search Schedule", host_model("SD15", side=hinted), torch.full((1, 4, side, side), content))
+    assert len(said) == bool(text)
+    assert not text or text in said[0]
+
+
+def test_the_clip_follows_the_model() -> None:
+    load = slipstream.NODE_CLASS_MAPPINGS["SlipstreamExampleClip"]().load
+    assert load("bouncing ball", 1)[0].shape == (1, 128, 128, 3)
+    frames, mask, _ = load("bouncing ball", 1, host_model("SD15"))
+    assert (frames.shape, mask.shape) == ((1, 512, 512, 3), (1, 512, 512))
 
 
 @pytest.mark.parametrize("parts", [("model", "clip", "vae"), ("model", None, "vae")])

@@ -161,7 +161,7 @@ def edit_drag(g: Any) -> None:
 def _drawn(g: Any, model: Any, blank: Any, text: str, seed: int, title: str) -> tuple[Any, list[Any]]:
     """Add an image of the bundled model, the stand-in for a photo; returns it and its nodes."""
     prompt = g.add("CLIPTextEncode", clip=model, text=text, title=title)
-    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])
+    empty = g.add("SlipstreamEmptyLatent", model=model)
     latent = g.add(
         "KSampler", model=model, positive=prompt, negative=blank, latent_image=empty, seed=seed, steps=20, cfg=3.0,
         sampler_name="euler", scheduler="simple", title=title,
@@ -175,10 +175,10 @@ def harmonise(g: Any) -> None:
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
     image, first = _drawn(g, model, blank, "a large lion on the left on a blue striped background", 3, "The background")
     other, second = _drawn(g, model, blank, "a large apple in the center on a green background", 5, "What is pasted")
-    whole = g.add("SolidMask", value=1.0, width=model["width"], height=model["height"], title="All of it")
+    whole = g.add("SolidMask", value=1.0, width=first[1]["width"], height=first[1]["height"], title="All of it")
     collage = g.add(
-        "SlipstreamSeedCanvas", image=other, keep=whole, picture=image, background="picture", width=model["width"],
-        height=model["height"], scale=0.5, x=0.88, y=0.5, size=(440, 0),
+        "SlipstreamSeedCanvas", image=other, keep=whole, picture=image, background="picture", width=first[1]["width"],
+        height=first[1]["height"], scale=0.5, x=0.88, y=0.5, size=(440, 0),
     )  # fmt: skip
     text = "a large lion on the left and a small apple on the right on a blue striped background"
     wanted = g.add("CLIPTextEncode", clip=model, text=text, title="What the result shows")

@@ -14,7 +14,7 @@ def text_to_image(g: Any) -> None:
         title="Prompt",
     )
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-    latent = g.add("EmptyLatentImage", width=model["width"], height=model["height"], batch_size=4)
+    latent = g.add("SlipstreamEmptyLatent", model=model, batch_size=4)
     samples = g.add(
         "KSampler", model=model, positive=prompt, negative=blank, latent_image=latent,
         seed=7, steps=20, cfg=3.0, sampler_name="euler", scheduler="simple",

@@ -7,11 +7,11 @@ from typing import Any
 SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
 
 
-def _picture(g: Any, model: Any, text: str, seed: int) -> tuple[Any, Any, Any]:
-    """Return the prompt, the empty prompt and the sampled latent of one pocket image."""
+def _picture(g: Any, model: Any, text: str, seed: int) -> tuple[Any, Any, Any, Any]:
+    """Return the prompt, the empty prompt, the sampled latent of one image of the pocket model, and the empty one."""
     prompt = g.add("CLIPTextEncode", clip=model, text=text, title="Prompt")
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Negative prompt")
-    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])
+    empty = g.add("SlipstreamEmptyLatent", model=model)
     latent = g.add(
         "KSampler",
         model=model,
@@ -22,7 +22,7 @@ def _picture(g: Any, model: Any, text: str, seed: int) -> tuple[Any, Any, Any]:
         title="First image",
         **SAMPLING,
     )
-    return prompt, blank, latent
+    return prompt, blank, latent, empty
 
 
 def _box(g: Any, x: int, y: int, width: int, height: int) -> Any:
@@ -41,7 +41,7 @@ def _side_by_side(g: Any, *images: Any) -> Any:
 
 def masked_regenerate(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket-flow")
-    _, blank, latent = _picture(g, model, "a large lion in the center on a blue striped background", 11)
+    _, blank, latent, empty = _picture(g, model, "a large lion in the center on a blue striped background", 11)
     wanted = g.add(
         "CLIPTextEncode",
         clip=model,
@@ -51,9 +51,9 @@ def masked_regenerate(g: Any) -> None:
     masks = g.add(
         "SlipstreamMaskSchedule",
         steps=5,
-        width=model["width"],
-        height=model["height"],
-        patch=16,
+        width=empty["width"],
+        height=empty["height"],
+        patch=0,
         low=0.5,
         high=0.75,
         nested=False,
@@ -77,11 +77,10 @@ def masked_regenerate(g: Any) -> None:
 
 def latent_fill(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt, blank, latent = _picture(g, model, "a large yellow circle in the center on a purple background", 5)
+    prompt, blank, latent, _ = _picture(g, model, "a large yellow circle in the center on a purple background", 5)
     many = g.add(
-        "EmptyLatentImage",
-        width=model["width"],
-        height=model["height"],
+        "SlipstreamEmptyLatent",
+        model=model,
         batch_size=24,
         title="24 images to learn from",
     )
@@ -112,9 +111,8 @@ def latent_fill(g: Any) -> None:
 
 def influence_profile(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
-    prompt, blank, latent = _picture(g, model, "a small white star in the center on a purple background", 4)
+    prompt, blank, latent, empty = _picture(g, model, "a small white star in the center on a purple background", 4)
     other = g.add("CLIPTextEncode", clip=model, text="a large green circle on a red background")
-    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])
     patch = g.add(
         "KSampler", model=model, positive=other, negative=blank, latent_image=empty, seed=2, title="Patch", **SAMPLING
     )
@@ -139,7 +137,7 @@ def influence_profile(g: Any) -> None:
 
 def influence_of_edit(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
-    _, blank, latent = _picture(g, model, "a small white star in the center on a purple background", 4)
+    _, blank, latent, _ = _picture(g, model, "a small white star in the center on a purple background", 4)
     mask = _box(g, 48, 48, 32, 32)
     masked = g.add("SetLatentNoiseMask", samples=latent, mask=mask)
     other = g.add("CLIPTextEncode", clip=model, text="a small green circle in the center on a purple background")
@@ -167,7 +165,7 @@ def influence_of_edit(g: Any) -> None:
 
 def stretch_map(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket")
-    _, _, latent = _picture(g, model, "a large orange ring on a black background", 3)
+    _, _, latent, _ = _picture(g, model, "a large orange ring on a black background", 3)
     image = g.add("VAEDecode", samples=latent, vae=model)
     result = g.add("SlipstreamStretchMap", image=image, points="48, 64 -> 68, 64\n88, 40 -> 88, 64", radius=12.0)
     g.add("PreviewAny", source=result["report"], title="Report")

@@ -19,7 +19,7 @@ def _guided(g: Any) -> tuple[Any, Any, Any, Any]:
     model, prompt, blank = _prompted(g)
     guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0)
     sampler = g.add("KSamplerSelect", sampler_name="euler")
-    return model, guider, sampler, g.add("EmptyLatentImage", width=model["width"], height=model["height"])
+    return model, guider, sampler, g.add("SlipstreamEmptyLatent", model=model)
 
 
 def _prompted(g: Any) -> tuple[Any, Any, Any]:
@@ -91,7 +91,7 @@ def fewer_calls(g: Any) -> None:
     model, prompt, blank = _prompted(g)
     guider = g.add("CFGGuider", model=model, positive=prompt, negative=blank, cfg=3.0)
     sampler = g.add("KSamplerSelect", sampler_name="euler")
-    empty = g.add("EmptyLatentImage", width=model["width"], height=model["height"])
+    empty = g.add("SlipstreamEmptyLatent", model=model)
     full = g.add("BasicScheduler", model=model, scheduler="karras", steps=12, denoise=1.0, title="What you use today")
     found = g.add(
         "SlipstreamSearchSchedule", guider=guider, sampler=sampler, latent_image=empty, clip=model, steps=12,
@@ -181,7 +181,7 @@ def compare_to_pictures(g: Any) -> None:
     model, guider, sampler, empty = _guided(g)
     prompt = g.add("CLIPTextEncode", clip=model, text=PROMPT, title="What the references show")
     blank = g.add("CLIPTextEncode", clip=model, text="", title="Nothing")
-    many = g.add("EmptyLatentImage", width=model["width"], height=model["height"], batch_size=12, title="12 references")
+    many = g.add("SlipstreamEmptyLatent", model=model, batch_size=12, title="12 references")
     references = g.add(
         "KSampler", model=model, positive=prompt, negative=blank, latent_image=many, seed=99, steps=20, cfg=3.0,
         sampler_name="euler", scheduler="normal", title="References",

@@ -18,7 +18,7 @@ def _prompts(g: Any, model: Any, text: str) -> tuple[Any, Any]:
 def stream_video(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket-lcm")
     prompt, blank = _prompts(g, model, GREEN)
-    clip = g.add("SlipstreamExampleClip")
+    clip = g.add("SlipstreamExampleClip", model=model)
     stream = g.add(
         "SlipstreamStreamFrames", model=model, positive=prompt, negative=blank, vae=model, frames=clip["frames"],
         strength=0.75, steps=2, guidance="none", guidance_scale=1.0, seed=3,
@@ -83,7 +83,7 @@ def stream_blend(g: Any) -> None:
     model = g.add("SlipstreamLoadModel", model="pocket-lcm")
     first, blank = _prompts(g, model, GREEN)
     second = g.add("CLIPTextEncode", clip=model, text=RED, title="Prompt at the end")
-    clip = g.add("SlipstreamExampleClip", frames=16)
+    clip = g.add("SlipstreamExampleClip", model=model, frames=16)
     prompt = g.add(
         "SlipstreamBlendPrompts",
         first=first,
@@ -117,7 +117,7 @@ def rcfg_guider(g: Any) -> None:
     noise = g.add("RandomNoise", noise_seed=11)
     sampler = g.add("KSamplerSelect", sampler_name="euler")
     sigmas = g.add("BasicScheduler", model=model, scheduler="normal", steps=20, denoise=1.0)
-    latent = g.add("EmptyLatentImage", width=model["width"], height=model["height"], batch_size=2)
+    latent = g.add("SlipstreamEmptyLatent", model=model, batch_size=2)
     images = []
     for guider in (plain, ours):
         samples = g.add(
