@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 from slipstream_tests.host.conftest import load, workflow_file
 
 pytest.importorskip("playwright.sync_api", reason="no playwright here")
@@ -159,10 +159,11 @@ def choose_photo(page: Any, folder: pathlib.Path) -> None:
     page.wait_for_timeout(1500)
 
 
-def load_photo(page: Any, host: Any, name: str) -> None:
-    """Give Load Image a file, as the host stores an upload."""
-    file = io.BytesIO()
-    photo().save(file, "PNG")
+def load_photo(page: Any, host: Any) -> None:
+    """Give Load Image the photo of a phone that was held upright: stored on its side, and turned by its EXIF."""
+    file, name, exif = io.BytesIO(), "phone.jpg", Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    photo().transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=exif)
     host.upload_image(file.getvalue(), name)
     page.evaluate(
         """(name) => {
@@ -247,7 +248,7 @@ def test_what_was_drawn_is_kept(host: Any, browser: Any) -> None:
     page, report = browser
     screenshot = load("screenshot")
     screenshot.load_workflow(page, report, MOVE_EXAMPLE)
-    load_photo(page, host, "ball.png")
+    load_photo(page, host)
     hands = Hands(page)
     hands.press("clear")
     hands.press("brush")
@@ -255,6 +256,7 @@ def test_what_was_drawn_is_kept(host: Any, browser: Any) -> None:
     hands.press("place")
     hands.pull((100, 120), (160, 100))
     drawn = page.evaluate(VALUES)
+    assert json.loads(drawn["canvas"])["size"] == list(SIZE)
     assert (drawn["dx"], drawn["dy"]) == (pytest.approx(60, abs=2), pytest.approx(-20, abs=2))
     # The knob lies 26 points of the stage above the box.
     knob = hands.root.locator("canvas").evaluate("(e) => 26 * e.getBoundingClientRect().width / e.clientWidth")

@@ -36,11 +36,16 @@ function followed(graph, link) {
   return inner ? followed(origin.subgraph, inner) : null;
 }
 
-/** The URL of a loader's file: "name.png", "folder/name.png" or "name.png [output]". */
+/**
+ * The URL of a loader's file: "name.png", "folder/name.png" or "name.png [output]".
+ *
+ * A JPEG comes as it is: the browser turns it as its EXIF says, as Load Image does, and it has no alpha that would hide a part.
+ */
 function urlOf(value, channel) {
   const [, path, type = "input"] = /^(.*?)(?: \[(\w+)\])?$/.exec(value);
   const at = path.lastIndexOf("/");
-  const query = { filename: path.slice(at + 1), subfolder: path.slice(0, Math.max(at, 0)), type, channel };
+  const query = { filename: path.slice(at + 1), subfolder: path.slice(0, Math.max(at, 0)), type };
+  if (channel !== "rgb" || !/\.jpe?g$/i.test(path)) query.channel = channel;
   return app.api.apiURL(`/view?${new URLSearchParams(query)}`);
 }
 
