@@ -56,12 +56,6 @@ def _single(image: Tensor, name: str) -> Tensor:
     return image[..., :3].float()
 
 
-def _factor(vae: Any) -> int:
-    ratio = getattr(vae, "downscale_ratio", 8)
-    ratio = ratio[-1] if isinstance(ratio, tuple) else ratio  # of a video VAE: frames, height, width
-    return ratio if isinstance(ratio, int) else 8
-
-
 def _decoded(vae: Any, samples: Tensor) -> Tensor:
     """Return the IMAGE (B, H, W, 3) of latents; a video VAE gives one dimension more."""
     from .host.progress import check_interrupt
@@ -79,7 +73,7 @@ def _encoder(model: Any, vae: Any, canvas: Any) -> Callable[[Tensor], Tensor]:
     def encode(image: Tensor) -> Tensor:
         check_interrupt()
         with torch.inference_mode():
-            samples = vae.encode(fit(image, _factor(vae), like=canvas)[0])
+            samples = vae.encode(fit(image, vae.spacial_compression_encode(), like=canvas)[0])
             latents: Tensor = model.model.process_latent_in(samples)
         return latents
 
@@ -163,7 +157,7 @@ class Invert:
             check_model(model)
         config = EditConfig(steps=steps, memory=memory, mode=mode)
         picture = _single(image, "image")
-        padded, canvas = fit(picture, _factor(vae), max_pixels=photo_pixels(model, megapixels))
+        padded, canvas = fit(picture, vae.spacial_compression_encode(), max_pixels=photo_pixels(model, megapixels))
         latent = {"samples": vae.encode(padded)}
 
         def work(session: Any) -> Any:
@@ -964,7 +958,7 @@ class Harmonise:
             region = check_mask("mask", mask)
             check_size("mask", region, (picture.shape[1], picture.shape[2]))
             picture = composite(under, picture, region[None])
-        _, canvas = fit(picture, _factor(vae), max_pixels=photo_pixels(model, megapixels))
+        _, canvas = fit(picture, vae.spacial_compression_encode(), max_pixels=photo_pixels(model, megapixels))
         prepared = prepare_harmony(picture, mask, canvas, _encoder(model, vae, canvas), config, seam)
         run = sample_prepared(model, prepared, "Harmonise", positive, negative, seed)
         decoded = iter(_decoded(vae, samples) for samples in run.latents)

@@ -464,7 +464,7 @@ def refuse_shape(model: Any, x: Tensor, entries: Sequence[dict[str, Any]], error
     if x.ndim == 5 and frames - {x.shape[2]}:
         raise ValueError(
             f"Expected latents of a video of {max(frames)} frames like the conditioning, but got {x.shape[2]}. Use the number of frames "
-            "that the image-to-video node was given; a frame of a stream is one image."
+            "that the image-to-video node was given; streams and edits work on one image."
         ) from error
     network = model.diffusion_model
     patch = getattr(network, "patch_size", getattr(network, "patch_spatial", 1))

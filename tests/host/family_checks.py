@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import pathlib
 import sys
 import time
 import traceback
@@ -20,13 +21,14 @@ import inside  # isort: skip  # before the host and the pack
 import comfy.sample
 import comfy.samplers
 import comfy.sd
+import slipstream
 import tiny_models
 import torch
 from comfy.patcher_extension import WrappersMP
 from slipstream.core.reuse import ReuseSpan
 from slipstream.core.schedules import SCHEDULES, make_sigmas, sigma_at, table_of
 from slipstream.cow import CowConfig
-from slipstream.nodes import cow, lmd, stream
+from slipstream.nodes import cow, edit, lmd, stream
 from slipstream.nodes.host.denoiser import levels_of
 from slipstream.nodes.host.reuse import with_reuse
 from slipstream.nodes.host.search_path import HostPath
@@ -179,6 +181,57 @@ def stream_frames(tiny: Tiny) -> None:
         expect(
             (together[i : i + 1] - run(frames[i : i + 1])).abs().max() < 2e-3, f"frame {i} differs from itself alone"
         )
+
+
+def edits(tiny: Tiny) -> None:
+    """Every task of a draft changes what it is for; what lies outside is the photo to the bit."""
+    vae, photo, mask = photo_of(tiny)
+    height, width = photo.shape[1:3]
+    inversion = edit.Invert().invert(tiny.model, vae, photo, tiny.prompts[0], 4, 0.0, "auto")[0]
+    shift = width // 2 - width % 4
+    point = [json.dumps([{"x": x, "y": height // 4}]) for x in (width // 4 - 2, width // 4 + 2)]
+    target = mask.roll(shift, 2)
+    tasks = {
+        "move": edit.MoveObject().make(shift, 0, 1.0, "object", mask),
+        "remove": edit.RemoveObject().make(mask),
+        "paste": edit.PasteObject().make(inversion, shift, 0, 1.0, "object", mask),
+        "appearance": edit.ChangeAppearance().make(inversion, target, mask),
+        "drag": edit.DragPoints().make(*point, "warp", mask),
+    }
+    for name, (task,) in tasks.items():
+        found = edit.EditSampler().edit(
+            tiny.model, vae, inversion, task, *tiny.prompts, 3, 1.5, 0.0, 0.4, 0.4, 0.0, 0, False
+        )["result"]
+        changed = (found[0] - photo).abs().amax(-1)
+        expect(
+            found[0].shape == photo.shape and found[0].isfinite().all(),
+            f"{name}: {tuple(found[0].shape)}, or not finite",
+        )
+        expect(changed[found[2] == 0].max() == 0, f"{name}: pixels outside changed")
+        expect(changed[found[2] > 0].mean() > 1e-3, f"{name}: nothing changed")
+
+
+def harmonised(tiny: Tiny) -> None:
+    """What was pasted changes, and what lies outside of it and its seam is the photo to the bit."""
+    vae, photo, mask = photo_of(tiny)
+    found = edit.Harmonise().harmonise(tiny.model, vae, photo, mask, *tiny.prompts, 3, 4, 1.5, 0.3, 0.0, 4, 0.0)[
+        "result"
+    ]
+    changed = (found[0] - photo).abs().amax(-1)
+    expect(found[0].isfinite().all(), "not finite")
+    expect(changed[found[2] == 0].max() == 0, "pixels outside changed")
+    expect(changed[found[2] > 0].mean() > 1e-3, "nothing changed")
+
+
+def photo_of(tiny: Tiny) -> tuple[Any, Tensor, Tensor]:
+    """A VAE, a photo (1, H, W, 3) of which a side is no whole number of cells, and an object's mask (1, H, W) in it."""
+    vae = fake_vae(tiny)
+    size = vae.spacial_compression_encode()
+    height, width = tiny.shape[-2] * size - 2, tiny.shape[-1] * size
+    photo = torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(9))
+    mask = torch.zeros(1, height, width)
+    mask[:, height // 8 : 3 * height // 8, width // 8 : 3 * width // 8] = 1
+    return vae, photo, mask
 
 
 def cow_sampler(tiny: Tiny) -> None:
@@ -347,14 +400,24 @@ def fake_vae(tiny: Tiny) -> Any:
     return VAE()
 
 
-CALL_REUSE = "Apply Call Reuse"
+CALL_REUSE, EDIT = "Apply Call Reuse", "Edit"
+OWN = pathlib.Path(slipstream.__file__).parent
 CHECKS: dict[str, Callable[[Tiny], None]] = {
     "rows": rows, "odd size": odd_size, "levels": levels, "other channels": other_channels,
     "RCFG Guider": rcfg, "Stream Frames": stream_frames,
     "Cow Sampler": cow_sampler, "Masked Regenerate": masked_regenerate, "Influence Profile": influence_profile,
-    CALL_REUSE: call_reuse,
+    CALL_REUSE: call_reuse, EDIT: edits, "Harmonise": harmonised,
 }  # fmt: skip
-TECHNIQUES = ("RCFG Guider", "Stream Frames", "Cow Sampler", "Masked Regenerate", "Influence Profile", CALL_REUSE)
+TECHNIQUES = (
+    "RCFG Guider",
+    "Stream Frames",
+    "Cow Sampler",
+    "Masked Regenerate",
+    "Influence Profile",
+    CALL_REUSE,
+    EDIT,
+    "Harmonise",
+)
 
 
 def result(check: Callable[[Tiny], None], tiny: Tiny) -> str:
@@ -364,9 +427,8 @@ def result(check: Callable[[Tiny], None], tiny: Tiny) -> str:
     except AssertionError as error:
         return f"WRONG {error}"
     except ValueError as error:
-        own = "slipstream" in traceback.extract_tb(error.__traceback__)[-1].filename and str(error).startswith(
-            "Expected "
-        )
+        raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        own = raised_in.is_relative_to(OWN) and str(error).startswith("Expected ")
         return f"refused: {error}" if own else f"WRONG ValueError: {error}"
     except Exception as error:
         where = " < ".join(
