@@ -285,8 +285,11 @@ class MoveObject(_TaskNode):
         from .host.warnings import warn
 
         if dx == dy == angle % 360 == 0 and scale == 1:
-            warn("Move / Resize", "the object stays as it is. Set `dx`, `dy`, `scale` or `angle`.")
-        task = Move(drawn_mask("Move / Resize", canvas, mask, image), dx, dy, scale, about, fill_from, angle)
+            warn(
+                "Move / Resize Object",
+                "the object stays as it is. Press Move on the canvas and pull it, or set `dx`, `dy`, `scale` or `angle`.",
+            )
+        task = Move(drawn_mask("Move / Resize Object", canvas, mask, image), dx, dy, scale, about, fill_from, angle)
         return _drawn(_add(tasks, task), image, mask)
 
 
@@ -969,7 +972,7 @@ class Harmonise:
 
 NODES = {
     "SlipstreamInvert": (Invert, "Invert Photo"),
-    "SlipstreamMove": (MoveObject, "Move / Resize"),
+    "SlipstreamMove": (MoveObject, "Move / Resize Object"),
     "SlipstreamPaste": (PasteObject, "Paste Object"),
     "SlipstreamRemove": (RemoveObject, "Remove Object"),
     "SlipstreamAppearance": (ChangeAppearance, "Appearance"),

@@ -1,4 +1,4 @@
-// The canvas of Move / Resize, Paste Object, Remove Object, Appearance, Drag Points and Place Subject: ties the editor in canvas/ to the host's widgets and images.
+// The canvas of Move / Resize Object, Paste Object, Remove Object, Appearance, Drag Points and Place Subject: ties the editor in canvas/ to the host's widgets and images.
 // One DOM widget a node, so that it works in the classic and in the Nodes 2.0 renderer. Its value is the JSON of core/drawing.py; what is
 // placed (dx, dy, scale, angle, handles, targets, x, y) lies in the node's own widgets, as a person types it.
 import { app } from "../../scripts/app.js";

@@ -28,7 +28,11 @@ def with_reuse(model: Any, schedule: Schedule) -> Any:
     from comfy.patcher_extension import WrappersMP
 
     if not schedule.reuse:
-        warn(NODE, "`schedule` has no reuse, so the model is unchanged. Search with `computed` below `steps`.")
+        warn(
+            NODE,
+            "`schedule` has no reuse, so the model is unchanged: each step calls it. Search with `computed` below `steps`, and with "
+            "more `evaluations`.",
+        )
         return model
     others = reusing_nodes(model)
     if others:

@@ -270,7 +270,7 @@ def test_a_node_warns_when_it_runs(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_move_by_nothing_warns(caplog: pytest.LogCaptureFixture) -> None:
     move = NODES["SlipstreamMove"]()
     move.make(0.0, 0.0, 1.0, "object", mask=MASK[None])
-    assert "Move / Resize: the object stays as it is" in caplog.text
+    assert "Move / Resize Object: the object stays as it is" in caplog.text
     caplog.clear()
     move.make(1.0, 0.0, 1.0, "object", mask=MASK[None])
     assert not caplog.text

@@ -84,7 +84,8 @@ def edit_move(g: Any) -> None:
     named = {node.type: node for node in reversed(g.nodes)}
     # Newer frontends draw no canvas of a node inside a sub-graph on the sub-graph, so the node with the canvas stays outside.
     g.blueprint(
-        "Edit a photo", "Moves, resizes, turns, pastes or removes an object of a photo: what Move / Resize, Paste Object, Appearance, "
+        "Edit a photo",
+        "Moves, resizes, turns, pastes or removes an object of a photo: what Move / Resize Object, Paste Object, Appearance, "
         "Remove Object or Drag Points give goes into tasks. Paint on that node.",
         [photo, tasks, named["SlipstreamBeforeAfter"], saved],
         [(named["SlipstreamLoadModel"], "model"), (named["CLIPTextEncode"], "text")],
