@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 GAP = 6
 LEAST_HEIGHT = 256  # below it a caption cannot be read
-SHARE = 0.06  # height of the letters
+SHARE = 0.06  # height of the letters, of the image or of half of what is seen at once
 
 
 def font(size: int) -> ImageFont | FreeTypeFont:
@@ -29,14 +29,17 @@ def font(size: int) -> ImageFont | FreeTypeFont:
         return ImageFont.load_default()
 
 
-def captioned(images: Tensor, caption: str) -> Tensor:
-    """Return IMAGE (B, H, W, 3) with a caption in its upper left corner, white on a dark plate; an empty one leaves it as it is."""
+def captioned(images: Tensor, caption: str, across: int = 0) -> Tensor:
+    """Return IMAGE (B, H, W, 3) with a caption in its upper left corner, white on a dark plate; an empty one leaves it as it is.
+
+    `across` is the width in pixels of the row that the image is shown in.
+    """
     if not caption.strip():
         return images
     import numpy as np
     from PIL import Image, ImageDraw
 
-    letters = font(max(11, round(SHARE * images.shape[1])))
+    letters = font(max(11, round(SHARE * max(images.shape[1], across / 2))))
     left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), caption, letters)
     pad = round(0.4 * (bottom - top)) + 2
     plate = Image.new(
@@ -64,10 +67,12 @@ def sheet(images: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
     Images (B, H, W, C) take the height of the highest; a batch that is shorter repeats its last image.
     """
     height, count = max(LEAST_HEIGHT, *(image.shape[1] for image in images)), max(len(image) for image in images)
-    shown = []
-    for image, caption in zip(images, [*captions, *[""] * len(images)]):
+    scaled = []
+    for image in images:
         whole = torch.cat([image, image[-1:].expand(count - len(image), -1, -1, -1)])[..., :3].cpu().float()
-        shown.append(captioned(to_height(whole, height), caption))
+        scaled.append(to_height(whole, height))
+    across = sum(image.shape[2] for image in (scaled[:2] if len(scaled) == 4 else scaled))
+    shown = [captioned(image, caption, across) for image, caption in zip(scaled, [*captions, *[""] * len(images)])]
     rows = [_joined(shown[:2], 2), _joined(shown[2:], 2)] if len(shown) == 4 else [_joined(shown, 2)]
     width = max(row.shape[2] for row in rows)
     return _joined([F.pad(row, (0, 0, 0, width - row.shape[2]), value=1.0) for row in rows], 1)

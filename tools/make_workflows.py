@@ -58,6 +58,7 @@ SHOWN, TESTED = ROOT / "example_workflows", ROOT / "tests" / "host" / "workflows
 COLUMN, GAP, WIDTH = 90, 50, 300
 # The first screen of 1600 x 950 shows this width of a workflow, beside the side bar; its corner lies below the tabs.
 SCREEN, CORNER = 1440, (110, 130)
+VIEW = "slipstreamView"  # web/view.js opens an example that has it at its stored view
 LIVE_PROMPT = "a large yellow circle on a green background"
 EXTRA_HEIGHT = {
     "SlipstreamEditPreview": 280,
@@ -286,7 +287,7 @@ class Graph:
         return {
             "last_node_id": len(drawn), "last_link_id": len(links), "nodes": drawn, "links": links,
             "groups": [group_frame(title, box, i) for i, (title, box) in enumerate(frames)],
-            "config": {}, "extra": {"ds": view, **self._linear()}, "version": 0.4,
+            "config": {}, "extra": {"ds": view, VIEW: True, **self._linear()}, "version": 0.4,
         }  # fmt: skip
 
     def _linear(self) -> dict[str, Any]:

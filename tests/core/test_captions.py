@@ -20,6 +20,16 @@ def test_an_image_keeps_its_pixels_outside_its_caption() -> None:
     assert captioned(image, " ") is image
 
 
+def test_letters_grow_with_the_row_that_they_are_seen_in() -> None:
+    image = torch.full((1, 256, 600, 3), 0.5)
+
+    def lines(across: int) -> int:
+        return int((captioned(image, "Before", across) != image).any(-1).any(-1).sum())
+
+    assert lines(2 * 256) == lines(0)
+    assert lines(4 * 256) == pytest.approx(2 * lines(0), rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("count", "size"), [(2, (256, 2 * 256 + GAP)), (3, (256, 3 * 256 + 2 * GAP)), (4, (512 + GAP, 512 + GAP))]
 )

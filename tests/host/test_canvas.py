@@ -183,6 +183,12 @@ def test_from_a_photo_of_ones_own_to_a_moved_object(host: Any, browser: Any, tmp
     page, report = browser
     screenshot = load("screenshot")
     open_template(page, "move an object", MOVE_EXAMPLE.stem)
+    stored = json.loads(MOVE_EXAMPLE.read_text())["extra"]
+    assert page.evaluate("() => window.__host.app.canvas.ds.scale") == pytest.approx(stored["ds"]["scale"]), (
+        "a view that can be read"
+    )
+    assert "slipstreamView" in stored
+    assert "slipstreamView" not in page.evaluate("() => window.__host.app.graph.serialize().extra")
     choose_photo(page, tmp_path)
     hands, began = Hands(page), time.monotonic()
     hands.press("clear")
