@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite, check_integer, check_range
 from ..core.images import cover, pad_to_multiple, resize_premultiplied
-from ..core.masks import RESIDUE, as_mask, bounding_box, feather, grow, snapped, touched
+from ..core.masks import RESIDUE, as_mask, bounding_box, feather, grow, resize_mask, snapped, touched
 from ..core.noise import NoiseSource
 from ..core.tensors import composite, fill, image_to_pixels, pixels_to_image
 
@@ -152,15 +154,58 @@ def paste_mask(keep: Tensor, softness: int = 0) -> Tensor:
 def on_scene(scene: Tensor, photo: Tensor, keep: Tensor, reach: int = 8) -> Tensor:
     """Return `scene` (B, H, W, 3) with the subject of `photo` (B or 1, H, W, 3) in it where `keep` (B or 1, H, W) is 1.
 
-    The `reach` pixels around the subject, a cell of the latents, are filled smoothly from beyond: there the scene has an outline
-    of the subject of its own.
+    The scene has an outline of the subject of its own (`outline`), which is filled smoothly from beyond.
     """
     batch, height, width = scene.shape[:3]
     keep = as_mask(keep.to(scene), batch, height, width, "keep")
-    near = grow(touched(keep).to(scene), reach)
-    return composite(
-        fill(scene.movedim(-1, 1), 1 - near[:, None]).movedim(1, -1), photo.to(scene).expand_as(scene), keep
-    )
+    return composite(_without(scene, outline(scene, keep, reach)), photo.to(scene).expand_as(scene), keep)
+
+
+def outline(scene: Tensor, keep: Tensor, reach: int = 8) -> Tensor:
+    """Return where (B, H, W) a scene (B, H, W, 3) shows a subject, with the `reach` pixels around `keep` (B, H, W), a cell of the latents.
+
+    It goes on from the subject, up to an eighth of the shorter side, over places that belong to it by `nearest`. It is found on a
+    grid of about 64 x 64 places.
+    """
+    height, width = scene.shape[1:3]
+    size = [math.ceil(side * min(1, 64 / math.sqrt(height * width))) for side in (height, width)]
+    far, share = min(size) // 8, resize_mask(keep, *size)
+    subject = touched(share).to(scene)
+    around = grow(subject, far)
+    points = colour_and_place(F.interpolate(scene.movedim(-1, 1), size, mode="area").movedim(1, -1))
+    inside, like = share >= share.amax((1, 2), keepdim=True) / 2, torch.zeros_like(subject)
+    for row, at in enumerate((around > subject).bool()):
+        like[row, at] = nearest(points[row, at], points[row, inside[row]], points[row, around[row] == 0]).to(scene)
+    found = subject
+    for _ in range(far):
+        found = torch.maximum(found, grow(found, 1) * like)
+    found = grow(found * like, 1) * around  # at its rim the colour is between the two
+    fine = F.interpolate(found[:, None], (height, width), mode="nearest-exact")[:, 0]
+    return torch.maximum(grow(touched(keep).to(scene), reach), fine)
+
+
+def colour_and_place(image: Tensor) -> Tensor:
+    """Return (B, H, W, 5) of an image (B, H, W, 3): its colours, and its places as shares of the shorter side."""
+    batch, height, width = image.shape[:3]
+    grid = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = torch.stack(grid, -1).to(image) / min(height, width)
+    return torch.cat([image, place.expand(batch, -1, -1, -1)], -1)
+
+
+def nearest(points: Tensor, subject: Tensor, scene: Tensor) -> Tensor:
+    """Return which (N,) of `points` (N, 5) have their nearest point, in colour and place, in `subject` (M, 5) and not in `scene` (K, 5).
+
+    So what a scene has of the subject's colours is the scene's, where it is nearer to more of it. None are where one of them is empty.
+    """
+    if not len(subject) or not len(scene):
+        return torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    return torch.cdist(points, subject).amin(1) < torch.cdist(points, scene).amin(1)
+
+
+def _without(image: Tensor, hole: Tensor) -> Tensor:
+    """Return `image` (B, H, W, 3) filled from around `hole` (B, H, W); as it is where nothing is around it."""
+    filled = fill(image.movedim(-1, 1), 1 - hole[:, None]).movedim(1, -1)
+    return torch.where((hole == 1).all(-1).all(-1)[:, None, None, None], image, filled)
 
 
 def padded(canvas: Canvas, multiple: int) -> Canvas:

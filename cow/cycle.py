@@ -31,17 +31,18 @@ class Subject:
         """Return `x` (B, C, H, W), which is at level `step`, with the subject's latents of that very level in place."""
         return torch.where(self.keep >= self.plan.threshold(step), self.latents[step], x)
 
-    def redrawn(self, clean: Tensor, noise: Tensor, levels: Tensor, space: NoiseSpace) -> Subject:
+    def redrawn(self, clean: Tensor, noise: Tensor, firm: Tensor, levels: Tensor, space: NoiseSpace) -> Subject:
         """Return the subject on its scene instead of the canvas, for the levels up to `plan.low`: it is held with the cells around it.
 
         `clean` is the encoded scene with the subject's pixels in place. Cells that the subject fills keep their own noise, cells
-        that it shares with the scene take the scene's `noise`.
+        that it shares with the scene take the scene's `noise`. `firm` (B, 1, H, W) is the mask's highest value in each cell: a
+        shared cell is right now, so it is held as long as its firmest pixel.
         """
         low = self.plan.low
         own = space.noise_of(self.latents[low], self.latents[0], levels[low])
         noise = torch.where(self.keep == 1, own, noise)
         latents = [space.add_noise(clean, noise, level) for level in levels[: low + 1]]
-        return replace(self, latents=latents, keep=widened(self.keep, 1))
+        return replace(self, latents=latents, keep=widened(firm, 1))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.cache import INVERSIONS
@@ -89,7 +90,7 @@ def generate(
 
     if redraw is not None and estimates and plan.stop == 0:
         scene = space.noise_of(x, estimates[-1], levels[plan.low])
-        last = last.redrawn(redraw(estimates[-1]), scene, levels, space)
+        last = last.redrawn(redraw(estimates[-1]), scene, firmest(keep_mask, canvas_latents), levels, space)
         x = last.put_back(x, plan.low)
     return CowResult(_last_descent(free, x, last, start, levels, space, config.final_eta, noise, report), estimates)
 
@@ -150,6 +151,13 @@ def latent_mask(keep_mask: Tensor, latents: Tensor, plan: Plan) -> Tensor:
             "Paint the subject (1 = keep)."
         )
     return keep
+
+
+def firmest(keep_mask: Tensor, latents: Tensor) -> Tensor:
+    """Return the highest value of the keep mask in each cell of `latents`, in the shape of `latent_mask`'s."""
+    height, width = keep_mask.shape[-2:]
+    pixels = as_mask(keep_mask, len(latents), height, width, "keep_mask")
+    return over(F.adaptive_max_pool2d(pixels, latents.shape[-2:]), latents).to(latents)
 
 
 def _rows(flags: Tensor) -> Iterable[str]:

@@ -329,7 +329,7 @@ class CowSampler:
                 "vae": (
                     "VAE",
                     {
-                        "tooltip": "With `photo`: the subject's edge is drawn on its scene, so the subject grows far less. The VAE "
+                        "tooltip": "With `photo`: the subject's edge is drawn on its scene, so the subject does not grow. The VAE "
                         "decodes and encodes once during sampling."
                     },
                 ),

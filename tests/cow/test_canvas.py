@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from slipstream.core import SeededNoise
+from slipstream.core.masks import grow
 from slipstream.cow.canvas import (
     canvas_size,
     image_background,
@@ -229,6 +230,30 @@ def test_a_subject_on_its_scene():
     assert (out[:, inside] == 0.1).all()
     torch.testing.assert_close(out[0][~inside], torch.full_like(out[0][~inside], 0.25))
     assert torch.equal(out[1, 28:], scene[1, 28:])
+
+
+@pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize("wide", [1, 5, 8])
+def test_an_outline_is_filled_as_far_as_it_looks_like_the_subject(side, wide):
+    """Up to an eighth of the side; another object beside it, which goes on beyond that, stays as it is."""
+    keep, photo = torch.zeros(1, side, side), torch.full((1, side, side, 3), 0.9)
+    middle = slice(side // 2 - 5, side // 2 + 5)
+    keep[:, middle, middle] = 1
+    scene = torch.full((1, side, side, 3), 0.2)
+    scene[grow(keep, wide) == 1] = 0.8
+    torch.testing.assert_close(on_scene(scene, photo, keep, 4), torch.where(keep[..., None] == 1, photo, 0.2))
+    scene[:, :, : side // 2 - 5 - 6] = torch.tensor([1.0, 0.0, 0.0])
+    out = on_scene(scene, photo, keep, 4)
+    assert torch.equal(out[:, :, : side // 2 - 5 - 7], scene[:, :, : side // 2 - 5 - 7])
+
+
+def test_a_subject_with_nothing_beyond_it_leaves_the_scene_as_it_is():
+    scene, keep = torch.rand(2, 32, 32, 3), torch.ones(2, 32, 32)
+    keep[:, :3] = 0
+    photo = torch.rand(2, 32, 32, 3)
+    out = on_scene(scene, photo, keep)
+    assert torch.equal(out[:, :3], scene[:, :3])
+    assert torch.equal(out[:, 3:], photo[:, 3:])
 
 
 def test_a_soft_edge_on_a_scene_mixes_photo_and_scene():

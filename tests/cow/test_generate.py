@@ -632,12 +632,25 @@ def test_a_redrawn_edge_carries_the_noise_of_its_scene_and_the_subject_its_own()
     clean, own, keep = canvas(), torch.full((1, 4, 8, 12), 3.0), corner()[:, None].clone()
     keep[:, :, 2] *= 0.5
     subject = Subject([clean + level * own for level in levels], keep, Plan((0.0, 0.5, 1.0, 2.0), 2, 3, 0, 1, 3))
-    redrawn = subject.redrawn(clean + 7, torch.full_like(clean, -1.0), levels, space)
+    firm = corner()[:, None]
+    redrawn = subject.redrawn(clean + 7, torch.full_like(clean, -1.0), firm, levels, space)
     assert len(redrawn.latents) == 3
     assert torch.equal(redrawn.latents[0], clean + 7)
     noise = torch.where(keep == 1, 3.0, -1.0)
     torch.testing.assert_close(redrawn.latents[2], clean + 7 + noise)
-    assert torch.equal(redrawn.keep[:, 0], grow(keep[:, 0], 1))
+    assert torch.equal(redrawn.keep[:, 0], grow(firm[:, 0], 1))
+
+
+def test_a_subject_thinner_than_a_cell_keeps_its_redrawn_edge_to_the_end():
+    """A cell that a firm pixel touches holds the subject on its scene, so it is held to the end; a soft one for its share of the levels."""
+    mask = torch.zeros(1, 64, 96)
+    mask[:, 20:22, 24:64], mask[:, 44:46, 24:64] = 1, 0.5  # a quarter of a row of cells, firm and soft
+    result = run(mask=mask, redraw=torch.ones_like, config=CowConfig(steps=10, start="canvas"))
+    firm = torch.zeros(1, 8, 12)
+    firm[:, 2, 3:8] = 1
+    held = grow(firm, 1)[:, None].expand_as(result.latents) == 1
+    assert (result.latents[held] == 1).all()
+    assert (result.latents[~held] != 1).all()
 
 
 @pytest.mark.parametrize("config", [CowConfig(steps=10, follow=0.25), CowConfig(steps=10, preserve=0.5)])

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +48,57 @@ def test_the_default_meets_the_bar_and_the_alternatives_do_not(quality):
     assert truth["seam"] == pytest.approx(1, abs=0.06)
     assert truth["background variance"] == pytest.approx(1, abs=0.06)
     assert truth["Mahalanobis"] == pytest.approx(1, abs=0.03)
+
+
+SIDE, BASE = 64, 24
+
+
+def one_scene(quality, other: bool):
+    """A subject of 16 x 16 pixels on plain ground, with or without its twin 12 pixels beside it."""
+    mask, empty = torch.zeros(1, SIDE, SIDE), torch.full((1, SIDE, SIDE, 3), 0.2)
+    mask[:, BASE : BASE + 16, BASE : BASE + 16] = 1
+    if other:
+        empty[:, BASE : BASE + 16, BASE + 28 : BASE + 36] = 0.9
+    truth = torch.where(mask[..., None] == 1, torch.tensor(0.9), empty)
+    return quality.Kept(None, truth, empty, mask, [""], None, {}, {})
+
+
+@pytest.mark.parametrize("wider", [0, 1, 3, 5])
+@pytest.mark.parametrize("twin", [False, True])
+def test_growth_is_the_area_by_which_a_subject_is_larger(quality, wider, twin):
+    scenes = one_scene(quality, twin)
+    image = scenes.truth.clone()
+    image[:, BASE - wider : BASE + 16 + wider, BASE - wider : BASE + 16 + wider] = 0.9
+    assert quality.growth(scenes, image) == pytest.approx([100 * ((16 + 2 * wider) ** 2 / 16**2 - 1)])
+
+
+def test_what_belongs_to_the_scene_is_no_growth(quality):
+    """The twin drawn nearer to the subject or larger, another object there, or the ground where the twin should be."""
+    scenes = one_scene(quality, True)
+    for columns, colour in ((slice(-12 + 36, -4 + 36), 0.9), (slice(24, 36), 0.9), (slice(28, 36), 0.2)):
+        image = scenes.truth.clone()
+        image[:, BASE : BASE + 16, BASE + 16 :][:, :, : SIDE - BASE - 16] = 0.2
+        image[:, BASE : BASE + 16, BASE + columns.start : BASE + columns.stop] = colour
+        assert quality.growth(scenes, image) == [0]
+    scenes.empty[:, :8] = torch.tensor([0.9, 0.1, 0.1])
+    image = scenes.empty.clone()
+    image[:, BASE - 4 : BASE] = torch.tensor([0.9, 0.1, 0.1])
+    assert quality.growth(scenes, image) == [0]
+
+
+def test_a_blurred_ground_is_no_growth(quality):
+    """A checkered ground whose fields run into each other takes the colour of a subject between them."""
+    scenes = one_scene(quality, False)
+    fields = (torch.arange(SIDE) // 8)[:, None] + (torch.arange(SIDE) // 8)
+    scenes.empty[:] = torch.where(fields[..., None] % 2 == 0, 0.2, 0.9)
+    scenes.truth[:] = torch.where(scenes.masks[..., None] == 1, 0.55, scenes.empty)
+    image = scenes.truth.clone()
+    image[:, :, BASE + 16 : BASE + 24] = 0.55
+    assert quality.growth(scenes, image) == [0]
+
+
+def test_a_second_subject_near_the_first_is_growth(quality):
+    scenes = one_scene(quality, False)
+    image = scenes.truth.clone()
+    image[:, BASE : BASE + 16, BASE + 18 : BASE + 26] = 0.9
+    assert quality.growth(scenes, image) == [50]
