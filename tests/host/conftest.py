@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import secrets
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -116,6 +117,7 @@ def host(host_models: pathlib.Path) -> Iterator[Any]:
     packs = [(PACK_NAME, ROOT), ("zz-probe", HERE / "probe_pack")]
     frontend = os.environ.get("COMFYUI_FRONTEND")
     args = ["--preview-method", "auto", *(["--front-end-root", frontend] if frontend else [])]
+    args += shlex.split(os.environ.get("COMFYUI_ARGS", ""))
     env: dict[str, str] = {}
     if graph.DEVICE == "gpu":
         # Much is compared with the library in float32, bit by bit for the same seed: a GPU computes so too, and without TF32.
