@@ -106,7 +106,7 @@ class SeedCanvas:
                     1.0,
                     0.01,
                     16.0,
-                    "Size of the subject relative to the photo, or to the canvas where a side of it is 0. Its proportions are kept.",
+                    "Size of the subject relative to the photo, or to the canvas if `width` or `height` is 0. Its proportions are kept.",
                 ),
                 "x": number(
                     0.5, 0.0, 1.0, "0 left edge, 0.5 middle, 1 right edge. Snaps to the latent grid.", display="slider"
@@ -128,7 +128,7 @@ class SeedCanvas:
                 ),
                 "picture": (
                     "IMAGE",
-                    {"tooltip": "Fills the background; its proportions are kept, its overhang cropped."},
+                    {"tooltip": "Fills the background. Its proportions are kept, and what sticks out is cropped."},
                 ),
                 "mirror": switch(False, "Turns the subject left to right."),
                 "canvas": canvas(
@@ -251,7 +251,7 @@ class CowSampler:
                     d.cycles,
                     1,
                     1000,
-                    "How often the scene is disturbed and reconstructed. 1 suffices from noise, 3 to 10 from the canvas.",
+                    "How often the scene is disturbed and reconstructed. 1 is enough with `start` noise; use 3 to 10 with canvas.",
                 ),
                 "preserve": number(
                     d.preserve,
@@ -308,7 +308,7 @@ class CowSampler:
                 "suppress": (
                     "CONDITIONING",
                     {
-                        "tooltip": "The background is pushed away from this, say a second face. Costs a third row in the cycles."
+                        "tooltip": "The background is pushed away from this, for example a second face. Costs a third row in the cycles."
                     },
                 ),
                 "enhance": (
@@ -318,7 +318,7 @@ class CowSampler:
                 "follow": choice(
                     FOLLOW,
                     "keep the pixels",
-                    "The dial: from the subject's pixels kept to the end, to a subject that follows the text as its scene does.",
+                    "From a subject whose pixels are kept to the end, to one that follows the text as the scene does.",
                 ),
                 "start": choice(
                     STARTS,

@@ -14,8 +14,8 @@ class Doctor:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Shows what a report of a fault should hold: versions, device, precision, the attention in use, of a connected model its class "
-        "and patches, and which stage limits a stream. Copy the text into the issue. It holds no path and no name."
+        "Lists what a bug report needs: versions, device, precision, attention, class and patches of a connected model, and the stage "
+        "that limits a stream. Copy the text into the issue. It holds no path and no name."
     )
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("report",)

@@ -91,7 +91,7 @@ class Invert:
     )
     RETURN_TYPES = (INVERSION,)
     RETURN_NAMES = ("inversion",)
-    OUTPUT_TOOLTIPS = ("The photo in the model's terms, for Edit and for tasks that take from another image.",)
+    OUTPUT_TOOLTIPS = ("The prepared photo, for Edit and for tasks that take from another image.",)
     FUNCTION = "invert"
 
     @classmethod
@@ -105,7 +105,9 @@ class Invert:
                 "vae": ("VAE", {"tooltip": "The VAE of this model."}),
                 "image": (
                     "IMAGE",
-                    {"tooltip": "One photo, any size. Sides that do not fit the VAE are padded and cut off again."},
+                    {
+                        "tooltip": "One photo, any size. Sides that do not fit the VAE are padded, and the padding is cut off again."
+                    },
                 ),
                 "positive": ("CONDITIONING", {"tooltip": "What the photo shows. A plain description works best."}),
                 "steps": integer(16, 2, 200, "16 is fast, 50 follows the paper. Edits use the same."),
@@ -296,7 +298,7 @@ class MoveObject(_TaskNode):
 class PasteObject(_TaskNode):
     """Pastes an object of another picture."""
 
-    DESCRIPTION = "Paste what is under the mask of another (inverted) image. It keeps its own place there plus dx, dy."
+    DESCRIPTION = "Paste what is under the mask of another (inverted) image. It goes to the same place in this photo, shifted by dx and dy."
 
     UNUSED = (CENTRE_UNUSED,)
 
@@ -420,8 +422,8 @@ class RemoveObject(_TaskNode):
     """Takes an object away."""
 
     DESCRIPTION = (
-        "Remove what is under the mask. Its place is filled by the copy of the photo that fits around it, and made new by the model where "
-        "none fits; everything else stays untouched."
+        "Remove what is under the mask. Its place is filled with a part of the photo that fits its surroundings, or by the model "
+        "where none fits; everything else stays untouched."
     )
 
     @classmethod
@@ -432,7 +434,7 @@ class RemoveObject(_TaskNode):
                 "mask": ("MASK", {"tooltip": MASK_TIP}),
                 "tasks": ADD_UP,
                 "image": ("IMAGE", {"tooltip": IMAGE_TIP}),
-                "canvas": canvas("Draw here: paint the object that goes, its shadow too. " + STORED_TIP),
+                "canvas": canvas("Draw here: paint the object to remove, and its shadow. " + STORED_TIP),
             },
         }
 
@@ -610,7 +612,7 @@ class EditSampler:
         "The edited photo; pixels outside the edit are the original's.",
         "The edited latent, for further sampling.",
         "What changed, with a soft edge.",
-        "Cost, and what you should know.",
+        "Cost and warnings.",
     )
     FUNCTION = "edit"
 
@@ -668,7 +670,7 @@ class EditSampler:
                     0.4,
                     0.0,
                     1.0,
-                    "Share of the steps in which a vacated area follows a smooth fill. Lower: more is made up there.",
+                    "Share of the steps in which a vacated area follows a smooth fill. Lower: the model invents more there.",
                 ),
                 "noise": number(
                     0.4,
@@ -873,8 +875,8 @@ class Harmonise:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Makes an image that was composed by hand one image: seams are repainted, pasted objects take on the light around them, and "
-        "every pixel elsewhere stays. Any MODEL. Between the host's Compositor (or any two images and a mask) and Save Image."
+        "Turns a collage into one image: seams are repainted, pasted objects take on the light around them, and all other pixels are "
+        "kept. Any MODEL. Place it between the host's Compositor (or any two images and a mask) and Save Image."
     )
     RETURN_TYPES = ("IMAGE", "LATENT", "MASK", "STRING")
     RETURN_NAMES = ("image", "latent", "changed", "report")
@@ -882,7 +884,7 @@ class Harmonise:
         "The image; pixels away from the pasted objects are the composition's.",
         "Its latent, for further sampling.",
         "What changed, with a soft edge.",
-        "Cost, and what you should know.",
+        "Cost and warnings.",
     )
     FUNCTION = "harmonise"
 
@@ -898,7 +900,7 @@ class Harmonise:
                 "negative": ("CONDITIONING", {"tooltip": "What to keep out. Unused at cfg 1."}),
                 "seed": seed("Noise of what is repainted. Same seed, same result."),
                 "steps": integer(
-                    16, 2, 200, "Steps of a whole sampling; the first ones, that leave all as it is, are left out."
+                    16, 2, 200, "Steps of a whole sampling; the first ones, which would change nothing, are skipped."
                 ),
                 "cfg": number(2.0, 0.0, 30.0, "Classifier-free guidance. 1 halves the cost.", 0.1),
                 "hold_object": number(
@@ -919,7 +921,9 @@ class Harmonise:
             "optional": {
                 "background": (
                     "IMAGE",
-                    {"tooltip": "When it is connected, the image is pasted on it under the mask. Both have one size."},
+                    {
+                        "tooltip": "If connected, `image` is pasted onto it under the mask. Both must have the same size."
+                    },
                 )
             },
         }

@@ -50,7 +50,7 @@ class LiveStreamNode:
     )
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("frames", "report")
-    OUTPUT_TOOLTIPS = ("The last frames, at most `keep`.", "Frames, rates, delay and which stage limits, as text.")
+    OUTPUT_TOOLTIPS = ("The last frames, at most `keep`.", "Frames, rates, delay and the limiting stage, as text.")
     FUNCTION = "run"
     OUTPUT_NODE = True
 
@@ -102,7 +102,7 @@ class LiveStreamNode:
                 "feedback": number(
                     0.0, 0.0, 0.95, "Share of the last result in a new frame: less flicker, more trails.", 0.05
                 ),
-                "similarity": number(1.0, 0.0, 1.0, "Frames alike beyond this are skipped; 1 skips none.", 0.001),
+                "similarity": number(1.0, 0.0, 1.0, "Frames more alike than this are skipped; 1 skips none.", 0.001),
                 "keep": integer(16, 1, 512, "How many of the last frames come out at the end."),
                 "panel": (
                     "STRING",
@@ -121,11 +121,9 @@ class LiveStreamNode:
                     "", "In place of strength and steps: indices of the LCM grid, 32,45.", advanced=True
                 ),
                 "delta": guidance["delta"],
-                "motion": number(
-                    0.0, 0.0, 1.0, "How much less frames that move fast are repainted.", 0.05, advanced=True
-                ),
+                "motion": number(0.0, 0.0, 1.0, "How much less a fast-moving frame is repainted.", 0.05, advanced=True),
                 "on_interrupt": choice(
-                    [KEEP, DISCARD], KEEP, "What a press on cancel does with the last frames.", advanced=True
+                    [KEEP, DISCARD], KEEP, "On cancel: return or discard the last frames.", advanced=True
                 ),
                 "acceleration": ACCELERATION,
                 "priority": choice(

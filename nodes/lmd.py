@@ -54,7 +54,7 @@ class MaskSchedule:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "A batch of random patch masks whose masked share follows one of the three schedules of latent masking diffusion "
-        "(arXiv 2312.07971), or is fixed. Use it with Masked Regenerate, or wherever a batch of masks is wanted."
+        "(arXiv 2312.07971), or is fixed. Use it with Masked Regenerate, or anywhere that takes a batch of masks."
     )
     RETURN_TYPES = ("MASK", "IMAGE")
     RETURN_NAMES = ("masks", "chart")
@@ -189,7 +189,7 @@ class MaskedRegenerate:
                     1,
                     1,
                     64,
-                    "Tries in each round, of which the one that explains the visible patches best is kept. Costs as many times.",
+                    "Tries in each round; the one that explains the visible patches best is kept. Cost scales with it.",
                 ),
             },
             "optional": {
@@ -345,7 +345,7 @@ class TrainLatentFill:
                 "ratio": choice(
                     RATIO_KINDS,
                     "random",
-                    "Masked share while training: random serves any hole best; the others are the paper's schedules, or 0.75.",
+                    "Masked share while training: random is best for holes of any shape; the others are the paper's schedules, or 0.75.",
                 ),
                 "masks": choice(
                     MASK_KINDS,
@@ -487,7 +487,9 @@ class LatentFill:
                 "mask": ("MASK", {"tooltip": "1 = fill. Any part of a latent cell (above 1 %) counts."}),
                 "fill_name": (
                     fill_files() or [NO_FILE],
-                    {"tooltip": "A fill in models/latent_fill, made by Train Latent Fill. A wired fill goes first."},
+                    {
+                        "tooltip": "A fill in models/latent_fill, made by Train Latent Fill. A connected `fill` takes precedence."
+                    },
                 ),
             },
             "optional": {"fill": (FILL, {"tooltip": "A fill from Train Latent Fill; then fill_name has no effect."})},
@@ -717,7 +719,9 @@ class StretchMap:
             "optional": {
                 "edit": (
                     TASKS,
-                    {"tooltip": "Drags of an edit (Drag Points), as they bend the image. Goes before points."},
+                    {
+                        "tooltip": "Drags of an edit (Drag Points), as they bend the image. Takes precedence over points."
+                    },
                 ),
             },
         }

@@ -97,7 +97,7 @@ class LoadModel:
         tooltip = (
             "pocket: the tiny model that comes with this pack. pocket-lcm: the same for 4 steps at cfg 1. pocket-flow: a tiny flow "
             "transformer (Lumina2). Others: folders in models/diffusers with a model_index.json, and .safetensors files in "
-            "models/checkpoints, which the host's Load Checkpoint loads alike."
+            "models/checkpoints, loaded as by the host's Load Checkpoint."
         )
         return {"required": {"model": choice([*bundled(), *listed(), *checkpoints()], "pocket", tooltip)}}
 
@@ -124,7 +124,7 @@ class EmptyLatent:
 
     CATEGORY = "slipstream/models"
     DESCRIPTION = (
-        "An empty latent of the size and the channels of the connected model: exchange the model, and the size follows. "
+        "An empty latent of the size and the channels of the connected model. Change the model and the size follows. "
         "Its width and height fit masks and canvases of the same image."
     )
     RETURN_TYPES = ("LATENT", "INT", "INT")

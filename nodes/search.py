@@ -149,7 +149,7 @@ class SearchSchedule:
                     [PAIRED, SELF],
                     PAIRED,
                     "`same picture`: closest to what many steps give from the same noise; steady with few "
-                    "pairs. same look: distribution of the latents like that of many steps; wants 64 pairs or more.",
+                    "pairs. same look: distribution of the latents like that of many steps; needs 64 pairs or more.",
                 ),
                 "pairs": integer(
                     16,
@@ -166,7 +166,7 @@ class SearchSchedule:
                 ),
                 "layers": switch(
                     False,
-                    "Also search blocks to skip, paying for extra steps. Use Apply Layer "
+                    "Also search blocks to skip, in exchange for extra steps. Use Apply Layer "
                     "Mask for sampling with the result. No gain was measured on the bundled model; `computed` saves more.",
                 ),
                 "batch": integer(16, 1, 256, "Most images sampled at once; halved when memory runs out."),
@@ -207,8 +207,8 @@ class SearchSchedule:
                 "schedules": (
                     ENTRIES,
                     {
-                        "tooltip": "Schedules to begin from too, from Add Schedule: the list that a distilled model comes with, or what a "
-                        "search with fewer calls has found. The result is never worse than those of no more calls."
+                        "tooltip": "More schedules to start from, from Add Schedule: the list that a distilled model comes with, or the "
+                        "result of a search with fewer calls. The result is never worse than any of them with as many calls or fewer."
                     },
                 ),
             },
@@ -457,7 +457,7 @@ class AddSchedule:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"name": string("", "How the chart calls it; empty takes the schedule's own name.")},
+            "required": {"name": string("", "Its name in the chart; empty takes the schedule's own name.")},
             "optional": {
                 "sigmas": ("SIGMAS", {"tooltip": "Noise levels from any scheduler node."}),
                 "schedule": (

@@ -590,7 +590,7 @@ class StreamFrames:
                     "Noise between steps. fixed: the same for all frames, the steadiest. ddim: what the frame "
                     "holds already. fresh: new each time, flickers. none: as in the published screen demo.",
                 ),
-                "consistency": switch(False, "Boundary scalings of LCM models; without visible effect from step 2 on."),
+                "consistency": switch(False, "Boundary scalings of LCM models; no visible effect from step 2 on."),
                 "feedback": number(
                     0.0,
                     0.0,
@@ -600,15 +600,13 @@ class StreamFrames:
                     display="slider",
                 ),
                 "motion": number(
-                    0.0, 0.0, 1.0, "How much less frames that move fast are repainted.", 0.05, display="slider"
+                    0.0, 0.0, 1.0, "How much less a fast-moving frame is repainted.", 0.05, display="slider"
                 ),
                 "cross_frame": switch(
                     False, "Frames in flight attend to each other: steadier look, more compute. Needs 2 steps or more."
                 ),
                 **_filter_inputs(1.0),
-                "on_interrupt": choice(
-                    [DISCARD, KEEP], DISCARD, "What a press on cancel does with the frames that are finished."
-                ),
+                "on_interrupt": choice([DISCARD, KEEP], DISCARD, "On cancel: return or discard the finished frames."),
                 "strength_curve": string(
                     "",
                     "Strength by frame in place of strength: 0: 0.3, 24: 0.8 rises evenly over the first 24 frames and stays.",
