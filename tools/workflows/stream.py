@@ -45,7 +45,7 @@ def stream_video(g: Any) -> None:
         "**steps** 1 to 4 are enough for LCM and Turbo models, which need no guidance; for others choose onetime and 4 steps "
         "or more. For a clip of your own put **Load Video** and **Get Video Components** in place of Example Clip, and connect "
         "images, audio and fps: the sound is kept.\n\n**Your own model**: choose a checkpoint in *Load Model* and write prompts of "
-        "its kind. The size follows the clip."
+        "its kind. The example clip takes the size of the model; a clip of your own should be near it."
     )
 
 
