@@ -49,6 +49,7 @@ class Limit:
 MORE, RIVAL = True, "the alternative"
 NEW = "27 Nov 2026, before the first run"
 REDRAWN = "27 Nov 2026, 2c9a66c"  # the edge is redrawn on its scene: 40 and 20 could no longer be missed
+BY_PLACE = "27 Nov 2026, d6c9397"  # growth no longer counts what another object has of the subject's colours: 8 could not be missed
 # Every limit, and since which date and commit it holds. One moves only with a sentence in the commit that says why. They were written
 # down in one commit with the first figures, so they are gates against getting worse, not forecasts. That of the schedule search moved
 # once after it was measured, from half the alternative to the whole of it.
@@ -63,7 +64,7 @@ LIMITS = {
     "cow fields likelihood": Limit(0.6, MORE),
     "cow rows": Limit(60),
     "cow halo": Limit(25, since=REDRAWN),
-    "cow growth %": Limit(8, since=REDRAWN),
+    "cow growth %": Limit(3, since=BY_PLACE),
     "cow background %": Limit(90, MORE),
     "cow other colour %": Limit(90, MORE),
     "schedules": Limit(1, of=RIVAL, since="26 Nov 2026, 23a46cc"),

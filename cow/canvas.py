@@ -164,7 +164,7 @@ def on_scene(scene: Tensor, photo: Tensor, keep: Tensor, reach: int = 8) -> Tens
 def outline(scene: Tensor, keep: Tensor, reach: int = 8) -> Tensor:
     """Return where (B, H, W) a scene (B, H, W, 3) shows a subject, with the `reach` pixels around `keep` (B, H, W), a cell of the latents.
 
-    It goes on from the subject, up to an eighth of the shorter side, over places that belong to it by `nearest`. It is found on a
+    From the subject it extends, up to an eighth of the shorter side, over places that belong to it by `nearest`. It is found on a
     grid of about 64 x 64 places.
     """
     height, width = scene.shape[1:3]

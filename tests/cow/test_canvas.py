@@ -235,7 +235,7 @@ def test_a_subject_on_its_scene():
 @pytest.mark.parametrize("side", [64, 128])
 @pytest.mark.parametrize("wide", [1, 5, 8])
 def test_an_outline_is_filled_as_far_as_it_looks_like_the_subject(side, wide):
-    """Up to an eighth of the side; another object beside it, which goes on beyond that, stays as it is."""
+    """Up to an eighth of the side; another object beside it, which extends beyond that, stays as it is."""
     keep, photo = torch.zeros(1, side, side), torch.full((1, side, side, 3), 0.9)
     middle = slice(side // 2 - 5, side // 2 + 5)
     keep[:, middle, middle] = 1
