@@ -1,4 +1,4 @@
-"""What an object leaves behind, filled from its surroundings: a shifted copy of the image that fits around the hole, or a smooth fill."""
+"""What an object leaves behind, filled from its surroundings: a shifted copy of the image that fits around the hole, or many small ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.masks import bounding_box, touched
 from ..core.tensors import fill
+from .completion import completed
 
 # Shifts are looked for on an image of this many cells a side, the best of them then pixel by pixel.
 COARSE = 64
@@ -27,7 +28,7 @@ MOST, MOST_PLAIN, SURE = 0.25, 0.6, 0.1
 ROUNDS = 3
 
 
-def refilled(values: Tensor, gone: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def refilled(values: Tensor, gone: Sequence[Tensor], carried: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return values (1, C, H, W) with the regions `gone` (H, W) filled from around them, and where (H, W) that is sure to be right.
 
     Each region is filled by the copy of the image, shifted by whole pixels, that fits best around it (as in shift-map editing,
@@ -52,8 +53,8 @@ def refilled(values: Tensor, gone: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
                 break
             out, left = torch.where(copy.region, copy.values, out), left & ~copy.region
             sure = torch.where(copy.region, float(copy.sure), sure)
-    known = (~left).to(values)[None, None]
-    return torch.where(left, fill(out, known), out), sure
+    usable = ~unknown if carried is None else ~unknown & ~touched(carried.to(values.device))
+    return completed(out, left, usable) if bool(left.any()) else out, sure
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,10 @@ def draft(
     for index, placed in placements:
         carried = _carried(values[index], placed, sizes[index])
         out = out + placed.target[None, None].to(out) * (carried - out)
-    out, torn = refilled(out, [placed.removed for _, placed in placements if placed.bends])
+    bends = [placed for _, placed in placements if placed.bends]
+    # What a bend carries is the object, at least in part: it must not come up behind itself.
+    objects = torch.stack([placed.target for placed in bends]).amax(0) if bends else None
+    out, torn = refilled(out, [placed.removed for placed in bends], objects)
     return out, torch.maximum(sure, torn)
 
 
