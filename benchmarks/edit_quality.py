@@ -33,6 +33,7 @@ import _common
 import numpy as np
 import slipstream
 import torch
+from intervals import interval
 from PIL import Image
 from slipstream.core import CFG, SeededNoise, make_sigmas, sample
 from slipstream.core.holding import held
@@ -394,6 +395,7 @@ def main() -> None:
         print(f"| {name} | {line(results[name])} |", flush=True)
     if unet:
         results |= report_drags(bench, methods, make_drags(args.scenes // 2))
+        results["fill"] = report_fills(fill_errors())
     args.out.mkdir(parents=True, exist_ok=True)
     name = "edit_quality.json" if unet else "edit_quality_flow.json"
     (args.out / name).write_text(json.dumps(results, indent=1))
@@ -505,6 +507,13 @@ def unet_table(bench: Bench, methods: Methods) -> dict[str, Callable[[Case], Ten
         "fine, 50 steps": methods.ours(EditConfig(mode="fine")),
         "published DiffEditor, 50 steps": lambda case: methods.published(case, case.task, "move"),
     }
+
+
+def report_fills(found: list[dict[str, float]]) -> dict[str, float]:
+    print("\n| holes in the bundled photo | mean [95 % interval] |\n|---|---|")
+    for name in found[0]:
+        print(f"| {name} | {interval([row[name] for row in found], 2)} |", flush=True)
+    return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
 
 
 def report_drags(bench: Bench, methods: Methods, drags: list[Case]) -> dict[str, dict[str, float]]:
