@@ -652,7 +652,9 @@ class StreamFrames:
         config = config.changed(frame_group=width.group)
         chooser = SimilarityFilter(similarity, max_skip, seed=filter_seed, blocks=blocks) if similarity < 1 else None
         run = StreamRun(vae, frames, config, chooser, on_interrupt == KEEP, curve, acceleration, width)
-        warn_of_size("Stream Frames", model, "the frames are", *run.size[::-1], "Scale them to {}.", MOST_OF_IMAGE)
+        warn_of_size(
+            "Stream Frames", model, "the frames are", run.size[1], run.size[0], "Scale them to {}.", MOST_OF_IMAGE
+        )
         found = run(model, positive, negative)
         if run.interrupted:
             INTERRUPTED[str(unique_id)] = INTERRUPTED.get(str(unique_id), 0) + 1
