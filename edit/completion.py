@@ -17,7 +17,8 @@ from torch import Tensor
 from ..core.masks import bounding_box
 from ..core.tensors import fill
 
-# Patches are squares of 2 RADIUS + 1 pixels. A hole is reduced until nothing in it lies deeper than DEEP pixels.
+# Patches are squares of 2 RADIUS + 1 pixels. A hole is reduced until nothing in it lies deeper than DEEP pixels and its
+# pairs with all others are few (PAIRS).
 RADIUS, DEEP = 3, 8
 # A hole looks around itself as far as this share of its longer side, at least so many pixels.
 AROUND, LEAST = 0.6, 32
@@ -31,7 +32,7 @@ DEPTH, DEEPEST = 0.87, 16
 # A patch may be lighter or darker than its match by so much, of an image's deviation; the change counts for that share of a difference.
 LIGHT, SHADE = 0.5, 0.9
 # Up to so many pairs of patches are all compared; beyond, patches are looked for.
-PAIRS = 1 << 21
+PAIRS = 1 << 22
 
 
 def completed(values: Tensor, hole: Tensor, usable: Tensor) -> Tensor:
@@ -57,7 +58,8 @@ def _levels(image: Tensor, hole: Tensor, usable: Tensor) -> list[_Level]:
     """Return the image at its own size, a half, a quarter and so on, as far as it has patches to take from."""
     levels = list[_Level]()
     while True:
-        last = not bool(_shrunk(hole, DEEP).any()) or min(hole.shape) < 8 * RADIUS
+        easy = int(hole.sum()) * int(usable.sum()) <= PAIRS and not bool(_shrunk(hole, DEEP).any())
+        last = easy or min(hole.shape) < 8 * RADIUS
         level = _Level.of(image, hole, usable, 1 if last else 2)
         levels += [] if level is None else [level]
         if last or level is None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from slipstream.core.tensors import fill
-from slipstream.edit.completion import completed
+from slipstream.edit.completion import _levels, completed
 from slipstream.edit.filling import refilled
 from torch import Tensor
 
@@ -171,3 +171,12 @@ def test_small_and_narrow_images(size: tuple[int, int]) -> None:
     hole[size[0] // 2, size[1] // 2] = 1
     out, _ = refilled(torch.full((1, 4, *size), 0.25), [hole])
     assert torch.equal(out, torch.full((1, 4, *size), 0.25))
+
+
+def test_a_wide_shallow_hole_is_reduced_too_so_that_its_patches_are_soon_compared() -> None:
+    """A drag leaves stripes; all their patches against all others of a photo took 6 of 9 seconds."""
+    ys, _ = grid(400)
+    hole = (ys > 100) & (ys < 200) & (ys % 20 < 8)
+    levels = _levels(torch.rand(1, 3, 400, 400), hole, ~hole)
+    assert len(levels) > 1
+    assert len(levels[-1].centres) * len(levels[-1].sources) < 1 << 23
