@@ -142,6 +142,20 @@ def test_help_page(id: str) -> None:
         assert (page.parent / picture).is_file(), f"{id}.md shows {picture}, which is missing"
 
 
+@each_node
+def test_the_table_of_a_help_page_names_each_input(id: str) -> None:
+    """A page without a table describes its inputs in sentences."""
+    _, _, table = (ROOT / "web" / "docs" / f"{id}.md").read_text().partition("| input |")
+    rows = re.findall(r"^\| ([^|]+?) \|", table.partition("\n\n")[0], re.MULTILINE)
+    named = [
+        name.strip(" `")
+        for row in rows
+        if not row.startswith("---")
+        for name in row.replace("(optional)", "").split(",")
+    ]
+    assert not rows or sorted(named) == sorted(inputs_of(NODES[id]))
+
+
 def shown_in(page: pathlib.Path) -> list[str]:
     return [name.removeprefix("./") for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))]
 
