@@ -17,7 +17,7 @@ WRAPPER_KEY = "slipstream_native_size"
 # Below this side a photo has too few latent cells to edit an object in.
 LEAST_FOR_PHOTOS = 256
 LEAST_FRAME = 16
-REMEDY = "Set it to {}, or connect `width` and `height` of Load Model."
+REMEDY = "Set it to {}, or use Empty Latent for Model."
 OTHERS = 1024
 # Sides of the host's families by the names of their classes; v-prediction SD2 was made for 768.
 SIDES = {
