@@ -5,7 +5,7 @@
 `--model pocket-flow`, or a folder of that kind, edits scenes of its own world: textured backgrounds and small images of everyday objects.
 
 A scene with one known object is rendered, the object is moved (every third is resized too), and the same scene is rendered with
-the object in its new place: the truth. Every method gets the same picture, mask and caption of the result. Means over scenes:
+the object in its new place: the truth. Every method gets the same image, mask and caption of the result. Means over scenes:
 
 - position: distance of the object from where it should be, in latent cells (8 pixels); found: share within 1 cell.
 - colour, shape (pocket), recognised, backdrop (pocket-flow): share of scenes whose object and background the checker reads right.
@@ -206,7 +206,7 @@ def locate(result: Tensor, case: Case) -> tuple[float, float, bool]:
 
 @dataclasses.dataclass
 class Methods:
-    """Every method takes a case and returns the picture (1, H, W, 3)."""
+    """Every method takes a case and returns the image (1, H, W, 3)."""
 
     pipe: slipstream.core.Pipeline
     uncond: slipstream.core.Conditioning
@@ -255,13 +255,13 @@ class Methods:
         return pipe.decode(result.latents)
 
     def cut_paste(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pasted picture, its hole filled from around it, and the masks (1, H, W) of hole and object."""
+        """Return the pasted image, its hole filled from around it, and the masks (1, H, W) of hole and object."""
         placed = place(case.task, CANVAS, CANVAS)
         pixels, _ = draft([case.photo.movedim(-1, 1)], [(SIZE, SIZE)], [(0, placed)])
         return pixels.movedim(1, -1), (placed.removed > 0.02).float()[None], placed.target[None]
 
     def img2img(self, steps: int, strength: float, composite_back: bool = False) -> Callable[[Case], Tensor]:
-        """(a) cut and paste, then image to image over the whole picture."""
+        """(a) cut and paste, then image to image over the whole image."""
 
         def run(case: Case) -> Tensor:
             pasted, hole, target = self.cut_paste(case)
@@ -275,7 +275,7 @@ class Methods:
         return run
 
     def inpaint(self, steps: int, strength: float = 1.0, composite_back: bool = False) -> Callable[[Case], Tensor]:
-        """(b) paste, then regenerate the hole only: known cells are set to the noised picture before each step."""
+        """(b) paste, then regenerate the hole only: known cells are set to the noised image before each step."""
 
         def run(case: Case) -> Tensor:
             pasted, hole, target = self.cut_paste(case)

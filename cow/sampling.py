@@ -118,7 +118,7 @@ def _last_descent(
 
 
 def lifted(path: list[Tensor], levels: Tensor, space: NoiseSpace) -> list[Tensor]:
-    """Return inverted latents at all `levels`: above those of `path` the last noise goes on."""
+    """Return inverted latents at all `levels`: above those of `path` the last noise stays."""
     known = len(path) - 1
     noise = space.noise_of(path[known], path[0], levels[known])
     return [*path, *(space.add_noise(path[0], noise, level) for level in levels[known + 1 :])]

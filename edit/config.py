@@ -16,7 +16,7 @@ MODES = ("draft", "fine")
 # The method's own fractions of the steps (published for 50). Guided: every second step of GUIDE, and each step of DENSE.
 GUIDE: Span = (0.0, 0.6)
 DENSE: Span = (0.0, 0.2)
-# The decoder's self-attention reads the inverted picture's keys and values.
+# The decoder's self-attention reads the inverted image's keys and values.
 KEYS: Span = (0.1, 1.0)
 # Fresh noise within the edited region.
 NOISE: Span = (0.22, 0.4)
@@ -45,7 +45,7 @@ class EditConfig:
         travel: fractions in which every second step is run three times (time travel); never the last step.
         anchor_object: fractions in which the moved object follows its moved inversion.
         anchor_fill: fractions in which a vacated area follows the smooth fill from around it.
-        feather: soft edge of the edit, in pixels of the picture.
+        feather: soft edge of the edit, in pixels of the image.
         memory: "bank" keeps keys and values in host memory, "row" computes them again in each step, "auto" chooses by
             `memory_limit` bytes.
         checkpoint: recompute activations in the gradient pass (less memory, a third more time).

@@ -22,7 +22,7 @@ GLANCE, SAMPLES = 64, 384
 # Values differ where they do so by more than this share of the image's deviation.
 TOLERANCE = 0.1
 # A copy is taken where at most this share of its surroundings differs, a plain one up to the second: what differs there are other
-# objects. Where no more than the third differs, or the copy is plain, the network need not make it anew.
+# objects. Where no more than the third differs, or the copy is plain, the network need not repaint it.
 MOST, MOST_PLAIN, SURE = 0.25, 0.6, 0.1
 # What one copy cannot reach, beyond the image's edge or another object, is left to the next.
 ROUNDS = 3
@@ -32,8 +32,8 @@ def refilled(values: Tensor, gone: Sequence[Tensor], carried: Tensor | None = No
     """Return values (1, C, H, W) with the regions `gone` (H, W) filled from around them, and where (H, W) that is sure to be right.
 
     Each region is filled by the copy of the image, shifted by whole pixels, that fits best around it (as in shift-map editing,
-    Pritch et al., ICCV 2009, with one shift at a time), plus the smooth continuation of what differs around it: patterns go on, and
-    so do gradients. Where no copy fits, the fill is smooth.
+    Pritch et al., ICCV 2009, with one shift at a time), plus the smooth continuation of what differs around it: patterns continue,
+    and so do gradients. What no copy fits is `completed` from small patches.
     """
     sure = torch.zeros(values.shape[-2:], device=values.device)
     regions = [g for g in gone if bool(touched(g).any())]
@@ -107,7 +107,7 @@ def _copied(
     difference = out - copy
     fits = _dilated(hole, 4) & ~left & source & (difference.abs().amax((0, 1)) <= tolerance)
     if bool((difference[..., fits].abs() > 1 / 512).any()):
-        # What differs around the hole, its light say, goes on smoothly within.
+        # What differs around the hole, its light say, continues smoothly within.
         top, left_, bottom, right = bounding_box(_dilated(hole, 8))
         part = (..., slice(top, bottom), slice(left_, right))
         copy = copy.clone()

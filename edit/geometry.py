@@ -1,4 +1,4 @@
-"""Where things go: maps between pixels of the picture and cells of the latents, explicit per cell, without wrap-around."""
+"""Where things go: maps between pixels of the image and cells of the latents, explicit per cell, without wrap-around."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..core.points import Point
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture of `size` (height, width) pixels over a `grid` (h, w) of latent cells, `cell` pixels each, top left corners aligned.
+    """An image of `size` (height, width) pixels over a `grid` (h, w) of latent cells, `cell` pixels each, top left corners aligned.
 
-    The grid may reach beyond the picture: sizes that are no multiple of the cell are padded on the right and below.
+    The grid may reach beyond the image: sizes that are no multiple of the cell are padded on the right and below.
     """
 
     size: tuple[int, int]
@@ -40,7 +40,7 @@ class Canvas:
 
     def to_grid(self, mask: Tensor) -> Tensor:
         """Return a pixel mask (H, W) as the covered share of each cell (1, 1, h, w); padding is not covered."""
-        # On a grid of whole pixels area resizing is exact; a resized picture has fractional cells, which it approximates.
+        # On a grid of whole pixels area resizing is exact; a resized image has fractional cells, which it approximates.
         height, width = (max(s, round(g * self.cell)) for s, g in zip(self.size, self.grid))
         padded = F.pad(mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]))
         return snapped(F.interpolate(padded, self.grid, mode="area"))
@@ -64,7 +64,7 @@ class Placement:
     """A task in pixels: its target region (H, W), what it takes away, what of that stays uncovered, and where each pixel comes
     from (H, W, 2). `bends`: what it takes away is torn open by a bend, so that it is filled after the bend, not before. `source`
     is the object's mask (H_s, W_s) in the image that it comes from: colours are weighed by it, so that none of its surroundings
-    come along. `carries` is False where nothing is carried and the target is made anew, `keeps` where what is carried is only a
+    come along. `carries` is False where nothing is carried and the target is repainted, `keeps` where what is carried is only a
     look to begin with. `hard`: what is carried keeps hard edges instead of being smoothed between pixels."""
 
     target: Tensor
@@ -110,7 +110,7 @@ def _turned(points: Tensor, angle: float) -> Tensor:
 
 
 def centre_of(mask: Tensor, about: str) -> Point:
-    """Return the fixed point of a scaling or a turn: the middle of the mask's bounding box, or of the picture."""
+    """Return the fixed point of a scaling or a turn: the middle of the mask's bounding box, or of the image."""
     if about == "image":
         return mask.shape[-1] / 2, mask.shape[-2] / 2
     top, left, bottom, right = bounding_box(mask)
@@ -118,7 +118,7 @@ def centre_of(mask: Tensor, about: str) -> Point:
 
 
 def sample_at(values: Tensor, points: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """Return values (1, C, H, W) of a picture of `size` at pixel coordinates (h, w, 2): (1, C, h, w), zero outside."""
+    """Return values (1, C, H, W) of an image of `size` at pixel coordinates (h, w, 2): (1, C, h, w), zero outside."""
     height, width = size
     normalised = points / points.new_tensor([width, height]) * 2 - 1
     return F.grid_sample(
@@ -145,7 +145,7 @@ def around(region: Tensor) -> Tensor:
 
 
 def depth(mask: Tensor, most: int) -> Tensor:
-    """Return how many pixels (at most `most`) each pixel of a mask (H, W) lies within it; the picture's border is no edge."""
+    """Return how many pixels (at most `most`) each pixel of a mask (H, W) lies within it; the image's border is no edge."""
     inside = (mask > 0.5).float()[None, None]
     deep = torch.zeros_like(inside)
     for _ in range(most):

@@ -1,4 +1,4 @@
-"""DDIM inversion of a picture: its latents at every level of a schedule, and what the edit reads of its attention and features."""
+"""DDIM inversion of an image: its latents at every level of a schedule, and what the edit reads of its attention and features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Inversion(Generic[Cond]):
     """One inverted photo; in the draft mode, just the photo: its clean latents and the one level 0.
 
-    `latents` (S + 1, C, h, w) are the picture at `sigmas` (S + 1,), from noise to clean, on the CPU, in the model's noise `space`.
+    `latents` (S + 1, C, h, w) are the image at `sigmas` (S + 1,), from noise to clean, on the CPU, in the model's noise `space`.
     `canvas` tells how its pixels lie on the latents; `image` (1, H, W, 3) are those pixels, if they were given; `cond` is what it
     was inverted with. Keys and values live in `bank` (None: recomputed when read).
     """
@@ -69,7 +69,7 @@ class Inversion(Generic[Cond]):
         return self.bank is not None and step in self.bank.steps
 
     def features(self, model: FeatureModel[Cond], step: int) -> list[Tensor]:
-        """Return the picture's decoder features at a step, without gradients, kept for re-edits within the cache's bound."""
+        """Return the image's decoder features at a step, without gradients, kept for re-edits within the cache's bound."""
 
         def compute() -> list[Tensor]:
             device, sigma = device_of(model), self.sigmas[step]
@@ -135,10 +135,10 @@ def invert(
 
     Args:
         latents: clean latents (1, C, h, w); in the draft mode also (1, C, 1, h, w).
-        cond: one row, the prompt that describes the picture.
+        cond: one row, the prompt that describes the image.
         config: steps, schedule and memory; an edit must use the same ones.
-        canvas: how the picture's pixels lie on the latents (`fit` returns it); eight pixels a cell when left out.
-        image: the picture (1, H, W, 3), kept so that an edit can carry objects in pixels.
+        canvas: how the image's pixels lie on the latents (`fit` returns it); eight pixels a cell when left out.
+        image: the image (1, H, W, 3), kept so that an edit can carry objects in pixels.
 
     Raises:
         ValueError: for more than one photo, NaN, or in mode fine a model without its abilities.
@@ -212,7 +212,7 @@ def _invert(
 
 
 def _fits(bank: AttentionBank, steps: int) -> bool:
-    """Return whether the whole bank stays within its budget, judged from the steps recorded so far; says so when not."""
+    """Return whether the whole bank stays within its budget, judged from the steps recorded so far; tells when not."""
     expected = bank.bytes // max(1, len(bank.steps)) * steps
     if not bank.full and expected <= bank.budget:
         return True

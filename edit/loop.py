@@ -150,7 +150,7 @@ def _rerun(run: _Run, x: Tensor, step: int) -> Tensor:
 
 
 def _estimate(run: _Run, x: Tensor, step: int) -> Tensor:
-    """Return the denoised estimate under classifier-free guidance, the decoder's self-attention shared with the pictures."""
+    """Return the denoised estimate under classifier-free guidance, the decoder's self-attention shared with the images."""
     config, sigma = run.config, run.sigmas[step]
     model = run.image_model if step in steps_in(IMAGE_PROMPT, config.steps) else run.model
     uncond, cond = run.conds[0] if len(run.conds) > 1 else None, run.conds[-1]
@@ -164,7 +164,7 @@ def _estimate(run: _Run, x: Tensor, step: int) -> Tensor:
 
 
 def _keys_of(run: _Run, picture: Inversion, step: int) -> Callable[[str, Tensor], KeyValue]:
-    """Return (layer, like) -> a picture's keys and values at a step: from its bank, or from a network row of its own."""
+    """Return (layer, like) -> an image's keys and values at a step: from its bank, or from a network row of its own."""
     bank = picture.bank
     if bank is not None and picture.has_keys(step):
         return lambda layer, like: bank.get(step, layer, like)
@@ -181,7 +181,7 @@ def _keys_of(run: _Run, picture: Inversion, step: int) -> Callable[[str, Tensor]
 
 
 def _reader(problem: GuidedEdit, banks: Sequence[Callable[[str, Tensor], KeyValue]]) -> AttentionHook:
-    """Return a hook by which rows of the edit, however many a host makes of them, read the pictures' keys and values."""
+    """Return a hook by which rows of the edit, however many a host makes of them, read the images' keys and values."""
 
     def hook(layer: str, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         return problem.attend(q, k, v, [bank(layer, k) for bank in banks], attend)

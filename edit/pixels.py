@@ -113,7 +113,7 @@ def _carried(values: Tensor, placed: Placement, size: tuple[int, int]) -> Tensor
             [values.shape[1], 1], 1
         )
         carried = torch.where(own >= 0.5, nearest, carried)
-    # A look reaches as far as its own object does; beyond, it goes on smoothly.
+    # A look reaches as far as its own object does; beyond, it continues smoothly.
     return carried if placed.keeps else fill(carried, touched(weight).to(carried))
 
 

@@ -1,4 +1,4 @@
-"""From tasks to places: what each covers, takes away and uncovers in the picture, and what is refused."""
+"""From tasks to places: what each covers, takes away and uncovers in the image, and what is refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def uncovered(points: Tensor, least: float = 0.5) -> Tensor:
 
 
 def carried_share(task: Move | Paste, placement: Placement) -> float:
-    """Return the share of the object that lands within the picture."""
+    """Return the share of the object that lands within the image."""
     return float(placement.target.sum() / (task.mask.sum() * task.scale**2))
 
 
@@ -103,7 +103,7 @@ class Layout:
         for placed in self.placements:
             changed = touched(torch.maximum(placed.target, placed.removed)).float()[None]
             mask = torch.maximum(mask, changed)
-            if not placed.carries or not placed.keeps:  # made anew: the old detail must not come back
+            if not placed.carries or not placed.keeps:  # repainted: the old detail must not come back
                 restore = restore * (1 - changed)
         reach = min(soft, min(height, width) // 2)
         return (feather(grow(mask, reach), reach) if reach else mask), restore
@@ -112,7 +112,7 @@ class Layout:
 def lay_out(tasks: Sequence[Task], photo: Photo | Inversion, looks: bool = False) -> Layout:
     """Return the tasks in their places on a photo, each placed once; raises ValueError for what cannot be done.
 
-    With `looks` an Appearance carries the look of its reference, for a draft; without, its target is made anew.
+    With `looks` an Appearance carries the look of its reference, for a draft; without, its target is repainted.
     """
     photos, sources, notes = [photo], [], list[str]()
     for task in tasks:
@@ -132,7 +132,7 @@ def lay_out(tasks: Sequence[Task], photo: Photo | Inversion, looks: bool = False
 
 
 def check_size(name: str, mask: Tensor, size: tuple[int, int]) -> None:
-    """Raise ValueError unless a mask (H, W) has a picture's size (H, W)."""
+    """Raise ValueError unless a mask (H, W) has an image's size (H, W)."""
     if tuple(mask.shape) != size:
         raise ValueError(
             f"Expected `{name}` of the image's size {size[1]} x {size[0]}, but got {mask.shape[1]} x {mask.shape[0]}. "
@@ -189,7 +189,7 @@ def _with_look(task: Appearance, placed: Placement) -> Placement:
 
 
 def _in_place(mask: Tensor, canvas: Canvas) -> Placement:
-    """Return the placement of a task that makes its target anew where it is."""
+    """Return the placement of a task that repaints its target where it is."""
     none = torch.zeros_like(mask)
     return Placement(mask, none, none, canvas.pixel_centres(), carries=False)
 

@@ -1,4 +1,4 @@
-"""A picture of what an edit will do, before any sampling: regions, ghosts of what is carried, arrows."""
+"""An image of what an edit will do, before any sampling: regions, ghosts of what is carried, arrows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to do to a picture: small immutable values that add up. All coordinates are pixels of the picture, x to the right, y down."""
+"""What to do to an image: small immutable values that add up. All coordinates are pixels of the image, x to the right, y down."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ class Remove(Task):
 
 @dataclass(frozen=True, eq=False)
 class Paste(Task):
-    """Paste what lies under `mask` (H, W) of another inverted picture, shifted by (dx, dy), scaled and turned as by `Move`.
+    """Paste what lies under `mask` (H, W) of another inverted image, shifted by (dx, dy), scaled and turned as by `Move`.
 
-    (dx, dy) = (0, 0) puts it where it is in its own picture, top left corners aligned.
+    (dx, dy) = (0, 0) puts it where it is in its own image, top left corners aligned.
     """
 
     reference: Inversion
@@ -138,7 +138,7 @@ class Paste(Task):
 
 @dataclass(frozen=True, eq=False)
 class Appearance(Task):
-    """Give what lies under `mask` (H, W) the look of what lies under `reference_mask` of another inverted picture; shape is kept."""
+    """Give what lies under `mask` (H, W) the look of what lies under `reference_mask` of another inverted image; shape is kept."""
 
     mask: Tensor
     reference: Inversion

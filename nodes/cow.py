@@ -194,7 +194,7 @@ def check_side(**side: int) -> None:
 
 
 def make_background(kind: str, height: int, width: int, colour: str, noise_seed: int, picture: Tensor | None) -> Tensor:
-    """Return the IMAGE (1, height, width, 3) that a subject is placed on; raises ValueError without a picture where it needs one."""
+    """Return the IMAGE (1, height, width, 3) that a subject is placed on; raises ValueError without an image where it needs one."""
     if kind == "colour":
         return plain_background(height, width, colour)
     if kind == "noise":

@@ -41,7 +41,7 @@ def _pixels(default: int, tooltip: str) -> Widget:
 
 @dataclass(frozen=True)
 class HostInversion:
-    """An inverted picture with what the host needs to run its prompt again, and the identity of the MODEL it was made with."""
+    """An inverted image with what the host needs to run its prompt again, and the identity of the MODEL it was made with."""
 
     inversion: Any
     conditioning: list[Any]
@@ -50,7 +50,7 @@ class HostInversion:
 
 
 def _single(image: Tensor, name: str) -> Tensor:
-    """Return one RGB picture (1, H, W, 3); raises ValueError for a batch."""
+    """Return one RGB image (1, H, W, 3); raises ValueError for a batch."""
     if len(image) != 1:
         raise ValueError(f"Expected `{name}` with one image, but got {len(image)}. Edit one image at a time.")
     return image[..., :3].float()
@@ -167,7 +167,7 @@ class Invert:
             cond = session.conds["positive"]
             check_prompt("positive", cond, session.latents, config.sigmas(ours.levels)[:-1])
             made = invert(ours, session.latents, cond, config, canvas, picture, session.callback(steps))
-            # Prepared conditioning belongs to one run: keep the host's own and prepare it anew for each edit.
+            # Prepared conditioning belongs to one run: keep the host's own and prepare it again for each edit.
             return replace(made, cond=None)
 
         made_with = inversion_identity(model)
@@ -296,7 +296,7 @@ class MoveObject(_TaskNode):
 
 
 class PasteObject(_TaskNode):
-    """Pastes an object of another picture."""
+    """Pastes an object of another image."""
 
     DESCRIPTION = "Paste what is under the mask of another (inverted) image. It goes to the same place in this photo, shifted by dx and dy."
 

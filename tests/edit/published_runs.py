@@ -126,7 +126,7 @@ def config_of(name: str, args: dict[str, Any]) -> PublishedConfig:
 
 
 def conditions(name: str, inputs: dict[str, Tensor]) -> tuple[Conditioning, Conditioning]:
-    """(cond, uncond) of the sampling; for two pictures the base's image tokens slip in among the text tokens, as published."""
+    """(cond, uncond) of the sampling; for two images the base's image tokens slip in among the text tokens, as published."""
     cross = mode_of(name) in ("appearance", "paste")
     tokens = [inputs["ip_replace" if cross else "ip_base"], inputs["ip_uncond"]]
     texts = [inputs["text_p"], inputs["text_uncond"]]

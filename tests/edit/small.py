@@ -1,4 +1,4 @@
-"""A small network and a small picture for the edit's tests: 16 channels, 8 x 12 cells, a red box on blue."""
+"""A small network and a small image for the edit's tests: 16 channels, 8 x 12 cells, a red box on blue."""
 
 from __future__ import annotations
 

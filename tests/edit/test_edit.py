@@ -71,7 +71,7 @@ def test_pixels_outside_the_edit_are_returned_untouched(name: str, inverted: Any
     assert torch.equal(out[0][outside], image[0][outside])
     assert not torch.equal(out, image)
     assert bool(torch.isfinite(out).all())
-    # Latents of cells that no part of the edit reaches are the picture's own as well.
+    # Latents of cells that no part of the edit reaches are the image's own as well.
     far = torch.nn.functional.adaptive_max_pool2d(result.mask[None], (8, 12))[0, 0] == 0
     far = torch.nn.functional.max_pool2d((~far).float()[None, None], 3, 1, 1)[0, 0] == 0
     kept = (result.latents - small.encode(image))[0][:, far]
@@ -342,7 +342,7 @@ def test_attention_of_vacated_cells_cannot_read_the_object_that_left(inverted: A
     the_object = set(grid[2:5, 2:5].flatten().tolist())
     assert not seen[int(grid[3, 3])] & the_object  # vacated
     assert seen[int(grid[3, 8])] == the_object  # target
-    assert len(seen[0]) == 96  # the rest reads the whole picture
+    assert len(seen[0]) == 96  # the rest reads the whole image
     assert len(seen) == 96
 
 
@@ -373,7 +373,7 @@ def test_an_image_prompt_is_used_in_its_span_only(inverted: Any) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_inversion_and_its_reverse_agree_for_every_prediction(prediction: str) -> None:
-    """Reading the trajectory downwards with the recorded estimates gives the picture back exactly (eq. of DDIM is linear)."""
+    """Reading the trajectory downwards with the recorded estimates gives the image back exactly (eq. of DDIM is linear)."""
     model = small.network(prediction)
     _, inversion = small.inverted(model)
     assert isinstance(inversion, Inversion)
@@ -416,7 +416,7 @@ def test_checkpointing_gives_the_same_edit(inverted: Any) -> None:
 
 
 def test_everything_runs_inside_inference_mode() -> None:
-    """As in a host, where pictures, masks and conditioning are made in inference mode and gradients are still needed."""
+    """As in a host, where images, masks and conditioning are made in inference mode and gradients are still needed."""
     model = small.network()
     with torch.inference_mode():
         _, inversion = small.inverted(model)

@@ -132,7 +132,7 @@ def test_nothing_wraps_round_the_border() -> None:
     canvas = Canvas((64, 96), (8, 12), 8)
     target = place(Move(box(16, 64, 40, 90), 20.0, 0.0), canvas, canvas).target
     assert float(target[:, :60].sum()) == 0
-    assert float(target.sum()) == pytest.approx(24 * 12, abs=0.1)  # the rest left the picture
+    assert float(target.sum()) == pytest.approx(24 * 12, abs=0.1)  # the rest left the image
 
 
 def test_cells_hold_the_covered_share_and_padding_is_not_covered() -> None:

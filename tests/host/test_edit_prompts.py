@@ -149,7 +149,7 @@ def test_bank_and_row_agree_and_the_second_prompt_counts(host: Any, kind: str, p
 
 @pytest.mark.parametrize("kind", ["combine", "average", "two masks", "schedule", "default"])
 def test_one_prompt_in_parts_is_that_prompt(host: Any, kind: str, plain: np.ndarray) -> None:
-    """The host averages prompts by weight: parts with one text over the whole picture are the text."""
+    """The host averages prompts by weight: parts with one text over the whole image are the text."""
     graph = base()
     assert apart(edited(host, graph, prompt(graph, kind, "p")), plain) <= 1
 
