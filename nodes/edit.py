@@ -17,6 +17,7 @@ from ..core.points import Pair, read_pairs, read_points
 from ..edit.config import MEMORY, MODES
 from ..edit.tasks import CENTRES, DRAG_METHODS, check_points
 from .canvas import IMAGE_TIP, STORED_TIP, canvas, check_canvas, drawn_mask, shown
+from .host.vae import cell_side
 from .unused import Unused
 from .widgets import Widget, choice, integer, number, refusal, seed, string, switch
 
@@ -73,7 +74,7 @@ def _encoder(model: Any, vae: Any, canvas: Any) -> Callable[[Tensor], Tensor]:
     def encode(image: Tensor) -> Tensor:
         check_interrupt()
         with torch.inference_mode():
-            samples = vae.encode(fit(image, vae.spacial_compression_encode(), like=canvas)[0])
+            samples = vae.encode(fit(image, cell_side(vae), like=canvas)[0])
             latents: Tensor = model.model.process_latent_in(samples)
         return latents
 
@@ -159,7 +160,7 @@ class Invert:
             check_model(model)
         config = EditConfig(steps=steps, memory=memory, mode=mode)
         picture = _single(image, "image")
-        padded, canvas = fit(picture, vae.spacial_compression_encode(), max_pixels=photo_pixels(model, megapixels))
+        padded, canvas = fit(picture, cell_side(vae), max_pixels=photo_pixels(model, megapixels))
         latent = {"samples": vae.encode(padded)}
 
         def work(session: Any) -> Any:
@@ -965,7 +966,7 @@ class Harmonise:
             region = check_mask("mask", mask)
             check_size("mask", region, (picture.shape[1], picture.shape[2]))
             picture = composite(under, picture, region[None])
-        _, canvas = fit(picture, vae.spacial_compression_encode(), max_pixels=photo_pixels(model, megapixels))
+        _, canvas = fit(picture, cell_side(vae), max_pixels=photo_pixels(model, megapixels))
         prepared = prepare_harmony(picture, mask, canvas, _encoder(model, vae, canvas), config, seam)
         run = sample_prepared(model, prepared, "Harmonise", positive, negative, seed)
         decoded = iter(_decoded(vae, samples) for samples in run.latents)

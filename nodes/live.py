@@ -18,6 +18,7 @@ from ..stream.lanes import CHOICES, FULL, room_for, width_of
 from ..stream.live.session import STREAMS, LiveStream, described
 from ..stream.live.settings import LiveSettings, read_indices
 from ..stream.prompts import blended
+from .host.vae import cell_side
 from .stream import (
     ACCELERATION,
     DISCARD,
@@ -187,7 +188,7 @@ class LiveRun:
         self.width = width_of(priority, self._config(stream.settings), room)
         # The host's memory management is not made for several threads: VAE and CLIP take turns.
         self.turn = threading.Lock()
-        self.ratio = vae.spacial_compression_encode()
+        self.ratio = cell_side(vae)
 
     def __call__(self, model: Any, positive: Any, negative: Any) -> tuple[Tensor, str]:
         from .host.descent import without_step_cache

@@ -16,6 +16,7 @@ from ..lmd.mask_schedule import DIRECTIONS, KINDS
 from ..lmd.stretch import parse_points
 from ..lmd.training import MASK_KINDS, RATIO_KINDS
 from .host.places import readable_images
+from .host.vae import cell_side
 from .unused import Unused
 from .widgets import choice, file_stem, integer, number, refusal, seed, string, switch, watched, work_seed
 
@@ -381,7 +382,7 @@ class TrainLatentFill:
 
         path = fill_path(name)
         config = TrainConfig(steps, batch, learning_rate, ratio=ratio, masks=masks, seed=seed)
-        side = vae.spacial_compression_encode() * patch
+        side = cell_side(vae) * patch
         for name_of, pixels in (("width", width), ("height", height)):
             if pixels % side:
                 raise ValueError(

@@ -723,10 +723,10 @@ class StreamRun:
 
     def _encode(self) -> Tensor:
         from .host.progress import check_interrupt
-        from .host.vae import encode_images
+        from .host.vae import cell_side, encode_images
 
         begun = time.perf_counter()
-        ratio = self.vae.spacial_compression_encode()
+        ratio = cell_side(self.vae)
         height, width = self.size
         found = []
         for part in self.frames.split(self.batch):

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def cell_side(vae: Any) -> int:
+    """Return the side in pixels of what becomes one latent cell; a VAE of another pack may not have the host's method."""
+    if hasattr(vae, "spacial_compression_encode"):
+        return int(vae.spacial_compression_encode())
+    ratio = getattr(vae, "downscale_ratio", 8)
+    return int(ratio[-1] if isinstance(ratio, tuple) else ratio)  # of a video VAE: frames, height, width
+
+
 def encode_images(vae: Any, images: Tensor) -> Tensor:
     """Return the LATENT samples (B, C, h, w), or (B, C, 1, h, w) of a VAE of videos, for IMAGE (B, H, W, 3)."""
     at_once = 1 if getattr(vae, "latent_dim", 2) == 3 else len(images)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pathlib
 import sys
 import types
+from typing import Any
 
 import pytest
 import slipstream
 import torch
 from slipstream.nodes.host import native
 from slipstream.nodes.host.native import OTHERS, SizeHint, checkpoint_side, folder_side, frame_side, photo_pixels
+from slipstream.nodes.host.vae import cell_side
 from slipstream.nodes.models import Folder, find
 
 
@@ -183,3 +185,11 @@ def test_a_checkpoint_is_loaded_whole(
         return
     with pytest.raises(ValueError, match=r"a\.safetensors has no CLIP"):
         load_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("vae", "side"), [
+    ({"spacial_compression_encode": lambda: 4, "downscale_ratio": 8}, 4), ({"downscale_ratio": 16}, 16),
+    ({"downscale_ratio": (lambda a: a, 32, 32)}, 32), ({}, 8),
+])  # fmt: skip
+def test_a_vae_names_its_cells_by_the_hosts_method_or_its_ratio(vae: dict[str, Any], side: int) -> None:
+    assert cell_side(types.SimpleNamespace(**vae)) == side
