@@ -20,6 +20,7 @@ from slipstream.cow.photos import PHOTOS  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 HELP, GUIDE = ROOT / "web" / "docs" / "img", ROOT / "docs" / "img"
+SEED = 4
 PROMPT = "a small yellow star on the left on a purple background"
 
 
@@ -34,7 +35,7 @@ def main() -> None:
 
     def grown(**changes: Any) -> tuple[Tensor, list[Tensor]]:
         config = CowConfig(**{"cfg_scale": 3.0, **changes})
-        result = generate(pipe.model, latents, canvas.keep, cond, uncond, config, SeededNoise(0), redraw=redraw)
+        result = generate(pipe.model, latents, canvas.keep, cond, uncond, config, SeededNoise(SEED), redraw=redraw)
         return pipe.decode(result.latents), [pipe.decode(x) for x in result.cycles]
 
     def small(image: Tensor, height: int = 192) -> Tensor:
