@@ -14,7 +14,7 @@ app.registerExtension({
     const scale = view.scale * Math.min(1, Math.max(0.75, window.innerWidth / WIDTH));
     const offset = [...view.offset];
     const show = () => {
-      app.canvas.ds.scale = scale;
+      app.canvas.ds.changeScale(scale);
       [app.canvas.ds.offset[0], app.canvas.ds.offset[1]] = offset;
       app.canvas.setDirty(true, true);
     };

@@ -20,7 +20,7 @@ def test_every_path_runs(tmp_path: pathlib.Path) -> None:
     for line in (
         "warm start: compiled again",
         "priority throughput",
-        "priority 4",
+        "priority 2",
         "self-RCFG is",
         "Stream Batch is",
         "steady: needs a GPU",
