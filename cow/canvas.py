@@ -174,7 +174,7 @@ def outline(scene: Tensor, keep: Tensor, reach: int = 8) -> Tensor:
     around = grow(subject, far)
     points = colour_and_place(F.interpolate(scene.movedim(-1, 1), size, mode="area").movedim(1, -1))
     inside, like = share >= share.amax((1, 2), keepdim=True) / 2, torch.zeros_like(subject)
-    for row, at in enumerate((around > subject).bool()):
+    for row, at in enumerate(around > subject):
         like[row, at] = nearest(points[row, at], points[row, inside[row]], points[row, around[row] == 0]).to(scene)
     found = subject
     for _ in range(far):

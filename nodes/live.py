@@ -208,8 +208,8 @@ class LiveRun:
         self.negative = self._typed("negative", negative, settings.negative)
         check_interrupt()
         samples = self._samples(torch.zeros(1, *self.stream.size, 3))
-        # The guidance may change while it runs, and with it the rows of a call.
-        rows = 2 * max(settings.stages, MOST_STEPS) * self.width.lanes
+        # The guidance may change while it runs, and with it the rows of a call. Lanes without delay are of one step, and no more than that.
+        rows = 2 * max(settings.stages, MOST_STEPS) * (1 if self.width.no_delay else self.width.lanes)
         run_on_model(
             model,
             {"samples": samples},

@@ -255,7 +255,7 @@ class MaskedRegenerate:
             if "noise_mask" in latent:
                 warn("Masked Regenerate", "the latent's noise mask has no effect while `mask` is connected.")
         check_places(latent["samples"])
-        warn_of_latents("Masked Regenerate", model, latent["samples"])
+        warn_of_latents("Masked Regenerate", model, latent["samples"], sampled_from=False)
         rows = 2 * len(latent["samples"]) * candidates
         samples, changed, report = run_on_model(
             model, latent, work, rows=rows, seed=seed, cfg_scale=cfg, positive=positive, negative=negative

@@ -101,11 +101,14 @@ def warn_of_size(node: str, model: Any, what: str, width: int, height: int, reme
         warn(node, text)
 
 
-def warn_of_latents(node: str, model: Any, samples: Tensor) -> None:
-    """Warn as `node` where LATENT samples (..., H, W) have quite another size than those of a MODEL's images."""
+def warn_of_latents(node: str, model: Any, samples: Tensor, sampled_from: bool = True) -> None:
+    """Warn as `node` where LATENT samples (..., H, W) have quite another size than those of a MODEL's images.
+
+    `sampled_from` tells that a sampling of the host starts from them: a `SizeHint` on the MODEL warns of empty ones then.
+    """
     cell, empty = cell_of(model), not samples.any()
-    if empty and model.get_wrappers("outer_sample", WRAPPER_KEY):
-        return  # its SizeHint warns
+    if empty and sampled_from and model.get_wrappers("outer_sample", WRAPPER_KEY):
+        return
     what, remedy = ("the empty latent is", "Set it to {}.") if empty else ("the latent is of", "Scale the image to {}.")
     height, width = (cell * cells for cells in samples.shape[-2:])
     warn_of_size(node, model, what, width, height, remedy, MOST if empty else MOST_OF_IMAGE)

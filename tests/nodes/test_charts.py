@@ -43,7 +43,7 @@ def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def searched(monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path) -> Any:
     monkeypatch.setattr(search_path, "HostPath", lambda *_: jobs.make_path())
     monkeypatch.setattr(search, "user_folder", lambda kind: folder)
-    monkeypatch.setattr(native, "warn_of_latents", lambda *_: None)
+    monkeypatch.setattr(native, "warn_of_latents", lambda *_, **__: None)
     guider = types.SimpleNamespace(model_patcher=None)
     return search.SearchSchedule().search(
         guider, None, {"samples": None}, 2, 12, 0.0, search.PAIRED, 8, 0, "auto", False, 16

@@ -161,6 +161,14 @@ def test_latents_far_from_the_size_of_the_model(
     assert not text or text in said[0]
 
 
+def test_a_hint_is_not_counted_on_where_no_sampling_starts_from_the_latent(said: list[str]) -> None:
+    native.warn_of_latents(
+        "Masked Regenerate", host_model("SD15", side=512), torch.zeros(1, 4, 16, 16), sampled_from=False
+    )
+    assert len(said) == 1
+    assert "the empty latent is 128 x 128" in said[0]
+
+
 def test_the_clip_follows_the_model() -> None:
     load = slipstream.NODE_CLASS_MAPPINGS["SlipstreamExampleClip"]().load
     assert load("bouncing ball", 1)[0].shape == (1, 128, 128, 3)
