@@ -41,7 +41,7 @@ def scenes(count: int, seed: int) -> list:
     return [sample_scene(rng) for _ in range(count)]
 
 
-def pictures(found: list) -> Tensor:
+def images_of(found: list) -> Tensor:
     """IMAGE (N, 128, 128, 3) in [0, 1]."""
     return (render(found, SIDE).movedim(1, -1) + 1) / 2
 
@@ -214,11 +214,11 @@ def main() -> None:
     torch.set_num_threads(1)
     pipe = load("pocket", dtype=torch.float32)
     began = time.process_time()
-    images = pictures(scenes(args.scenes, 0))
+    images = images_of(scenes(args.scenes, 0))
     latents = pipe.encode_image(images)
     spent = time.process_time() - began
     found = scenes(args.tests, 1)
-    truth = pictures(found)
+    truth = images_of(found)
     test = pipe.encode_image(truth)
     print(f"{args.scenes} scenes drawn and encoded once in {spent:.1f} CPU seconds; {args.tests} held-out scenes")
     if args.part in ("all", "training"):

@@ -39,7 +39,7 @@ def runs(folder: pathlib.Path, cfg_scale: float, seed: int) -> list[tuple[str, A
     return columns
 
 
-def pictures(pipe: Any, draw: Draw, captions: list[str], seed: int, batch: int = 32) -> Tensor:
+def drawn_images(pipe: Any, draw: Draw, captions: list[str], seed: int, batch: int = 32) -> Tensor:
     """All captions drawn from the same noise in every run."""
     noise = sampling.start_noise(pipe.unet, len(captions), seed)
     parts = [draw(captions[i : i + batch], noise[i : i + batch]) for i in range(0, len(captions), batch)]
@@ -77,10 +77,10 @@ def measure(args: argparse.Namespace, objects: int, checker: Any) -> dict[str, d
             decoded = sampling.decode(pipe.vae, mean * pipe.vae.config.scaling_factor)
             columns["vae"] = reading.score(checker, decoded, scenes)
         began = time.perf_counter()
-        drawn = pictures(pipe, draw, captions, args.seed)
+        drawn = drawn_images(pipe, draw, captions, args.seed)
         columns[name] = reading.score(checker, drawn, scenes)
         sheets.append((name, drawn[:32]))
-        print(f"  {name}: {(time.perf_counter() - began) / args.n:.2f} s per picture", flush=True)
+        print(f"  {name}: {(time.perf_counter() - began) / args.n:.2f} s per image", flush=True)
     for name, drawn in sheets:
         sheet = sampling.contact_sheet(drawn, captions)
         sheet.save(args.out / f"pocket_{name.replace(' ', '_')}_steps_{objects}_objects.png")

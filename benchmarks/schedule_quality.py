@@ -148,21 +148,21 @@ class Judge:
         self.mean, self.deviation = real.mean(0), real.std(0)
         self.real = moments((real - self.mean) / self.deviation)
 
-    def raw(self, pictures: Tensor) -> Tensor:
+    def raw(self, images: Tensor) -> Tensor:
         from slipstream_tools.pocket.checker import features
 
-        return features(self.checker, pictures)
+        return features(self.checker, images)
 
-    def pictures(self, pipe: Any, latents: Tensor) -> Tensor:
+    def images_of(self, pipe: Any, latents: Tensor) -> Tensor:
         return torch.cat([pipe.decode(part) for part in latents.split(16)]).movedim(-1, 1) * 2 - 1
 
-    def vectors(self, pictures: Tensor) -> Tensor:
-        return (self.raw(pictures)[:, self.alive] - self.mean) / self.deviation
+    def vectors(self, images: Tensor) -> Tensor:
+        return (self.raw(images)[:, self.alive] - self.mean) / self.deviation
 
-    def right(self, pictures: Tensor, scenes: Sequence[Any]) -> float:
+    def right(self, images: Tensor, scenes: Sequence[Any]) -> float:
         from slipstream_tools.pocket.checker import score
 
-        return score(self.checker, pictures, scenes)["all"]
+        return score(self.checker, images, scenes)["all"]
 
 
 def pocket(images: int, seeds: Sequence[int], evaluations: int, steps: Sequence[int]) -> None:
@@ -177,7 +177,7 @@ def pocket(images: int, seeds: Sequence[int], evaluations: int, steps: Sequence[
             schedules = {**stock[count], SEARCHED: searched(pipe, judge, count, evaluations * count, seed)}
             for name, sigmas in schedules.items():
                 found[count].setdefault(name, []).append(test(f"{count} {name}", sigmas))
-    print(f"\n{images} pictures x {len(many)} seeds, captions and noise not searched on, cfg 3, euler (DDIM)")
+    print(f"\n{images} images x {len(many)} seeds, captions and noise not searched on, cfg 3, euler (DDIM)")
     for i, what in ((1, "FD to real scenes"), (2, "all attributes right")):
         print(f"50 steps: {what} {interval([cell[i] for cell in many])}")
     for count in steps:
@@ -222,8 +222,8 @@ class Test:
         """Return (FD to 50 steps, FD to real scenes, share of images with all attributes right)."""
         kept = self.folder / f"{hashlib.sha256(json.dumps(sigmas.tolist()).encode()).hexdigest()[:12]}.pt"
         if not kept.is_file():
-            pictures = self.judge.pictures(self.pipe, self.path.sample(sigmas, range(self.images)))
-            torch.save((self.judge.vectors(pictures), self.judge.right(pictures, self.scenes)), kept)
+            images = self.judge.images_of(self.pipe, self.path.sample(sigmas, range(self.images)))
+            torch.save((self.judge.vectors(images), self.judge.right(images, self.scenes)), kept)
         vectors, right = torch.load(kept)
         if name == "50 steps":
             self.many = moments(vectors)
@@ -282,7 +282,7 @@ def overhead(evaluations: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["toys", "pocket", "layers", "overhead"])
-    parser.add_argument("--images", type=int, default=128, help="pictures per seed for the pocket model")
+    parser.add_argument("--images", type=int, default=128, help="images per seed for the pocket model")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 3, 4], help="step counts for the pocket model")

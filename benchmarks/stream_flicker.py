@@ -54,10 +54,12 @@ def moving_clip(count: int) -> Tensor:
     """Frames (count, H, W, 3): a window that moves to the right over a wide scene by `SHIFT` pixels a frame."""
     wide = SIZE + SHIFT * count
     item = Item("circle", "red", "large", "center", 0.22, 0.5, 0.5)
-    picture = (render([Scene("blue", (item,))], wide)[0] + 1) / 2
+    wide_image = (render([Scene("blue", (item,))], wide)[0] + 1) / 2
     top = (wide - SIZE) // 2
     return grainy(
-        torch.stack([picture[:, top : top + SIZE, SHIFT * i : SHIFT * i + SIZE].movedim(0, -1) for i in range(count)])
+        torch.stack(
+            [wide_image[:, top : top + SIZE, SHIFT * i : SHIFT * i + SIZE].movedim(0, -1) for i in range(count)]
+        )
     )
 
 

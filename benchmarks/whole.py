@@ -382,7 +382,7 @@ def lmd(seeds: int) -> list[Figure]:
     from slipstream_tools.pocket.scenes import caption
 
     pipe, found = slipstream.load("pocket", dtype=torch.float32), bench.scenes(4 * seeds, 1)
-    truth = bench.pictures(found)
+    truth = bench.images_of(found)
     latents, mask = pipe.encode_image(truth), bench.holes("block", 0.4, len(found))
     cond, uncond = pipe.encode_text([caption(s) for s in found]), pipe.encode_text([""])
     start, read = bench.mean_fill(latents, mask), {}
@@ -398,7 +398,7 @@ def lmd(seeds: int) -> list[Figure]:
     with torch.enable_grad():
         shape = FillConfig(latents.shape[1], bench.CELLS, bench.CELLS, bench.PATCH)
         fill = train(
-            pipe.encode_image(bench.pictures(bench.scenes(150, 0))),
+            pipe.encode_image(bench.images_of(bench.scenes(150, 0))),
             shape,
             TrainConfig(seed=1, learning_rate=2e-3, steps=60),
         ).fill

@@ -163,10 +163,10 @@ def _estimate(run: _Run, x: Tensor, step: int) -> Tensor:
         return guided(model, x.to(device), level, cond, uncond, config.cfg_scale).to(x.device)
 
 
-def _keys_of(run: _Run, picture: Inversion, step: int) -> Callable[[str, Tensor], KeyValue]:
+def _keys_of(run: _Run, inversion: Inversion, step: int) -> Callable[[str, Tensor], KeyValue]:
     """Return (layer, like) -> an image's keys and values at a step: from its bank, or from a network row of its own."""
-    bank = picture.bank
-    if bank is not None and picture.has_keys(step):
+    bank = inversion.bank
+    if bank is not None and inversion.has_keys(step):
         return lambda layer, like: bank.get(step, layer, like)
     kept: dict[str, KeyValue] = {}
 
@@ -174,9 +174,9 @@ def _keys_of(run: _Run, picture: Inversion, step: int) -> Callable[[str, Tensor]
         kept[layer] = k, v
         return attend(q, k, v)
 
-    x, sigma = picture.network_row(step)
+    x, sigma = inversion.network_row(step)
     with run.model.self_attention(record):
-        denoise_on_device(run.model, x, sigma, picture.cond.reference(float(sigma)))
+        denoise_on_device(run.model, x, sigma, inversion.cond.reference(float(sigma)))
     return lambda layer, like: kept[layer]
 
 

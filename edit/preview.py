@@ -69,8 +69,8 @@ def outline(mask: Tensor) -> Tensor:
 def _arrows(image: Tensor, tasks: Sequence[Task], canvas: Canvas) -> Tensor:
     from PIL import Image, ImageDraw
 
-    picture = Image.fromarray(image_to_numpy(image)[0])
-    pen = ImageDraw.Draw(picture)
+    drawn = Image.fromarray(image_to_numpy(image)[0])
+    pen = ImageDraw.Draw(drawn)
     thick = max(1, round(min(canvas.size) / 160))
     for task in tasks:
         if isinstance(task, Move):
@@ -80,7 +80,7 @@ def _arrows(image: Tensor, tasks: Sequence[Task], canvas: Canvas) -> Tensor:
         elif isinstance(task, Drag):
             for handle, target in task.points:
                 _arrow(pen, handle, target, thick)
-    return numpy_to_image(np.array(picture))
+    return numpy_to_image(np.array(drawn))
 
 
 def _arrow(pen: Any, start: Point, end: Point, thick: int) -> None:

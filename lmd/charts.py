@@ -102,9 +102,9 @@ def influence_chart(profile: InfluenceProfile, unit: str = "cells") -> Tensor:
     heat = profile.heat[-1]
     high = float(heat.max()) or 1.0
     styled(top[1], "at the last step", size=LETTERS)
-    picture = top[1].imshow(heat.cpu().numpy(), cmap=RISING, vmin=0, vmax=high, interpolation="nearest")
+    shades = top[1].imshow(heat.cpu().numpy(), cmap=RISING, vmin=0, vmax=high, interpolation="nearest")
     top[1].axis("off")
-    bar = drawn.colorbar(picture, ax=top[1], location="bottom", fraction=0.05, pad=0.03)
+    bar = drawn.colorbar(shades, ax=top[1], location="bottom", fraction=0.05, pad=0.03)
     bar.ax.tick_params(labelsize=points(LETTERS * 0.9), labelcolor=SOFT)
     bar.ax.locator_params(nbins=4)
     bar.outline.set_visible(False)
@@ -172,13 +172,13 @@ def stretch_charts(
     """
     # Near a fold the stretch has no bound: beyond a factor of 4.5 colours saturate.
     limit = min(max(float(result.stretch.abs().amax((1, 2)).median()), 0.1), 1.5)
-    pictures = [None] * len(result.stretch) if under is None else list(under)
+    behind = [None] * len(result.stretch) if under is None else list(under)
     maps = []
-    for stretch, fold, picture in zip(result.stretch, result.fold, pictures):
+    for stretch, fold, image in zip(result.stretch, result.fold, behind):
         if callback is not None:
             callback()
         title = f"log stretch, {float(fold.float().mean()):.1%} folds"
-        maps.append(heat_map(stretch, title, -limit, limit, SIGNED, fold, picture))
+        maps.append(heat_map(stretch, title, -limit, limit, SIGNED, fold, image))
     return torch.cat(maps)
 
 

@@ -25,8 +25,8 @@ Encode = Callable[[Tensor], Tensor]
 def probe(encode: Encode) -> str:
     """Return a name for an encoder that cannot be compared, from what it makes of one fixed image."""
     ramp = torch.linspace(0, 1, 64)
-    picture = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), (ramp + ramp[:, None]) / 2], -1)
-    latents = _finite(encode(picture[None]), "a test image")
+    image = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), (ramp + ramp[:, None]) / 2], -1)
+    latents = _finite(encode(image[None]), "a test image")
     # Rounded: the last bits differ between devices. At worst a device boundary costs one more encoding.
     return hashlib.sha256(((latents * 50).round() / 50 + 0.0).numpy().tobytes()).hexdigest()[:16]
 

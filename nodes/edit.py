@@ -159,15 +159,15 @@ class Invert:
         if mode == "fine":
             check_model(model)
         config = EditConfig(steps=steps, memory=memory, mode=mode)
-        picture = _single(image, "image")
-        padded, canvas = fit(picture, cell_side(vae), max_pixels=photo_pixels(model, megapixels))
+        photo = _single(image, "image")
+        padded, canvas = fit(photo, cell_side(vae), max_pixels=photo_pixels(model, megapixels))
         latent = {"samples": vae.encode(padded)}
 
         def work(session: Any) -> Any:
             ours = HostEditModel(session.denoiser, model)
             cond = session.conds["positive"]
             check_prompt("positive", cond, session.latents, config.sigmas(ours.levels)[:-1])
-            made = invert(ours, session.latents, cond, config, canvas, picture, session.callback(steps))
+            made = invert(ours, session.latents, cond, config, canvas, photo, session.callback(steps))
             # Prepared conditioning belongs to one run: keep the host's own and prepare it again for each edit.
             return replace(made, cond=None)
 
@@ -176,11 +176,11 @@ class Invert:
             if memory != "auto":
                 warn("Invert", "`memory` has no effect in mode draft, which keeps nothing. Use mode fine on a UNet.")
             latents = model.model.process_latent_in(latent["samples"])
-            return (HostInversion(taken(latents, None, canvas, picture), positive, made_with, config),)
+            return (HostInversion(taken(latents, None, canvas, photo), positive, made_with, config),)
         # The host's own cache forgets a photo once another goes through the same node.
         inversion = INVERSIONS.get(
             host_identity(
-                "edit", model_identity(model), latent["samples"], picture, entries_of(positive), canvas, config
+                "edit", model_identity(model), latent["samples"], photo, entries_of(positive), canvas, config
             ),
             lambda: run_on_model(without_step_cache(model, "Invert"), latent, work, positive=positive),
             warn=lambda text: warn("Invert", text),
@@ -955,22 +955,22 @@ class Harmonise:
         config = HARMONISE.replace(
             steps=steps, cfg_scale=cfg, anchor_object=(0.0, hold_object), anchor_fill=(0.0, hold_seam)
         )
-        picture = _single(image, "image")
+        photo = _single(image, "image")
         if background is not None:
             under = _single(background, "background")
-            if under.shape != picture.shape:
+            if under.shape != photo.shape:
                 raise ValueError(
-                    f"Expected `background` of the image's size {picture.shape[2]} x {picture.shape[1]}, but got "
+                    f"Expected `background` of the image's size {photo.shape[2]} x {photo.shape[1]}, but got "
                     f"{under.shape[2]} x {under.shape[1]}. Resize one of them."
                 )
             region = check_mask("mask", mask)
-            check_size("mask", region, (picture.shape[1], picture.shape[2]))
-            picture = composite(under, picture, region[None])
-        _, canvas = fit(picture, cell_side(vae), max_pixels=photo_pixels(model, megapixels))
-        prepared = prepare_harmony(picture, mask, canvas, _encoder(model, vae, canvas), config, seam)
+            check_size("mask", region, (photo.shape[1], photo.shape[2]))
+            photo = composite(under, photo, region[None])
+        _, canvas = fit(photo, cell_side(vae), max_pixels=photo_pixels(model, megapixels))
+        prepared = prepare_harmony(photo, mask, canvas, _encoder(model, vae, canvas), config, seam)
         run = sample_prepared(model, prepared, "Harmonise", positive, negative, seed)
         decoded = iter(_decoded(vae, samples) for samples in run.latents)
-        made = finish(picture, run.result, lambda latents: next(decoded))
+        made = finish(photo, run.result, lambda latents: next(decoded))
         report = f"{run.calls} network calls, {run.rows} rows."
         return {"ui": {"text": [report]}, "result": (made, {"samples": run.latents[0]}, run.result.mask, report)}
 

@@ -79,8 +79,8 @@ class LivePlot:
         if step.phase == "search" and step.score <= step.best and step.score < self.best:
             self.best, self.levels = step.score, step.levels
         last = step.phase == "final" and step.index == step.total
-        picture = self.live(self.chart, last) if self.levels else None
-        self.bar.update_absolute(step.index, step.total, picture and ("JPEG", picture, picture.width))
+        image = self.live(self.chart, last) if self.levels else None
+        self.bar.update_absolute(step.index, step.total, image and ("JPEG", image, image.width))
 
     def chart(self) -> Tensor:
         from ..search.charts import search_chart
@@ -362,12 +362,8 @@ class ReferenceObjective(_ObjectiveNode):
 
         if images is None and not folder.strip():
             raise ValueError("Expected `folder` or `images`, but got neither. Name a folder of images.")
-        pictures = list(images) if images is not None else ImageFolder(readable_images("folder", folder)[:LARGEST])
-        return (
-            ReferenceImages(
-                pictures, make_features(features, vae, clip_vision, pictures[0], inception_weights), distance
-            ),
-        )
+        goal = list(images) if images is not None else ImageFolder(readable_images("folder", folder)[:LARGEST])
+        return (ReferenceImages(goal, make_features(features, vae, clip_vision, goal[0], inception_weights), distance),)
 
 
 class SelfObjective(_ObjectiveNode):

@@ -292,7 +292,7 @@ class StreamBatch:
             return x, (x - track.entry) / track.scale, track
         if config.guided and config.guidance == "self":
             raise ValueError(
-                "Expected guidance 'onetime', 'full' or 'none' for frames of pure noise, but got 'self', which needs a "
+                "Expected guidance 'onetime', 'full' or 'none' for frames of pure noise, but got 'self', which needs an "
                 "image to start from."
             )
         return x, torch.zeros_like(x), track

@@ -160,9 +160,9 @@ class VideoSource:
                 # A frame whose side data was read lives until Python looks for cycles. A key frame tells for those after it.
                 if read == 1 or (frame.key_frame and not self.live):
                     matrix = matrix_of(frame)
-                picture = upright(rgb_of(frame, reformatter), matrix)
+                image = upright(rgb_of(frame, reformatter), matrix)
                 stamp = Stamp(pts, self.time_base, getattr(frame, "duration", None) or 0)
-                yield torch.from_numpy(np.ascontiguousarray(picture)), stamp
+                yield torch.from_numpy(np.ascontiguousarray(image)), stamp
         # AVI counts the steps at which it shows no new frame too.
         reached = pts + 1 if "avi" in self.container.format.name else read + self.discarded
         missing = self.promised - float((pts + 1.5 * step) * self.time_base) if read and not self.count else 0.0

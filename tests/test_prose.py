@@ -30,6 +30,7 @@ FORBIDDEN = {
     r"has no say\b": "is ignored",
     r"no (longer )?good at\b": "does not support",
     r"honest\b": "drop it",
+    r"a (?=[aeio])(?!one\b|once\b)": "an",
 }
 ANY = re.compile("|".join(rf"\b(?:{each})" for each in FORBIDDEN), re.IGNORECASE)
 # Names of inputs, choices, files, types and titles that are quoted as they are.

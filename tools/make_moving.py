@@ -119,7 +119,7 @@ def draw_search(pipe: Pipeline) -> None:
 
 def draw_lmd(_: Pipeline) -> None:
     """A lion is repainted round by round; a round's masked cells are grey."""
-    import make_lmd_pictures as drawn
+    import make_lmd_images as drawn
 
     pipe, config = load("pocket-flow"), RegenerateConfig(steps=6, strength=0.9, strength_end=0.6, cfg_scale=3.0)
     lion, tiger, uncond = (

@@ -1,7 +1,7 @@
 """Make the help images that need a host: python tools/make_node_images.py [NAME ...] (COMFYUI_PATH, COMFYUI_PYTHON; default all).
 
 Nodes are photographed in the real frontend, edits are run, the panel of Live Stream sees Chromium's fake camera. The other images of the
-help pages come from make_cow_pictures, make_lmd_pictures, make_search_pictures and make_stream_pictures.
+help pages come from make_cow_images, make_lmd_images, make_search_images and make_stream_images.
 """
 
 from __future__ import annotations

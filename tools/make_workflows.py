@@ -507,7 +507,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("techniques", nargs="*", help="files of tools/workflows/ without .py (default: all)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these examples")
-    parser.add_argument("--run", action="store_true", help="run each workflow and save its last picture as thumbnail")
+    parser.add_argument("--run", action="store_true", help="run each workflow and save its last image as thumbnail")
     args = parser.parse_args(argv)
     home = pathlib.Path("~/ComfyUI").expanduser()
     os.environ.setdefault("COMFYUI_PATH", str(home))

@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="training time; default: the stage's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per process")
-    parser.add_argument("--n", type=int, default=64, help="pictures of eval and sheet")
+    parser.add_argument("--n", type=int, default=64, help="images of eval and sheet")
     parser.add_argument("--steps", type=int, default=20, help="steps of flow-eval and flow-sheet")
     parser.add_argument(
         "--few", action="store_true", help="flow-eval and flow-sheet: the objects that a CPU is trained on"
@@ -95,7 +95,7 @@ def parse() -> argparse.Namespace:
 
 
 def draw(args: argparse.Namespace) -> tuple[torch.Tensor, list[Any], list[str]]:
-    """Pictures of held-out captions: three quarters with one object."""
+    """Images of held-out captions: three quarters with one object."""
     rng = np.random.default_rng(4242)
     scenes = [sample_scene(rng, 2 if i % 4 == 3 else 1) for i in range(args.n)]
     captions = [caption(s) for s in scenes]
@@ -113,15 +113,15 @@ def draw(args: argparse.Namespace) -> tuple[torch.Tensor, list[Any], list[str]]:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    pictures, scenes, _ = draw(args)
-    for name, value in reading.score(reading.load_checker(), pictures, scenes).items():
+    images, scenes, _ = draw(args)
+    for name, value in reading.score(reading.load_checker(), images, scenes).items():
         print(f"{name:12} {100 * value:5.1f} %")
 
 
 def sheet(args: argparse.Namespace) -> None:
-    pictures, _, captions = draw(args)
+    images, _, captions = draw(args)
     path = args.work / f"sheet{'_student' if args.student else ''}.png"
-    sampling.contact_sheet(pictures, captions).save(path)
+    sampling.contact_sheet(images, captions).save(path)
     print(path)
 
 

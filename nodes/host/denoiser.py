@@ -54,13 +54,13 @@ class Source:
 
     @property
     def rows(self) -> int:
-        """Rows held: 1 for a prompt, more for a batch of prompts. What has the shape of the noise (`pictures`) does not count."""
+        """Rows held: 1 for a prompt, more for a batch of prompts. What has the shape of the noise (`images`) does not count."""
         conds = [c for e in self.entries for c in e["model_conds"].values() if type(c).__name__ != "CONDNoiseShape"]
         parts = [c.cond for c in conds if isinstance(c.cond, Tensor)]
         return max((len(part) for part in parts), default=1)
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """Rows of what has the shape of the noise (an inpaint model's mask and image): one per latent of the sampling."""
         conds = [c for e in self.entries for c in e["model_conds"].values() if type(c).__name__ == "CONDNoiseShape"]
         return max((len(c.cond) for c in conds if isinstance(c.cond, Tensor)), default=1)
@@ -122,7 +122,7 @@ class HostConditioning:
     def frames(self) -> int:
         """How many frames it tells apart: prompts, ControlNet images or an inpaint model's images that came as a batch."""
         source = self.items[0][0]
-        return max(source.rows, source.pictures, *(hints(entry.get("control")) for entry in source.entries))
+        return max(source.rows, source.images, *(hints(entry.get("control")) for entry in source.entries))
 
     @property
     def given(self) -> set[int]:

@@ -1,4 +1,4 @@
-"""Pictures shown on a node itself, as the stock PreviewImage shows them."""
+"""Images shown on a node itself, as the stock PreviewImage shows them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _UNSAID = -100
 
 
 class Checker(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1], reduced to 64x64 -> logits per attribute; `classes` says how many there are of each."""
+    """Images (B, 3, H, W) in [-1, 1], reduced to 64x64 -> logits per attribute; `classes` says how many there are of each."""
 
     def __init__(self, width: int = 24, classes: Mapping[str, int] = HEADS) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class Checker(nn.Module):
     def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
-    def features(self, pictures: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """The 128 activations before the heads, for distances between sets of images."""
-        if pictures.shape[-2:] != (64, 64):
-            pictures = F.interpolate(pictures, 64, mode="area")
-        return self.fc(self.net(pictures))
+        if images.shape[-2:] != (64, 64):
+            images = F.interpolate(images, 64, mode="area")
+        return self.fc(self.net(images))
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        h = self.features(pictures)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        h = self.features(images)
         return {name: head(h) for name, head in self.heads.items()}
 
 
@@ -82,16 +82,16 @@ def labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def predict(checker: Checker, pictures: Tensor) -> dict[str, Tensor]:
+def predict(checker: Checker, images: Tensor) -> dict[str, Tensor]:
     """Most likely class per attribute, (B,) each."""
     device = next(checker.parameters()).device
-    outs = [checker(part.to(device)) for part in pictures.float().clamp(-1, 1).split(256)]
+    outs = [checker(part.to(device)) for part in images.float().clamp(-1, 1).split(256)]
     return {name: torch.cat([o[name] for o in outs]).argmax(1).cpu() for name in outs[0]}
 
 
-def score(checker: Checker, pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+def score(checker: Checker, images: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
     """Share of images in which each attribute is as the scene says; `all` asks for every attribute at once."""
-    return agreement(labels(scenes), predict(checker, pictures))
+    return agreement(labels(scenes), predict(checker, images))
 
 
 def agreement(truth: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> dict[str, float]:
@@ -108,7 +108,7 @@ def agreement(truth: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> dict[s
 
 
 @torch.no_grad()
-def features(checker: Checker, pictures: Tensor) -> Tensor:
+def features(checker: Checker, images: Tensor) -> Tensor:
     """Checker activations of images (B, 3, H, W), (B, 128): standardise with a real set's mean and deviation before use."""
     device = next(checker.parameters()).device
-    return torch.cat([checker.features(part.to(device)).cpu() for part in pictures.float().clamp(-1, 1).split(256)])
+    return torch.cat([checker.features(part.to(device)).cpu() for part in images.float().clamp(-1, 1).split(256)])

@@ -1,4 +1,4 @@
-"""Pictures from the pocket model, in batches with shared noise, and contact sheets of them."""
+"""Images from the pocket model, in batches with shared noise, and contact sheets of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def lcm_latents(pipe: Any, captions: Sequence[str], noise: Tensor, steps: int, s
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor, batch: int = 32) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] on the CPU."""
+    """Images (B, 3, H, W) in [-1, 1] on the CPU."""
     parts = [vae.decode(z / vae.config.scaling_factor).sample.clamp(-1, 1).float().cpu() for z in latents.split(batch)]
     return torch.cat(parts)
 
@@ -92,19 +92,19 @@ def load_pipeline(folder: pathlib.Path, student: bool = False, device: str = "cp
     return pipe.to(device)
 
 
-def contact_sheet(pictures: Tensor, captions: Sequence[str], columns: int = 8) -> Image:
-    """Pictures (B, 3, H, W) in [-1, 1] in rows, each with its caption below."""
+def contact_sheet(images: Tensor, captions: Sequence[str], columns: int = 8) -> Image:
+    """Images (B, 3, H, W) in [-1, 1] in rows, each with its caption below."""
     import textwrap
 
     from PIL import Image, ImageDraw
 
-    side, gap, text = pictures.shape[-1], 4, 58
-    rows = -(-len(pictures) // columns)
+    side, gap, text = images.shape[-1], 4, 58
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (side + gap), rows * (side + gap + text)), "white")
     draw = ImageDraw.Draw(sheet)
-    pixels = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    for i, (picture, caption) in enumerate(zip(pixels, captions)):
+    pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    for i, (image, caption) in enumerate(zip(pixels, captions)):
         left, top = (i % columns) * (side + gap), (i // columns) * (side + gap + text)
-        sheet.paste(Image.fromarray(picture), (left, top))
+        sheet.paste(Image.fromarray(image), (left, top))
         draw.multiline_text((left + 1, top + side), textwrap.fill(caption, side // 6), fill="black", spacing=0)
     return sheet

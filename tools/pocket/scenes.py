@@ -223,13 +223,13 @@ def coverage(item: Item, res: int) -> Tensor:
 def render(scenes: Sequence[Scene], res: int = 128) -> Tensor:
     """Draw scenes as images, (B, 3, res, res) in [-1, 1]."""
     x, y = _grid(res)
-    pictures = []
+    images = []
     for scene in scenes:
-        picture = _background(scene, x, y)
+        image = _background(scene, x, y)
         for item in scene.items:
-            picture = torch.lerp(picture, _colour(item.colour, item.tint), coverage(item, res))
-        pictures.append(picture)
-    return torch.stack(pictures) * 2 - 1
+            image = torch.lerp(image, _colour(item.colour, item.tint), coverage(item, res))
+        images.append(image)
+    return torch.stack(images) * 2 - 1
 
 
 # -------------------------------------------------------------------------------------------- reading an image without a net
@@ -240,21 +240,21 @@ def nearest_colour(rgb: Tensor) -> Tensor:
     return torch.cdist(rgb.reshape(-1, 3) / 2 + 0.5, _RGB).argmin(-1).reshape(rgb.shape[:-1])
 
 
-def pixel_check(pictures: Tensor) -> list[dict[str, str]]:
+def pixel_check(images: Tensor) -> list[dict[str, str]]:
     """Read background colour, object colour and place of one-object images (B, 3, H, W) in [-1, 1], without a network.
 
     The background is the median of the border. The object is what differs from a plane of colour fitted to the border
     (which allows for gradients); its most frequent palette colour and its centre give the rest.
     """
-    return [_read(p) for p in F.interpolate(pictures.clamp(-1, 1), 64, mode="area")]
+    return [_read(p) for p in F.interpolate(images.clamp(-1, 1), 64, mode="area")]
 
 
-def _read(picture: Tensor) -> dict[str, str]:
+def _read(image: Tensor) -> dict[str, str]:
     x, y = _grid(64)
     plane = torch.stack([torch.ones(64, 64), x - 0.5, y - 0.5], -1)
     border = torch.ones(64, 64, dtype=torch.bool)
     border[3:-3, 3:-3] = False
-    pixels = picture.permute(1, 2, 0)
+    pixels = image.permute(1, 2, 0)
     fit = torch.linalg.lstsq(plane[border], pixels[border]).solution
     difference = (pixels - plane @ fit).norm(dim=-1)
     inside = difference >= 0.5 * difference.flatten().kthvalue(64 * 64 - 20).values

@@ -34,8 +34,8 @@ class VaeSettings:
     pool: int = 96
 
 
-class _Pictures:
-    """Endless training images from a pool of scenes that is drawn anew when used up."""
+class _Images:
+    """Endless training images from a pool of scenes that is drawn again when used up."""
 
     def __init__(self, settings: VaeSettings, rng: np.random.Generator) -> None:
         self.settings, self.rng, self.left = settings, rng, 0
@@ -43,48 +43,48 @@ class _Pictures:
     def batch(self, count: int, crop: bool) -> Tensor:
         if self.left <= 0:
             self.scenes = [sample_scene(self.rng) for _ in range(self.settings.pool)]
-            self.pictures, self.left = render(self.scenes, self.settings.res), 2 * self.settings.pool
+            self.images, self.left = render(self.scenes, self.settings.res), 2 * self.settings.pool
         self.left -= count
         picks = self.rng.integers(0, len(self.scenes), count)
-        whole = self.pictures[picks]
+        whole = self.images[picks]
         if crop:
             whole = torch.stack([self._crop(p, self.scenes[i]) for i, p in zip(picks, whole)])
         return whole.contiguous(memory_format=torch.channels_last)
 
-    def _crop(self, picture: Tensor, scene: Scene) -> Tensor:
+    def _crop(self, image: Tensor, scene: Scene) -> Tensor:
         """Around an object: most of a scene is flat background, which is soon learned."""
         size, res = self.settings.crop, self.settings.res
         item = scene.items[self.rng.integers(len(scene.items))]
         corner = np.array([item.y, item.x]) * res - size / 2 + self.rng.normal(0, 0.22 * size, 2)
         top, left = corner.round().clip(0, res - size).astype(int)
-        return picture[:, top : top + size, left : left + size]
+        return image[:, top : top + size, left : left + size]
 
 
-def _edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    return pictures.diff(dim=-1), pictures.diff(dim=-2)
+def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    return images.diff(dim=-1), images.diff(dim=-2)
 
 
-def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
+def reconstruction_loss(decoded: Tensor, images: Tensor) -> Tensor:
     """L1 + squared error, the same colours at a quarter of the size, the same edges."""
-    loss = F.l1_loss(decoded, pictures) + 2 * F.mse_loss(decoded, pictures)
-    loss = loss + F.l1_loss(F.avg_pool2d(decoded, 4), F.avg_pool2d(pictures, 4))
-    return loss + sum(F.l1_loss(a, b) for a, b in zip(_edges(decoded), _edges(pictures)))
+    loss = F.l1_loss(decoded, images) + 2 * F.mse_loss(decoded, images)
+    loss = loss + F.l1_loss(F.avg_pool2d(decoded, 4), F.avg_pool2d(images, 4))
+    return loss + sum(F.l1_loss(a, b) for a, b in zip(_edges(decoded), _edges(images)))
 
 
-def anchor_loss(mean: Tensor, pictures: Tensor) -> Tensor:
+def anchor_loss(mean: Tensor, images: Tensor) -> Tensor:
     """Latent channels 0 to 2 as a small RGB image: colours come out right early, and previews are linear.
 
     Mostly asked of 2x2 cells together, so that within them the channels may carry edges.
     """
-    cell = pictures.shape[-1] // mean.shape[-1]
-    coarse = F.mse_loss(F.avg_pool2d(mean[:, :3], 2), F.avg_pool2d(pictures, 2 * cell))
-    return coarse + 0.2 * F.mse_loss(mean[:, :3], F.avg_pool2d(pictures, cell))
+    cell = images.shape[-1] // mean.shape[-1]
+    coarse = F.mse_loss(F.avg_pool2d(mean[:, :3], 2), F.avg_pool2d(images, 2 * cell))
+    return coarse + 0.2 * F.mse_loss(mean[:, :3], F.avg_pool2d(images, cell))
 
 
-def _loss(vae: torch.nn.Module, pictures: Tensor, settings: VaeSettings, noise: float) -> Tensor:
-    mean = vae.encode(pictures).latent_dist.mean
+def _loss(vae: torch.nn.Module, images: Tensor, settings: VaeSettings, noise: float) -> Tensor:
+    mean = vae.encode(images).latent_dist.mean
     latents = mean * settings.latent_scale
-    rows = len(pictures)
+    rows = len(images)
     level = (
         noise * torch.rand(rows, 1, 1, 1, device=mean.device) * (torch.rand(rows, 1, 1, 1, device=mean.device) > 0.15)
     )
@@ -92,7 +92,7 @@ def _loss(vae: torch.nn.Module, pictures: Tensor, settings: VaeSettings, noise: 
     # Larger latents would drown the noise: keep each channel's power near 1.
     power = (latents.square().mean((0, 2, 3)) - 1.1).clamp(min=0).square().sum()
     centre = latents[:, 3].mean().square()
-    loss = reconstruction_loss(decoded, pictures) + settings.anchor * anchor_loss(mean, pictures)
+    loss = reconstruction_loss(decoded, images) + settings.anchor * anchor_loss(mean, images)
     return loss + 0.2 * power + 0.01 * centre
 
 
@@ -111,10 +111,10 @@ def train_vae(work: pathlib.Path, device: str, settings: VaeSettings) -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.lr, weight_decay=1e-4, betas=(0.9, 0.99))
     average = Average(vae, 0.99)
     loop = Loop(work / "vae.pt", settings.minutes, {"vae": vae, "optimizer": optimizer, "average": average})
-    pictures = _Pictures(settings, np.random.default_rng([rank(), loop.step]))
+    images = _Images(settings, np.random.default_rng([rank(), loop.step]))
     for share in loop:
         crop = share < settings.crop_share
-        batch = pictures.batch(settings.batch if crop else settings.full_batch, crop).to(device)
+        batch = images.batch(settings.batch if crop else settings.full_batch, crop).to(device)
         noise = settings.noise * min(1.0, 0.3 + share / 0.15)
         loss = _loss(vae, batch, settings, noise)
         apply_gradients(loss, settings.lr * cosine(share), optimizer)

@@ -88,9 +88,9 @@ def latent_fill(g: Any) -> None:
         "KSampler", model=model, positive=blank, negative=blank, latent_image=many, seed=1, steps=6, cfg=1.0,
         sampler_name="euler", scheduler="normal",
     )  # fmt: skip
-    pictures = g.add("VAEDecode", samples=learn, vae=model)
+    decoded = g.add("VAEDecode", samples=learn, vae=model)
     trained = g.add(
-        "SlipstreamTrainLatentFill", model=model, vae=model, images=pictures, name="pocket_example", folder="", steps=100,
+        "SlipstreamTrainLatentFill", model=model, vae=model, images=decoded, name="pocket_example", folder="", steps=100,
         batch=16, learning_rate=0.002, width=128, height=128, patch=2,
     )  # fmt: skip
     mask = _box(g, 64, 56, 48, 48)
@@ -100,7 +100,7 @@ def latent_fill(g: Any) -> None:
         sampler_name="euler", scheduler="normal", denoise=0.75, title="6 steps at denoise 0.75",
     )  # fmt: skip
     shown = [g.add("VAEDecode", samples=s, vae=model, title=t) for s, t in
-             ((latent, "Picture"), (filled, "Filled in one pass"), (new, "Denoised"))]  # fmt: skip
+             ((latent, "Image"), (filled, "Filled in one pass"), (new, "Denoised"))]  # fmt: skip
     g.add("SaveImage", images=_side_by_side(g, *shown), filename_prefix="slipstream/latent_fill")
     g.note(
         "Trains a small fill on 24 images, masks a box of the image, fills it in one pass and denoises it for 6 steps. "

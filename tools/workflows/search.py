@@ -186,8 +186,8 @@ def compare_to_pictures(g: Any) -> None:
         "KSampler", model=model, positive=prompt, negative=blank, latent_image=many, seed=99, steps=20, cfg=3.0,
         sampler_name="euler", scheduler="normal", title="References",
     )  # fmt: skip
-    pictures = g.add("VAEDecode", samples=references, vae=model)
-    goal = g.add("SlipstreamReferenceObjective", vae=model, features="pixels", distance="mmd", images=pictures)
+    decoded = g.add("VAEDecode", samples=references, vae=model)
+    goal = g.add("SlipstreamReferenceObjective", vae=model, features="pixels", distance="mmd", images=decoded)
     result = g.add(
         "SlipstreamCompareSchedules", guider=guider, sampler=sampler, latent_image=empty, stock_steps=2, pairs=8, repeats=3,
         custom_objective=goal,

@@ -1,6 +1,6 @@
 """Make the images of the stream's help pages from assets/ball.mp4 and the bundled model.
 
-python tools/make_stream_pictures.py
+python tools/make_stream_images.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the images of docs/guides/cow.md and of the help pages of COW's nodes: python tools/make_cow_pictures.py."""
+"""Write the images of docs/guides/cow.md and of the help pages of COW's nodes: python tools/make_cow_images.py."""
 
 from __future__ import annotations
 

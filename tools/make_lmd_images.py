@@ -1,4 +1,4 @@
-"""Draw the images of the latent masking help pages into web/docs/img: python tools/make_lmd_pictures.py (two CPU minutes)."""
+"""Draw the images of the latent masking help pages into web/docs/img: python tools/make_lmd_images.py (two CPU minutes)."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ STAR = Scene("purple", (Item("star", "yellow", "large", "center", 0.25, 0.5, 0.5
 
 def save(image: Tensor, name: str, width: int = 900) -> None:
     """Write an IMAGE as web/docs/img/NAME.jpg, at most `width` wide."""
-    picture = Image.fromarray(image_to_numpy(image)[0])
-    if picture.width > width:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-    picture.save(FOLDER / f"{name}.jpg", quality=88)
-    print(name, picture.size, (FOLDER / f"{name}.jpg").stat().st_size)
+    drawn = Image.fromarray(image_to_numpy(image)[0])
+    if drawn.width > width:
+        drawn = drawn.resize((width, round(drawn.height * width / drawn.width)), Image.Resampling.LANCZOS)
+    drawn.save(FOLDER / f"{name}.jpg", quality=88)
+    print(name, drawn.size, (FOLDER / f"{name}.jpg").stat().st_size)
 
 
 def enlarged(image: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def enlarged(image: Tensor) -> Tensor:
     return scaled.clamp(0, 1).movedim(1, -1)
 
 
-def picture_of(scene: Scene) -> Tensor:
+def drawing_of(scene: Scene) -> Tensor:
     return (render([scene], 128).movedim(1, -1) + 1) / 2
 
 
@@ -65,7 +65,7 @@ def masked(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def draw_regenerate(pipe: Any) -> None:
-    image = picture_of(RED)
+    image = drawing_of(RED)
     schedule = mask_schedule(5, "cosine", 0.5, 0.75, nested=False, seed=3)
     config = RegenerateConfig(steps=6, strength=0.9, strength_end=0.6, cfg_scale=3.0)
     cond, uncond = pipe.encode_text(["a large yellow circle on a blue background"]), pipe.encode_text([""])
@@ -80,10 +80,10 @@ def draw_regenerate(pipe: Any) -> None:
 
 def draw_fill(pipe: Any) -> None:
     rng = np.random.default_rng(0)
-    pictures = (render([sample_scene(rng) for _ in range(300)], 128).movedim(1, -1) + 1) / 2
-    result = train(pipe.encode_image(pictures), FillConfig(), TrainConfig(steps=300, learning_rate=2e-3))
+    images = (render([sample_scene(rng) for _ in range(300)], 128).movedim(1, -1) + 1) / 2
+    result = train(pipe.encode_image(images), FillConfig(), TrainConfig(steps=300, learning_rate=2e-3))
     save(loss_chart(result.losses, 300), "train_latent_fill")
-    image, mask = picture_of(STAR), torch.zeros(16, 16)
+    image, mask = drawing_of(STAR), torch.zeros(16, 16)
     mask[8:15, 7:14] = 1
     filled = result.fill.fill(pipe.encode_image(image), mask)
     config = RegenerateConfig(1, "fixed", high=1.0, strength=0.6, steps=6, cfg_scale=3.0)
@@ -101,7 +101,7 @@ def draw_influence(pipe: Any) -> None:
     plain, circle = Scene("blue", ()), Scene("blue", (Item("circle", "red", "small", "center", 0.13, 0.5, 0.5),))
     mask = torch.zeros(16, 16)
     mask[5:11, 5:11] = 1
-    empty, seeded = (pipe.encode_image(picture_of(scene)) for scene in (plain, circle))
+    empty, seeded = (pipe.encode_image(drawing_of(scene)) for scene in (plain, circle))
     guided = CFG(pipe.model, pipe.encode_text(["a small red circle on a blue background"]), None)
     sigmas = make_sigmas("uniform", pipe.model.levels, 10, 0.6)
     runs = []
@@ -115,11 +115,11 @@ def draw_influence(pipe: Any) -> None:
 
 def draw_stretch(pipe: Any) -> None:
     ring = (Item("circle", "yellow", "large", "center", 0.25, 0.45, 0.5),)
-    before, after = (picture_of(Scene("purple", (replace(ring[0], x=x),), "checkered")) for x in (0.4, 0.48))
+    before, after = (drawing_of(Scene("purple", (replace(ring[0], x=x),), "checkered")) for x in (0.4, 0.48))
     points = torch.tensor([[[36.0, 64.0], [10.0, 64.0]], [[80.0, 64.0], [104.0, 64.0]]])
     drag = stretch_map(drag_field(points[:, 0], points[:, 1], 128, 128, 14.0))
     flow = stretch_map(optical_flow(before.movedim(-1, 1), after.movedim(-1, 1)))
-    maps = torch.cat([stretch_charts(drag, picture_of(Scene("purple", ring))), stretch_charts(flow, before)])
+    maps = torch.cat([stretch_charts(drag, drawing_of(Scene("purple", ring))), stretch_charts(flow, before)])
     save(side_by_side(maps.split(1)), "stretch_map")
 
 

@@ -1,4 +1,4 @@
-"""Draw the images of the schedule search's help pages into web/docs/img: python tools/make_search_pictures.py (three CPU minutes)."""
+"""Draw the images of the schedule search's help pages into web/docs/img: python tools/make_search_images.py (three CPU minutes)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def side_by_side(pipe: Any) -> None:
     rows = [teacher_sigmas(path.table(), 50)]
     for steps in (2, 3):
         rows += [path.stock(steps)["beta"], Schedule.load(ROOT / "search" / "presets" / f"pocket_{steps}.json").sigmas]
-    pictures = [torch.cat(list(pipe.decode(path.sample(sigmas, range(10)))), 1) for sigmas in rows]
-    sheet = Image.fromarray(image_to_numpy(torch.cat(pictures)[None])[0])
+    images = [torch.cat(list(pipe.decode(path.sample(sigmas, range(10)))), 1) for sigmas in rows]
+    sheet = Image.fromarray(image_to_numpy(torch.cat(images)[None])[0])
     sheet.resize((960, 480), Image.Resampling.LANCZOS).save(FOLDER / "searched_steps.jpg", quality=85)
 
 
