@@ -208,7 +208,7 @@ def run_push(args: argparse.Namespace) -> int:
         check_sink(args.out, args.input)
     source = open_source(args.input, args.fps)
     with ExitStack() as stack:
-        sink = stack.enter_context(open_sink(args.out, source)) if args.out is not None else None
+        sink = stack.enter_context(open_sink(args.out, source, live=True)) if args.out is not None else None
         progress = stack.enter_context(Progress("frame"))
 
         def show(pushed: Pushed) -> None:

@@ -198,7 +198,7 @@ def run_stream(args: argparse.Namespace) -> int:
             "Expected --prompt weights that stay for an input that drops frames or has no known length, but got some that "
             "move. Give one number each, or the length with --max-frames."
         )
-    sink = open_sink(args.out, source)
+    sink = open_sink(args.out, source, live=source.live)
     frames, (height, width) = fitted(source, args)
     sink.check(height, width)
     pipe = load_pipeline(args)
@@ -225,7 +225,9 @@ def run_stream(args: argparse.Namespace) -> int:
             if cancelled and not source.live:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{sink.written} frames are in {sink.place}" if sink.written else "") from None
+        raise KeyboardInterrupt(
+            f"{sink.written} frames are in {sink.place}" if sink.written and sink.place else ""
+        ) from None
     if source.problem:
         log.warning("%s: %s. What could be read is in %s.", args.input, source.problem, args.out)
     return 0

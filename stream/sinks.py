@@ -1,4 +1,4 @@
-"""Where frames go: a video file with the source's sound, an animated image, or numbered images. Checked before the work."""
+"""Where frames go: a video file with the source's sound, an animated image, numbered images, or a camera. Checked before the work."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from ..core.files import Draft, check_folder, check_output, naming, unwritten
 from ..core.images import IMAGE_SUFFIXES, opened_image, save_image
 from ..core.tensors import image_to_numpy
 from .video import FrameSource, Stamp, import_av, reason
+from .virtual_camera import NAME as CAMERA
+from .virtual_camera import VirtualCameraSink, device_of, import_pyvirtualcam, is_virtual_camera
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -34,10 +36,12 @@ log = logging.getLogger(__name__)
 
 
 class FrameSink(Protocol):
-    """Takes IMAGE (H, W, 3) frames of one size, in order, within its context; leaving it tells `place`, where they are."""
+    """Takes IMAGE (H, W, 3) frames of one size, in order, within its context; leaving it tells `place`, where they are kept."""
 
     written: int
-    place: pathlib.Path
+
+    @property
+    def place(self) -> pathlib.Path | None: ...
 
     def check(self, height: int, width: int) -> None:
         """Raise ValueError when frames of this size cannot be written."""
@@ -96,8 +100,8 @@ ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG", ".png": "PNG"}
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 NUMBER = re.compile(r"%0?\d*d")
 POSSIBLE = (
-    f"a video ({', '.join(CONTAINERS)}), an animated image ({', '.join(ANIMATIONS)}), a folder, or a pattern of images such as "
-    "frames/%05d.png"
+    f"a video ({', '.join(CONTAINERS)}), an animated image ({', '.join(ANIMATIONS)}), a folder, a pattern of images such as "
+    f"frames/%05d.png, or {CAMERA}"
 )
 
 
@@ -105,6 +109,9 @@ def check_sink(output: str, source: str = "") -> None:
     """Raise ValueError, with what is possible, unless frames of `source` (a path or "webcam") can be written to `output`."""
     path = pathlib.Path(output).expanduser()
     kind = _kind(output)
+    if kind == CAMERA:
+        import_pyvirtualcam()
+        return
     if _overwrites(path, kind, pathlib.Path(source).expanduser()):
         raise ValueError(f"Expected `out` to be another place than `input`, but both are {source}. Choose a new name.")
     if kind == "folder":
@@ -135,6 +142,8 @@ def _overwrites(output: pathlib.Path, kind: str, source: pathlib.Path) -> bool:
 
 
 def _kind(output: str) -> str:
+    if is_virtual_camera(output):
+        return CAMERA
     path = pathlib.Path(output).expanduser()
     suffix = path.suffix.lower()
     if NUMBER.search(path.name) and suffix in IMAGES:
@@ -150,14 +159,20 @@ def _kind(output: str) -> str:
     raise ValueError(f"Expected `out` to be {POSSIBLE}, but got {path.name!r}. Choose another ending.")
 
 
-def open_sink(output: str, source: FrameSource) -> FrameSink:
-    """Return where frames go; see `check_sink` for what is possible and what is refused."""
+def open_sink(output: str, source: FrameSource, live: bool = False) -> FrameSink:
+    """Return where frames go; see `check_sink` for what is possible and what is refused.
+
+    `live`: a camera shows each frame as it comes, in place of each for its time.
+    """
     check_sink(output, source.path)
     path, kind = pathlib.Path(output).expanduser(), _kind(output)
     if kind == "video":
         return VideoSink(path, source)
     if source.has_sound:
-        log.warning("The input has sound, which %s cannot hold: it is left out.", path.suffix or "a folder")
+        where = "a virtual camera" if kind == CAMERA else path.suffix or "a folder"
+        log.warning("The input has sound, which %s cannot hold: it is left out.", where)
+    if kind == CAMERA:
+        return VirtualCameraSink(device_of(output), source, live)
     if kind == "animation":
         return AnimationSink(path, source)
     return ImagesSink(path / "%06d.png" if kind == "folder" else path)
@@ -252,7 +267,7 @@ class AnimationSink:
                 file.unlink(missing_ok=True)
                 raise
         self.times.append(stamp.seconds)
-        self.end = end_of(stamp, self.rate)
+        self.end = stamp.end(self.rate)
         self.written += 1
 
     def __exit__(
@@ -310,11 +325,6 @@ def settle(draft: Draft, error: BaseException | None, frames: int) -> pathlib.Pa
     if error is not None and not isinstance(error, KeyboardInterrupt):
         log.warning("%s was ended early: %d frames are in %s.", draft.path, frames, place)
     return place
-
-
-def end_of(stamp: Stamp, rate: Fraction) -> float:
-    """Return the second at which a frame's time is over."""
-    return stamp.seconds + float(stamp.length * stamp.time_base or 1 / rate)
 
 
 def durations(times: list[float], per_second: float) -> list[int]:
@@ -508,7 +518,7 @@ class VideoSink:
             base = self._video.codec_context.time_base
             self._last = max(round(Fraction(stamp.pts) * stamp.time_base / base), self._last + 1)
             self.container.mux(self._video.encode(self._frame(self._video, image, self._last)))
-            self.end = end_of(stamp, self.source.rate)
+            self.end = stamp.end(self.source.rate)
             if self._sound is not None:
                 self._sound.copy_until(self.end)
             self._check_written()

@@ -46,6 +46,10 @@ class Stamp:
     def seconds(self) -> float:
         return float(self.pts * self.time_base)
 
+    def end(self, rate: Fraction) -> float:
+        """Return the second at which its time is over; at `rate` frames a second where its length is not known."""
+        return self.seconds + float(self.length * self.time_base or 1 / rate)
+
 
 class FrameSource(Protocol):
     """Frames, IMAGE (H, W, 3) in [0, 1] or uint8, with their times.

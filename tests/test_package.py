@@ -14,7 +14,7 @@ from slipstream import __version__
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Each costs a second or more at the start of the host, or is not there at all.
-LAZY = "diffusers transformers matplotlib scipy av ray torchvision huggingface_hub comfy aiohttp pythonosc".split()
+LAZY = "diffusers transformers matplotlib scipy av ray torchvision huggingface_hub comfy aiohttp pythonosc pyvirtualcam".split()
 
 # What ComfyUI does with a folder of custom_nodes; the module's name is its path, with "." replaced.
 LOAD_LIKE_THE_HOST = """

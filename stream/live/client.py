@@ -218,7 +218,7 @@ class _Push:
             end = 0.0
             for image, stamp in self.source:
                 yield encode_jpeg(image_to_bytes(cover(image, *self.size)), 92), stamp, offset + stamp.seconds
-                end = stamp.seconds + float(stamp.length * stamp.time_base or 1 / self.source.rate)
+                end = stamp.end(self.source.rate)
             if not self.loop or end == 0:
                 return
             offset += end
