@@ -21,7 +21,7 @@ from ..core.pipeline import Pipeline
 from ..core.unused import Unused
 from ..stream.config import StreamConfig
 from ..stream.lanes import room_for, width_of
-from ..stream.live.client import Pushed, control
+from ..stream.live.client import WATCHED, Pushed, control
 from ..stream.live.client import push as push_frames
 from ..stream.live.osc import OscServer
 from ..stream.live.server import Server
@@ -82,15 +82,22 @@ def _add_url(parser: Any) -> None:
 
 
 def _add_push(subparsers: Any) -> None:
-    parser = subparsers.add_parser("push", help="send a video or a camera to a live stream, and store what comes back")
+    parser = subparsers.add_parser(
+        "push", help="send a video or a camera to a live stream, and store or show what comes back"
+    )
     _add_url(parser)
-    parser.add_argument("--input", required=True, help='video file, folder of images, or "webcam"')
+    parser.add_argument(
+        "--input", help='video file, folder of images, or "webcam" (default: only what others send comes back)'
+    )
     parser.add_argument("--out", "--output", help=f"{POSSIBLE} (default: nothing is stored)".replace("%", "%%"))
     parser.add_argument("--fps", type=number(0.01), default=25.0, help="of a folder of images (default %(default)s)")
     parser.add_argument("--loop", action="store_true", help="begin again at the end, until the stream ends")
     parser.add_argument("--prompt", help="set the prompt first")
     parser.add_argument("--strength", type=number(), help="set the strength first")
-    parser.unused = (Unused("fps", lambda v: is_webcam(v.input), "on a webcam. Leave it out."),)
+    parser.unused = (
+        Unused("fps loop", lambda v: not v.input, "without --input. Leave it out."),
+        Unused("fps", lambda v: is_webcam(v.input or ""), "on a webcam. Leave it out."),
+    )
     parser.set_defaults(run=run_push)
 
 
@@ -203,20 +210,26 @@ def run_one(live: LiveStream, networks: Networks, base: StreamConfig) -> None:
 def run_push(args: argparse.Namespace) -> int:
     """Run the command; what has come back is in the output whatever happens."""
     url = stream_url(args.host)
+    if not args.input and args.out is None:
+        raise ValueError(
+            "Expected --input, --output or both, but got none of them. Name what is sent, or where results go."
+        )
     settings = {name: getattr(args, name) for name in ("prompt", "strength") if getattr(args, name) is not None}
     if args.out is not None:
-        check_sink(args.out, args.input)
-    source = open_source(args.input, args.fps)
+        check_sink(args.out, args.input or "")
+    source = open_source(args.input, args.fps) if args.input else None
     with ExitStack() as stack:
-        sink = stack.enter_context(open_sink(args.out, source, live=True)) if args.out is not None else None
+        sink = stack.enter_context(open_sink(args.out, source or WATCHED, live=True)) if args.out is not None else None
         progress = stack.enter_context(Progress("frame"))
 
         def show(pushed: Pushed) -> None:
-            progress.show(pushed.shown, 0 if args.loop else source.count, pushed.report.get("limit", ""))
+            progress.show(
+                pushed.shown, 0 if args.loop or source is None else source.count, pushed.report.get("limit", "")
+            )
 
         found = push_frames(url, source, sink, settings, args.loop, show)
     log.info("%s%s", found.text(), f"; {found.ended}" if found.ended else "")
-    if source.problem:
+    if source is not None and source.problem:
         log.warning("%s: %s. What could be read was sent.", args.input, source.problem)
     return 0
 

@@ -82,7 +82,7 @@ class FrameQueue(Generic[T]):
 class Statistics:
     """Readouts of a running stream over the last `WINDOW` frames; safe to read from any thread.
 
-    The time of a stage is what its thread spends; a GPU works on after it. Rates are those of the last `seconds`.
+    The time of a stage is what its thread spends; a GPU works on after it. Rates and times are those of the last `seconds`.
     """
 
     def __init__(self, seconds: float = math.inf) -> None:
@@ -90,8 +90,9 @@ class Statistics:
         self._lock = threading.Lock()
         self._arrivals: deque[float] = deque(maxlen=WINDOW)
         self._departures: deque[float] = deque(maxlen=WINDOW)
-        self._latencies: deque[float] = deque(maxlen=WINDOW)
-        self._stages: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in STAGES}
+        # Pairs: when it was, and how long it took.
+        self._latencies: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._stages: dict[str, deque[tuple[float, float]]] = {name: deque(maxlen=WINDOW) for name in STAGES}
         self.frames_in = self.frames_out = self.skipped = 0
         self.queues: tuple[FrameQueue[Any], FrameQueue[Any]] | None = None  # input and output, for their drop counters
 
@@ -104,17 +105,18 @@ class Statistics:
         with self._lock:
             self.frames_out += 1
             self.skipped += skipped
-            self._departures.append(time.perf_counter())
-            self._latencies.append(latency)
+            now = time.perf_counter()
+            self._departures.append(now)
+            self._latencies.append((now, latency))
 
     def spent(self, stage: str, seconds: float) -> None:
         with self._lock:
-            self._stages[stage].append(seconds)
+            self._stages[stage].append((time.perf_counter(), seconds))
 
     def summary(self) -> dict[str, float]:
         """Return frames in, out, dropped and skipped, fps in and out, ms per stage and latency percentiles in ms."""
         with self._lock:
-            ordered = sorted(self._latencies)
+            ordered = sorted(self._recent(self._latencies))
             report: dict[str, float] = {
                 "frames_in": self.frames_in,
                 "frames_out": self.frames_out,
@@ -129,11 +131,20 @@ class Statistics:
             return report
 
     def _means(self) -> dict[str, float]:
-        return {name: sum(t) / max(len(t), 1) for name, t in self._stages.items()}
+        recent = {name: self._recent(times) for name, times in self._stages.items()}
+        return {name: sum(times) / max(len(times), 1) for name, times in recent.items()}
+
+    @property
+    def _oldest(self) -> float:
+        return -math.inf if self.seconds == math.inf else time.perf_counter() - self.seconds
+
+    def _recent(self, pairs: deque[tuple[float, float]]) -> list[float]:
+        oldest = self._oldest
+        return [value for at, value in tuple(pairs) if at >= oldest]
 
     def rate(self, times: deque[float]) -> float:
         """Return how many of `times` (perf_counter) there are a second."""
-        oldest = -math.inf if self.seconds == math.inf else time.perf_counter() - self.seconds
+        oldest = self._oldest
         recent = [t for t in tuple(times) if t >= oldest]
         return (len(recent) - 1) / max(recent[-1] - recent[0], 1e-9) if len(recent) > 1 else 0.0
 

@@ -84,15 +84,23 @@ class NodePanel {
   look() {
     if (!this.node.graph) return;
     const values = this.values();
-    const changed = Object.entries(values).filter(([name, value]) => value !== this.seen?.[name]);
+    this.seen ??= values;
+    const changed = Object.entries(values).filter(([name, value]) => value !== this.seen[name]);
     if (!changed.length) return;
     this.seen = values;
     this.panel.setSettings(Object.fromEntries(changed));
     this.panel.send(Object.fromEntries(changed));
   }
 
+  /** Take the node's values as known: a run that is queued now has them, and so has a workflow that was opened. */
+  settle() {
+    this.seen = this.values();
+    this.panel.pending = {};
+  }
+
   async queue() {
     [this.waiting, this.unwanted] = [true, false];
+    this.settle();
     const queued = await app.queuePrompt(0);
     const marked = Object.keys(app.lastNodeErrors ?? {}).length > 0;
     if (marked || (queued === false && !(await isQueued()))) throw new Error("The workflow has a mistake. It is marked on the node.");
@@ -103,7 +111,7 @@ class NodePanel {
     this.waiting = false;
     this.place = place;
     sessionStorage.setItem(KEY, JSON.stringify({ ...stored(), [place]: stream }));
-    this.seen = this.values();
+    this.look(); // what was typed while the model was loading
     this.panel.connect(stream, this.unwanted);
     this.unwanted = false;
   }
@@ -161,6 +169,7 @@ app.registerExtension({
     app.api.addEventListener("execution_interrupted", () => panels.forEach((p) => p.gaveUp("Stopped.")));
   },
   afterConfigureGraph() {
+    panels.forEach((panel) => panel.settle());
     // A page that was loaded again, or a workflow that was opened again, takes its stream up, if that still runs.
     for (const [place, stream] of Object.entries(stored())) {
       const [graph, id] = place.split("/");

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,20 @@ LAST = 3.0  # seconds that the results of the last frames are waited for
 KEPT = 1024  # frames on their way whose times are known; older ones were dropped
 
 
+class Watched:
+    """What others send, as a source that sinks know; its own frames are none."""
+
+    path, problem, live, has_sound, count = "", "", True, False, 0
+    rate = base_rate = Fraction(30)
+    time_base = Fraction(1, 1000)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Stamp]]:
+        return iter(())
+
+
+WATCHED = Watched()
+
+
 @dataclass
 class Pushed:
     """What became of a push: frames sent and shown, delays in ms, and why it ended."""
@@ -40,6 +55,8 @@ class Pushed:
 
     def text(self) -> str:
         """Return it in one line."""
+        if not self.sent:
+            return f"{self.shown} frames came"
         ordered = sorted(self.delays)
         return (
             f"{self.sent} frames sent, {self.shown} came back, {self.sent - self.shown} were dropped; from sent to shown p50 "
@@ -48,13 +65,14 @@ class Pushed:
 
 
 def push(
-    url: str, source: FrameSource, sink: FrameSink | None = None, settings: dict[str, Any] | None = None, loop: bool = False,
+    url: str, source: FrameSource | None, sink: FrameSink | None = None, settings: dict[str, Any] | None = None, loop: bool = False,
     progress: Callable[[Pushed], None] = lambda pushed: None,
 ) -> Pushed:  # fmt: skip
     """Send the frames of `source` at its own pace to the stream at `url`, and write what comes back to `sink`.
 
     Args:
         url: as the panel shows it: http://host:port/slipstream/live/ID.
+        source: None sends nothing: what others send is shown until the stream ends.
         settings: live settings to set first.
         loop: begin again at the end of a file.
 
@@ -65,14 +83,14 @@ def push(
 
 
 def control(url: str, opened: Callable[[Remote], AbstractContextManager[Any]]) -> str:
-    """Join the stream at `url` as one more page: `opened(remote)` is entered while it runs. Returns why it ended.
+    """Join the stream at `url` as one more viewer: `opened(remote)` is entered while it runs. Returns why it ended.
 
     Raises:
         ValueError: the stream cannot be reached.
     """
 
     async def visit() -> str:
-        async with connected(url) as socket:
+        async with connected(url, view=True) as socket:
             with opened(Remote(socket, asyncio.get_running_loop())):
                 async for message in socket:
                     found = json.loads(message.data) if isinstance(message.data, str) else {"type": ""}
@@ -98,11 +116,14 @@ class Remote:
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Any]:
-    """Connect to the stream at `url`; raises ValueError where there is none."""
+async def connected(url: str, view: bool = False) -> AsyncIterator[Any]:
+    """Connect to the stream at `url`, only to `view` it or to send frames; raises ValueError where there is none."""
     aiohttp = import_aiohttp()
     try:
-        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=LARGEST) as socket:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(url, params={"view": "1"} if view else {}, max_msg_size=LARGEST) as socket,
+        ):
             yield socket
     except aiohttp.ClientError as error:
         status = getattr(error, "status", None)
@@ -114,7 +135,7 @@ async def connected(url: str) -> AsyncIterator[Any]:
 
 class _Push:
     def __init__(
-        self, url: str, source: FrameSource, sink: FrameSink | None, settings: dict[str, Any], *how: Any
+        self, url: str, source: FrameSource | None, sink: FrameSink | None, settings: dict[str, Any], *how: Any
     ) -> None:
         self.url, self.source, self.sink, self.settings = url, source, sink, settings
         self.loop, self.progress = how
@@ -123,10 +144,11 @@ class _Push:
         self.producer = False
         self.begun, self.answered, self.all_back = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.stamps: dict[int, Stamp] = {}
+        self.first = 0.0  # the time at which the first result came
         self.last: Tensor | None = None
 
     async def run(self) -> Pushed:
-        async with connected(self.url) as socket:
+        async with connected(self.url, view=self.source is None) as socket:
             await self._talk(socket)
         return self.found
 
@@ -134,14 +156,17 @@ class _Push:
         reader = asyncio.create_task(self._read(socket))
         try:
             await self._until(reader, self.begun, 20)
-            if not self.producer:
+            if not self.producer and self.source is not None:
                 raise ValueError(
-                    "Expected to be the one that sends frames, but another client does. Stop that one first."
+                    "Expected to be the one that sends frames, but another client does. Choose Pushed frames in its panel, or stop it."
                 )
             if self.settings:
                 await socket.send_str(json.dumps({"type": "set", **self.settings}))
                 await self._until(reader, self.answered, 20)
-            sender = asyncio.create_task(self._send(socket))
+            if self.source is None:
+                await reader
+                return
+            sender = asyncio.create_task(self._send(socket, self.source))
             await asyncio.wait([reader, sender], return_when=asyncio.FIRST_COMPLETED)
             if sender.done():
                 sender.result()
@@ -187,23 +212,28 @@ class _Push:
             self.found.ended = message["reason"]
 
     def _shown(self, head: wire.Head, body: bytes) -> None:
-        self.found.delays.append(1000 * time.perf_counter() - head.captured)
-        del self.found.delays[:-KEPT]
+        now = time.perf_counter()
+        if self.source is None:  # the number and the time are those of another client
+            self.first = self.first or now
+            stamp: Stamp | None = Stamp(round(1000 * (now - self.first)), WATCHED.time_base)
+        else:
+            self.found.delays.append(1000 * now - head.captured)
+            del self.found.delays[:-KEPT]
+            stamp = self.stamps.pop(head.sequence, None)
         self.found.shown += 1
         self.last = read_encoded(body) if body else self.last
-        stamp = self.stamps.pop(head.sequence, None)
         if self.sink is not None and stamp is not None and self.last is not None:
             self.sink.write(self.last, stamp)
         self.progress(self.found)
         if head.sequence == self.found.sent:
             self.all_back.set()
 
-    async def _send(self, socket: Any) -> None:
+    async def _send(self, socket: Any, source: FrameSource) -> None:
         """Send frames when their time has come; a camera's own when they are there."""
-        begun, frames = time.perf_counter(), self._frames()
+        begun, frames = time.perf_counter(), self._frames(source)
         while (pair := await asyncio.to_thread(next, frames, None)) is not None:
             data, stamp, seconds = pair
-            if not self.source.live:
+            if not source.live:
                 await asyncio.sleep(max(0.0, begun + seconds - time.perf_counter()))
             self.found.sent += 1
             self.all_back.clear()
@@ -211,14 +241,14 @@ class _Push:
             self.stamps.pop(self.found.sent - KEPT, None)
             await socket.send_bytes(wire.pack(wire.Head(wire.FRAME, self.found.sent, 1000 * time.perf_counter()), data))
 
-    def _frames(self) -> Iterator[tuple[bytes, Stamp, float]]:
+    def _frames(self, source: FrameSource) -> Iterator[tuple[bytes, Stamp, float]]:
         assert self.size is not None
         offset = 0.0
         while True:
             end = 0.0
-            for image, stamp in self.source:
+            for image, stamp in source:
                 yield encode_jpeg(image_to_bytes(cover(image, *self.size)), 92), stamp, offset + stamp.seconds
-                end = stamp.end(self.source.rate)
+                end = stamp.end(source.rate)
             if not self.loop or end == 0:
                 return
             offset += end

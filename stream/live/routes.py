@@ -76,7 +76,7 @@ async def connect(request: Any, streams: Streams = STREAMS) -> Any:
     await socket.prepare(request)
     outbox = Outbox()
     try:
-        member = stream.join(outbox, request.query.get("key", "")[:100])
+        member = stream.join(outbox, request.query.get("key", "")[:100], "view" in request.query)
     except ValueError as error:
         await socket.close(code=1013, message=str(error).encode()[:120])
         return socket

@@ -116,8 +116,11 @@ class LiveStream:
 
     # -- clients
 
-    def join(self, client: Client, key: str = "") -> Member:
-        """Add a client; the first one that may is the producer. Raises ValueError when there are too many, or it has ended."""
+    def join(self, client: Client, key: str = "", view: bool = False) -> Member:
+        """Add a client; the first one that does not only `view` is the producer.
+
+        Raises ValueError when there are too many, or it has ended.
+        """
         with self._lock:
             if self.ended:
                 raise ValueError(f"Expected a stream that runs, but this one has ended: {self.ended}")
@@ -139,7 +142,7 @@ class LiveStream:
                 note=self._news or self.note,
                 without=self.without,
             )
-            self.produce(member)
+            (self.view if view else self.produce)(member)
             return member
 
     def produce(self, member: Member) -> bool:
@@ -150,6 +153,13 @@ class LiveStream:
             own = self._producer is member
             self._tell(member, "role", producer=own)
             return own
+
+    def view(self, member: Member) -> None:
+        """Let somebody else send frames, a program that pushes for example."""
+        with self._lock:
+            if self._producer is member:
+                self._producer, self._deadline = None, time.monotonic() + PAUSE
+            self._tell(member, "role", producer=False)
 
     def leave(self, member: Member, lost: bool) -> None:
         """Remove a client. Without its producer a stream pauses, and ends after a grace: sooner when it was `lost`."""
@@ -206,8 +216,10 @@ class LiveStream:
             self.end("Stopped.")
         elif kind == "produce":
             self.produce(member)
+        elif kind == "view":
+            self.view(member)
         else:
-            raise ValueError(f"Expected a message of type set, stop or produce, but got {kind[:40]!r}.")
+            raise ValueError(f"Expected a message of type set, stop, produce or view, but got {kind[:40]!r}.")
 
     def set(self, updates: Mapping[str, Any]) -> None:
         """Change settings from the next pass on; raises ValueError for a bad one, and changes nothing then."""

@@ -307,6 +307,32 @@ def test_a_frame_goes_round_with_its_time(running: Running) -> None:
     assert "3 of 3 frames" in running.live.text()
 
 
+def test_a_viewer_never_takes_the_place_of_the_one_that_sends(running: Running) -> None:
+    """One that joined as a viewer, and a page that gives its place to a program that pushes."""
+
+    async def visit(opened: Any) -> None:
+        viewer = await opened(key="v&view=1")
+        assert (await viewer.told("role"))["producer"] is False
+        page = await opened()
+        assert (await page.told("role"))["producer"] is True
+        await page.socket.send_str('{"type": "view"}')
+        assert (await page.told("role"))["producer"] is False
+        program = await opened()
+        assert (await program.told("role"))["producer"] is True
+        for other in (page, viewer):
+            await other.socket.send_str('{"type": "view"}')
+            assert (await other.told("role"))["producer"] is False
+        await program.send()
+        for client in (page, viewer, program):
+            await client.shown()
+        await program.socket.close()
+        assert (await page.told("paused"))["reason"] == "page closed"
+        await page.socket.send_str('{"type": "produce"}')
+        assert (await page.told("role"))["producer"] is True
+
+    served(running, visit)
+
+
 @pytest.mark.parametrize(("group", "lanes", "steps"), [(4, 1, 1), (2, 1, 2), (1, 3, 1), (1, 2, 3)])
 def test_frames_that_travel_together_or_side_by_side_keep_coming(group: int, lanes: int, steps: int) -> None:
     """So many are let in as fill every place; none waits for a frame that is not let in."""

@@ -97,6 +97,28 @@ def test_a_push_ends_with_its_stream(server: Server, running: Running, frames) -
     assert len(found.delays) == found.shown
 
 
+def test_what_others_push_is_stored(server: Server, running: Running, frames, tmp_path, capsys) -> None:
+    """Without --input nothing is sent; the command ends with the stream, and the video has the times at which results came."""
+    url = f"{server.url}/slipstream/live/{running.live.id}"
+    codes: list[int] = []
+    out = tmp_path / "seen.mkv"
+    watching = threading.Thread(target=lambda: codes.append(main(["push", "--host", url, "--output", str(out)])))
+    watching.start()
+    while not running.live._members:
+        time.sleep(0.02)
+    found = push(url, open_source(str(frames), 20))
+    running.live.end("Stopped.")
+    watching.join(20)
+    assert codes == [0]
+    seen = list(open_source(str(out)))
+    assert found.shown - 1 <= len(seen) <= found.shown
+    assert seen[0][1].seconds == 0
+    assert seen[-1][1].seconds == pytest.approx((len(seen) - 1) / 20, abs=0.15)
+    assert f"{len(seen)}/? frames" in capsys.readouterr().err
+    assert main(["push", "--host", url]) == 2
+    assert "Expected --input, --output or both" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -339,7 +339,7 @@ def test_waiting_with_a_limit() -> None:
 
 def test_statistics_count_frames_and_rates(monkeypatch) -> None:
     """Ten frames come in 10 ms apart, eight leave 20 ms apart with latencies of 1 to 8 ms, two of them repeats."""
-    clock = iter([0.01 * i for i in range(10)] + [1 + 0.02 * i for i in range(8)])
+    clock = iter([0.01 * i for i in range(10)] + [1 + 0.02 * (i // 2) for i in range(16)])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     statistics = Statistics()
     entrance, exit = FrameQueue(1), FrameQueue(1)
@@ -359,6 +359,25 @@ def test_statistics_count_frames_and_rates(monkeypatch) -> None:
     assert {name: summary[name] for name in latencies} == pytest.approx(latencies)
     assert "8 of 10 frames, 50.0 fps (in 100.0), latency p50 5 / p95 8 / p99 8 ms" in statistics.text()
     assert "dropped 9, skipped 2" in statistics.text()
+
+
+def test_statistics_of_the_last_seconds_forget_what_was_before(monkeypatch) -> None:
+    """A stream that got slower tells its times of now; without frames for so long it tells none, and all of it at the end."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    statistics = Statistics(seconds=4)
+    for at, seconds in ((0.0, 0.002), (10.0, 0.1), (10.2, 0.3)):
+        now[0] = at
+        statistics.spent("denoise", seconds)
+        statistics.left(2 * seconds, skipped=False)
+    found = statistics.summary()
+    assert (found["denoise_ms"], found["latency_p50_ms"], found["fps_out"]) == pytest.approx((200, 600, 5))
+    assert statistics.limit() == "denoise: at most 5.0 frames per second"
+    now[0] = 20.0
+    found = statistics.summary()
+    assert (found["denoise_ms"], found["latency_p95_ms"], found["fps_out"], statistics.limit()) == (0, 0, 0, "")
+    statistics.seconds = float("inf")
+    assert statistics.summary()["denoise_ms"] == pytest.approx(402 / 3)
 
 
 def test_statistics_of_nothing() -> None:

@@ -121,13 +121,39 @@ await check("a second page watches, and changes settings", async () => {
   two.connect(cases.id);
   await until(() => two.shown > 2, "frames in the second");
   equal([one.producer, two.producer], [true, false]);
-  truth(two.says.textContent.includes("Another page sends"), two.says.textContent);
+  truth(two.says.textContent.includes("Another page or program sends"), two.says.textContent);
   type(two, "seed", "77");
   await until(() => one.settings.seed === 77, "the seed in the first");
 });
 await check("pushed frames show how", async () => {
   two.setSource("pushed");
   truth(two.says.textContent.includes(`slipstream push --host ${location.origin}/slipstream/live/`), two.says.textContent);
+});
+await check("a program takes the place of the page that waits for pushed frames, and gives it back", async () => {
+  one.setSource("pushed");
+  await until(() => !one.producer, "the place is given up");
+  const pushing = new WebSocket(one.options.address(cases.id));
+  const told = [];
+  pushing.onmessage = ({ data }) => typeof data === "string" && told.push(JSON.parse(data));
+  await until(() => told.some((m) => m.type === "role"), "the role");
+  truth(told.find((m) => m.type === "role").producer, "the program sends");
+  one.setSource("camera");
+  await until(() => one.says.textContent.includes("Another page or program sends"), one.says.textContent);
+  one.setSource("pushed");
+  pushing.close(1000);
+  await until(() => one.says.textContent.startsWith("No program sends frames any more."), one.says.textContent);
+  truth(!one.producer && !two.producer, "nobody takes the place of a program");
+  one.setSource("camera");
+  const before = one.shown;
+  await until(() => one.producer && one.shown > before + 2, "frames of the camera again");
+});
+await check("what is changed while the connection is lost reaches the stream", async () => {
+  await fetch("/abort", { method: "POST" });
+  await until(() => one.connection?.lost, "the loss");
+  type(one, "strength", "0.35");
+  await until(() => one.joined && two.settings.strength === 0.35, "the setting in the other page");
+  equal(one.settings.strength, 0.35);
+  await until(() => one.producer, "the producer again");
 });
 await check("a lost connection comes back by itself", async () => {
   await fetch("/abort", { method: "POST" });
@@ -164,12 +190,16 @@ await check("Stop ends it for both, with the reason", async () => {
 });
 await check("it starts again", async () => {
   const before = one.shown;
+  type(one, "strength", "0.45"); // no stream can take it yet
   $(one, "start").click();
   await until(() => one.running && one.shown > 2 && one.shown !== before, "frames again");
+  await until(() => !("strength" in one.sent), "the answer");
+  equal(one.settings.strength, 0.45);
 });
 await check("when the first page leaves, the second sends", async () => {
   two.setSource("camera");
   two.connect(cases.id);
+  equal(two.canvas.getContext("2d").getImageData(4, 4, 1, 1).data[3], 0); // no image of the stream before
   await until(() => two.shown > 1, "frames in the second");
   one.destroy();
   await until(() => two.producer, "the second as producer");

@@ -7,9 +7,9 @@ const TRIES = 8;
 export const LEFT = "Left.";
 
 export class Connection {
-  /** `on` has open(), text(message), result(head), closed(reason): the last is called once. */
-  constructor(url, on) {
-    Object.assign(this, { url, on, sequence: 0, left: 0, tries: 0, ended: false, lost: false });
+  /** `on` has open(), text(message), result(head), closed(reason): the last is called once. `view`: others send the frames. */
+  constructor(url, on, view = false) {
+    Object.assign(this, { url, on, view, sequence: 0, left: 0, tries: 0, ended: false, lost: false });
     this.key = [...crypto.getRandomValues(new Uint8Array(16))].map((b) => b.toString(16).padStart(2, "0")).join("");
     this.onHide = () => this.close();
     window.addEventListener("pagehide", this.onHide);
@@ -17,7 +17,7 @@ export class Connection {
   }
 
   open() {
-    const socket = new WebSocket(`${this.url}?key=${this.key}`);
+    const socket = new WebSocket(`${this.url}?key=${this.key}${this.view ? "&view=1" : ""}`);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     socket.onopen = () => {

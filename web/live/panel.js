@@ -52,6 +52,16 @@ const SETTINGS = [
   ["motion", "Motion", [0, 1, 0.05], "How much less a fast moving frame is repainted."],
   ["similarity", "Similarity", [0.8, 1, 0.001], "Frames alike beyond this are skipped; 1 skips none."],
 ];
+const READOUTS = {
+  in: "Frames a second that reach the stream.",
+  out: "Frames a second that are shown.",
+  "capture to display": "The time from the camera to the screen, by the clock of this browser: half of the frames take less than p50, 95 of 100 less than p95.",
+  "in the server": "The time from a frame's arrival to its result: half of the frames take less than p50, 95 of 100 less than p95.",
+  dropped: "Frames that came faster than the model takes them. The newest one counts, so that the delay does not grow.",
+  skipped: "Frames like the one before, which Similarity leaves out.",
+  stages: "Milliseconds that each part takes for a frame. They work at the same time: the longest one decides.",
+  "limited by": "What to make faster for more frames a second.",
+};
 const TYPING = 350; // ms without a key until a text is sent
 const ANSWERED = 3000; // ms within which a stream answers a changed setting
 const RECENT = 4000; // ms that delays are measured over
@@ -64,6 +74,8 @@ export class Panel {
   times = []; // when frames were sent
   shown = 0;
   sent = {}; // settings that the stream has not answered yet
+  pending = {}; // settings that were changed while no stream could take them: the next hello sends them
+  joined = false; // whether the stream has said hello
 
   constructor(root, options) {
     Object.assign(this, { root, options, settings: { ...options.settings }, controls: {}, timers: {} });
@@ -189,7 +201,7 @@ export class Panel {
 
   /** Send changed settings, and remember them until the stream has them: what it says before is older. */
   send(values) {
-    if (!this.connection) return;
+    if (!this.joined || !this.connection?.ready) return Object.assign(this.pending, values);
     for (const [name, value] of Object.entries(values)) this.sent[name] = { text: String(value), at: performance.now() };
     this.connection.send({ type: "set", ...values });
   }
@@ -209,6 +221,10 @@ export class Panel {
     this.kind = this.root.dataset.source = kind;
     this.fileButton.hidden = kind !== "file";
     this.options.onPanel?.({ source: kind });
+    if (this.connection) {
+      this.connection.view = kind === "pushed";
+      if (kind === "pushed" || !this.producer) this.connection.send({ type: kind === "pushed" ? "view" : "produce" });
+    }
     if (this.running && kind !== "pushed") this.openSource();
     this.state();
   }
@@ -225,12 +241,16 @@ export class Panel {
   }
 
   async openSource() {
+    this.opening = true;
     try {
       await this.source.open(this.kind, this.fileInput.files[0]);
+      if (this.producer) this.say(this.note);
       return true;
     } catch (error) {
       this.say(error.message, true);
       return false;
+    } finally {
+      this.opening = false;
     }
   }
 
@@ -258,13 +278,15 @@ export class Panel {
     this.connection?.close();
     this.id = id;
     this.running = true;
-    [this.delays, this.times, this.shown] = [[], [], 0];
-    const connection = new Connection(this.options.address(id), {
+    [this.delays, this.times, this.shown, this.joined] = [[], [], 0, false];
+    this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
+    const on = {
       open: () => (unwanted ? connection.send({ type: "stop" }) : this.say("")),
       text: (message) => this.told(message),
       result: (result) => this.result(result),
       closed: (reason) => connection === this.connection && this.ended(reason),
-    });
+    };
+    const connection = new Connection(this.options.address(id), on, this.kind === "pushed");
     this.connection = connection;
     this.state();
   }
@@ -272,7 +294,7 @@ export class Panel {
   ended(reason, bad = !/^(Stopped|Left|There is no such)/.test(reason)) {
     this.running = false;
     this.connection = null;
-    this.producer = false;
+    this.producer = this.joined = false;
     this.source.close();
     this.stopRecording();
     this.say(reason, bad);
@@ -288,8 +310,20 @@ export class Panel {
     else if (message.type === "refused") this.refused(message);
     else if (message.type === "warning") this.say(message.reason, true);
     else if (message.type === "note") this.say(message.reason);
-    else if (message.type === "lost") this.say(`The connection is lost; next try in ${message.seconds} s.`, true);
-    else if (message.type === "paused" && !this.producer) this.connection.send({ type: "produce" });
+    else if (message.type === "lost") this.lost(message.seconds);
+    else if (message.type === "paused") this.paused();
+  }
+
+  lost(seconds) {
+    this.joined = false;
+    this.say(`The connection is lost; next try in ${seconds} s.`, true);
+  }
+
+  paused() {
+    if (this.kind !== "pushed" && !this.producer) this.connection.send({ type: "produce" });
+    if (this.kind !== "pushed") return;
+    this.state();
+    this.says.prepend("No program sends frames any more. ");
   }
 
   refused({ kind, reason }) {
@@ -301,6 +335,10 @@ export class Panel {
     this.without = without;
     [this.grabber.width, this.grabber.height] = size;
     this.note = note;
+    this.joined = true;
+    const own = Object.entries(this.pending).filter(([name]) => !(name in without));
+    this.pending = {};
+    if (own.length) this.send(Object.fromEntries(own));
     this.changed(settings);
     this.say(note);
   }
@@ -314,12 +352,12 @@ export class Panel {
 
   role(producer) {
     this.producer = producer;
-    if (producer && this.kind !== "pushed" && !this.source.opened) {
+    if (producer && this.kind !== "pushed" && !this.source.opened && !this.opening) {
       // A screen or a file can be chosen by hand only.
       if (this.kind === "camera") this.openSource();
-      else this.say(`Press Stop, then Start to choose the ${this.kind === "file" ? "video file" : "screen"}.`, true);
+      else this.say(this.kind === "file" ? "Choose a video file." : "Press Stop, then Start to choose the screen.", true);
     }
-    if (!producer && this.kind !== "pushed") this.say("Another page sends the frames; this one shows them.");
+    if (!producer && this.kind !== "pushed") this.say("Another page or program sends the frames; this one shows them.");
     this.state();
   }
 
@@ -393,22 +431,23 @@ export class Panel {
     this.times = this.times.filter((at) => now - at < RECENT);
     const delays = this.delays.map(([, delay]) => delay);
     const ms = (value) => (value === null ? "-" : `${Math.round(value)} ms`);
-    const stages = ["encode", "denoise", "decode", "publish"].map((name) => `${name} ${s[`${name}_ms`].toFixed(1)}`);
+    const stages = ["encode", "denoise", "decode", "publish"].map((name) => `${name} ${s[`${name}_ms`] ? s[`${name}_ms`].toFixed(1) : "-"}`);
     const where = delays.length ? "capture to display" : "in the server";
-    const p = (percent) => (delays.length ? percentile(delays, percent) : s[`latency_p${percent}_ms`]);
+    const p = (percent) => (delays.length ? percentile(delays, percent) : s[`latency_p${percent}_ms`] || null);
     this.last = { ...s, p50: percentile(delays, 50), p95: percentile(delays, 95) };
     const lines = [
       [["in", `${s.fps_in.toFixed(1)} fps`], ["out", `${s.fps_out.toFixed(1)} fps`], [where, `p50 ${ms(p(50))}, p95 ${ms(p(95))}`]],
       [["dropped", s.dropped + (this.connection?.left ?? 0)], ["skipped", s.skipped], ["stages", `${stages.join(" + ")} ms`]],
-      [["limited by", s.limit || "nothing yet: no frame came"]],
+      [["limited by", s.limit || "nothing: no frame comes"]],
     ];
     this.readouts.replaceChildren(
       ...lines.map((parts) => {
         const line = document.createElement("div");
         parts.forEach(([name, value], i) => {
-          const strong = document.createElement("b");
-          strong.textContent = value;
-          line.append(i ? " · " : "", `${name} `, strong);
+          const [part, strong] = [document.createElement("span"), document.createElement("b")];
+          [strong.textContent, part.title] = [value, READOUTS[name]];
+          part.append(`${name} `, strong);
+          line.append(i ? " · " : "", part);
         });
         return line;
       }),
