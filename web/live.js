@@ -84,7 +84,7 @@ class NodePanel {
   look() {
     if (!this.node.graph) return;
     const values = this.values();
-    this.seen ??= values;
+    if (!this.seen) return this.settle();
     const changed = Object.entries(values).filter(([name, value]) => value !== this.seen[name]);
     if (!changed.length) return;
     this.seen = values;
@@ -96,6 +96,7 @@ class NodePanel {
   settle() {
     this.seen = this.values();
     this.panel.pending = {};
+    this.panel.setSettings(this.seen);
   }
 
   async queue() {

@@ -181,37 +181,40 @@ class LiveStream:
         except ValueError as error:
             self.refuse(member, "malformed", str(error))
 
-    def refuse(self, member: Member, kind: str, reason: str) -> None:
+    def refuse(self, member: Member, kind: str, reason: str) -> bool:
+        """Count what is refused; tell why, and return True, unless too much is."""
         with self._lock:
             self.refused[kind] += 1
-        if member.within("answers", ANSWERS_PER_SECOND):
+        answered = member.within("answers", ANSWERS_PER_SECOND)
+        if answered:
             self._tell(member, "refused", kind=kind, reason=reason)
+        return answered
 
     def _frame(self, member: Member, message: bytes) -> None:
         if self._producer is not member:
-            return self.refuse(
+            self.refuse(
                 member, "viewer", "Expected frames of the producer, but got one of a viewer. Another page sends."
             )
+            return
         if not member.within("frames", FRAMES_PER_SECOND):
-            return self.refuse(member, "rate", f"Expected at most {FRAMES_PER_SECOND} frames per second, but got more.")
+            self.refuse(member, "rate", f"Expected at most {FRAMES_PER_SECOND} frames per second, but got more.")
+            return
         head, body = wire.unpack(message, (wire.FRAME,))
         if head.sequence <= member.sequence:
-            return self.refuse(
-                member, "replayed", f"Expected a frame after {member.sequence}, but got {head.sequence}."
-            )
+            self.refuse(member, "replayed", f"Expected a frame after {member.sequence}, but got {head.sequence}.")
+            return
         member.sequence = head.sequence
         self._received.append(time.perf_counter())
         self._inbox.put(Pushed(head, body))
 
     def _text(self, member: Member, message: str) -> None:
         if not member.within("texts", TEXTS_PER_SECOND):
-            return self.refuse(
-                member, "rate", f"Expected at most {TEXTS_PER_SECOND} messages per second, but got more."
-            )
+            self.refuse(member, "rate", f"Expected at most {TEXTS_PER_SECOND} messages per second, but got more.")
+            return
         found = wire.read_text(message)
         kind = found.pop("type")
         if kind == "set":
-            self.set(found)
+            self._set(member, found)
         elif kind == "stop":
             self.end("Stopped.")
         elif kind == "produce":
@@ -220,6 +223,14 @@ class LiveStream:
             self.view(member)
         else:
             raise ValueError(f"Expected a message of type set, stop, produce or view, but got {kind[:40]!r}.")
+
+    def _set(self, member: Member, updates: Mapping[str, Any]) -> None:
+        """Change settings; one that is refused is answered with the settings that hold."""
+        try:
+            self.set(updates)
+        except ValueError as error:
+            if self.refuse(member, "setting", str(error)):
+                self._tell(member, "settings", settings=self.settings.as_json())
 
     def set(self, updates: Mapping[str, Any]) -> None:
         """Change settings from the next pass on; raises ValueError for a bad one, and changes nothing then."""

@@ -393,6 +393,7 @@ def test_settings_change_while_it_runs(running: Running) -> None:
         ):
             await page.socket.send_str(json.dumps({"type": "set", **bad}))
             assert reason in (await page.told("refused"))["reason"]
+            assert (await page.told("settings"))["settings"]["prompt"] == "a red circle"
         await page.socket.send_str(json.dumps({"type": "set", "prompt": "bad"}))
         assert "better prompt" in (await page.told("refused"))["reason"]
         assert (await page.told("settings"))["settings"]["prompt"] == "a red circle"

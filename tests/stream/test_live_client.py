@@ -198,9 +198,9 @@ def test_osc_reaches_a_stream_of_another_process(server: Server, running: Runnin
         client.send_message("/slipstream/steps", 0)
         time.sleep(0.05)
     assert running.live.settings.strength == 0.25
-    while not running.live.refused["malformed"] and time.monotonic() < end:
+    while not running.live.refused["setting"] and time.monotonic() < end:
         time.sleep(0.02)
-    assert running.live.refused["malformed"]
+    assert running.live.refused["setting"]
     running.live.end("Stopped.")
     command.join(20)
     assert not command.is_alive()

@@ -101,6 +101,13 @@ await check("what is refused is said, and the setting goes back", async () => {
   type(one, "t_index_list", "9,9");
   await until(() => one.says.textContent.includes("t_index_list"), "the reason");
   truth(one.says.classList.contains("bad"), "not marked");
+  equal(one.settings.t_index_list, []);
+  equal(
+    written.some((w) => String(w.t_index_list) === "9,9"),
+    false,
+  );
+  type(one, "strength", "0.3");
+  await until(() => one.says.textContent === "a toy", "the reason is gone with the next setting that is taken");
   type(one, "t_index_list", "");
   type(one, "prompt", "no number");
   await until(() => one.says.textContent.includes("a number"), "the reason of the stream");
@@ -165,9 +172,13 @@ await check("a lost connection comes back by itself", async () => {
 });
 await check("output only, and side by side", () => {
   type(one, "view", "output");
-  equal(getComputedStyle(one.video).display, "none");
+  equal(one.video.clientWidth, 0);
   type(one, "view", "both");
-  truth(getComputedStyle(one.video).display !== "none", "hidden");
+  // The input is the part that the model gets, as large as the output.
+  const [width, height] = cases.size;
+  truth(Math.abs(one.video.clientWidth / one.video.clientHeight - width / height) < 0.02, `${one.video.clientWidth}x${one.video.clientHeight}`);
+  const scale = Math.min(one.canvas.clientWidth / width, one.canvas.clientHeight / height);
+  truth(Math.abs(one.video.clientWidth - scale * width) < 2, `${one.video.clientWidth} of ${scale * width}`);
 });
 await check("the output is recorded", async () => {
   let saved = null;

@@ -7,7 +7,7 @@ import { Source } from "./source.js";
 import { REPEAT, middle, percentile } from "./wire.js";
 
 const STYLE = `
-.slipstream-live { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; box-sizing: border-box; font: 12px/16px sans-serif;
+.slipstream-live { --ratio: 1; display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; box-sizing: border-box; font: 12px/16px sans-serif;
   color: var(--input-text, #ddd); background: var(--comfy-menu-bg, #202020); padding: 6px; border-radius: 6px; overflow: auto; }
 .slipstream-live .bar { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; }
 .slipstream-live button, .slipstream-live select, .slipstream-live textarea, .slipstream-live input[type=text], .slipstream-live input[type=number] {
@@ -18,10 +18,14 @@ const STYLE = `
 .slipstream-live button.on { background: #a33; border-color: #f66; color: #fff; }
 .slipstream-live .stage { flex: 1 1 0; min-height: 150px; display: flex; gap: 4px; justify-content: center; position: relative; background: #111; border-radius: 4px; overflow: hidden; }
 .slipstream-live .stage > * { flex: 1 1 0; min-width: 0; width: 100%; height: 100%; object-fit: contain; }
+/* The input is shown as the model gets it: the middle part with the proportions of the frames. */
+.slipstream-live .stage .input { container-type: size; display: grid; place-items: center; }
+.slipstream-live .stage .input video { width: min(100cqw, 100cqh * var(--ratio)); aspect-ratio: var(--ratio); object-fit: cover; }
 .slipstream-live[data-view=output] .stage .input, .slipstream-live[data-source=pushed] .stage .input { display: none; }
 .slipstream-live .hint { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center; text-align: center; padding: 16px; color: #aaa; pointer-events: none; }
 .slipstream-live .hint:empty { display: none; }
-.slipstream-live .says { min-height: 16px; overflow-wrap: anywhere; user-select: text; }
+.slipstream-live.running[data-view=both]:not([data-source=pushed]) .hint { left: 50%; width: 50%; box-sizing: border-box; }
+.slipstream-live .says { flex: none; min-height: 16px; overflow-wrap: anywhere; user-select: text; }
 .slipstream-live .says.bad { color: #f9a; }
 .slipstream-live .readouts { color: #bbb; font-variant-numeric: tabular-nums; user-select: text; min-height: 32px; flex: none; }
 .slipstream-live .readouts b { color: #fff; font-weight: 600; }
@@ -33,6 +37,8 @@ const STYLE = `
 .slipstream-live summary { cursor: pointer; padding: 2px 0; }
 .slipstream-live code { user-select: all; background: #111; padding: 1px 4px; border-radius: 3px; overflow-wrap: anywhere; }
 .slipstream-live:fullscreen { padding: 10px; }
+.slipstream-live:fullscreen[data-view=output] { padding: 0; background: #000; }
+.slipstream-live:fullscreen[data-view=output] > :not(.stage) { display: none; }
 `;
 const SOURCES = { camera: "Camera", screen: "Screen", file: "Video file", pushed: "Pushed frames" };
 const VIEWS = { both: "Side by side", output: "Output only" };
@@ -115,13 +121,13 @@ export class Panel {
     this.fileInput = make("input", { type: "file", accept: "video/*", hidden: true, onchange: () => this.fileChosen() });
     this.fileButton = button("file", "Choose file", "A video of this computer; it is not uploaded, only its frames are", () => this.fileInput.click());
     this.recordButton = button("record", "Record", "Record the output; the video is saved by the browser", () => this.record());
-    const full = button("full", "Full screen", "Show the panel on the whole screen", () => this.fullScreen());
+    const full = button("full", "Full screen", "Show the panel on the whole screen; with Output only, the output alone. Esc ends it", () => this.fullScreen());
     const bar = make("div", { className: "bar" });
     bar.append(this.startButton, this.stopButton, this.sourceSelect, this.fileButton, this.fileInput, this.viewSelect, full, this.recordButton);
-    this.video = make("video", { className: "input" });
+    this.video = make("video");
     this.canvas = make("canvas", { className: "output", width: 512, height: 512 });
     this.hint = make("div", { className: "hint" });
-    const stage = make("div", { className: "stage" }, this.video, this.canvas, this.hint);
+    const stage = make("div", { className: "stage" }, make("div", { className: "input" }, this.video), this.canvas, this.hint);
     this.says = make("div", { className: "says" });
     this.says.setAttribute("role", "status");
     this.readouts = make("div", { className: "readouts" });
@@ -148,6 +154,7 @@ export class Panel {
       input = make("input", { type: "range", min, max, step, title: tip, oninput: () => this.change(name) });
     }
     input.dataset.setting = name;
+    input.onblur = () => this.show(name); // what was refused
     title.append(" ");
     this.grid.append(title, input);
     if (input.type === "range") this.grid.append(output);
@@ -158,6 +165,7 @@ export class Panel {
   // -- settings
 
   show(name) {
+    if (this.timers[name]) return; // still typed
     const { input, output, title } = this.controls[name];
     const value = this.settings[name];
     const text = Array.isArray(value) ? value.join(",") : String(value ?? "");
@@ -195,7 +203,7 @@ export class Panel {
   /** Change settings as if by hand. */
   put(values) {
     Object.assign(this.settings, values);
-    this.options.onSettings?.(values);
+    if (!this.joined) this.options.onSettings?.(values); // else the stream's answer is written, and what it refuses is not
     this.send(values);
   }
 
@@ -327,15 +335,16 @@ export class Panel {
   }
 
   refused({ kind, reason }) {
-    if (kind === "setting" || kind === "malformed") this.sent = {}; // the settings that follow hold
+    if (kind === "setting") this.sent = {}; // the settings that follow hold
     this.say(reason, true);
+    this.answered = kind === "setting";
   }
 
   hello({ settings, size, note, without }) {
     this.without = without;
     [this.grabber.width, this.grabber.height] = size;
-    this.note = note;
-    this.joined = true;
+    this.root.style.setProperty("--ratio", size[0] / size[1]);
+    [this.note, this.joined, this.answered] = [note, true, false];
     const own = Object.entries(this.pending).filter(([name]) => !(name in without));
     this.pending = {};
     if (own.length) this.send(Object.fromEntries(own));
@@ -344,6 +353,9 @@ export class Panel {
   }
 
   changed(settings) {
+    // What was wrong with the settings before is no longer true, unless it is the reason why these ones follow.
+    if (!this.answered && this.says.classList.contains("bad")) this.say(this.note);
+    this.answered = false;
     const usable = Object.fromEntries(Object.entries(settings).filter(([name, value]) => !(name in (this.without ?? {})) && !this.isOlder(name, value)));
     this.setSettings(usable);
     for (const name of Object.keys(this.without ?? {})) if (name in this.controls) this.show(name);
@@ -461,6 +473,7 @@ export class Panel {
 
   state() {
     const pushed = this.kind === "pushed";
+    this.root.classList.toggle("running", this.running);
     this.startButton.disabled = this.running;
     this.stopButton.disabled = !this.running;
     this.recordButton.disabled = !this.running && !this.recorder;
