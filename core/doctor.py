@@ -23,14 +23,15 @@ REPEATS = 3
 
 
 def versions() -> dict[str, str]:
-    """Return the system and the versions of what is installed, without importing it."""
+    """Return the system and the versions of what is installed, without importing it; that of torch names its build, as in 2.11.0+cu130."""
     found = {
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            # The installed version of a wheel from PyPI does not tell whether it is a build for CUDA.
+            found[name] = torch.__version__ if name == "torch" else version(name)
         except PackageNotFoundError:
             if name not in OPTIONAL:
                 found[name] = "not installed"
