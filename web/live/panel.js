@@ -39,6 +39,7 @@ const STYLE = `
 .slipstream-live:fullscreen { padding: 10px; }
 .slipstream-live:fullscreen[data-view=output] { padding: 0; background: #000; }
 .slipstream-live:fullscreen[data-view=output] > :not(.stage) { display: none; }
+.slipstream-live:fullscreen[data-view=output] .stage { background: #000; border-radius: 0; }
 `;
 const SOURCES = { camera: "Camera", screen: "Screen", file: "Video file", pushed: "Pushed frames" };
 const VIEWS = { both: "Side by side", output: "Output only" };
@@ -369,6 +370,7 @@ export class Panel {
       if (this.kind === "camera") this.openSource();
       else this.say(this.kind === "file" ? "Choose a video file." : "Press Stop, then Start to choose the screen.", true);
     }
+    if (!producer && this.kind === "camera") this.source.close(); // it is opened again when this page is to send
     if (!producer && this.kind !== "pushed") this.say("Another page or program sends the frames; this one shows them.");
     this.state();
   }
