@@ -33,8 +33,13 @@ def _refuse(name: str, expected: str, got: str, remedy: str = "") -> ValueError:
 
 
 def check_range(name: str, value: float, low: float, high: float = math.inf, remedy: str = "") -> None:
-    """Raise ValueError unless `low <= value <= high` and `value` is a finite number."""
-    if isinstance(value, Real) and -math.inf < value < math.inf and low <= value <= high:
+    """Raise ValueError unless `low <= value <= high` and `value` is a finite number (not a bool)."""
+    if (
+        isinstance(value, Real)
+        and not isinstance(value, bool)
+        and -math.inf < value < math.inf
+        and low <= value <= high
+    ):
         return
     raise _refuse(name, f"of at least {low}" if high == math.inf else f"between {low} and {high}", shown(value), remedy)
 

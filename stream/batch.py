@@ -107,7 +107,7 @@ class StreamBatch:
     @property
     def in_flight(self) -> int:
         """Frames that were pushed or skipped and have not come out yet."""
-        return len(self._waiting) + sum(group.size + len(group.skipped) for group in self._groups)
+        return len(self._waiting) + sum(group.size + len(group.skipped) for group in list(self._groups))
 
     @property
     def capacity(self) -> int:

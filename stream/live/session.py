@@ -37,6 +37,7 @@ PAUSE = 600.0  # and one whose producer closed its page
 REPORTS = 0.5  # seconds between statistics
 OUTSIDE = 2  # frames (or groups) on their way besides those that are denoised: one is encoded, one decoded
 LEAST_WAIT, MOST_WAIT = 0.2, 5.0  # seconds
+LOOK = 0.02  # seconds until a look whether a pass has made room, of which nobody tells
 RECENT = 4.0  # seconds that rates are measured over
 
 
@@ -283,20 +284,27 @@ class LiveStream:
         """
         frames = iter(self._inbox)
         while True:
-            with self._changed:
-                # Fewer steps than before leave more frames in flight, which only new ones push out: after a while one goes in.
-                self._changed.wait_for(lambda: self.ended or self._on_their_way < self._room, self._patience)
+            self._await_room()
             pushed = next(frames, None)
             if pushed is None:
                 return
             self._begun += 1
             yield functools.partial(self._read, pushed), pushed.head
 
+    def _await_room(self) -> None:
+        """Wait until another frame may go in; if nothing comes out for long, one goes in anyway."""
+        end = time.monotonic() + self._patience
+        with self._changed:
+            while not self._changed.wait_for(lambda: self.ended or self._on_their_way < self._room, LOOK):
+                if time.monotonic() > end:
+                    return
+
     @property
     def _room(self) -> int:
         if self._batch is None:
             return OUTSIDE
-        return self._batch.capacity + OUTSIDE * self._batch.config.frame_group
+        # Fewer steps than before leave more frames in flight than there are places, which only new ones push out.
+        return max(self._batch.capacity, self._batch.in_flight) + OUTSIDE * self._batch.config.frame_group
 
     @property
     def _on_their_way(self) -> int:

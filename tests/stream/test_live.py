@@ -111,7 +111,8 @@ def test_settings_say_what_a_config_needs() -> None:
         ({"guidance": "most"}, "guidance"), ({"guidance_scale": 0}, "cfg_scale"), ({"crossfade": -1}, "crossfade"),
         ({"t_index_list": [5, 5]}, "t_index_list"), ({"t_index_list": "a"}, "t_index_list"), ({"t_index_list": 3}, "t_index_list"),
         ({"prompt": 3}, "prompt"), ({"prompt": "x" * 4001}, "prompt"), ({"prompt": "\ud800"}, "prompt"), ({"size": 3}, "setting"),
-        ({"strength": float("nan")}, "strength"), ({"strength": []}, "strength"), ({"seed": 10**5000}, "seed"),
+        ({"strength": float("nan")}, "strength"), ({"strength": []}, "strength"), ({"strength": True}, "strength"),
+        ({"seed": 10**5000}, "seed"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_by_name(updates: dict[str, Any], name: str) -> None:
@@ -361,6 +362,36 @@ def test_frames_that_travel_together_or_side_by_side_keep_coming(group: int, lan
     finally:
         running.close()
     assert running.live.statistics.summary()["latency_p50_ms"] < 2000
+
+
+def test_fewer_steps_make_no_pause() -> None:
+    """Frames in flight outnumber the places then, and new ones have to push them out: none waits for a result."""
+    running = Running(LiveSettings(guidance="none", steps=12))
+    running.gate.delay = 0.02
+
+    async def visit(opened: Any) -> None:
+        page = await opened()
+        await page.told("role")
+
+        async def camera() -> None:
+            while True:
+                await page.send()
+                await asyncio.sleep(0.01)
+
+        sending = asyncio.create_task(camera())
+        for _ in range(14):
+            await page.shown()
+        await page.socket.send_str(json.dumps({"type": "set", "steps": 1}))
+        begun = time.monotonic()
+        for _ in range(30):
+            await page.shown()
+        assert time.monotonic() - begun < 3  # 30 frames of 20 ms; with a wait for each it took 30 s and more
+        sending.cancel()
+
+    try:
+        served(running, visit)
+    finally:
+        running.close()
 
 
 def test_news_reach_those_who_are_there_and_those_who_come(running: Running) -> None:
