@@ -6,9 +6,11 @@ import pathlib
 from collections.abc import Iterable
 from fractions import Fraction
 
-import av
 import numpy as np
+import pytest
 from slipstream.stream.video import open_source
+
+av = pytest.importorskip("av")  # whoever imports this is skipped without it
 
 UNEVEN = [0, 3, 4, 9, 10, 17, 18, 30]
 

@@ -19,10 +19,9 @@ from slipstream.stream import sinks
 from slipstream.stream.sinks import ANIMATIONS, CONTAINERS, check_sink, durations, open_sink
 from slipstream.stream.video import FrameSource, Stamp, open_source
 from slipstream_tests.conftest import ROOT
-from slipstream_tests.stream.clips import UNEVEN, make_video, sound_of, times_of
+from slipstream_tests.stream.clips import UNEVEN, av, make_video, sound_of, times_of
 from torch import Tensor
 
-av = pytest.importorskip("av")
 # What a container counts time in, in seconds.
 CLOCK = {".mkv": 1e-3, ".webm": 1e-3, ".gif": 1e-2, ".webp": 1e-3, ".apng": 1e-3, ".png": 1e-3}
 FILES = (*CONTAINERS, *ANIMATIONS)

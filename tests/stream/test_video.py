@@ -22,9 +22,8 @@ from slipstream.core.images import cover, read_image, save_image
 from slipstream.stream import StreamConfig, video
 from slipstream.stream.queues import StreamThreads
 from slipstream.stream.video import FolderSource, Stamp, VideoSource, open_source, upright
-from slipstream_tests.stream.clips import UNEVEN, make_video, sound_of, times_of
+from slipstream_tests.stream.clips import UNEVEN, av, make_video, sound_of, times_of
 
-av = pytest.importorskip("av")
 CLIP = pathlib.Path(__file__).resolve().parent.parent.parent / "assets" / "ball.mp4"
 
 
