@@ -7,6 +7,7 @@ import { chained, nodeOf, rootGraph } from "./nodes.js";
 const NAMES = { negative: "negative_prompt" }; // settings whose widget has another name
 const [HEIGHT, WIDTH] = [430, 460];
 const KEY = "slipstream_live"; // of the tab: the streams that its nodes run
+const OFF = { 2: "muted", 4: "bypassed" }; // modes of a node
 const panels = new Set();
 
 class NodePanel {
@@ -100,6 +101,8 @@ class NodePanel {
   }
 
   async queue() {
+    const off = OFF[this.node.mode];
+    if (off) throw new Error(`The node is ${off}, and so it does not run. Press ${off === "muted" ? "Ctrl-M" : "Ctrl-B"} on it, then Start.`);
     [this.waiting, this.unwanted] = [true, false];
     this.settle();
     const queued = await app.queuePrompt(0);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -223,6 +224,23 @@ def test_a_model_that_fails_is_told_and_raised(host: Any, live: Any) -> None:
     assert pushing.found is not None
     assert "finite" in pushing.found.ended
     assert "finite" in result.explain()
+
+
+def test_a_run_that_no_page_queued_tells_its_id_in_the_log(host: Any, frames: pathlib.Path) -> None:
+    """It would hold the queue for minutes, and nobody could find it."""
+    before = len(host.log())
+    host.post("/prompt", {"prompt": graph_of()})
+    end = time.monotonic() + 60
+    while (told := re.search(r"no page queued this run.*?--host (\S+)", host.log()[before:], re.DOTALL)) is None:
+        assert time.monotonic() < end, host.log_tail()
+        time.sleep(0.1)
+    url = told[1].split("/slipstream/")
+    found = client.push(f"{host.url}/slipstream/{url[1]}", open_source(str(frames), 10))
+    assert found.shown > 0
+    host.interrupt()
+    while any(host.queue().values()):
+        assert time.monotonic() < end, "the host still runs"
+        time.sleep(0.1)
 
 
 def test_a_page_of_another_origin_is_refused(host: Any, live: Any) -> None:

@@ -185,3 +185,16 @@ def test_a_second_tab_watches_and_a_closed_one_pauses(host: Any, opened: Any) ->
     wait_idle(host)
     # The page is loaded again above, and a frontend may have an error of its own each time.
     assert not set(report["page_errors"]) - set(report["page_errors_at_start"])
+
+
+def test_a_node_that_does_not_run_says_so(host: Any, opened: Any) -> None:
+    page, _ = opened
+    for mode, word in ((2, "muted"), (4, "bypassed")):
+        page.evaluate(NODE.replace("() =>", "(mode) =>") + "n.mode = mode }", mode)
+        press(page, "start")
+        until(
+            page,
+            "(word) => document.querySelector('.slipstream-live .says').textContent.startsWith(`The node is ${word}`)",
+            word,
+        )
+    assert not any(host.queue().values())
