@@ -32,7 +32,7 @@ from ..stream.sinks import POSSIBLE, check_sink, open_sink
 from ..stream.video import is_webcam, open_source
 from .options import add_model, add_prompt, checked, integer, load_pipeline, number, parse_size
 from .progress import Progress
-from .stream import SHARED_UNUSED, add_method, config_of
+from .stream import SHARED_UNUSED, add_method, config_of, kept_in
 
 log = logging.getLogger(__name__)
 PORT = 8189
@@ -218,16 +218,28 @@ def run_push(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_sink(args.out, args.input or "")
     source = open_source(args.input, args.fps) if args.input else None
-    with ExitStack() as stack:
-        sink = stack.enter_context(open_sink(args.out, source or WATCHED, live=True)) if args.out is not None else None
-        progress = stack.enter_context(Progress("frame"))
+    sink = open_sink(args.out, source or WATCHED, live=True) if args.out is not None else None
+    found, endless = Pushed(), source is None or source.live or args.loop
+    try:
+        with ExitStack() as stack:
+            if sink is not None:
+                stack.enter_context(sink)
+            progress = stack.enter_context(Progress("frame"))
 
-        def show(pushed: Pushed) -> None:
-            progress.show(
-                pushed.shown, 0 if args.loop or source is None else source.count, pushed.report.get("limit", "")
-            )
+            def show(pushed: Pushed) -> None:
+                nonlocal found
+                found = pushed
+                progress.show(
+                    pushed.shown, 0 if source is None or endless else source.count, pushed.report.get("limit", "")
+                )
 
-        found = push_frames(url, source, sink, settings, args.loop, show)
+            try:
+                found = push_frames(url, source, sink, settings, args.loop, show)
+            except KeyboardInterrupt:
+                if not endless:
+                    raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept_in(sink)) from None
     log.info("%s%s", found.text(), f"; {found.ended}" if found.ended else "")
     if source is not None and source.problem:
         log.warning("%s: %s. What could be read was sent.", args.input, source.problem)

@@ -26,7 +26,7 @@ from ..stream.lanes import Width, room_for, width_of
 from ..stream.prompts import PromptBlend, blended
 from ..stream.queues import StreamThreads
 from ..stream.similarity import SimilarityFilter
-from ..stream.sinks import POSSIBLE, check_sink, open_sink
+from ..stream.sinks import POSSIBLE, FrameSink, check_sink, open_sink
 from ..stream.video import FrameSource, Stamp, is_webcam, open_source
 from .options import (
     add_cfg,
@@ -225,12 +225,15 @@ def run_stream(args: argparse.Namespace) -> int:
             if cancelled and not source.live:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{sink.written} frames are in {sink.place}" if sink.written and sink.place else ""
-        ) from None
+        raise KeyboardInterrupt(kept_in(sink)) from None
     if source.problem:
         log.warning("%s: %s. What could be read is in %s.", args.input, source.problem, args.out)
     return 0
+
+
+def kept_in(sink: FrameSink | None) -> str:
+    """Return what a command that was cancelled says of its output."""
+    return f"{sink.written} frames are in {sink.place}" if sink and sink.written and sink.place else ""
 
 
 def pace(threads: StreamThreads) -> str:

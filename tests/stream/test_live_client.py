@@ -9,17 +9,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from fractions import Fraction
 
 import pytest
 import torch
-from slipstream.cli import main
+from slipstream.cli import live, main
 from slipstream.cli.live import run_live, stream_url
 from slipstream.core.images import read_image
 from slipstream.core.images import save_image as save
-from slipstream.stream.live.client import push
+from slipstream.stream.live.client import Pushed, push
 from slipstream.stream.live.server import Server
 from slipstream.stream.live.session import STREAMS
-from slipstream.stream.video import open_source
+from slipstream.stream.video import Stamp, open_source
 from slipstream_tests.stream.test_live import SIZE, Running
 
 pytest.importorskip("aiohttp")
@@ -117,6 +118,31 @@ def test_what_others_push_is_stored(server: Server, running: Running, frames, tm
     assert f"{len(seen)}/? frames" in capsys.readouterr().err
     assert main(["push", "--host", url]) == 2
     assert "Expected --input, --output or both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "code"), [([], 0), (["--loop"], 0), (None, 130)])
+def test_ctrl_c_ends_what_has_no_end_and_cancels_what_has_one(
+    frames, tmp_path, monkeypatch, capsys, options: list[str] | None, code: int
+) -> None:
+    """Without --input, or with --loop, there is no other end; what came is stored either way."""
+
+    def pushing(url, source, sink, settings, loop, show):  # type: ignore[no-untyped-def]
+        for number in range(3):
+            sink.write(torch.zeros(16, 24, 3), Stamp(number, Fraction(1, 10)))
+            show(Pushed(sent=3, shown=number + 1))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live, "push_frames", pushing)
+    given = [] if options == [] else ["--input", str(frames), *(options or [])]
+    out = tmp_path / "out.mkv"
+    out.write_bytes(b"earlier")
+    assert main(["push", "--host", "a:1/b", "--out", str(out), *given]) == code
+    if code:
+        (kept,) = tmp_path.glob("out.part-*.mkv")
+        assert f"cancelled: 3 frames are in {kept}" in capsys.readouterr().err
+    else:
+        kept = out
+    assert len(list(open_source(str(kept)))) == 3
 
 
 @pytest.mark.parametrize(
