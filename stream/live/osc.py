@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ...core.checks import printable
@@ -20,10 +20,17 @@ class Settable(Protocol):
     def set(self, updates: Mapping[str, Any]) -> None: ...
 
 
+def setting_of(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Return the setting that a message means: faders send whole numbers as floats, and `t_index_list` is a list of one value too."""
+    whole = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    listed = len(whole) > 1 or (name == "t_index_list" and not isinstance(whole[0], str))
+    return {name: whole if listed else whole[0]}
+
+
 class OscServer:
     """Sets the settings of the stream that `current()` returns as OSC messages say, within its context.
 
-    Several values make a list (`t_index_list`). What is refused is logged, at most once a second. Raises ValueError when the port
+    What is refused is logged, at most once a second. Raises ValueError when the port
     is not free, or python-osc is not installed.
     """
 
@@ -54,7 +61,7 @@ class OscServer:
         try:
             if not address.startswith(PREFIX) or not values:
                 raise ValueError(f"Expected an address such as {PREFIX}strength with a value, but got {address!r}.")
-            stream.set({address[len(PREFIX) :]: values[0] if len(values) == 1 else list(values)})
+            stream.set(setting_of(address[len(PREFIX) :], values))
         except ValueError as error:
             if time.monotonic() - self._logged > 1:
                 self._logged = time.monotonic()

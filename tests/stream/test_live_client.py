@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from slipstream.core.images import save_image as save
 from slipstream.stream.live.client import Pushed, push
 from slipstream.stream.live.server import Server
 from slipstream.stream.live.session import STREAMS
+from slipstream.stream.live.settings import LiveSettings
 from slipstream.stream.video import Stamp, open_source
 from slipstream_tests.stream.test_live import SIZE, Running
 
@@ -207,6 +209,26 @@ def test_osc_sets_settings_and_survives_what_it_does_not_know(running: Running, 
     assert running.live.settings.t_index_list == (10, 20)
     assert running.live.settings.prompt == "a red circle"
     assert "OSC: Expected `strength`" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("steps", (2.0,), 2),
+        ("strength", (0.25,), 0.25),
+        ("strength", (1.0,), 1.0),
+        ("t_index_list", (32.0, 45.0), (32, 45)),
+        ("t_index_list", (32,), (32,)),
+        ("t_index_list", ("10,20",), (10, 20)),
+        ("prompt", ("a, b",), "a, b"),
+    ],
+)
+def test_osc_takes_what_faders_send(name: str, values: tuple[Any, ...], wanted: Any) -> None:
+    from slipstream.stream.live.osc import setting_of
+
+    assert getattr(LiveSettings().changed(setting_of(name, values)), name) == wanted
+    with pytest.raises(ValueError, match="`steps` to be an integer"):
+        LiveSettings().changed(setting_of("steps", (2.5,)))
 
 
 def test_osc_reaches_a_stream_of_another_process(server: Server, running: Running, caplog) -> None:

@@ -155,6 +155,7 @@ export class Panel {
       input = make("input", { type: "range", min, max, step, title: tip, oninput: () => this.change(name) });
     }
     input.dataset.setting = name;
+    input.setAttribute("aria-label", label);
     input.onblur = () => this.show(name); // what was refused
     title.append(" ");
     this.grid.append(title, input);
