@@ -250,6 +250,26 @@ await check("a video file", async () => {
   await source.open("file", new File(["no video"], "a.mp4")).catch((e) => reasons.push(e.message));
   truth(reasons.length === 2 && reasons[0].includes("Choose a video") && reasons[1].includes("cannot play"), JSON.stringify(reasons));
 });
+await check("a screen at rest gives its frame again", async () => {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [64, 48];
+  canvas.getContext("2d").fillRect(0, 0, 64, 48);
+  const times = [];
+  const source = new Source(document.createElement("video"), (captured) => times.push(captured));
+  const rest = canvas.captureStream(0); // one frame, and no other
+  source.device = async () => rest;
+  await source.open("screen");
+  rest.getVideoTracks()[0].requestFrame();
+  await until(() => times.length > 4, "frames at rest");
+  const count = times.length;
+  source.close();
+  await new Promise((done) => setTimeout(done, 500));
+  equal(times.length, count);
+  truth(
+    times.slice(2).every((time, i) => time - times[i + 1] > 150),
+    JSON.stringify(times),
+  );
+});
 await check("a camera that is refused is said", async () => {
   const ask = navigator.mediaDevices.getUserMedia;
   navigator.mediaDevices.getUserMedia = () => Promise.reject(Object.assign(new Error("no"), { name: "NotAllowedError" }));

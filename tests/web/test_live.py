@@ -18,7 +18,7 @@ from slipstream_tests.stream.test_live import SIZE, Running
 from slipstream_tests.web.test_canvas import ROOT, find_chromium
 
 aiohttp = pytest.importorskip("aiohttp")
-CHECKS = 22
+CHECKS = 23
 FAKE_CAMERA = [
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",

@@ -6,6 +6,9 @@ const REASONS = {
   OverconstrainedError: "The camera cannot do this. Choose another one.",
 };
 
+// Milliseconds without a new frame until the last one counts again. A screen at rest gives none, and none is announced in a hidden page.
+const REST = 200;
+
 export class Source {
   constructor(video, onFrame) {
     Object.assign(this, { video, onFrame, token: 0, stream: null, kind: "" });
@@ -48,16 +51,25 @@ export class Source {
     }
   }
 
-  /** Call onFrame(time of capture) for each new frame. */
+  /** Call onFrame(time of capture) for each new frame, and for the last one again where none comes: a changed prompt is to be seen then too. */
   watch(token) {
     const video = this.video;
+    let [timer, handle] = [0, 0];
     const step = (now, data) => {
+      clearTimeout(timer);
       if (token !== this.token) return;
       const captured = data?.captureTime;
       this.onFrame(captured > now - 1000 && captured <= performance.now() ? captured : performance.now());
       next();
     };
-    const next = () => (video.requestVideoFrameCallback ? video.requestVideoFrameCallback(step) : setTimeout(() => step(performance.now()), 33));
+    const again = () => {
+      video.cancelVideoFrameCallback?.(handle);
+      step(performance.now());
+    };
+    const next = () => {
+      handle = video.requestVideoFrameCallback?.(step);
+      timer = setTimeout(again, handle === undefined ? 33 : REST);
+    };
     next();
   }
 
