@@ -23,6 +23,11 @@ MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7}
 UNTIMED = 0.1  # seconds of a frame whose file gives none, as browsers show it
 CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 CAMERA_NAMES = {"linux": "/dev/video{}", "darwin": "{}", "win32": "video={}"}
+CAMERA_REMEDIES = {
+    "linux": "Connect one, or name another: webcam:1 is the second.",
+    "darwin": "Allow the camera to the terminal in the system's settings, or name another: webcam:1 is the second.",
+    "win32": "Windows knows cameras by name: webcam:NAME, with the name that the settings of the system show.",
+}
 
 
 def import_av() -> Any:
@@ -110,6 +115,10 @@ class VideoSource:
         try:
             self.container = av.open(path, format=format)
         except (av.error.FFmpegError, OSError, ValueError) as error:
+            if format is not None:
+                raise ValueError(
+                    f"Expected a camera, but {path} cannot be opened ({reason(error)}). {CAMERA_REMEDIES[platform_of()]}"
+                ) from error
             raise ValueError(f"Expected a video that can be read, but got {path} ({reason(error)}).") from error
         if not self.container.streams.video:
             self.container.close()
@@ -231,6 +240,11 @@ class FolderSource:
             yield read_image(path)[0, ..., :3], Stamp(i, self.time_base, 1)
 
 
+def platform_of() -> str:
+    """Return the system whose way to cameras counts here: "linux", "darwin" or "win32"."""
+    return next((name for name in CAMERA_FORMATS if sys.platform.startswith(name)), "linux")
+
+
 def is_webcam(source: str) -> bool:
     """Return whether a source's name means a webcam: "webcam", "webcam:1"."""
     return source == "webcam" or source.startswith("webcam:")
@@ -239,7 +253,7 @@ def is_webcam(source: str) -> bool:
 def open_source(source: str, rate: float = 25.0) -> FrameSource:
     """Open a video, an image, a folder of images, or "webcam" ("webcam:1" for the second); raises ValueError with the reason."""
     if is_webcam(source):
-        platform = next((p for p in CAMERA_FORMATS if sys.platform.startswith(p)), "linux")
+        platform = platform_of()
         return VideoSource(CAMERA_NAMES[platform].format(source.partition(":")[2] or "0"), CAMERA_FORMATS[platform])
     path = pathlib.Path(source).expanduser()
     if path.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from types import TracebackType
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..core.tensors import image_to_numpy
-from .video import CAMERA_NAMES, MAX_RATE, FrameSource, Stamp, reason
+from .video import CAMERA_NAMES, MAX_RATE, FrameSource, Stamp, platform_of, reason
 
 log = logging.getLogger(__name__)
 NAME = "virtual-camera"
@@ -32,7 +31,7 @@ def is_virtual_camera(output: str) -> bool:
 def device_of(output: str) -> str | None:
     """Return the device that an output names, None for the first one; Linux takes its number alone too."""
     name = output.partition(":")[2]
-    return CAMERA_NAMES["linux"].format(name) if name.isdigit() and sys.platform.startswith("linux") else name or None
+    return CAMERA_NAMES["linux"].format(name) if name.isdigit() and platform_of() == "linux" else name or None
 
 
 def import_pyvirtualcam() -> Any:
@@ -87,9 +86,8 @@ class VirtualCameraSink:
         try:
             return module.Camera(width, height, self.rate, fmt=module.PixelFormat.RGB, device=self.device)
         except (RuntimeError, OSError) as error:
-            remedy = next((text for name, text in REMEDIES.items() if sys.platform.startswith(name)), REMEDIES["linux"])
             raise ValueError(
-                f"Expected a virtual camera for {width}x{height}, but got none ({reason(error)}). {remedy}."
+                f"Expected a virtual camera for {width}x{height}, but got none ({reason(error)}). {REMEDIES[platform_of()]}."
             ) from error
 
     def __enter__(self) -> VirtualCameraSink:

@@ -108,9 +108,18 @@ def test_sound_without_pictures_and_empty_folders_are_refused(tmp_path) -> None:
         open_source(str(tmp_path / "empty"))
 
 
-def test_a_missing_camera_is_one_sentence(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("platform", "device", "remedy"),
+    [
+        ("linux", "/dev/no_such_camera7", "webcam:1 is the second"),
+        ("darwin", "7", "Allow the camera"),
+        ("win32", "video=7", "webcam:NAME"),
+    ],
+)
+def test_a_camera_that_is_not_there_says_what_to_do(monkeypatch, platform: str, device: str, remedy: str) -> None:
     monkeypatch.setitem(video.CAMERA_NAMES, "linux", "/dev/no_such_camera{}")
-    with pytest.raises(ValueError, match="can be read"):
+    monkeypatch.setattr(video.sys, "platform", platform)
+    with pytest.raises(ValueError, match=rf"Expected a camera, but {device} cannot be opened \(.+\)\. .*{remedy}"):
         open_source("webcam:7")
 
 
