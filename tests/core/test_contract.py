@@ -91,8 +91,9 @@ MODELS = {
     "flow": flow,
     "replayed": replay,
 }
-# One rounding of a number about 1. Over some 50 layers they add up, and a GPU rounds otherwise for another number of rows.
-ROUNDING = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
+# One rounding of a number about 1. Over some 50 layers they add up, and a GPU rounds otherwise for another number of rows. In float32
+# it may also choose kernels that add up in another order, or Winograd's, which lose four bits.
+ROUNDING = {torch.float32: 2**-20, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 # A difference quotient needs more digits than a half precision network gives.
 EXACT = (contract.gradients_reach_x,)
 
@@ -111,8 +112,8 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(place, dtype, name, check, id=f"{place}-{kind}-{name}-{check.__name__}")
 
 
-def half_tolerance(model: Any, dtype: torch.dtype, sigma: Tensor) -> Tensor:
-    """Return how far two runs may be apart: twice what either may be from float32, which is less than 20 roundings in each network.
+def apart(model: Any, dtype: torch.dtype, sigma: Tensor) -> Tensor:
+    """Return how far two runs may be apart: twice what either may be from exact, which is less than 20 roundings in each network.
 
     Where a network predicts noise, its error reaches the estimate times sigma: there it is less than 10, and 7 were measured.
     """
@@ -135,9 +136,12 @@ def test_contract(
         made = MODELS[name](place, dtype) if place.fake or key not in models else models[key]
         model, cond, other = made if place.fake else models.setdefault(key, made)
         assert isinstance(model, Denoiser)
-        limit = {} if dtype == torch.float32 else {"tolerance": functools.partial(half_tolerance, model, dtype)}
-        more = {"other": other} if check is contract.conditioning_is_batched else {}
-        check(model, cond, (getattr(model, "latent_channels", 4), 16, 16), **limit, **more)
+        here = dtype == torch.float32 and place.device == CPU
+        plain = here or check in EXACT or isinstance(model, GaussianDenoiser)
+        more: dict[str, Any] = {} if plain else {"tolerance": functools.partial(apart, model, dtype)}
+        if check is contract.conditioning_is_batched:
+            more["other"] = other
+        check(model, cond, (getattr(model, "latent_channels", 4), 16, 16), **more)
 
 
 class Broken(GaussianDenoiser):
