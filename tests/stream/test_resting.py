@@ -96,7 +96,7 @@ def test_a_channel_weighs_what_the_output_depends_on_it() -> None:
 def test_slow_changes_are_noticed_however_small_each_is() -> None:
     model = reusing()
     model.network._follow = lambda reuse: None
-    drift = FRAMES[:1] + torch.linspace(0, 2, 80)[:, None, None, None] * FRAMES[1:2]
+    drift = FRAMES[:1] + torch.linspace(0, 2, 40)[:, None, None, None] * FRAMES[1:2]
     model.network.threshold = 1e-3
     found, dense = through(model, drift), through(denoiser(), drift)
     moved, off = (float((x - dense[-1]).abs().mean()) for x in (dense[0], found[-1]))
@@ -105,7 +105,7 @@ def test_slow_changes_are_noticed_however_small_each_is() -> None:
 
 
 def test_the_share_is_followed_and_more_of_it_is_nearer() -> None:
-    frames = still_with_a_patch(40)
+    frames = still_with_a_patch(30)
     dense, off = through(denoiser(), frames), []
     for share in (0.3, 0.6):
         model = reusing(share=share)
