@@ -481,7 +481,7 @@ export class Panel {
     this.stopButton.disabled = !this.running;
     this.recordButton.disabled = !this.running && !this.recorder;
     if (!this.running && !this.shown) this.hint.textContent = pushed ? "Press Start, then push frames." : "Choose a source and press Start.";
-    else if (this.running && !this.shown) this.hint.textContent = this.connection ? "Waiting for the first frame." : "Starting: the model is loading.";
+    else if (this.running && !this.shown) this.hint.textContent = this.connection ? "Waiting for the first frame." : "Starting: the model is loading, or other runs come first.";
     if (pushed && this.connection) {
       const code = document.createElement("code");
       code.textContent = `slipstream push --host ${this.options.address(this.id).replace(/^ws/, "http")} --input clip.mp4 --output out.mp4`;
