@@ -19,6 +19,7 @@ from slipstream_tests.core.checkpoints import SCHEDULE, Tiny
 from slipstream_tests.core.test_graphs import Recording
 from slipstream_tests.denoiser_contract import CONTRACT
 from slipstream_tests.devices import CPU, Place, beside_the_cpu, dtypes, small_denoiser
+from slipstream_tests.rounding import Rounding
 from torch import Tensor
 
 PROMPTS = ["a red circle on a blue background", "a large green square"]
@@ -104,9 +105,9 @@ def cases() -> Iterator[Any]:
             continue  # the analytic model takes any number of channels
         if place.fake and not name.startswith(("gaussian", "small")):
             continue  # a fake device is slow
-        formats = (
-            dtypes(place.device) if not place.fake and not name.startswith("gaussian") else {"float32": torch.float32}
-        )
+        # A recording on the CPU stands in for one on a GPU: in one format.
+        one = place.fake or name.startswith("gaussian") or (name == "replayed" and place.device == CPU)
+        formats = {"float32": torch.float32} if one else dtypes(place.device)
         for kind, dtype in formats.items():
             if dtype == torch.float32 or check not in EXACT:
                 yield pytest.param(place, dtype, name, check, id=f"{place}-{kind}-{name}-{check.__name__}")
@@ -142,6 +143,19 @@ def test_contract(
         if check is contract.conditioning_is_batched:
             more["other"] = other
         check(model, cond, (getattr(model, "latent_channels", 4), 16, 16), **more)
+
+
+@pytest.mark.parametrize(
+    "check", [contract.conditioning_is_batched, contract.gradients_reach_x], ids=lambda c: c.__name__
+)
+def test_the_limits_of_a_gpu_hold_for_rounding_as_of_its_kernels(check: Callable[..., None]) -> None:
+    """16 roundings of float32 a layer, and otherwise for another number of rows."""
+    model, cond, other = pocket(Place(CPU), torch.float32)
+    more: dict[str, Any] = {} if check in EXACT else {"tolerance": functools.partial(apart, model, torch.float32)}
+    if check is contract.conditioning_is_batched:
+        more["other"] = other
+    with Rounding(1e-6):
+        check(model, cond, (4, 16, 16), **more)
 
 
 class Broken(GaussianDenoiser):
