@@ -21,7 +21,7 @@ def image_to_image(denoise: Denoise, canvas: Tensor, sigmas: Tensor, space: Nois
 def masked_replacement(
     denoise: Denoise, canvas: Tensor, keep: Tensor, sigmas: Tensor, space: NoiseSpace, noise: NoiseSource, eta: float
 ) -> Tensor:
-    """Sample from noise with the kept part replaced at each step by itself under one fixed noise: the host's noise mask."""
+    """Sample from noise with the kept part replaced at each step by the kept part under one fixed noise: the host's noise mask."""
     fixed = noise(canvas)
     x = space.add_noise(canvas, fixed, sigmas[0])
     for high, low in zip(sigmas[:-1], sigmas[1:]):

@@ -3,7 +3,7 @@
     python benchmarks/cow_quality.py [--fields 64] [--seeds 3] [--scenes 8] [--models pocket pocket-flow] [--only NAME ...] [--dial]
 
 Every figure is a mean with its 95 % interval, over the seeds (fields) or over the scenes of all seeds (each seed has noise and scenes
-of its own; an accuracy of one scene is 0 or 100). A finished seed is kept in `--out`; a further run goes on from there, and `--minutes`
+of its own; an accuracy of one scene is 0 or 100). A finished seed is kept in `--out`; a further run continues there, and `--minutes`
 ends it.
 
 Fields (a square of a random field is kept, the rest starts from zeros; the true conditional distribution is known): error of the kept

@@ -508,7 +508,7 @@ class Told:
 
 
 def live_faults() -> Iterator[Row]:
-    """End a live stream at each of its places: its client is told why, the error comes out, and no thread is left."""
+    """End a live stream at each of its places: its client gets the reason, the error comes out, and no thread is left."""
     kinds = {
         "cancel": KeyboardInterrupt,
         "out of memory": torch.cuda.OutOfMemoryError,

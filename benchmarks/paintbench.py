@@ -279,7 +279,7 @@ def near(region: Tensor, reach: int = 8) -> Tensor:
 
 
 def caption(problem: Problem) -> str:
-    """Return what both bundled models can be told: the commonest colour of the answer as its background."""
+    """Return a prompt that both bundled models know: the commonest colour of the answer as its background."""
     colour = np.bincount(problem.answer.reshape(-1, 3) @ np.array([65536, 256, 1])).argmax()
     background = torch.tensor([colour >> 16, colour >> 8 & 255, colour & 255]) / 127.5 - 1
     return f"a {COLOURS[int(nearest_colour(background))]} background"

@@ -5,7 +5,7 @@
 
 Cost is measured in multiply-adds of the blocks that run, in full network calls. The winners, and the best masked schedule even
 when it was not returned, are measured once more on noise that no search has seen: the squared distance to the 20-step result.
-What was evaluated is kept in benchmarks/out, and the same command goes on with it.
+What was evaluated is kept in benchmarks/out, and the same command continues from there.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 toys     two models whose score is known exactly: a 2-D mixture and 64-D digits (scikit-learn), 4 DDIM steps, first level
          pinned; FID in raw space against exact samples; the published algorithm beside ours in one run
-pocket   the bundled model at 2, 3 and 4 steps. Each seed searches anew, the level to start from included, and is then
+pocket   the bundled model at 2, 3 and 4 steps. Each seed searches again, the level to start from included, and is then
          measured on captions and noise that its search has not seen: Frechet distance to 50-step samples and to real
          scenes, and the share of images whose every attribute is as the caption says. Features: the attribute
          checker's, standardised on real scenes; the search minimises the same distance to 20-step samples. What is done

@@ -4,7 +4,7 @@
 
 One row a figure: ours, the best alternative at no more rows, 95 % intervals over the seeds or cases, the limit (`LIMITS`), and go or
 no-go. The limits of quality (SSIM, PSNR, caption accuracy) are gates: a change that makes something faster and leaves them cannot cost
-quality unseen. A technique's figures are kept in benchmarks/out/whole.json; a further run goes on from there, `--fresh` begins again,
+quality unseen. A technique's figures are kept in benchmarks/out/whole.json; a further run continues there, `--fresh` begins again,
 and docs/benchmarks.md is written from what there is, also after `--minutes`.
 """
 

@@ -1,4 +1,4 @@
-"""Ability: the decoder's self-attention in the caller's hands, and a bank of recorded keys and values."""
+"""Ability: hooks on the decoder's self-attention, and a bank of recorded keys and values."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def hooked(unet: Any, hook: AttentionHook) -> Iterator[None]:
 class AttentionBank:
     """Keys and values of one image by (step, layer), in host memory.
 
-    `dtype` None keeps the network's; `budget` bounds `bytes`: what does not fit is not kept, and `full` says so.
+    `dtype` None keeps the network's; `budget` bounds `bytes`: what does not fit is not kept, and `full` is set.
     """
 
     dtype: torch.dtype | None = None

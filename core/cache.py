@@ -27,7 +27,7 @@ GIB = 1 << 30
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in a tensor, module, dataclass, dict, list or tuple, nested as it may be, in a fixed order.
+    """Yield every tensor in a tensor, module, dataclass, dict, list or tuple, however nested, in a fixed order.
 
     Of anything else those in its `held_tensors`, where it has that.
     """

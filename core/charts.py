@@ -123,7 +123,7 @@ def notice(text: str) -> Tensor:
 class LiveChart:
     """Draws a chart now and then while something runs, for at most a thirtieth of the time; None in between.
 
-    Without matplotlib it never draws, and says so once.
+    Without matplotlib it never draws, with one warning.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""torch.compile for networks: what it compiles is kept in a folder of ours, and whoever waits is told for what and how long."""
+"""torch.compile for networks: what it compiles is kept in a folder of ours, with a line on what is compiled and for how long."""
 
 from __future__ import annotations
 

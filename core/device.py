@@ -41,7 +41,7 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
 
 
 def pick_dtype(device: torch.device, dtype: torch.dtype | str | None = None) -> torch.dtype:
-    """Return `dtype`, or float16 on CUDA and float32 elsewhere; raises ValueError for a format the device is no good at."""
+    """Return `dtype`, or float16 on CUDA and float32 elsewhere; raises ValueError for a format that the device does not support."""
     if dtype is None:
         return torch.float16 if device.type == "cuda" else torch.float32
     picked = DTYPES.get(SHORT.get(dtype, dtype)) if isinstance(dtype, str) else dtype

@@ -200,7 +200,7 @@ class DiffusersDenoiser(NetworkDenoiser):
         return getattr(self.network, "fused", None), getattr(self.network, "run", None)
 
     def refresh(self) -> None:
-        """Take over weights that were changed through `.data`, which cannot be noticed by itself."""
+        """Take over weights that were changed through `.data`, which nothing else notices."""
         fused = self._fused[0]
         if fused is not None:
             fused.refresh(force=True)

@@ -32,7 +32,7 @@ class FeatureModel(Protocol[Given]):
         """Return the outputs of the decoder `blocks` for `x` (B, C, H, W) at `sigma` (B,), upsampler included.
 
         Differentiable in `x` when gradients are enabled. Counts as one call of B rows. `checkpoint` keeps only the inputs of
-        each block and computes the rest anew in the backward pass.
+        each block and computes the rest again in the backward pass.
         """
         ...
 

@@ -27,7 +27,7 @@ ACCELERATIONS = ("none", "graph", "compile")
 WARM_UP = 3  # runs before a recording: kernels are chosen, compiled and cached in them
 
 log = logging.getLogger(__name__)
-# run -> (replay, output): `replay` computes `run` anew on the same memory and leaves the result in `output`.
+# run -> (replay, output): `replay` computes `run` again on the same memory and leaves the result in `output`.
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], Any], Tensor]]
 Tell = Callable[[str], None]  # gets what the log gets, for whoever waits
 

@@ -59,7 +59,7 @@ def identify(*values: Any) -> Identity:
 
 
 def has_identity(value: Any) -> bool:
-    """Whether an object says by itself, in an attribute `identity`, what its results depend on."""
+    """Whether an object has an attribute `identity` of what its results depend on."""
     if isinstance(value, (type, nn.Module, types.ModuleType)):
         return False
     own = getattr(value, "__dict__", {}).get("identity", getattr(type(value), "identity", None))

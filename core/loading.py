@@ -213,7 +213,7 @@ class Parts:
         self, device: torch.device, dtype: torch.dtype, prediction_type: str | None, quantize: bool = False
     ) -> Pipeline:
         is_xl = self.network.config.get("addition_embed_type") == "text_time"
-        # SDXL's VAE overflows in float16 and says so; SD1.5's says so too by default, but does not.
+        # SDXL's VAE overflows in float16, and its config tells; SD1.5's tells the same by default, but does not overflow.
         upcast = is_xl and dtype == torch.float16 and self.vae.config.get("force_upcast", True)
         vae_dtype = torch.float32 if upcast and self.vae.architecture == "AutoencoderKL" else dtype
         model = self._denoiser(_shared(self.network, device, dtype, self), prediction_type, quantize)

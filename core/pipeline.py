@@ -118,7 +118,7 @@ class Pipeline:
     def decode_async(self, latents: Tensor, dtype: torch.dtype = torch.float32) -> Arrival:
         """Begin to decode latents (B, C, h, w); `get()` of the result waits for IMAGE (B, H, W, 3) on the CPU, [0, 1] or uint8.
 
-        A GPU is not waited for: it looks for NaN by itself, and `get()` raises ValueError. The image lies in pinned memory, of
+        A GPU is not waited for: the device looks for NaN, and `get()` raises ValueError. The image lies in pinned memory, of
         which there is little: do not collect thousands.
         """
         self._check_latents(latents)

@@ -17,7 +17,7 @@ TRAIN_STEPS = 1000
 class Levels(Protocol):
     """The noise levels that a model was trained on.
 
-    Time is counted in training steps, of which there are 1000, whatever the network is told: 0 or 1 at `sigma_min`, 999 or 1000 at
+    Time is counted in training steps, of which there are 1000, whatever timestep the network gets: 0 or 1 at `sigma_min`, 999 or 1000 at
     `sigma_max`.
     """
 

@@ -22,7 +22,7 @@ from .text import Reading
 
 # (network, x (B, C, H, W), sigma (B,), arguments of `network_condition`) -> velocity n - x0 (B, C, H, W)
 Velocity = Callable[[Any, Tensor, Tensor, Mapping[str, Any]], Tensor]
-# What Flux's guidance embedding is told where `cond.extra["guidance"]` says nothing, as in its own pipeline.
+# Of Flux's guidance embedding where `cond.extra` has no "guidance", as in its own pipeline.
 GUIDANCE = 3.5
 
 

@@ -29,7 +29,7 @@ def limit_noise(path: list[Tensor], keep: Tensor, levels: Tensor, space: NoiseSp
     """Return the inverted latents with the subject's noise scaled back where it is stronger than its level allows.
 
     Deviation from the paper: a subject unlike anything the model knows inverts to noise of a root mean square far above 1
-    per channel. The network then takes the whole image for noisier than it is told, and leaves speckle all over the
+    per channel. The network then takes the whole image for noisier than its timestep says, and leaves speckle all over the
     background. What inverts well stays as it is. `keep` (B, 1, H, W) weighs the cells.
     """
     limited = []

@@ -1,4 +1,4 @@
-"""Latent masking diffusion (arXiv 2312.07971) in an honest form, and two diagnostics: influence and stretch."""
+"""Latent masking diffusion (arXiv 2312.07971) for any model, and two diagnostics: influence and stretch."""
 
 from .influence import InfluenceProfile, influence
 from .latent_fill import SIZES, FillConfig, LatentFill, latents_kind

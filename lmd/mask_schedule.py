@@ -1,4 +1,4 @@
-"""How much is masked, and which patches, as a run goes on: the ratios of latent masking diffusion (arXiv 2312.07971)."""
+"""How much is masked, and which patches, over a run: the ratios of latent masking diffusion (arXiv 2312.07971)."""
 
 from __future__ import annotations
 

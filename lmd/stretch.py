@@ -133,7 +133,7 @@ def optical_flow(
 def _refine(first: Tensor, second: Tensor, flow: Tensor, window: float) -> Tensor:
     """Return `flow` after one Gauss-Newton step of every cell's window."""
     dy, dx = torch.gradient(first, dim=(-2, -1))
-    # A cell whose target lies outside the image has no say.
+    # A cell whose target lies outside the image is ignored.
     seen = (warp(torch.ones_like(first[:, :1]), flow, "zeros") > 0.99).float()
     error = (first - warp(second, flow)) * seen
     dx, dy = dx * seen, dy * seen

@@ -84,7 +84,7 @@ class SeedCanvas:
     FUNCTION = "compose"
     OUTPUT_NODE = True
 
-    # Not `noise_seed`: the frontend changes it by itself after each run.
+    # Not `noise_seed`: the frontend changes it after each run.
     UNUSED = (
         Unused("colour", lambda v: v.background != "colour", "on this `background`. Choose `colour`."),
         Unused("invert_keep", lambda v: v.keep is None, "without `keep`. Connect a mask, or paint the subject."),

@@ -157,7 +157,7 @@ class SharingDenoiser:
         patches["attn1_patch"] = [*patches.get("attn1_patch", []), self._share]
 
     def _share(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        # A pass may be split into calls (regional prompts); rows of a part cannot be told from here.
+        # A pass may be split into calls (regional prompts); which rows a part has is not known here.
         if self.blocks and len(q) < sum(self.blocks) and not self.split:
             from .host.warnings import warn
 

@@ -83,7 +83,7 @@ def _pieces(space: Space, chain: Sequence[str]) -> list[frozenset[str]]:
 
 
 def _runs(space: Space, alone: dict[str, float]) -> list[frozenset[str]]:
-    """Return, for each of `SHARES`, the blocks in a row that save so much and do least harm by themselves.
+    """Return, for each of `SHARES`, the blocks in a row that save so much and do least harm alone.
 
     In a deep network neighbours do much the same: without a run of them the next block still gets what it knows.
     """

@@ -61,7 +61,7 @@ def room_for(device: torch.device, acceleration: str) -> int:
 def width_of(priority: str | int, config: StreamConfig, room: int = 1) -> Width:
     """Return what a priority means for a stream.
 
-    "latency": each frame by itself, as soon as it is there; at one step in `room` lanes (see `room_for`), which no frame waits for.
+    "latency": each frame alone, as soon as it is there; at one step in `room` lanes (see `room_for`), which no frame waits for.
     "throughput": as many frames in a call as fill a GPU, which at one step is four, and with four steps one. A number: so many lanes.
     Frames that depend on each other go one by one.
     """

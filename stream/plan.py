@@ -25,7 +25,7 @@ from .stability import sharing
 Network = Callable[[Tensor], Tensor]
 # (x, negative estimate or None to ask for it, cfg_scale) -> denoised, of a model with guidance of its own
 OwnGuidance = Callable[[Tensor, "Tensor | None", float], Tensor]
-Move = Callable[[Tensor, Tensor], Tensor]  # (denoised, x) of the rows that go on -> x at their next level
+Move = Callable[[Tensor, Tensor], Tensor]  # (denoised, x) of the rows that continue -> x at their next level
 
 
 @dataclass(eq=False)

@@ -138,7 +138,7 @@ def an_interrupt_leaves_it_usable(model: Any, cond: Any, shape: Shape, tolerance
         raise AssertionError("the callback's exception was swallowed")
     except KeyboardInterrupt:
         pass
-    assert model.calls - calls == 2, "the run went on after the interrupt"
+    assert model.calls - calls == 2, "the run continued after the interrupt"
     assert torch.equal(model(x, sigmas[:1], cond), before)
 
 

@@ -349,7 +349,7 @@ class FakeCuda(TorchFunctionMode):
         return tensor if self._is_pinned(tensor) else self._pin(tensor.clone(memory_format=torch.preserve_format))
 
     def _upload(self, source: torch.Tensor, dtype: torch.dtype, non_blocking: bool) -> torch.Tensor:
-        """Return the values for the device; what is not pinned, or has to be laid out anew first, makes the host wait."""
+        """Return the values for the device; what is not pinned, or has to be laid out again first, makes the host wait."""
         if self.may_wait:
             return source.to(dtype, copy=True)
         if not (non_blocking and self._is_pinned(source) and source.is_contiguous() and source.dtype == dtype):

@@ -1,10 +1,11 @@
-"""Words that no user should read: review.md's thirty sentences and their kind, in documents, help, tooltips and messages."""
+"""Words that nobody should read: review.md's thirty sentences and their kind, in documents, help, tooltips, messages and comments."""
 
 from __future__ import annotations
 
 import ast
 import pathlib
 import re
+import tokenize
 from collections.abc import Iterator
 
 import pytest
@@ -105,6 +106,27 @@ SOURCES = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.p
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_messages(source: pathlib.Path) -> None:
     assert not [found for text in messages(ast.parse(source.read_text())) for found in wrong(text)]
+
+
+def notes(source: pathlib.Path) -> Iterator[str]:
+    """Yield docstrings, and comments of several lines as one text."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(node) or ""
+    with tokenize.open(source) as file:
+        comments = [token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.COMMENT]
+    lines = {token.start[0]: token.string.lstrip("# ") for token in comments}
+    for first in (number for number in lines if number - 1 not in lines):
+        end = next(number for number in range(first, first + len(lines) + 1) if number not in lines)
+        yield "\n".join(lines[number] for number in range(first, end))
+
+
+TOOLS = [p for folder in ("benchmarks", "tools") for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("source", [*SOURCES, *TOOLS], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_docstrings_and_comments(source: pathlib.Path) -> None:
+    assert not [found for text in notes(source) for found in wrong(text)]
 
 
 def test_the_words_are_found() -> None:

@@ -1,4 +1,4 @@
-"""What an edit needs of the host's MODEL beyond denoising: decoder features with gradients, and its self-attention in our hands.
+"""What an edit needs of the host's MODEL beyond denoising: decoder features with gradients, and hooks on its self-attention.
 
 SD1.5, SD2, SDXL and every other native UNet of the host. The user's own patches keep working where they can (LoRA, ControlNet,
 cross-attention); patches of the self-attention and of the decoder's blocks would change what is compared, and are left out.

@@ -18,7 +18,7 @@ UNETS = {"UNet2DConditionModel", "UNetModel"}
 
 
 class LayerSwitch:
-    """A clone of a MODEL whose blocks are left out where `masks` say so; `masks` may change between samplings.
+    """A clone of a MODEL whose blocks are left out by `masks`, which may change between samplings.
 
     The given MODEL is not changed. A network call whose rows are at several levels leaves out only what all of them may
     miss. Composes with a switch that the MODEL has already.

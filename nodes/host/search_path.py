@@ -27,7 +27,7 @@ from .progress import check_interrupt
 from .session import check_channels
 
 WRAPPER_KEY = "slipstream_search"
-# These take two ends from the sigmas and choose the steps between them by themselves.
+# These take two ends from the sigmas and choose the steps between them.
 OWN_STEPS = ("dpm_fast", "dpm_adaptive")
 
 
@@ -268,7 +268,7 @@ def joined(prompts: Sequence[list[Any]]) -> list[dict[str, Any]]:
 
 
 def with_noise_of_each(sampler: Any, noise: StackedNoise, seeds: Sequence[int]) -> Any:
-    """Return a SAMPLER that draws the noise of each row by itself: a pair's result does not depend on its batch.
+    """Return a SAMPLER that draws the noise of each row alone: a pair's result does not depend on its batch.
 
     Where the host's own choice is Brownian motion, each row has its own path. Samplers that take no noise are returned as they are.
     """

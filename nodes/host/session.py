@@ -193,7 +193,7 @@ def run_on_model(
     cfg_scale: float = 1.0,
     **conds: list[Any],
 ) -> Result:
-    """Run `work(session)` on a MODEL and return what it returns; for nodes that sample by themselves.
+    """Run `work(session)` on a MODEL and return what it returns; for nodes that do the sampling.
 
     The host's own guider prepares and cleans up: memory for the model and for ControlNets, hooks, areas and masks,
     conditioning parts of the model family, keyed wrappers. Nothing given is changed.

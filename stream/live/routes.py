@@ -18,7 +18,7 @@ PATH = "/slipstream/live/{stream}"
 HEARTBEAT = 10.0  # seconds; a page that does not answer is lost
 TEXTS_KEPT = 32
 LARGEST = 4 * wire.MAX_FRAME  # what is larger ends the connection before it is in memory
-CLOSED = (1000, 1001)  # codes of a page that left by itself
+CLOSED = (1000, 1001)  # codes of a page that closed the connection
 
 
 class Outbox:

@@ -264,7 +264,7 @@ class LiveStream:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended and everybody was told."""
+        """Whether it has ended and the clients know."""
         with self._lock:
             return bool(self.ended)
 
@@ -352,12 +352,12 @@ class LiveStream:
         device: torch.device | None = None, why: Callable[[BaseException], str] = lambda e: f"{type(e).__name__}: {e}",
         lanes: Mapping[str, Lane] | None = None,
     ) -> None:  # fmt: skip
-        """Run frames through `batch` until the stream ends; whatever ends it otherwise is told to everybody and raised.
+        """Run frames through `batch` until the stream ends; another end is sent to all clients and raised.
 
         `device` and `lanes` are those of `StreamThreads`.
 
-        `apply(old, new)` takes changed settings over; a ValueError of it is told, and the old ones stay. It and `check`, called
-        about twenty times a second, run in this thread. `why` says of an error what the clients are told.
+        `apply(old, new)` takes changed settings over; its ValueError is sent to all clients, and the old ones stay. It and `check`, called
+        about twenty times a second, run in this thread. `why` gives the text of an error for the clients.
         """
         chooser, self._batch = LiveFilter(self, batch), batch
         threads = StreamThreads(

@@ -259,7 +259,7 @@ def test_it_compiles_as_one_graph() -> None:
 
 
 def test_no_layer_is_reached_through_a_default_of_a_function() -> None:
-    """Else the weight's place in a kept graph names a default, which torch 2.11 cannot read again: every start compiles anew."""
+    """Else the weight's place in a kept graph names a default, which torch 2.11 cannot read again: every start compiles again."""
     steps = [step for step in read_diffusers(make_unet("sd15")).steps() if isinstance(step, Resample)]
     assert steps
     assert not any(getattr(step.call, "__defaults__", None) for step in steps)

@@ -532,7 +532,7 @@ def test_reused_calls_are_not_made_and_the_subject_stays(space):
 
 @pytest.mark.parametrize("space", [VE, FLOW])
 def test_from_noise_the_subject_is_at_every_network_call_at_its_own_level(space):
-    """Above the inversion its last noise goes on; below, what the network sees is the inversion's latent of that very level."""
+    """Above the inversion its last noise stays; below, what the network sees is the inversion's latent of that very level."""
     model = Watch(std=0.8, space=space)
     config = CowConfig(steps=10, noise_limit=1000)
     result = run(model, config=config)

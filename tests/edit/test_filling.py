@@ -1,4 +1,4 @@
-"""What is left behind is filled by a copy that fits: patterns go on exactly, gradients smoothly, and no other object is copied in."""
+"""What is left behind is filled by a copy that fits: patterns continue exactly, gradients smoothly, and no other object is copied in."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_the_draft_mode_is_as_good_in_fewer_than_half_the_rows(bench: Any) -> No
     measured, methods = bench.Bench(pipe, bench.load_checker()), bench.Methods(pipe, pipe.encode_text([""]))
     cases = bench.make_cases(2)
     draft = measured.measure(cases, methods.ours(bench.DRAFT))
-    assert draft["rows"] <= 20  # 4 where the fill goes on as its surroundings do
+    assert draft["rows"] <= 20  # 4 where the fill continues as its surroundings do
     assert draft["position"] <= 0.1
     assert draft["background PSNR"] >= 50
     assert draft["vacated"] < 5  # mode fine: 4.9 over eight scenes

@@ -1,4 +1,4 @@
-"""One real ComfyUI for all tests of this folder; without one they skip, and the terminal summary says so once.
+"""One real ComfyUI for all tests of this folder; without one they skip, and the terminal summary names it once.
 
 The host is found at COMFYUI_PATH, else ~/ComfyUI; its Python at COMFYUI_PYTHON, else <host>/.venv/bin/python. Fixtures:
 

@@ -111,7 +111,7 @@ def test_groups_give_the_numbers_of_single_frames(model, frames, cond, uncond, g
 
 
 def test_fresh_noise_is_drawn_for_every_step_of_every_frame(model, frames, cond) -> None:
-    """In closed form, with the draws as they come: the bank of entry noise first, then one for each row that goes on."""
+    """In closed form, with the draws as they come: the bank of entry noise first, then one for each row that continues."""
     config = StreamConfig(renoise="fresh", guidance="none", **RISING)
     draws: list[torch.Tensor] = []
 

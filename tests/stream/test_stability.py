@@ -157,7 +157,7 @@ def test_two_streams_in_two_threads_share_one_network(network, other) -> None:
     unet, processors = network.unet, network.unet.attn_processors
 
     class Meeting(torch.nn.Module):
-        """Holds both streams inside the same pass of the network before either goes on."""
+        """Holds both streams inside the same pass of the network before either continues."""
 
         config = unet.config
 

@@ -35,7 +35,7 @@ def cached(work: pathlib.Path, vae: Any, count: int, res: int) -> tuple[Tensor, 
     latents = torch.load(path)
     if len(latents) != count:
         raise ValueError(
-            f"Expected {count} latents in {path}, but got {len(latents)}. Delete the file to make them anew."
+            f"Expected {count} latents in {path}, but got {len(latents)}. Delete the file to make them again."
         )
     return latents, scenes
 

@@ -69,7 +69,7 @@ def word_ids(text: str, table: dict[str, int], tokenizer: Any) -> list[int]:
 
 
 class FlowBatches:
-    """Batches of cached latents with text; the cache grows, and is kept in `work`/latents, while training goes on."""
+    """Batches of cached latents with text; the cache grows, and is kept in `work`/latents, during training."""
 
     def __init__(self, work: pathlib.Path, vae: Any, tokenizer: Any, settings: FlowSettings, device: str) -> None:
         self.folder, self.vae, self.tokenizer, self.settings, self.device = (

@@ -26,7 +26,7 @@ class Stateful(Protocol):
 class Loop:
     """Yield the share of the training time that has passed, until it is over.
 
-    The `parts` are saved once a minute and at the end; a loop made anew on the same `checkpoint` continues there, the time
+    The `parts` are saved once a minute and at the end; a new loop on the same `checkpoint` continues there, the time
     spent before included.
     """
 

@@ -215,7 +215,7 @@ class Dump:
 
 
 class Clock:
-    """A clock that goes on by `step` seconds each time it is read."""
+    """A clock that advances by `step` seconds each time it is read."""
 
     def __init__(self, step: float) -> None:
         self.now, self.step = 100.0, step
