@@ -58,7 +58,8 @@ if os.environ.get("SLIPSTREAM_PRETEND_CUDA"):
     # Finds without a GPU what would go to one by default, as on the CPU build of torch it fails.
     torch.cuda.is_available = lambda: True
     torch.cuda.mem_get_info = lambda *_: (70 * 2**30, 80 * 2**30)
-    torch.cuda.empty_cache = lambda: None
+    torch.cuda.empty_cache = torch.cuda.synchronize = lambda *_: None
+    torch.cuda.get_rng_state, torch.cuda.set_rng_state = torch.get_rng_state, lambda *_: None  # torch.compile keeps it
 
 # The bundled network is tiny: more threads cost more than they give, and results stay the same on every machine.
 torch.set_num_threads(1)
