@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.drawing import Drawing, Shape, paint, read_drawing
+from ..core.masks import clean, touched
 from .widgets import Widget
 
 KEY = "slipstream_canvas"  # of the `ui` output, which web/canvas.js reads
@@ -33,19 +34,23 @@ def drawn_mask(
 ) -> Tensor:
     """Return the MASK (1, H, W) of a connected mask (H, W) or (1, H, W), if there is one, and of what was drawn on top of it.
 
-    `otherwise` are the shapes that count where nothing was drawn. Raises ValueError without any of them, and for a drawing of
-    unknown size: no image is connected and its text has no `size`.
+    `otherwise` are the shapes that count where nothing was drawn or connected. A mask without a painted pixel counts as none beside
+    shapes. Raises ValueError without any of them, and for a drawing of unknown size: no image is connected and its text has no `size`.
     """
     from .host.warnings import warn
 
     drawing = read_drawing(text)
-    drawing = drawing if drawing.shapes else Drawing(tuple(otherwise))
+    empty = mask is not None and not bool(touched(clean(mask)).any())
+    if not drawing.shapes and (mask is None or empty):
+        drawing = Drawing(tuple(otherwise))
     if not drawing.shapes:
         if mask is None:
             raise ValueError(
                 f"Expected an object, but got no `{name}` and an empty `canvas`. Paint the object on the canvas."
             )
         return mask
+    if empty and (image is not None or drawing.size is not None):
+        mask = None  # Load Image gives an empty mask of 64 x 64 pixels for an image without transparency
     size = tuple(image.shape[1:3]) if image is not None else drawing.size
     if mask is not None:
         size = tuple(mask.shape[-2:])

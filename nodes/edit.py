@@ -537,7 +537,7 @@ class DragPoints(_TaskNode):
         from ..edit import Drag
 
         pairs = read_drags(handles, targets)
-        free = around(pairs, image) if image is not None and mask is None else []
+        free = around(pairs, image) if image is not None else []
         region = drawn_mask("Drag Points", canvas, mask, image, otherwise=free)
         return _drawn(_add(tasks, Drag(region, pairs, method)), image, mask)
 

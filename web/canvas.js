@@ -3,8 +3,8 @@
 // placed (dx, dy, scale, angle, handles, targets, x, y) lies in the node's own widgets, as a person types it.
 import { app } from "../../scripts/app.js";
 import { Editor } from "./canvas/editor.js";
-import { formatDrawing, formatPoints, parseDrawing, parsePairs } from "./canvas/geometry.js";
-import { imageOf } from "./canvas/sources.js";
+import { drawnSize, formatDrawing, formatPoints, parseDrawing, parsePairs } from "./canvas/geometry.js";
+import { imageOf, wayTo } from "./canvas/sources.js";
 import { chained } from "./nodes.js";
 
 const MODES = { SlipstreamMove: "move", SlipstreamPaste: "paste", SlipstreamAppearance: "look", SlipstreamRemove: "look", SlipstreamDrag: "drag", SlipstreamSeedCanvas: "seed" };
@@ -16,8 +16,9 @@ const canvases = new Set();
 
 class NodeCanvas {
   text = "";
-  ran = {}; // role -> URL of what the last run sent
+  ran = {}; // role -> { url, way } of what the last run sent, and the nodes that it came from
   shown = {}; // role -> URL that is loaded or loading
+  broken = {}; // role -> URL that could not be loaded
   seen = ""; // the values that the editor has
 
   constructor(node, name) {
@@ -46,7 +47,8 @@ class NodeCanvas {
     if (text === this.text) return;
     this.text = text;
     const shapes = parseDrawing(text);
-    this.editor.setState({ shapes });
+    this.editor.drawnOn = drawnSize(text);
+    this.editor.begin({ shapes });
     if (shapes.length && !["drag", "look"].includes(this.mode)) this.editor.setTool("place"); // what was painted waits for its place
   }
 
@@ -54,8 +56,10 @@ class NodeCanvas {
   write(values, done) {
     const given = { ...values };
     if (values.pairs) [0, 1].forEach((end) => (given[["handles", "targets"][end]] = formatPoints(values.pairs.map((p) => p[end]))));
-    if (values.shapes) {
+    // A drawing that an undo leaves as it is keeps the size that it was drawn on.
+    if (values.shapes && JSON.stringify(values.shapes) !== JSON.stringify(parseDrawing(this.text))) {
       this.text = formatDrawing(values.shapes, this.editor.sourceSize);
+      this.editor.drawnOn = drawnSize(this.text);
       this.widget.callback?.(this.text);
     }
     for (const widget of this.node.widgets ?? []) {
@@ -83,27 +87,58 @@ class NodeCanvas {
     if (!this.node.graph) return;
     const { state, text } = this.values();
     if (text !== this.seen) {
+      const first = !this.seen;
       this.seen = text;
       this.editor.rotates = "angle" in state;
       this.editor.mirrors = "mirror" in state;
-      this.editor.setState(state);
+      if (first) this.editor.begin(state);
+      else this.editor.setState(state);
     }
-    const [path, role] = this.other ? [["reference", "image"], "reference"] : [["image"], "image"];
-    this.show("image", imageOf(this.node, path) ?? this.ran[role]);
-    if (this.mode === "paste") this.show("reference", imageOf(this.node, ["reference", "image"]) ?? this.ran.reference);
-    if (this.mode === "seed") this.show("reference", state.background === "picture" ? imageOf(this.node, ["picture"]) : null);
-    const mask = imageOf(this.node, [this.mode === "seed" ? "keep" : this.other ? "reference_mask" : "mask"], true);
-    this.show("mask", mask ?? (this.other ? null : this.ran.mask), !mask ? "white" : state.invert_keep ? "shown" : "hidden");
+    this.show("image", this.other ? "reference" : "image");
+    if (this.mode === "paste") this.show("reference", "reference");
+    if (this.mode === "seed") this.fetch("reference", state.background === "picture" ? imageOf(this.node, ["picture"]) : null);
+    const mask = imageOf(this.node, this.pathOf("mask"), true);
+    this.fetch("mask", mask ?? (this.other ? null : this.last("mask")), !mask ? "white" : state.invert_keep ? "shown" : "hidden");
   }
 
-  show(role, url, kind = "") {
+  /** The inputs that lead to a role's image. */
+  pathOf(role) {
+    if (role === "mask") return [this.mode === "seed" ? "keep" : this.other ? "reference_mask" : "mask"];
+    return role === "reference" ? ["reference", "image"] : ["image"];
+  }
+
+  /** What the last run sent for a role, unless the input has been connected to something else since. */
+  last(role) {
+    const { url, way } = this.ran[role] ?? {};
+    return way === wayTo(this.node, this.pathOf(role)) ? url : null;
+  }
+
+  /** Show the image that leads to `from`, as the editor's `role`; where there is none, say why. */
+  show(role, from) {
+    const path = this.pathOf(from);
+    const file = imageOf(this.node, path);
+    const way = wayTo(this.node, path);
+    let why = from === "reference" ? "Connect Invert Photo of the other image to `reference`." : "Connect `image`.";
+    if (file) why = this.broken[role] === file ? "The image of Load Image cannot be shown. Choose another file." : "The image is loading.";
+    else if (way) why = "Press Run: this image is shown after a run.";
+    if (why !== this.editor.absent[role]) {
+      this.editor.absent[role] = why;
+      this.editor.refresh();
+    }
+    this.fetch(role, file ?? this.last(from));
+  }
+
+  fetch(role, url, kind = "") {
     if (this.shown[role] === kind + url) return;
     this.shown[role] = kind + url;
     const set = (image) => (role === "mask" ? this.editor.setMask(image, kind) : this.editor.setImage(role, image));
     if (!url) return set(null);
     const image = new Image();
     image.onload = () => this.shown[role] === kind + url && set(image);
-    image.onerror = () => this.shown[role] === kind + url && set(null);
+    image.onerror = () => {
+      this.broken[role] = url;
+      if (this.shown[role] === kind + url) set(null);
+    };
     image.src = url;
   }
 
@@ -112,7 +147,8 @@ class NodeCanvas {
     if (!Array.isArray(sent)) return;
     this.ran = {};
     for (const { role, filename, subfolder, type } of sent) {
-      this.ran[role] = app.api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+      const url = app.api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+      this.ran[role] = { url, way: wayTo(this.node, this.pathOf(role)) };
     }
   }
 

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from slipstream.core.drawing import Shape
 from slipstream.core.images import read_image, read_mask
 from slipstream.cow.photos import PHOTOS
 from slipstream.lmd import FillConfig
 from slipstream.lmd import LatentFill as Fill
+from slipstream.nodes.canvas import drawn_mask
 from slipstream.nodes.cow import ExamplePhoto
 from slipstream.nodes.lmd import LatentFill
 from slipstream_tests.noisy_masks import NOISY, noisy
@@ -35,3 +37,22 @@ def test_the_example_photo_is_read_as_the_library_reads_it() -> None:
     image, keep = ExamplePhoto().load("astronaut")
     assert torch.equal(image, read_image(PHOTOS["astronaut"][0]))
     assert torch.equal(keep, read_mask(PHOTOS["astronaut"][1]))
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros(1, 64, 64), torch.full((1, 30, 40), 0.05)])
+def test_an_empty_mask_beside_what_is_painted_counts_as_none(mask: torch.Tensor | None) -> None:
+    """Load Image gives 64 x 64 black pixels for a photo without transparency."""
+    image, expected = torch.rand(1, 30, 40, 3), torch.zeros(1, 30, 40)
+    expected[:, 5:15, 10:30] = 1
+    drawing = '{"size": [40, 30], "shapes": [{"box": [10, 5, 30, 15]}]}'
+    assert torch.equal(drawn_mask("Move", drawing, mask, image), expected)
+    assert torch.equal(drawn_mask("Move", drawing, mask, None), expected)
+    area = [Shape("box", ((10.0, 5.0), (30.0, 15.0)))]
+    assert torch.equal(drawn_mask("Drag", "", mask, image, otherwise=area), expected)
+
+
+def test_a_painted_mask_stands_beside_the_shapes_that_count_without_one() -> None:
+    mask = torch.zeros(1, 30, 40)
+    mask[:, 20:25, 20:25] = 1
+    area = [Shape("box", ((10.0, 5.0), (30.0, 15.0)))]
+    assert torch.equal(drawn_mask("Drag", "", mask, torch.rand(1, 30, 40, 3), otherwise=area), mask)

@@ -262,6 +262,27 @@ await check("values that were typed elsewhere are shown and can be undone", asyn
   press(editor, "z", { ctrlKey: true });
   equal(editor.state.dx, 0);
 });
+await check("nothing before a saved drawing is there to be undone", async () => {
+  const { editor } = await open("move");
+  editor.begin({ shapes: [{ box: [40, 30, 80, 70] }] });
+  editor.begin({ dx: 12 });
+  press(editor, "z", { ctrlKey: true });
+  equal([editor.state.shapes.length, editor.state.dx, editor.undoButton.disabled], [1, 12, true]);
+});
+await check("an object cannot be pulled out of sight, and its way is said without a minus", async () => {
+  const { editor } = await boxed();
+  await pull(editor, [[60, 50], [0, 0], [-300, -300]]); // prettier-ignore
+  equal([editor.state.dx, editor.state.dy, editor.hint], [-60, -50, "60 left, 50 up"]);
+  await pull(editor, [[5, 5], [60, 50]]); // prettier-ignore
+  equal([editor.state.dx, editor.state.dy], [-5, -5]);
+});
+await check("a drawing of another image says so until it is drawn again", async () => {
+  const { editor } = await boxed({ dx: 5 });
+  editor.drawnOn = [768, 512];
+  equal(editor.hint, "Drawn on 768 x 512 pixels: check it, or press Clear.");
+  editor.drawnOn = [...editor.sourceSize];
+  equal(editor.hint, "5 right, 0 down");
+});
 await check("the connected mask is the object, with what is painted", async () => {
   const { editor } = await open("move");
   const white = Object.assign(document.createElement("canvas"), { width: 200, height: 160 });

@@ -55,6 +55,8 @@ export class Editor {
   view = null;
   area = [1, 1];
   selected = null;
+  absent = {}; // role -> why there is no image, in one sentence
+  drawnOn = null; // size [w, h] of the image that the shapes were drawn on, where that is known
   #gesture = null;
   #history = new geometry.History();
   #pointers = new Map();
@@ -96,6 +98,12 @@ export class Editor {
     this.refresh();
   }
 
+  /** Values that a workflow was saved with: what an undo ends at. */
+  begin(values) {
+    this.#history = new geometry.History();
+    this.setState(values);
+  }
+
   resized() {
     this.view = null;
     this.refresh();
@@ -110,6 +118,7 @@ export class Editor {
 
   #build() {
     this.root.classList.add("slipstream-canvas");
+    this.root.dataset.captureWheel = "true"; // Nodes 2.0 leaves the wheel to what has the focus only with this
     const button = (text, title, act, name) => {
       const made = element("button", { type: "button", textContent: text, title });
       made.dataset.act = name;
@@ -125,7 +134,7 @@ export class Editor {
     const others = [
       this.undoButton,
       this.redoButton,
-      button("Fit", "Show the whole image (0); Ctrl+wheel zooms, the middle button or Space pans", () => (this.view = null), "fit"),
+      button("Fit", "Show the whole image (0); click on it, then the wheel zooms, the middle button or Space pans", () => (this.view = null), "fit"),
       button("Clear", "Remove everything that was drawn", () => this.clear(), "clear"),
     ];
     this.says = element("div", { className: "says" });
@@ -249,12 +258,11 @@ export class Editor {
   /** What to do next, in one sentence. */
   get hint() {
     const { state, mask } = this;
-    if (!this.sourceSize) {
-      return this.mode === "paste"
-        ? "Connect Invert Photo of the other image to `reference`. A Load Image is shown at once, others after a run."
-        : "Connect `image`. A Load Image is shown at once, any other image after a run.";
+    const absent = this.sourceSize ? this.absent.image : this.absent[this.mode === "paste" ? "reference" : "image"];
+    if (!this.size) return absent ?? "Connect `image`.";
+    if (state.shapes.length && this.drawnOn && String(this.drawnOn) !== String(this.sourceSize)) {
+      return `Drawn on ${this.drawnOn.join(" x ")} pixels: check it, or press Clear.`;
     }
-    if (!this.size) return "Connect `image`: the photo to place the object on.";
     if (this.mode === "drag") {
       const count = state.pairs.length;
       return count ? `${count} ${count > 1 ? "points" : "point"}. Paint what may change, or leave it to the shaded area.` : "Press on a point and pull it to where it should go.";
@@ -269,7 +277,7 @@ export class Editor {
     const { dx, dy, scale, angle, x, y } = this.state;
     const size = scale === 1 ? "" : `, ${Math.round(100 * scale)} %`;
     if (this.mode === "seed") return `x ${x}, y ${y}${size || ", 100 %"}`;
-    return `${dx} right, ${dy} down${size}${angle ? `, ${angle}\u00b0` : ""}`;
+    return `${Math.abs(dx)} ${dx < 0 ? "left" : "right"}, ${Math.abs(dy)} ${dy < 0 ? "up" : "down"}${size}${angle ? `, ${angle}\u00b0` : ""}`;
   }
 
   /** Draw the next frame, with the bar and the words below. */
@@ -448,7 +456,9 @@ export class Editor {
       const scale = geometry.scaledBy(placement, from, point, this.mode === "seed" ? 0.01 : 0.125, this.mode === "seed" ? 16 : 8);
       return this.mode === "seed" ? this.#seeded(scale / this.ground.filling, geometry.pivot(placement)) : { scale };
     }
-    const by = [point[0] - from[0], point[1] - from[1]];
+    // What was taken hold of stays in the image: an object that is pulled out of sight cannot be pulled back.
+    const held = this.size.map((side, i) => geometry.clamp(point[i], Math.min(0, from[i]), Math.max(side, from[i])));
+    const by = [held[0] - from[0], held[1] - from[1]];
     if (this.mode === "seed") return this.#seeded(this.state.scale, geometry.pivot({ ...placement, shift: placement.shift.map((s, i) => s + by[i]) }));
     return { dx: Math.round(placement.shift[0] + by[0]), dy: Math.round(placement.shift[1] + by[1]) };
   }

@@ -93,6 +93,15 @@ export function parseDrawing(text) {
   }
 }
 
+/** The size [w, h] of the image that a stored drawing was drawn on, or null. */
+export function drawnSize(text) {
+  try {
+    return JSON.parse(text || "{}").size ?? null;
+  } catch {
+    return null;
+  }
+}
+
 /** The JSON of shapes that were drawn on an image [w, h]; an empty text for none. */
 export const formatDrawing = (shapes, size) => (shapes.length ? JSON.stringify({ size: size ?? undefined, shapes }) : "");
 

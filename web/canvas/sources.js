@@ -49,6 +49,16 @@ function urlOf(value, channel) {
   return app.api.apiURL(`/view?${new URLSearchParams(query)}`);
 }
 
+/** The nodes and slots that a path leads through, as text; empty where its first input is not connected. `path` as in `imageOf`. */
+export function wayTo(node, path) {
+  const way = [];
+  for (let found = [node, 0], i = 0; found && i < path.length; i++) {
+    found = sourceOf(found[0], path[i]);
+    if (found) way.push(`${found[0].id}:${found[1]}`);
+  }
+  return way.join(" ");
+}
+
 /**
  * The URL of the image that lies behind an input, or null where only a run can tell.
  *
