@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 GAP = 6
 LEAST_HEIGHT = 256  # below it a caption cannot be read
+LEAST_SIZE = 11  # of the letters, in pixels
 SHARE = 0.06  # height of the letters, of the image or of half of what is seen at once
 
 
@@ -32,16 +33,22 @@ def font(size: int) -> ImageFont | FreeTypeFont:
 def captioned(images: Tensor, caption: str, across: int = 0) -> Tensor:
     """Return IMAGE (B, H, W, 3) with a caption in its upper left corner, white on a dark plate; an empty one leaves it as it is.
 
-    `across` is the width in pixels of the row that the image is shown in.
+    `across` is the width in pixels of the row that the image is shown in. Letters shrink until a caption fits its image.
     """
     if not caption.strip():
         return images
     import numpy as np
     from PIL import Image, ImageDraw
 
-    letters = font(max(11, round(SHARE * max(images.shape[1], across / 2))))
-    left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), caption, letters)
-    pad = round(0.4 * (bottom - top)) + 2
+    # Of a panorama twice its height counts: its letters would cover it.
+    size = max(LEAST_SIZE, round(SHARE * min(max(images.shape[1], across / 2), 2 * images.shape[1])))
+    while True:
+        letters = font(size)
+        left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), caption, letters)
+        pad = round(0.4 * (bottom - top)) + 2
+        if right - left + 2 * pad <= images.shape[2] or size <= LEAST_SIZE:
+            break
+        size = max(LEAST_SIZE, min(size - 1, int(size * images.shape[2] / (right - left + 2 * pad))))
     plate = Image.new(
         "RGB", (min(int(right - left) + 2 * pad, images.shape[2]), int(bottom - top) + 2 * pad), (24, 24, 24)
     )

@@ -109,10 +109,12 @@ def feather(mask: Tensor, radius: int) -> Tensor:
     return gaussian_blur(mask[:, None], max(radius, 1) / 2, radius)[:, 0]
 
 
-def bounding_box(mask: Tensor, threshold: float = 0.5) -> tuple[int, int, int, int]:
+def bounding_box(mask: Tensor, threshold: float = 0.5, name: str = "mask") -> tuple[int, int, int, int]:
     """Return (top, left, bottom, right) of a mask (H, W) above `threshold`, ends exclusive; raises ValueError if empty."""
     rows = (mask > threshold).any(1).nonzero().flatten()
     columns = (mask > threshold).any(0).nonzero().flatten()
     if not len(rows):
-        raise ValueError("Expected `mask` with at least one painted pixel, but got an empty mask. Paint the subject.")
+        raise ValueError(
+            f"Expected `{name}` with at least one painted pixel, but got an empty mask. Paint the subject."
+        )
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1

@@ -34,17 +34,19 @@ class Canvas:
 
 def place(
     image: Tensor, keep: Tensor, background: Tensor, scale: float = 1.0, x: float = 0.5, y: float = 0.5, grid: int = 8,
-    mirror: bool = False,
+    mirror: bool = False, filling: float = 1.0,
 ) -> Canvas:  # fmt: skip
     """Return `image` (B, H, W, C) cut out by `keep` (B, H, W; 1 = keep) on `background` (1 or B, H', W', 3).
 
     The subject is the mask's bounding box, resized by `scale` with its proportions kept. `x` and `y` share out the free
     space: 0 and 1 touch the edges, 0.5 is the middle; in between the corner snaps to multiples of `grid` pixels, so that
-    the subject falls on whole latent cells. `mirror` turns the subject left to right.
+    the subject falls on whole latent cells. `mirror` turns the subject left to right. `filling` (see `canvas_size`) is the scale of
+    the photo that counts as a `scale` of 1.
 
-    Raises ValueError for an empty mask and a canvas smaller than the subject.
+    A subject that is larger than the canvas by up to half of `grid`, as a canvas may be that follows the photo, is cropped. Raises
+    ValueError for an empty mask and a canvas that is smaller still.
     """
-    check_range("scale", scale, 0.001, 100)
+    check_range("scale", scale * filling, 0.001, 100)
     check_range("x", x, 0, 1, "It is a share of the free space.")
     check_range("y", y, 0, 1, "It is a share of the free space.")
     photo = (image_to_pixels(image) + 1) / 2
@@ -52,26 +54,28 @@ def place(
     if mirror:
         photo, masks = photo.flip(-1), masks.flip(-1)
     background = _matching(background, len(photo))
-    placed = [_place_one(*row, scale, x, y, grid) for row in zip(photo, masks, background)]
+    placed = [_place_one(*row, scale, x, y, grid, filling) for row in zip(photo, masks, background)]
     return Canvas(*(torch.stack(part) for part in zip(*placed)))
 
 
 def _place_one(
-    photo: Tensor, keep: Tensor, background: Tensor, scale: float, x: float, y: float, grid: int
+    photo: Tensor, keep: Tensor, background: Tensor, scale: float, x: float, y: float, grid: int, filling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    top, left, bottom, right = bounding_box(keep, RESIDUE)
-    height, width = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
+    top, left, bottom, right = bounding_box(keep, RESIDUE, "keep")
+    height, width = (max(1, round(side * (scale * filling))) for side in (bottom - top, right - left))
     room = background.shape[0] - height, background.shape[1] - width
-    if min(room) < 0:
+    if min(room) < -grid / 2:
         fitting = min(background.shape[0] / (bottom - top), background.shape[1] / (right - left))
+        most = int(fitting / filling * 1000) / 1000
         raise ValueError(
             f"Expected a canvas of at least {width} x {height} pixels for the subject at `scale` {scale}, but got "
-            f"{background.shape[1]} x {background.shape[0]}. Use a larger canvas, or a scale of at most {int(fitting * 1000) / 1000}."
+            f"{background.shape[1]} x {background.shape[0]}. Use a larger canvas, or a scale of at most {most}."
         )
     part = (..., slice(top, bottom), slice(left, right))
     cut = resize_premultiplied(photo[None][part], keep[None, None][part], height, width, "bicubic")[0]
     at = _snap(y, room[0], grid), _snap(x, room[1], grid)
-    spot = slice(at[0], at[0] + height), slice(at[1], at[1] + width)
+    cut = cut[:, max(0, -at[0]) :, max(0, -at[1]) :]
+    spot = slice(max(0, at[0]), at[0] + height), slice(max(0, at[1]), at[1] + width)
     placed_photo, placed_keep = background.clone(), background.new_zeros(background.shape[:2])
     placed_photo[spot] = cut[:3].movedim(0, -1)
     # Resizing leaves 0.9999 where all was kept; pasting is exact at 0 and 1 only.

@@ -171,7 +171,7 @@ class SeedCanvas:
         if wired is not None and canvas:  # what is painted counts in pixels of the photo
             wired = resize_mask(wired.reshape(-1, *wired.shape[-2:]).float(), *image.shape[1:3])
         subject = drawn_mask("Place Subject", canvas, wired, image, "keep")
-        placed = place(image, subject, ground, scale * filling, x, y, mirror=mirror)
+        placed = place(image, subject, ground, scale, x, y, mirror=mirror, filling=filling)
         covered = touched(placed.keep)
         for name, across in (("x", covered.any(-2)), ("y", covered.any(-1))):
             if bool(across.all()):

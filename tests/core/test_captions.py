@@ -30,6 +30,15 @@ def test_letters_grow_with_the_row_that_they_are_seen_in() -> None:
     assert lines(4 * 256) == pytest.approx(2 * lines(0), rel=0.15)
 
 
+def test_a_long_caption_is_read_whole_beside_a_panorama() -> None:
+    image = torch.full((1, 400, 400, 3), 0.5)
+    plate = (captioned(image, "The photo before the edit", 6000) != image).any(-1)[0]
+    assert 0.8 * 400 < int(plate.any(0).sum()) <= 400
+    assert not plate[:, -1].any() or int(plate.any(1).sum()) < 100
+    short = (captioned(image, "A", 6000) != image).any(-1)[0]
+    assert int(short.any(1).sum()) < 0.25 * 400
+
+
 @pytest.mark.parametrize(
     ("count", "size"), [(2, (256, 2 * 256 + GAP)), (3, (256, 3 * 256 + 2 * GAP)), (4, (512 + GAP, 512 + GAP))]
 )

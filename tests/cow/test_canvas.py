@@ -90,6 +90,29 @@ def test_a_canvas_smaller_than_the_subject_says_which_scale_fits():
     assert place(photo(), subject(), GREY, scale=2.666).keep.any()
 
 
+@pytest.mark.parametrize("size", [(52, 40), (49, 43), (52, 44)])
+def test_a_subject_as_large_as_its_photo_fits_the_canvas_that_follows_the_photo(size):
+    height, width, filling = canvas_size(size)
+    assert (height, width) != size
+    image = photo(height=size[0], width=size[1])
+    canvas = place(image, torch.ones(1, *size), plain_background(height, width), filling=filling)
+    top, left = max(0, size[0] - height), max(0, size[1] - width)
+    assert int(canvas.keep.sum()) == min(size[0], height) * min(size[1], width)
+    torch.testing.assert_close(canvas.image[canvas.keep == 1], image[0, top:, left:].reshape(-1, 3), atol=1e-6, rtol=0)
+
+
+def test_the_scale_that_fits_counts_as_the_one_that_was_given():
+    height, width, filling = canvas_size((50, 40), width=80)
+    wide = torch.ones(1, 50, 40)
+    with pytest.raises(
+        ValueError, match=r"for the subject at `scale` 3.0, but got 80 x 96. .* a scale of at most 0.96\."
+    ):
+        place(photo(), wide, plain_background(height, width), scale=3.0, filling=filling)
+    assert place(photo(), wide, plain_background(height, width), scale=1.0, filling=filling).keep.any()
+    with pytest.raises(ValueError, match="Expected `keep` with at least one painted pixel"):
+        place(photo(), torch.zeros(1, 50, 40), GREY)
+
+
 def test_soft_masks_stay_soft_and_a_mask_of_another_size_is_resized():
     soft = subject() * 0.5
     assert float(place(photo(), soft, GREY).keep.max()) == pytest.approx(0.5)
@@ -108,7 +131,7 @@ def test_each_picture_of_a_batch_has_its_own_subject():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"keep": subject() * 0}, "`mask` with at least one painted pixel"),
+        ({"keep": subject() * 0}, "`keep` with at least one painted pixel"),
         ({"keep": subject() * float("nan")}, "`keep` to be finite"),
         ({"keep": subject().expand(3, -1, -1)}, "`keep` with 1 or 1 masks, but got 3"),
         ({"image": photo()[..., :2]}, "`image` of shape"),
