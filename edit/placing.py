@@ -153,7 +153,9 @@ def _place(task: Task, base: Canvas, photo: Photo | Inversion, notes: list[str])
     if isinstance(task, Drag):
         for point in [p for pair in task.points for p in pair]:
             if not (0 <= point[0] <= base.size[1] and 0 <= point[1] <= base.size[0]):
-                raise ValueError(f"Expected points within {base.size[1]} x {base.size[0]} pixels, but got {point}.")
+                raise ValueError(
+                    f"Expected points within {base.size[1]} x {base.size[0]} pixels, but got {point}. Pull it into the image."
+                )
         if task.method == "energy":
             return _in_place(task.mask, base)
         _check_targets_inside(task)

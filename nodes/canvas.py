@@ -24,9 +24,10 @@ def canvas(tooltip: str) -> Widget:
     return "STRING", {"default": "", "widgetType": "SLIPSTREAM_CANVAS", "socketless": True, "tooltip": tooltip}
 
 
-def check_canvas(canvas: str) -> None:
-    """Raise ValueError unless a widget's value is a drawing."""
-    read_drawing(canvas)
+def check_canvas(**canvas: str) -> None:
+    """Raise ValueError unless the values of widgets, by name, are drawings."""
+    for name, text in canvas.items():
+        read_drawing(text, name)
 
 
 def drawn_mask(
@@ -39,14 +40,15 @@ def drawn_mask(
     """
     from .host.warnings import warn
 
-    drawing = read_drawing(text)
+    widget = "reference_canvas" if name == "reference_mask" else "canvas"
+    drawing = read_drawing(text, widget)
     empty = mask is not None and not bool(touched(clean(mask)).any())
     if not drawing.shapes and (mask is None or empty):
         drawing = Drawing(tuple(otherwise))
     if not drawing.shapes:
         if mask is None:
             raise ValueError(
-                f"Expected an object, but got no `{name}` and an empty `canvas`. Paint the object on the canvas."
+                f"Expected an object, but got no `{name}` and an empty `{widget}`. Paint the object on the canvas."
             )
         return mask
     if empty and (image is not None or drawing.size is not None):
@@ -56,13 +58,13 @@ def drawn_mask(
         size = tuple(mask.shape[-2:])
     if size is None:
         raise ValueError(
-            "Expected a drawing of known size, but got none in `canvas`. Connect `image`, or give its `size`."
+            f"Expected a drawing of known size, but got none in `{widget}`. Connect `image`, or give its `size`."
         )
     if drawing.size not in (None, size):
         height, width = drawing.size or size
         warn(
             node,
-            f"`canvas` was drawn on {width} x {height} pixels, but the image has {size[1]} x {size[0]}: its pixels are kept. "
+            f"`{widget}` was drawn on {width} x {height} pixels, but the image has {size[1]} x {size[0]}: its pixels are kept. "
             "Check what is painted.",
         )
     if mask is not None and mask.ndim == 3 and len(mask) != 1:

@@ -395,8 +395,8 @@ class ChangeAppearance(_TaskNode):
 
     @classmethod
     def VALIDATE_INPUTS(cls, canvas: str | None = None, reference_canvas: str | None = None) -> bool | str:
-        known = [text for text in (canvas, reference_canvas) if text is not None]
-        return next((said for text in known if (said := refusal(cls, check_canvas, canvas=text)) is not True), True)
+        checked = refusal(cls, check_canvas, canvas=canvas)
+        return refusal(cls, check_canvas, reference_canvas=reference_canvas) if checked is True else checked
 
     def make(
         self,

@@ -13,6 +13,7 @@ from slipstream.lmd import FillConfig
 from slipstream.lmd import LatentFill as Fill
 from slipstream.nodes.canvas import drawn_mask
 from slipstream.nodes.cow import ExamplePhoto
+from slipstream.nodes.edit import ChangeAppearance
 from slipstream.nodes.lmd import LatentFill
 from slipstream_tests.noisy_masks import NOISY, noisy
 
@@ -56,3 +57,13 @@ def test_a_painted_mask_stands_beside_the_shapes_that_count_without_one() -> Non
     mask[:, 20:25, 20:25] = 1
     area = [Shape("box", ((10.0, 5.0), (30.0, 15.0)))]
     assert torch.equal(drawn_mask("Drag", "", mask, torch.rand(1, 30, 40, 3), otherwise=area), mask)
+
+
+def test_a_message_names_the_canvas_that_is_empty() -> None:
+    with pytest.raises(ValueError, match="no `mask` and an empty `canvas`"):
+        drawn_mask("Appearance", "", None, None)
+    with pytest.raises(ValueError, match="no `reference_mask` and an empty `reference_canvas`"):
+        drawn_mask("Appearance", "", None, None, "reference_mask")
+    assert "`reference_canvas` as JSON" in str(ChangeAppearance.VALIDATE_INPUTS("", "{"))
+    assert "`canvas` as JSON" in str(ChangeAppearance.VALIDATE_INPUTS("{", ""))
+    assert ChangeAppearance.VALIDATE_INPUTS("", None) is True

@@ -31,7 +31,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("Drag", {"canvas": "[1, 2]"}, "`canvas` as JSON"),
     ("Remove", {"canvas": "a circle"}, "`canvas` as JSON"),
     ("Appearance", {"canvas": "a circle"}, "`canvas` as JSON"),
-    ("Appearance", {"reference_canvas": "a circle"}, "`canvas` as JSON"),
+    ("Appearance", {"reference_canvas": "a circle"}, "`reference_canvas` as JSON"),
     ("Drag", {"handles": "here"}, "`handles` as lines of 'x, y -> x, y'"),
     ("Drag", {"handles": "here", "targets": "[[1, 2]]"}, "`handles` as a JSON list of points"),
     ("Drag", {"targets": '[{"x": 1}]'}, "`targets` as a JSON list of points"),

@@ -283,6 +283,17 @@ await check("a drawing of another image says so until it is drawn again", async 
   editor.drawnOn = [...editor.sourceSize];
   equal(editor.hint, "5 right, 0 down");
 });
+await check("a point outside the image, and a subject larger than its canvas, are named", async () => {
+  const drag = (await open("drag")).editor;
+  drag.setState({ pairs: [[[20, 20], [30, 30]], [[900, 20], [30, 30]]] }); // prettier-ignore
+  equal(drag.hint, "Point 2 lies outside the image. Press Clear.");
+  const { editor } = await open("seed");
+  editor.setState({ width: 64, height: 64, scale: 1, x: 0, y: 0, shapes: [{ box: [40, 30, 108, 70] }] });
+  editor.setTool("place");
+  equal(editor.hint, "x 0, y 0, 100 %");
+  editor.setState({ scale: 1.1 });
+  equal(editor.hint, "Larger than the canvas: pull a corner inwards.");
+});
 await check("the connected mask is the object, with what is painted", async () => {
   const { editor } = await open("move");
   const white = Object.assign(document.createElement("canvas"), { width: 200, height: 160 });

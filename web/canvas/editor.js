@@ -265,12 +265,23 @@ export class Editor {
     }
     if (this.mode === "drag") {
       const count = state.pairs.length;
+      const out = state.pairs.findIndex((pair) => pair.some((p) => p.some((v, i) => v < 0 || v > this.sourceSize[i])));
+      if (out >= 0) return `Point ${out + 1} lies outside the image. Press Clear.`;
       return count ? `${count} ${count > 1 ? "points" : "point"}. Paint what may change, or leave it to the shaded area.` : "Press on a point and pull it to where it should go.";
     }
     if (!mask?.box) return "Paint the object, or pull a box around it.";
     if (this.mode === "look") return "This is the object.";
     if (!this.placing) return this.mode === "move" && this.#moved() ? this.#values() : "Then press Move and pull it to its place.";
+    if (this.mode === "seed" && this.#tooLarge()) return "Larger than the canvas: pull a corner inwards.";
     return this.#moved() || this.mode === "seed" ? this.#values() : "Pull the object to its place; corners resize it.";
+  }
+
+  /** Whether the host would refuse the subject: it crops half a cell of the latents. */
+  #tooLarge() {
+    const [x0, y0, x1, y1] = this.mask.box;
+    const { size, filling } = this.ground;
+    const subject = [x1 - x0, y1 - y0].map((side) => Math.round(side * this.state.scale * filling));
+    return subject.some((side, i) => side > size[i] + 4);
   }
 
   #values() {
