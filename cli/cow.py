@@ -76,12 +76,8 @@ def add_parser(subparsers: Any) -> None:
     cow.unused = UNUSED
     cow.set_defaults(run=run_cow)
     demo = subparsers.add_parser("demo", help="make images from the bundled photo with the bundled model")
-    demo.add_argument(
-        "--out", type=checked(_demo_folder), default="out", help="folder of the images (default %(default)s)"
-    )
-    demo.add_argument(
-        "--scenes", type=integer(1, len(SCENES)), default=len(SCENES), help="how many of them (default %(default)s)"
-    )
+    demo.add_argument("--out", type=checked(_demo_folder), default="out", help="folder of the images")
+    demo.add_argument("--scenes", type=integer(1, len(SCENES)), default=len(SCENES), help="how many of them")
     add_size(demo, "size of the canvas (default 256x192)")
     add_seed(demo)
     add_model(demo)
@@ -91,9 +87,9 @@ def add_parser(subparsers: Any) -> None:
 def _add_canvas(group: Any) -> None:
     add_size(group, "size of the canvas (default 512x512)")
     group.add_argument("--scale", type=number(), default=1.0, help="size of the subject relative to the photo")
-    group.add_argument("--x", type=number(), default=0.5, help="0 left edge, 1 right edge (default %(default)s)")
-    group.add_argument("--y", type=number(), default=1.0, help="0 top edge, 1 bottom edge (default %(default)s)")
-    group.add_argument("--background", default=GREY, help='"#rrggbb", "noise" or an image file (default %(default)s)')
+    group.add_argument("--x", type=number(), default=0.5, help="0 left edge, 1 right edge")
+    group.add_argument("--y", type=number(), default=1.0, help="0 top edge, 1 bottom edge")
+    group.add_argument("--background", default=GREY, help='"#rrggbb", "noise" or an image file')
 
 
 def _add_run(group: Any) -> None:
@@ -103,14 +99,12 @@ def _add_run(group: Any) -> None:
     group.add_argument("--inversion-cfg", type=number(), default=default.inversion_cfg, help="of the inversion")
     group.add_argument("--cycles", type=integer(), default=default.cycles, help="rounds of disturbing and denoising")
     group.add_argument("--low", type=number(), default=default.low, help="the cycles' range in shares of training time")
-    group.add_argument("--high", type=number(), default=default.high, help="its upper end (default %(default)s)")
+    group.add_argument("--high", type=number(), default=default.high, help="its upper end")
     group.add_argument("--preserve", type=number(), default=default.preserve, help="0 free, 1 subject's latents exact")
     group.add_argument(
         "--follow", type=number(), default=default.follow, help="0 keep the pixels ... 1 follow the text"
     )
-    group.add_argument(
-        "--start", choices=STARTS, default=default.start, help="what the scene starts as (default %(default)s)"
-    )
+    group.add_argument("--start", choices=STARTS, default=default.start, help="what the scene starts as")
     add_seed(group)
     group.add_argument("--no-paste", action="store_true", help="leave the subject as the model returns it")
     group.add_argument(

@@ -89,11 +89,17 @@ def add_parser(subparsers: Any) -> None:
     tasks.add_argument(
         "--paste", nargs="+", action="append", default=[], metavar="V", help="IMAGE MASK DX DY [SCALE [ANGLE]]"
     )
-    tasks.add_argument("--appearance", nargs=3, action="append", default=[], metavar=("MASK", "IMAGE", "IMAGE_MASK"))
+    tasks.add_argument(
+        "--appearance", nargs=3, action="append", default=[], metavar=("MASK", "IMAGE", "IMAGE_MASK"),
+        help="give what is in MASK the look of what is in IMAGE_MASK of IMAGE",
+    )  # fmt: skip
     tasks.add_argument(
         "--drag", nargs="+", action="append", default=[], metavar="V", help="MASK X,Y:X,Y ... (handle:target)"
     )
-    tasks.add_argument("--drag-method", choices=["warp", "energy"], default="warp")
+    tasks.add_argument(
+        "--drag-method", choices=["warp", "energy"], default="warp",
+        help="warp: move the pixels; energy: by gradients, in mode fine",
+    )  # fmt: skip
     _add_run(parser.add_argument_group("run"))
     add_model(parser)
     parser.arguments = {"anchor_object": "--hold-object", "anchor_fill": "--hold-fill"}
@@ -107,21 +113,30 @@ def _add_run(group: Any) -> None:
     add_cfg(group, default.cfg_scale)
     group.add_argument(
         "--mode", choices=MODES, default=default.mode,
-        help="draft: any model, no gradients; fine: inversion and feature guidance, UNets only (default %(default)s)",
+        help="draft: any model, no gradients; fine: inversion and feature guidance, UNets only",
     )  # fmt: skip
     group.add_argument(
         "--energy", "--guidance", dest="energy_scale", type=number(), default=default.energy_scale,
-        help="strength of the feature guidance (default %(default)s)",
+        help="strength of the feature guidance",
     )  # fmt: skip
-    hold = {"type": number(), "help": "share of the steps (default %(default)s)"}
-    group.add_argument("--hold-object", default=default.anchor_object[1], **hold)
-    group.add_argument("--hold-fill", default=default.anchor_fill[1], **hold)
+    hold = {"type": number()}
+    group.add_argument(
+        "--hold-object", default=default.anchor_object[1], help="share of the steps that hold the object", **hold
+    )
+    group.add_argument(
+        "--hold-fill", default=default.anchor_fill[1], help="share of the steps that hold what fills its place", **hold
+    )
     group.add_argument("--feather", type=integer(), default=default.feather, help="soft seam in pixels")
     group.add_argument(
         "--max-pixels", type=integer(64), default=1_000_000, help="larger photos are worked on at this size"
     )
     add_size(group, "work on the photo at the size that fits in here; the result has the photo's own")
-    group.add_argument("--memory", choices=MEMORY, default=default.memory)
+    group.add_argument(
+        "--memory",
+        choices=MEMORY,
+        default=default.memory,
+        help="mode fine: keep keys and values, or make them again",
+    )
     add_seed(group)
 
 

@@ -49,9 +49,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="WIDTHxHEIGHT",
         help="of a frame (default 512x512; 128x128 with a bundled model)",
     )
-    parser.add_argument(
-        "--host", default=LOOPBACK, help="address to serve at; another one is reachable by others (default %(default)s)"
-    )
+    parser.add_argument("--host", default=LOOPBACK, help="address to serve at; another one is reachable by others")
     parser.add_argument("--port", type=integer(0, 65535), default=PORT, help="default %(default)s; 0 takes a free one")
     _add_osc(parser)
     parser.add_argument("--once", action="store_true", help="end with the first stream")
@@ -73,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
 def _add_osc(parser: Any, required: bool = False) -> None:
     text = "take live settings over OSC: /slipstream/strength 0.4"
     parser.add_argument("--osc", type=integer(1, 65535), metavar="PORT", required=required, help=text)
-    parser.add_argument("--osc-host", default=LOOPBACK, help="address of --osc (default %(default)s)")
+    parser.add_argument("--osc-host", default=LOOPBACK, help="address of --osc")
 
 
 def _add_url(parser: Any) -> None:
@@ -90,7 +88,7 @@ def _add_push(subparsers: Any) -> None:
         "--input", help='video file, folder of images, or "webcam" (default: only what others send comes back)'
     )
     parser.add_argument("--out", "--output", help=f"{POSSIBLE} (default: nothing is stored)".replace("%", "%%"))
-    parser.add_argument("--fps", type=number(0.01), default=25.0, help="of a folder of images (default %(default)s)")
+    parser.add_argument("--fps", type=number(0.01), default=25.0, help="of a folder of images")
     parser.add_argument("--loop", action="store_true", help="begin again at the end, until the stream ends")
     parser.add_argument("--prompt", help="set the prompt first")
     parser.add_argument("--strength", type=number(), help="set the strength first")

@@ -101,11 +101,11 @@ def _add_schedule(parser: Any, *seed: str) -> None:
     parser.add_argument(
         "--kind", choices=list(KINDS), default=default.kind, help="how the share changes over the rounds"
     )
-    parser.add_argument("--low", type=number(), default=default.low, help="smallest masked share (default %(default)s)")
+    parser.add_argument("--low", type=number(), default=default.low, help="smallest masked share")
+    parser.add_argument("--high", type=number(), default=default.high, help="largest masked share")
     parser.add_argument(
-        "--high", type=number(), default=default.high, help="largest masked share (default %(default)s)"
+        "--direction", choices=DIRECTIONS, default=default.direction, help="whether the share rises or falls"
     )
-    parser.add_argument("--direction", choices=DIRECTIONS, default=default.direction)
     parser.add_argument("--patch", type=integer(), default=default.patch, help="side of a patch in latent cells")
     parser.add_argument("--free", action="store_true", help="new patches each round instead of nested ones")
     parser.add_argument(
@@ -130,16 +130,20 @@ def _add_masks(parser: Any) -> None:
 
 def _add_regenerate(parser: Any) -> None:
     default = RegenerateConfig()
-    parser.add_argument("--image", required=True)
+    parser.add_argument("--image", required=True, help="the image to vary")
     add_prompt(parser, required=True)
     parser.add_argument("--mask", help="white = may change (default: everything)")
     add_size(parser, RESIZED)
-    parser.add_argument("--rounds", type=integer(), default=default.rounds)
-    parser.add_argument("--strength", type=number(), default=default.strength)
+    parser.add_argument("--rounds", type=integer(), default=default.rounds, help="masks, one after the other")
+    parser.add_argument(
+        "--strength", type=number(), default=default.strength, help="how far masked patches are re-noised"
+    )
     parser.add_argument("--strength-end", type=number(), help="strength of the last round (default: as the first)")
     add_steps(parser, default.steps, help="network steps a round")
     add_cfg(parser, 3.0)
-    parser.add_argument("--candidates", type=integer(), default=default.candidates)
+    parser.add_argument(
+        "--candidates", type=integer(), default=default.candidates, help="tries a round, of which the best is kept"
+    )
     add_seed(parser)
     _add_schedule(parser)
     add_model(parser)
@@ -157,16 +161,16 @@ def _add_train(parser: Any) -> None:
     )  # fmt: skip
     add_size(parser, "in pixels (default 512x512)", checked(_size_or_network))
     add_steps(parser, default.steps, help="training steps")
-    parser.add_argument("--batch", type=integer(), default=default.batch)
-    parser.add_argument("--learning-rate", type=number(), default=default.learning_rate)
+    parser.add_argument("--batch", type=integer(), default=default.batch, help="images a step")
     parser.add_argument(
-        "--network", choices=list(SIZES), default="small", help="size of the fill (default %(default)s)"
+        "--learning-rate", type=number(), default=default.learning_rate, help="highest rate; it falls to 0"
     )
+    parser.add_argument("--network", choices=list(SIZES), default="small", help="size of the fill")
+    parser.add_argument("--patch", type=integer(), default=4, help="side of a token in latent cells")
+    parser.add_argument("--ratio", choices=RATIO_KINDS, default=default.ratio, help="masked share while training")
     parser.add_argument(
-        "--patch", type=integer(), default=4, help="side of a token in latent cells (default %(default)s)"
+        "--masks", choices=("mixed", *FAMILIES), default=default.masks, help="what is masked while training"
     )
-    parser.add_argument("--ratio", choices=RATIO_KINDS, default=default.ratio)
-    parser.add_argument("--masks", choices=("mixed", *FAMILIES), default=default.masks)
     parser.add_argument("--no-mirror", action="store_true", help="do not train on mirrored images")
     parser.add_argument("--restart", "--anew", action="store_true", help="overwrite the file instead of resuming it")
     parser.add_argument("--cache", help="folder for encoded images (default: beside --out)")
@@ -183,12 +187,12 @@ def _size_or_network(value: str) -> tuple[int, int] | str:
 
 def _add_fill(parser: Any) -> None:
     parser.add_argument("--fill", required=True, help="a file of `slipstream lmd train`")
-    parser.add_argument("--image", required=True)
+    parser.add_argument("--image", required=True, help="the image with the hole")
     parser.add_argument("--mask", required=True, help="white = fill")
     add_prompt(parser, default="")
     add_size(parser, RESIZED)
     add_steps(parser, 6, low=0, help="denoising steps after the fill; 0 shows the fill itself")
-    parser.add_argument("--strength", type=number(), default=0.5)
+    parser.add_argument("--strength", type=number(), default=0.5, help="how far the fill is re-noised")
     add_cfg(parser, 3.0)
     add_seed(parser)
     add_model(parser)
@@ -198,8 +202,8 @@ def _add_fill(parser: Any) -> None:
 
 
 def _add_influence(parser: Any) -> None:
-    parser.add_argument("--before", required=True)
-    parser.add_argument("--after", required=True)
+    parser.add_argument("--before", required=True, help="the image without the change")
+    parser.add_argument("--after", required=True, help="the image with it")
     parser.add_argument("--mask", required=True, help="white = where the change was made")
     add_size(parser, RESIZED)
     add_output(parser, "--out", default="influence.png")
@@ -213,9 +217,7 @@ def _add_stretch(parser: Any) -> None:
     parser.add_argument(
         "--drag", action="append", default=[], metavar="'X,Y -> X,Y'", help="a drag in pixels; may repeat"
     )
-    parser.add_argument(
-        "--radius", type=number(), default=48.0, help="how far a drag pulls, in pixels (default %(default)s)"
-    )
+    parser.add_argument("--radius", type=number(), default=48.0, help="how far a drag pulls, in pixels")
     parser.add_argument("--window", type=number(), default=3.0, help="smoothing of the optical flow in pixels")
     add_size(parser, f"{RESIZED}; drags count in its pixels")
     add_output(parser, "--out", default="stretch.png")

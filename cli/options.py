@@ -25,8 +25,17 @@ NEGATIVE_RULE = Unused("negative", lambda v: v.cfg_scale == 1, "at --cfg 1, whic
 SHARED = ("--model", "--vae", "--device", "--dtype", "--size", "--seed")
 
 
+class _Help(argparse.HelpFormatter):
+    """Help that ends with the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = isinstance(action.default, (str, int, float, pathlib.Path)) and not isinstance(action.default, bool)
+        known = not shown or action.default in ("", argparse.SUPPRESS) or "default" in (action.help or "default")
+        return action.help if known else f"{action.help} (default %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line.
+    """A parser whose mistakes are one line, and whose help names every default.
 
     Attributes:
         arguments: the options behind arguments of the library, beside their `dest`.
@@ -35,6 +44,9 @@ class Parser(argparse.ArgumentParser):
 
     arguments: dict[str, str] = {}
     unused: tuple[Unused, ...] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Help, **options})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}")
@@ -133,7 +145,7 @@ def add_model(parser: Any, default: str = "pocket") -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", default=default,
-        help='"pocket", "pocket-lcm", a diffusers folder or a .safetensors file (default %(default)s)',
+        help='"pocket", "pocket-lcm", a diffusers folder or a .safetensors file',
     )  # fmt: skip
     group.add_argument("--vae", help="another VAE, for example a tiny one (TAESD): a folder or a .safetensors file")
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: SLIPSTREAM_DEVICE, else CUDA if available)")
@@ -155,21 +167,19 @@ def add_prompt(parser: Any, help: str = "what the image shows", **options: Any) 
 
 def add_steps(parser: Any, default: int, low: float = -math.inf, help: str = "denoising steps") -> None:
     """Declare --steps."""
-    parser.add_argument("--steps", type=integer(low), default=default, help=f"{help} (default %(default)s)")
+    parser.add_argument("--steps", type=integer(low), default=default, help=help)
 
 
-def add_cfg(parser: Any, default: float | None, note: str = "(default %(default)s)") -> None:
+def add_cfg(parser: Any, default: float | None, note: str = "") -> None:
     """Declare --cfg."""
-    help = f"guidance scale, 1 is off {note}"
+    help = f"guidance scale, 1 is off {note}".rstrip()
     parser.add_argument("--cfg", dest="cfg_scale", metavar="SCALE", type=number(), default=default, help=help)
 
 
 def add_seed(parser: Any, *aliases: str, default: int = 0, **options: Any) -> None:
     """Declare --seed."""
     seed = integer(0, LARGEST_SEED)
-    parser.add_argument(
-        "--seed", *aliases, type=seed, default=default, help="of the noise (default %(default)s)", **options
-    )
+    parser.add_argument("--seed", *aliases, type=seed, default=default, help="of the noise", **options)
 
 
 def add_size(parser: Any, note: str, type: Callable[[str], Any] | None = None) -> None:
@@ -198,7 +208,7 @@ def joined_sizes(words: Sequence[str]) -> list[str]:
 
 
 def add_output(
-    parser: Any, *flags: str, kind: Collection[str] | str = IMAGE, help: str = "file of the result (default %(default)s)",
+    parser: Any, *flags: str, kind: Collection[str] | str = IMAGE, help: str = "file of the result",
     **options: Any,
 ) -> None:  # fmt: skip
     """Declare an output file, refused at once when it cannot be written; `kind` is IMAGE or the suffixes that are possible."""

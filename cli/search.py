@@ -102,7 +102,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     found.add_argument("--evaluations", type=integer(), default=100, help="schedules to try")
     found.add_argument("--minutes", type=number(), default=None, help="time for evaluations, earlier runs included")
-    found.add_argument("--strategy", choices=STRATEGIES, default="auto")
+    found.add_argument("--strategy", choices=STRATEGIES, default="auto", help="auto: coordinates, then evolution")
     found.add_argument("--layers", action="store_true", help="also search blocks to skip")
     found.add_argument(
         "--search-first-level", action="store_true",
@@ -124,24 +124,29 @@ def add_parser(subparsers: Any) -> None:
     other.add_argument(
         "--stock-steps", type=integer(0), default=0, help="add every stock schedule at this number of steps"
     )
-    other.add_argument("--repeats", type=integer(), default=3)
+    other.add_argument("--repeats", type=integer(), default=3, help="repeats on fresh noise, for the interval")
     add_output(other, "--chart", help="a PNG of the table")
     other.unused = COMPARE_UNUSED
     other.set_defaults(run=run_compare)
 
 
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    add_prompt(parser, "may be given several times", action="append")
+    add_prompt(parser, f'may be given several times (default "{PROMPT}")', action="append")
     parser.add_argument("--prompts", type=checked(prompts_in), help="a text file with one prompt a line")
-    parser.add_argument("--sampler", default="euler", help="of the library (default %(default)s)")
+    parser.add_argument("--sampler", default="euler", help="of the library")
     add_cfg(parser, 3.0)
     add_size(parser, "of the images (default 128x128)")
-    parser.add_argument("--objective", choices=OBJECTIVES, default="paired")
-    parser.add_argument("--features", choices=("latent", "pixels"), default="latent")
+    parser.add_argument(
+        "--objective", choices=OBJECTIVES, default="paired",
+        help="paired: the same images as many steps give; self-*: their distribution; reference-*: that of a folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--features", choices=("latent", "pixels"), default="latent", help="what the objective compares"
+    )
     parser.add_argument("--reference", type=pathlib.Path, default=None, help="folder of images for reference-*")
     parser.add_argument("--pairs", type=integer(1), default=16, help="noise seeds and prompts per evaluation")
     add_seed(parser)
-    parser.add_argument("--batch", type=integer(1), default=16)
+    parser.add_argument("--batch", type=integer(1), default=16, help="most images sampled at once")
     add_model(parser)
 
 

@@ -96,9 +96,9 @@ def add_parser(subparsers: Any) -> None:
         parser, 'prompt; several are blended, each with its weight: "a red circle:0.7", or "a red circle:0..1" to move over the '
         "clip", action="append", metavar="TEXT[:WEIGHT]",
     )  # fmt: skip
-    parser.add_argument("--blend", choices=BLENDS, default="linear", help="how; slerp is for two (default %(default)s)")
+    parser.add_argument("--blend", choices=BLENDS, default="linear", help="how; slerp is for two")
     add_size(parser, "size of the result (default: that of the input); sides of the input are cropped to fit")
-    parser.add_argument("--fps", type=number(), default=25.0, help="of a folder of images (default %(default)s)")
+    parser.add_argument("--fps", type=number(), default=25.0, help="of a folder of images")
     parser.add_argument("--max-frames", type=integer(0), default=0, help="stop after so many frames (default: all)")
     parser.add_argument(
         "--drop", action="store_true", help="treat a file like a camera: drop what is not taken in time"
@@ -113,13 +113,16 @@ def add_parser(subparsers: Any) -> None:
 def add_method(group: Any, live: bool = False) -> None:
     """Declare what `config_of` reads; frames of a `live` stream travel together only as its `priority` says."""
     default = StreamConfig()
-    group.add_argument("--strength", type=number(), default=0.5, help="how much is repainted (default %(default)s)")
+    group.add_argument("--strength", type=number(), default=0.5, help="how much is repainted")
     add_steps(group, default.steps)
     group.add_argument("--t-index", help='instead of both: indices of the LCM grid, "32,45"')
     group.add_argument("--guidance", choices=GUIDANCE, default=default.guidance, help="kind of the guidance")
     add_cfg(group, default.cfg_scale)
     group.add_argument("--delta", type=number(), default=default.delta, help="trust in the residual, 0 to 1")
-    group.add_argument("--renoise", choices=RENOISE, default=default.renoise)
+    group.add_argument(
+        "--renoise", choices=RENOISE, default=default.renoise,
+        help="noise between steps: the same for all frames, new each time, none, or what the frame holds already",
+    )  # fmt: skip
     add_seed(group, default=default.seed)
     group.add_argument("--consistency", action="store_true", help="boundary scalings of LCM models")
     group.add_argument("--feedback", type=number(), default=0.0, help="share of the last result in a new frame")
@@ -138,14 +141,12 @@ def add_method(group: Any, live: bool = False) -> None:
         "--priority", default="latency", metavar="latency|throughput|LANES",
         help="latency: each frame as soon as it is there, at one step in up to four recordings side by side on a large GPU; throughput: "
         "frames share a network call, up to four, for a delay of up to three; a number: so many calls side by side, which takes the "
-        "memory of as many passes (default %(default)s)",
+        "memory of as many passes",
     )  # fmt: skip
     if live:
         return
     group.add_argument("--frame-group", type=integer(), default=default.frame_group, help="frames that travel together")
-    group.add_argument(
-        "--blocks", type=integer(1), default=8, help="compare in so many parts across (default %(default)s)"
-    )
+    group.add_argument("--blocks", type=integer(1), default=8, help="compare in so many parts across")
     group.add_argument("--graph", action="store_true", help="the same as --acceleration graph")
 
 

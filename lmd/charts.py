@@ -17,7 +17,7 @@ from .mask_schedule import MaskSchedule
 from .stretch import StretchMap
 
 LETTERS = 18  # pixels
-TILES = 8  # masks in a row
+TILES, TILE = 8, 192  # masks in a row, and the longer side of one in pixels
 HEAT, MARGIN, TOP, BOTTOM = 440, 30, 56, 84  # pixels of a heat map and of the white around it
 
 
@@ -48,7 +48,11 @@ def schedule_chart(schedule: MaskSchedule) -> Tensor:
 
 def _tiled(masks: Tensor) -> tuple[Any, int]:
     """Return masks (N, H, W) as one array of tiles with gaps of NaN, each with room for a line below it, and the columns."""
-    side = max(8, 96 // max(masks.shape[-1], 1))
+    largest = max(masks.shape[-2:])
+    if largest > TILE:  # masks of pixels: a tile shows no more of them
+        height, width = (max(1, round(TILE * side / largest)) for side in masks.shape[-2:])
+        masks = F.adaptive_avg_pool2d(masks.float(), (height, width))
+    side = max(1, TILE // max(masks.shape[-2:]))
     cells = masks.repeat_interleave(side, 1).repeat_interleave(side, 2).float()
     height, width = cells.shape[1:]
     columns = max(min(TILES, len(cells)), 4)  # a lone mask is not blown up to the full width
@@ -98,10 +102,11 @@ def influence_chart(profile: InfluenceProfile, unit: str = "cells") -> Tensor:
     curves = styled(
         top[0], "difference against distance", f"distance to the change ({unit})", "mean |difference|", LETTERS
     )
-    _curves(curves, profile, shown)
+    name = part_of(unit)
+    _curves(curves, profile, shown, name)
     heat = profile.heat[-1]
     high = float(heat.max()) or 1.0
-    styled(top[1], "at the last step", size=LETTERS)
+    styled(top[1], f"at the last {name}" if count > 1 or name == "step" else "difference", size=LETTERS)
     shades = top[1].imshow(heat.cpu().numpy(), cmap=RISING, vmin=0, vmax=high, interpolation="nearest")
     top[1].axis("off")
     bar = drawn.colorbar(shades, ax=top[1], location="bottom", fraction=0.05, pad=0.03)
@@ -111,25 +116,30 @@ def influence_chart(profile: InfluenceProfile, unit: str = "cells") -> Tensor:
     return to_image(drawn)
 
 
-def _curves(axes: Any, profile: InfluenceProfile, shown: Sequence[int]) -> None:
-    """Draw one curve a step, from pale to dark, and where the last one has fallen to 1/e and to a tenth."""
+def part_of(unit: str) -> str:
+    """Return what the parts of a profile are: images are measured in pixels, the steps of a sampling in latent cells."""
+    return "image" if unit == "pixels" else "step"
+
+
+def _curves(axes: Any, profile: InfluenceProfile, shown: Sequence[int], name: str) -> None:
+    """Draw one curve a part, from pale to dark, and where the last one has fallen to 1/e and to a tenth."""
     distance = profile.distance.tolist()
     for place, i in enumerate(shown):
         weight = 1.0 if len(shown) == 1 else 0.25 + 0.75 * place / (len(shown) - 1)
         axes.plot(distance, profile.mean[i].tolist(), "o-", color=COLOURS[0], alpha=weight, linewidth=points(3),
-                  markersize=points(5), label=f"step {i + 1}")  # fmt: skip
+                  markersize=points(5), label=f"{name} {i + 1}")  # fmt: skip
     axes.set_ylim(bottom=0)
-    for reach, text in ((float(profile.reach_e[-1]), "1/e"), (float(profile.reach_10[-1]), "10 %")):
+    for height, reach, text in ((0.98, float(profile.reach_e[-1]), "1/e"), (0.91, float(profile.reach_10[-1]), "10 %")):
         if math.isfinite(reach) and reach > 0:
             axes.axvline(reach, color=COLOURS[1], linewidth=points(2), linestyle="--")
-            axes.text(reach, 0.98, f" {text}", transform=axes.get_xaxis_transform(), va="top", color=COLOURS[1],
+            axes.text(reach, height, f" {text}", transform=axes.get_xaxis_transform(), va="top", color=COLOURS[1],
                       fontsize=points(LETTERS * 0.9))  # fmt: skip
     if len(shown) > 1:
         legend(axes, LETTERS, loc="center right")
 
 
 def _reach(axes: Any, profile: InfluenceProfile, unit: str) -> None:
-    styled(axes, "reach (a gap: it never falls so far)", "step", unit, LETTERS)
+    styled(axes, "reach (a gap: it never falls so far)", part_of(unit), unit, LETTERS)
     steps = range(1, len(profile.mean) + 1)
     for values, label, colour in ((profile.reach_e, "to 1/e", 0), (profile.reach_10, "to 10 %", 1)):
         finite = [v if math.isfinite(v) else math.nan for v in values.tolist()]
@@ -140,10 +150,10 @@ def _reach(axes: Any, profile: InfluenceProfile, unit: str) -> None:
     legend(axes, LETTERS)
 
 
-def influence_heat_maps(profile: InfluenceProfile) -> Tensor:
+def influence_heat_maps(profile: InfluenceProfile, unit: str = "cells") -> Tensor:
     """Return one heat map a step, all on one scale and of one size."""
     high = float(profile.heat.max()) or 1.0
-    maps = [heat_map(heat, f"difference at step {i}", 0.0, high) for i, heat in enumerate(profile.heat, 1)]
+    maps = [heat_map(heat, f"difference at {part_of(unit)} {i}", 0.0, high) for i, heat in enumerate(profile.heat, 1)]
     return torch.cat(maps)
 
 
@@ -157,7 +167,7 @@ def influence_report(profile: InfluenceProfile, unit: str = "cells") -> str:
         profile.reach_e.tolist(), profile.reach_10.tolist(), profile.outside.tolist(), profile.mean[:, 0].tolist()
     )
     return "\n".join(
-        f"step {i}: reach {text(e)} {unit} to 1/e, {text(ten)} to 10 %; {outside:.0%} of the difference lies outside; "
+        f"{part_of(unit)} {i}: reach {text(e)} {unit} to 1/e, {text(ten)} to 10 %; {outside:.0%} of the difference lies outside; "
         f"mean inside {inside:.4g}"
         for i, (e, ten, outside, inside) in enumerate(rows, 1)
     )
@@ -186,7 +196,7 @@ def stretch_report(result: StretchMap) -> str:
     """Return one line for each map."""
     return "\n".join(
         f"map {i}: largest stretch x{float(s.max().exp()):.2f}, median x{float(s.median().exp()):.2f}; "
-        f"{float(f.float().mean()):.2%} of the cells fold"
+        f"{float(f.float().mean()):.2%} of the pixels fold"
         for i, (s, f) in enumerate(zip(result.stretch, result.fold), 1)
     )
 

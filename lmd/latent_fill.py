@@ -325,7 +325,9 @@ class LatentFill(nn.Module):
 
 def bad_file(path: str | os.PathLike[str], got: str) -> ValueError:
     """Return the error for a file that is no latent fill."""
-    return ValueError(f"Expected `{pathlib.Path(path).name}` to be a latent fill, but got {got}. Train it again.")
+    return ValueError(
+        f"Expected `{pathlib.Path(path).name}` to be a latent fill, but got {got}. Delete it, or turn resume off, and train it again."
+    )
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -386,7 +386,8 @@ class TrainLatentFill:
         for name_of, pixels in (("width", width), ("height", height)):
             if pixels % side:
                 raise ValueError(
-                    f"Expected `{name_of}` as a multiple of {side}, the pixels of a token of `patch` {patch}, but got {pixels}."
+                    f"Expected `{name_of}` as a multiple of {side}, the pixels of a token of `patch` {patch}, but got {pixels}. "
+                    f"Set it to {max(pixels // side, 1) * side}."
                 )
         latents = _training_latents(model, vae, folder, images, width, height, mirror)
         channels, rows, columns = latents.shape[1:]
@@ -627,7 +628,7 @@ def _influence_outputs(before: Tensor, after: Tensor, mask: Tensor, unit: str) -
 
     profile = influence(before, after, mask.amax(0) if mask.ndim == 3 else mask)
     curves = chart("Influence", lambda: influence_chart(profile, unit))
-    heat = chart("Influence", lambda: influence_heat_maps(profile))
+    heat = chart("Influence", lambda: influence_heat_maps(profile, unit))
     result = curves, heat, float(profile.reach_e[-1]), influence_report(profile, unit)
     return {"ui": preview_images(curves), "result": result}
 

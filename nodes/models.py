@@ -115,6 +115,7 @@ class LoadModel:
             side = checkpoint_side(made)
         else:
             made, clip, vae = load_folder(found.path, found.network, found.scheduler)
+            made.model.model_config.label = model
             side = folder_side(found.path, found.network)
         return hinted(made, side), clip, vae, side, side
 

@@ -71,6 +71,11 @@ class LivePlot:
         self.profile: tuple[tuple[int, float], ...] = ()
         self.calls = 0
 
+    def sampled(self, done: int, total: int) -> None:
+        """Show a many-step run, which takes as long as many evaluations, as a bar of its own."""
+        if self.step is not None and self.step.phase == "teacher":
+            self.bar.update_absolute(done, total)
+
     def __call__(self, step: Any) -> None:
         from .host.progress import check_interrupt
 
@@ -252,6 +257,7 @@ class SearchSchedule:
         warn_of_latents("Search Schedule", guider.model_patcher, latent_image["samples"])
         goal = custom_objective or _objective(objective)
         plot = LivePlot(path.stock(config.network_steps))
+        path.listen = plot.sampled
         result = search(path, config, goal, store=_job_file, callback=plot, given=schedules)
         identity = path.identity()
         given = {name: s for name, s in (schedules or {}).items() if isinstance(s, Schedule)}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.checks import check_range
 from ..core.denoiser import Conditioning
 from ..core.graphs import ACCELERATIONS, Tell
 from ..core.identity import Identity
@@ -19,7 +20,7 @@ from ..core.progress import Reporter
 from ..core.tensors import check_image, image_to_pixels, unchecked_pixels
 from ..stream import RCFG, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig, StreamFrame
 from ..stream.clip import FRAMES, RATE, ball_clip
-from ..stream.config import GUIDANCE, RENOISE
+from ..stream.config import GUIDANCE, LEAST_STRENGTH, RENOISE
 from ..stream.curves import Curve, read_curve, value_at
 from ..stream.guidance import BLENDS
 from ..stream.lanes import ALONE, CHOICES, FULL, StreamLanes, Width, room_for, width_of
@@ -529,7 +530,7 @@ class StreamFrames:
         ),
         Unused(
             "strength",
-            lambda v: bool(v.strength_curve.strip()),
+            lambda v: v.sigmas is None and bool(v.strength_curve.strip()),
             "while `strength_curve` is set. Clear it to use `strength`.",
         ),
         Unused("strength_curve", lambda v: len(v.frames) == 1, "on one frame. Set `strength`."),
@@ -641,7 +642,8 @@ class StreamFrames:
         from .host.native import MOST_OF_IMAGE, warn_of_size
 
         curve = read_curve("strength_curve", strength_curve) if sigmas is None else []
-        for _, value in curve:
+        for frame, value in curve:
+            check_range("strength_curve", value, LEAST_STRENGTH, 1, f"Change the value of frame {frame}.")
             StreamConfig(strength=value, steps=steps)
         config = StreamConfig(
             strength=(value_at(curve, 0) if curve else strength) if sigmas is None else None, steps=steps, sigmas=sigmas, guidance=guidance,

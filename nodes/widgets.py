@@ -89,7 +89,9 @@ def file_stem(name: str) -> str:
     stem = name.strip()
     for ending in (".json", ".safetensors"):
         stem = stem.removesuffix(ending)
-    if not stem or len(stem) > 100 or stem.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', stem):
+    if len(stem) > 100:
+        raise ValueError(f"Expected `name` of at most 100 characters, but got {len(stem)}. Shorten it.")
+    if not stem or stem.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', stem):
         raise ValueError(f"Expected `name` to be a plain file name, but got {name!r}. Use letters, digits, - and _.")
     return stem
 

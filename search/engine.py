@@ -129,7 +129,7 @@ def search(
     objective = objective or Paired()
     task = Task(path, objective, config, rerank)
     place = store(task.identity) if callable(store) else store
-    with Store(None if task.identity["goal"] is None else place, task.identity) as opened:
+    with Store(None if task.identity["goal"] is None else place, task.identity, own=callable(store)) as opened:
         return Search(task, opened, executor, factory, callback, given).run()
 
 
@@ -144,6 +144,8 @@ class Search:
         self.callback = callback
         self.job = hashlib.sha256(json.dumps(task.identity, sort_keys=True).encode()).hexdigest()[:16]
         self.banks = banks(task.path, task.config, store)
+        for bank in self.banks.values():
+            bank.begin = lambda: self._report("teacher", Candidate((1.0, 0.0)), math.inf)
         self.dispatch = Dispatcher(task, store, self.job, executor, factory, self._waiting)
         costs = {layer.name: layer.cost for layer in self.path.layers()} if self.config.layers else {}
         fitted = self.config.fits(task.identity["sampler"])

@@ -82,6 +82,7 @@ class PairBank:
     pairs: list[int]
     teacher_sigmas: Tensor
     store: Store
+    begin: Callable[[], None] = lambda: None  # called before a many-step run, which takes long
 
     @property
     def key(self) -> str:
@@ -93,6 +94,7 @@ class PairBank:
         if known is None:
             head = self.store.tensor(f"teacher head {self.key}")
             done = 0 if head is None else len(head)
+            self.begin()
             rest = self.path.sample(self.teacher_sigmas, self.pairs[done:])
             known = rest if head is None else cat([head, rest])
             check_finite("the model's own samples", known, NAN_REMEDY)
@@ -102,6 +104,7 @@ class PairBank:
     def watched(self) -> tuple[Trajectory, Tensor]:
         """Return the teacher's states on the first pairs, which are not stored, and its result there, which is."""
         watch = Trajectory([], [], [])
+        self.begin()
         final = self.path.sample(self.teacher_sigmas, self.pairs[:WATCHED], watch=watch)
         check_finite("the model's own samples", final, NAN_REMEDY)
         self.store.put_tensor(f"teacher head {self.key}", final)

@@ -55,7 +55,9 @@ def parse(text: str | bytes) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, ScheduleError):
             raise
-        raise ScheduleError(f"Expected the schedule file to be valid JSON, but got an error in it: {error}.") from error
+        raise ScheduleError(
+            f"Expected the schedule file to be valid JSON, but got an error in it: {error}. Save it again."
+        ) from error
 
 
 def check_levels(levels: Sequence[float]) -> None:

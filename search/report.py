@@ -13,8 +13,8 @@ def result_text(result: SearchResult) -> str:
     assert schedule.objective is not None
     lines = [
         f"{schedule.name}: sigmas {_levels(schedule)}",
-        f"{result.evaluations} schedules tried ({result.evaluated_now} evaluations in this run), "
-        f"{result.calls} network calls, {result.seconds:.1f} s",
+        f"{result.evaluations} schedules tried in {result.calls} network calls, {result.seconds:.1f} s; "
+        f"{result.evaluated_now} evaluations in this run, those on held-out images included",
         "",
         f"held-out score ({schedule.objective['id']}, lower is better):",
     ]

@@ -115,9 +115,14 @@ class Schedule:
         found = []
         if model is not None:
             if self.model.get("hash") and model.get("hash") and self.model["hash"] != model["hash"]:
+                made_for, given = (m.get("name") or m["hash"][:8] for m in (self.model, model))
                 found.append(
-                    f"the schedule was searched for model {self.model.get('name') or self.model['hash'][:8]!r}, "
-                    f"this is {model.get('name') or model['hash'][:8]!r}: search again for the best result"
+                    (
+                        f"the schedule was searched for model {made_for!r}, this is {given!r}"
+                        if made_for != given
+                        else f"the schedule was searched for other weights of {given!r} (another checkpoint, LoRA or strength)"
+                    )
+                    + ": search again for the best result"
                 )
             top, own, made = model.get("sigma_max"), self.levels[0], self.model.get("sigma_max")
             if top and own > top * 1.001:

@@ -57,12 +57,15 @@ class Store:
     Args:
         path: SQLite file, made when missing; None keeps everything in memory.
         identity: what the job measures. A file of another job is refused with the fields that differ.
+        own: no user chose the path. A file that is no store is kept beside it, and the job begins again with a `problem`.
 
     When the disk is full or the file cannot be written any more, the store continues in memory and warns once, in the log
     and in `problem`. Raises ValueError for a path where no store can be made, a file of another kind, or of another job.
     """
 
-    def __init__(self, path: str | pathlib.Path | None = None, identity: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: str | pathlib.Path | None = None, identity: dict[str, Any] | None = None, own: bool = False
+    ) -> None:  # fmt: skip
         self.path = None if path is None else pathlib.Path(path)
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}-{uuid.uuid4().hex[:8]}"
         self.problem = ""
@@ -72,7 +75,7 @@ class Store:
         self.connection: sqlite3.Connection | None = None
         if self.path is not None:
             try:
-                self.connection = _open(self.path)
+                self.connection = self._opened(own)
                 _check_identity(self.connection, self.path, identity or {})
             except (sqlite3.OperationalError, OSError) as error:
                 if not _is_full(error):
@@ -86,6 +89,24 @@ class Store:
                 raise ValueError(
                     f"Expected `store` to be a search's SQLite file, but got {str(path)!r} ({error}). Choose another file name."
                 ) from error
+
+    def _opened(self, own: bool) -> sqlite3.Connection:
+        assert self.path is not None
+        try:
+            return _open(self.path)
+        except sqlite3.OperationalError:
+            raise
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
+            if not own:
+                raise
+        kept = self.path.with_suffix(".damaged")
+        os.replace(self.path, kept)
+        for ending in ("-wal", "-shm"):
+            pathlib.Path(f"{self.path}{ending}").unlink(missing_ok=True)
+        self.problem = (
+            f"The stored search {self.path.name} was damaged, so it began again. The file is kept as {kept.name}."
+        )
+        return _open(self.path)
 
     def get(self, bank: str, candidate: str) -> Record | None:
         """Return the finished evaluation of a candidate, if there is one."""
@@ -198,7 +219,7 @@ class Store:
             return []
 
     def _give_up(self, error: Exception) -> None:
-        self.problem = f"{self.path} cannot be written ({error}): the search continues in memory."
+        self.problem = f"{self.path} cannot be written ({error}): the search continues in memory. Free the disk, or delete that file."
         logger.warning("Schedule search: %s", self.problem)
         if self.connection is not None:
             self.connection.close()

@@ -15,6 +15,7 @@ from ..core.schedules import TRAIN_STEPS, Levels
 
 RENOISE = ("fixed", "fresh", "none", "ddim")
 # The three ways to say at which noise levels a frame is denoised; at most one is set.
+LEAST_STRENGTH = 0.001
 _STEP_FIELDS = ("t_index_list", "strength", "sigmas")
 LCM_GRID = 50
 
@@ -93,7 +94,7 @@ class StreamConfig:
         check_integer("steps", self.steps, 1, LCM_GRID)
         check_integer("num_inference_steps", self.num_inference_steps, 1, LCM_GRID)
         if self.strength is not None:
-            check_range("strength", self.strength, 0.001, 1)
+            check_range("strength", self.strength, LEAST_STRENGTH, 1)
             # More steps than training levels below the strength would repeat levels: passes without effect.
             most = max(int(self.strength * TRAIN_STEPS) - 1, 1)
             check_integer("steps", self.steps, 1, most, f"Use at most {most} steps at strength {self.strength}.")

@@ -162,6 +162,23 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: slipstream" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "command", ["cow", "edit", "search", "compare", "stream", "live", "doctor", *(c for c in EVERY if "lmd" in c)]
+)
+def test_help_explains_every_option_with_its_default(command: str) -> None:
+    parser = build_parser()
+    for word in command.split():
+        parser = next(a.choices for a in parser._actions if isinstance(a.choices, dict))[word]
+    for action in parser._actions:
+        if action.help == "==SUPPRESS==" or not action.option_strings:
+            continue
+        assert action.help, action.option_strings
+        text = parser._get_formatter()._get_help_string(action) or ""
+        counted = isinstance(action.default, (int, float)) and not isinstance(action.default, bool)
+        if counted or (action.default and action.choices):
+            assert "default" in text, action.option_strings
+
+
 def test_seed_size_and_dtype_have_an_effect(folder: pathlib.Path) -> None:
     def made(*more: str) -> bytes:
         assert run("lmd regenerate", "--steps", "1", "--rounds", "1", "--strength", "1", "--out", "a.png", *more) == 0

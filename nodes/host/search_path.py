@@ -74,6 +74,8 @@ class HostPath:
         self.sampling = original.get_model_object("model_sampling")
         self.calls = self.evaluations = 0
         self.watch: Trajectory | None = None
+        self.listen: Callable[[int, int], None] | None = None  # gets the steps that are done, of all, while it samples
+        self.share = 0, 0  # pairs that are sampled already, of how many
         self.spans: tuple[ReuseSpan, ...] = ()
         self.reuse = CallReuse(())
 
@@ -91,6 +93,7 @@ class HostPath:
             while waiting:
                 places = waiting[0][: self.batch]
                 self.watch = None if watch is None else Trajectory([], [], [])
+                self.share = sum(len(each) for each, _, _ in done), len(pairs)
                 try:
                     done.append((places, self._batch(sigmas, [pairs[i] for i in places]), self.watch))
                 except comfy.model_management.OOM_EXCEPTION:
@@ -130,8 +133,14 @@ class HostPath:
         seeds = [(self.seed + i) % 2**63 for i in pairs]
         sampler = with_noise_of_each(self.sampler, StackedNoise([s.fork("sampler") for s in sources]), seeds)
         with _global_seed(seeds[0]) if draws_for_the_batch(sampler) else nullcontext():
-            samples = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seeds[0])
+            samples = guider.sample(
+                noise, torch.zeros_like(noise), sampler, sigmas, callback=self._callback(len(pairs)), disable_pbar=True, seed=seeds[0]
+            )  # fmt: skip
         return samples.detach().float().cpu()
+
+    def _callback(self, rows: int) -> Callable[..., None] | None:
+        listen, (done, pairs) = self.listen, self.share
+        return listen and (lambda i, denoised, x, total: listen(done * total + (i + 1) * rows, pairs * total))
 
     def _network_call(self, execute: Any, *args: Any, **kwargs: Any) -> Tensor:
         check_interrupt()
@@ -345,7 +354,7 @@ def schedule_model(model: Any, table: Tensor, sampling: Any) -> dict[str, Any]:
         patches = identify(Weights({key: model.patches[key] for key in sorted(model.patches)}))
         found = hashlib.sha256((found + patches.digest).encode()).hexdigest()[:16]
     return {
-        "name": type(getattr(model.model, "model_config", model.model)).__name__,
+        "name": _named(getattr(model.model, "model_config", model.model)),
         "hash": found,
         "class": type(network).__name__,
         "prediction": "flow" if noise_space(sampling).name == "flow" else prediction_name(sampling),
@@ -353,6 +362,11 @@ def schedule_model(model: Any, table: Tensor, sampling: Any) -> dict[str, Any]:
         "sigma_max": float(table[-1]),
         "shift": float(sampling.shift) if isinstance(getattr(sampling, "shift", None), (int, float)) else None,
     }
+
+
+def _named(config: Any) -> str:
+    """Return the name that Load Model gave a folder, else the class of the host's description."""
+    return getattr(config, "label", None) or type(config).__name__
 
 
 def prediction_name(sampling: Any) -> str:

@@ -385,7 +385,7 @@ def test_stretch_of_a_drag_and_of_frames(host: Any) -> None:
     drag, flow = text(result, "drag report").splitlines(), text(result, "flow report").splitlines()
     assert len(drag) == 1
     assert len(flow) == 2
-    assert not drag[0].endswith(" 0.00% of the cells fold")
+    assert not drag[0].endswith(" 0.00% of the pixels fold")
     # sigma_max ahead of the handle: 1 + L / (r sqrt(e)) behind it.
     assert "largest stretch x3.02" in drag[0]
     graph["flow"]["inputs"]["image"] = ["one", 0]
@@ -408,5 +408,5 @@ def test_stretch_of_an_edits_drag(host: Any) -> None:
         )
     result = host.run(graph)
     near, far = text(result, "near report"), text(result, "far report")
-    assert near.endswith(" 0.00% of the cells fold")
-    assert not far.endswith(" 0.00% of the cells fold")
+    assert near.endswith(" 0.00% of the pixels fold")
+    assert not far.endswith(" 0.00% of the pixels fold")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from slipstream.lmd import influence, mask_schedule, stretch_map
 from slipstream.lmd.charts import (
+    _tiled,
     heat_map,
     influence_chart,
     influence_heat_maps,
@@ -62,6 +63,12 @@ def test_many_masks_are_thinned_out() -> None:
     assert few.shape[1] < many.shape[1] < 1200
 
 
+def test_masks_of_pixels_are_drawn_no_larger_than_a_tile() -> None:
+    tiles, columns = _tiled(torch.ones(6, 512, 2048))
+    assert columns == 6
+    assert tiles.size < 1e6, "enlarged eight times, six masks of 512 x 512 took 46 s and gigabytes"
+
+
 def test_values_that_are_not_finite_are_left_out() -> None:
     assert loss_chart([math.nan], 10).shape == (1, 460, 800, 3)
     assert loss_chart([], 10).shape == (1, 460, 800, 3)
@@ -86,9 +93,10 @@ def test_every_chart_of_this_technique_draws() -> None:
     assert influence_report(influence(run[:1], run[:1], mask)) == (
         "step 1: reach 0.00 cells to 1/e, 0.00 to 10 %; 0% of the difference lies outside; mean inside 0"
     )
+    assert influence_report(profile, "pixels").splitlines()[2].startswith("image 3: reach ")
     assert influence_heat_maps(profile).shape == (3, 580, 500, 3)
     result = stretch_map(torch.zeros(2, 2, 8, 8))
     assert stretch_charts(result, torch.rand(2, 8, 8, 3)).shape == (2, 580, 500, 3)
     assert (
-        stretch_report(result).splitlines()[1] == "map 2: largest stretch x1.00, median x1.00; 0.00% of the cells fold"
+        stretch_report(result).splitlines()[1] == "map 2: largest stretch x1.00, median x1.00; 0.00% of the pixels fold"
     )

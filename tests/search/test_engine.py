@@ -246,6 +246,9 @@ def test_progress_counts_up_and_carries_the_best_so_far() -> None:
     assert all(s.total == 40 for s in searched)
     assert searched[-1].best == result.history[-1][1]
     assert searched[-1].baselines.keys() >= {"karras", "beta"}
+    # A many-step run is announced when it begins: the one that the search aims at, and that on held-out pairs.
+    at = [i for i, step in enumerate(steps) if step.phase == "teacher"]
+    assert at[-1] > steps.index(searched[-1])
     assert steps[-1].phase == "final"
     assert steps[-1].index == steps[-1].total
 

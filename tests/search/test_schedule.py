@@ -216,6 +216,8 @@ def test_mismatches_are_told() -> None:
     assert "above this model's 1" in told[1]
     assert "'heun'" in told[2]
     assert "cfg 7.5, not 1" in told[3]
+    (same,) = schedule.mismatches({"name": "m", "hash": "def", "sigma_max": 14.6})
+    assert "other weights of 'm' (another checkpoint, LoRA or strength)" in same
 
 
 def test_masks_hold_for_their_interval() -> None:

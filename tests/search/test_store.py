@@ -81,8 +81,8 @@ def test_a_full_disk_is_told_and_the_search_goes_on(tmp_path: pathlib.Path, capl
     search(jobs.make_path(), jobs.make_config(evaluations=12), store=store)
     opened = Store.__init__
 
-    def limited(self: Store, *args: object) -> None:
-        opened(self, *args)
+    def limited(self: Store, *args: object, **options: object) -> None:
+        opened(self, *args, **options)
         pages = self.connection.execute("PRAGMA page_count").fetchone()[0]
         self.connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own "database or disk is full"
 
@@ -246,3 +246,20 @@ def test_kill_9_in_the_middle_then_run_again_ends_with_the_same_winner(tmp_path:
     again = search(jobs.make_path(), jobs.make_config(), store=store)
     assert again.evaluated_now == 0
     assert again.schedule.levels == expected.schedule.levels
+
+
+def test_a_damaged_store_that_no_user_named_is_kept_aside_and_the_search_begins_again(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "job.sqlite"
+    file.write_bytes(b"junk")
+    with pytest.raises(ValueError, match="not a database"):
+        Store(file, {})
+    with Store(file, {}, own=True) as store:
+        assert (
+            store.problem
+            == "The stored search job.sqlite was damaged, so it began again. The file is kept as job.damaged."
+        )
+        store.put_tensor("teacher", torch.ones(2))
+    assert (tmp_path / "job.damaged").read_bytes() == b"junk"
+    with Store(file, {}, own=True) as store:
+        assert not store.problem
+        assert store.tensor("teacher") is not None
