@@ -312,8 +312,11 @@ def run_train(args: argparse.Namespace) -> int:
     with Progress("image") as progress:
         encoder, mirror = identify(pipe.vae), not args.no_mirror
         latents = encode_files(files, pipe.encode_image, height, width, cache, mirror, progress.show, encoder)
-    with Progress(note=lambda step: f"error {step.loss:.3f}") as progress:
-        result = train(latents, shape, config, args.out, not args.restart, device=pipe.device, callback=progress)
+    try:
+        with Progress(note=lambda step: f"error {step.loss:.3f}") as progress:
+            result = train(latents, shape, config, args.out, not args.restart, device=pipe.device, callback=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the last finished step is kept, and the same command continues from it") from None
     if result.problem:
         _rescue(result.fill, args.out, result.problem)
     if args.chart:

@@ -252,6 +252,9 @@ def run_search(args: argparse.Namespace) -> int:
                 factory=functools.partial(make_task, args) if executor else None, callback=callback,
                 given=dict(args.begin or ()),
             )  # fmt: skip
+    except KeyboardInterrupt:
+        kept = f"evaluations are kept in {args.store}, and the same command continues"
+        raise KeyboardInterrupt(kept if args.store else "nothing is kept; with --store a search continues") from None
     finally:
         if executor is not None:
             executor.shutdown()

@@ -70,17 +70,19 @@ class LivePlot:
         self.step: Any = None  # the last one; a chart is drawn once there is one
         self.profile: tuple[tuple[int, float], ...] = ()
         self.calls = 0
+        self.many_steps = False
 
     def sampled(self, done: int, total: int) -> None:
         """Show a many-step run, which takes as long as many evaluations, as a bar of its own."""
-        if self.step is not None and self.step.phase == "teacher":
+        if self.many_steps:
             self.bar.update_absolute(done, total)
+            self.many_steps = done < total
 
     def __call__(self, step: Any) -> None:
         from .host.progress import check_interrupt
 
         check_interrupt()
-        self.step = step
+        self.step, self.many_steps = step, step.phase == "teacher"
         if step.phase == "search" and step.score <= step.best and step.score < self.best:
             self.best, self.levels = step.score, step.levels
         last = step.phase == "final" and step.index == step.total

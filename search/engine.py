@@ -473,7 +473,8 @@ class Search:
                 "holdout_pairs": self.config.holdout_pairs,
                 "job": self.job,
             },
-            warnings=tuple(self.warnings),
+            # What became of this run's store is no property of the schedule, which is saved and shared.
+            warnings=tuple(text for text in self.warnings if text != self.store.problem),
         )
 
     # -------------------------------------------------------------------------------------------------- progress

@@ -378,6 +378,35 @@ def test_ctrl_c_is_one_line(
     assert capsys.readouterr().err == f"slipstream {command}: cancelled\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "work", "kept"),
+    [
+        ("search", "search.search", "nothing is kept; with --store a search continues"),
+        (
+            "search --store s.sqlite",
+            "search.search",
+            "evaluations are kept in s.sqlite, and the same command continues",
+        ),
+        ("lmd train", "lmd.train", "the last finished step is kept, and the same command continues from it"),
+    ],
+)
+def test_a_cancelled_command_says_what_is_kept(
+    folder: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    work: str,
+    kept: str,
+) -> None:
+    def press(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    name, _, more = command.partition(" --")
+    monkeypatch.setattr(f"slipstream.cli.{work}", press)
+    assert run(name, *(f"--{more}".split() if more else ()), *FEW[name].split()) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"slipstream {name}: cancelled: {kept}"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_other_signals_end_a_command_like_ctrl_c(
