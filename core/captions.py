@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,17 +18,36 @@ if TYPE_CHECKING:
 
 GAP = 6
 LEAST_HEIGHT = 256  # below it a caption cannot be read
+# Where Pillow's own has not all letters, looked for by name in the system's folders: Linux, Windows, macOS, then Chinese and Japanese.
+FONTS = (
+    "DejaVuSans.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf", "segoeui.ttf", "Arial Unicode.ttf",
+    "NotoSansCJK-Regular.ttc", "msyh.ttc", "YuGothM.ttc",
+)  # fmt: skip
 LEAST_SIZE = 11  # of the letters, in pixels
 SHARE = 0.06  # height of the letters, of the image or of half of what is seen at once
 
 
-def font(size: int) -> ImageFont | FreeTypeFont:
+def font(size: int, text: str = "") -> ImageFont | FreeTypeFont:
+    """Return Pillow's own font, which has plain Latin letters only, or the one of the system's that draws most of `text`."""
     from PIL import ImageFont
 
     try:
-        return ImageFont.load_default(size)
+        own = ImageFont.load_default(size)
     except TypeError:  # Pillow below 10.1 has one size
         return ImageFont.load_default()
+    found = [own]
+    for name in FONTS if undrawn(own, text) else ():
+        with contextlib.suppress(OSError):
+            found.append(ImageFont.truetype(name, size))
+    return min(found, key=lambda letters: len(undrawn(letters, text)))
+
+
+def undrawn(letters: ImageFont | FreeTypeFont, text: str) -> str:
+    """Return the letters of a text that a font shows as boxes."""
+    if not hasattr(letters, "getname"):  # the one of Pillow below 10.1
+        return "".join(dict.fromkeys(letter for letter in text if ord(letter) > 255))
+    box = bytes(letters.getmask("\uffff"))
+    return "".join(c for c in dict.fromkeys(text) if not c.isspace() and bytes(letters.getmask(c)) == box)
 
 
 def captioned(images: Tensor, caption: str, across: int = 0) -> Tensor:
@@ -43,7 +63,7 @@ def captioned(images: Tensor, caption: str, across: int = 0) -> Tensor:
     # Of a panorama twice its height counts: its letters would cover it.
     size = max(LEAST_SIZE, round(SHARE * min(max(images.shape[1], across / 2), 2 * images.shape[1])))
     while True:
-        letters = font(size)
+        letters = font(size, caption)
         left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), caption, letters)
         pad = round(0.4 * (bottom - top)) + 2
         if right - left + 2 * pad <= images.shape[2] or size <= LEAST_SIZE:

@@ -51,7 +51,7 @@ class BeforeAfter:
         third: Tensor | None = None,
         fourth: Tensor | None = None,
     ) -> dict[str, Any]:
-        from ..core.captions import sheet
+        from ..core.captions import font, sheet, undrawn
         from .host.preview import preview_images
         from .host.warnings import warn
 
@@ -61,6 +61,10 @@ class BeforeAfter:
             warn(
                 "Before and After",
                 f"`captions` has {len(lines)} parts, but there are {len(images)} images. Remove a part.",
+            )
+        if boxes := "".join(undrawn(font(20, line), line) for line in lines[: len(images)]):
+            warn(
+                "Before and After", f"`captions` has letters that no font here draws: {boxes}. They are shown as boxes."
             )
         joined = sheet(images, lines)
         return {"ui": preview_images(joined), "result": (joined,)}

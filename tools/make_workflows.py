@@ -63,7 +63,7 @@ LIVE_PROMPT = "a large yellow circle on a green background"
 EXTRA_HEIGHT = {
     "SlipstreamEditPreview": 280,
     "SlipstreamBeforeAfter": 300,
-    "SlipstreamAppearance": 340,
+    "SlipstreamAppearance": 680,
     "SlipstreamMove": 340,
     "SlipstreamPaste": 340,
     "SlipstreamRemove": 340,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slipstream.core.captions import GAP, captioned, sheet, to_height
+from PIL import ImageFont
+from slipstream.core import captions
+from slipstream.core.captions import GAP, captioned, font, sheet, to_height, undrawn
 
 
 def test_an_image_keeps_its_pixels_outside_its_caption() -> None:
@@ -37,6 +39,29 @@ def test_a_long_caption_is_read_whole_beside_a_panorama() -> None:
     assert not plate[:, -1].any() or int(plate.any(1).sum()) < 100
     short = (captioned(image, "A", 6000) != image).any(-1)[0]
     assert int(short.any(1).sum()) < 0.25 * 400
+
+
+def test_letters_that_pillow_has_not_are_drawn_by_a_font_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, asked = font(20), list[str]()
+    assert undrawn(own, "Before | After 123") == ""
+    assert "\uffff" in undrawn(own, "Apr\uffff")
+    fonts = {"b.ttf": font(21), "c.ttf": font(22)}
+    lacks = {id(own): "xyz", id(fonts["b.ttf"]): "z", id(fonts["c.ttf"]): "yz"}
+
+    def system(name: str, size: int) -> object:
+        asked.append(name)
+        if name not in fonts:
+            raise OSError
+        return fonts[name]
+
+    monkeypatch.setattr(captions, "FONTS", ("a.ttf", "b.ttf", "c.ttf"))
+    monkeypatch.setattr(ImageFont, "load_default", lambda size: own)
+    monkeypatch.setattr(ImageFont, "truetype", system)
+    monkeypatch.setattr(captions, "undrawn", lambda letters, text: lacks[id(letters)] if text == "xyz" else "")
+    assert font(20, "xyz") is fonts["b.ttf"]
+    assert asked == ["a.ttf", "b.ttf", "c.ttf"]
+    assert font(20, "plain") is own
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(
