@@ -256,6 +256,19 @@ def test_what_was_drawn_is_kept(host: Any, browser: Any) -> None:
     screenshot.load_workflow(page, report, MOVE_EXAMPLE)
     load_photo(page, host)
     hands = Hands(page)
+    # Of a drawing that was made on another image it is said, and an undo ends at what the workflow was saved with.
+    assert "Drawn on 768 x 768 pixels" in hands.root.locator(".says").text_content()
+    before = page.evaluate(VALUES)
+    page.mouse.click(*hands.at(5, 5))
+    hands.key("Control+z")
+    assert page.evaluate(VALUES) == before
+    # The wheel zooms the canvas that has the focus, and leaves the graph as it is.
+    zoom = "() => window.__host.app.canvas.ds.scale"
+    graph_zoom = page.evaluate(zoom)
+    page.mouse.wheel(0, -300)
+    page.wait_for_timeout(300)
+    assert page.evaluate(zoom) == graph_zoom
+    hands.key("0")
     hands.press("clear")
     hands.press("brush")
     hands.pull((85, 120), (115, 120))
@@ -295,6 +308,23 @@ def test_what_was_drawn_is_kept(host: Any, browser: Any) -> None:
         })() }"""
     )
     assert copies == [nudged["canvas"]] * 2
+
+    # Nothing is shown of an input that is not connected any more; the hint names what to do.
+    unlinked = page.evaluate(
+        MOVE
+        + """(async () => {
+          const at = n.inputs.findIndex((i) => i.name === 'image'), link = n.inputs[at].link;
+          const graph = window.__host.app.graph, loader = graph._nodes.find((n) => n.type === 'LoadImage');
+          const says = n.widgets.find((w) => w.name === 'canvas').element.querySelector('.says');
+          n.disconnectInput(at);
+          await new Promise((done) => setTimeout(done, 800));
+          const said = says.textContent;
+          loader.connect(0, n, at);
+          await new Promise((done) => setTimeout(done, 1500));
+          return [link != null, said, says.textContent.includes('right')];
+        })() }"""
+    )
+    assert unlinked == [True, "Connect `image`.", True]
 
     # Saved and loaded, also inside a sub-graph, where it shows the photo from outside.
     stored = page.evaluate("() => window.__host.app.graph.serialize()")
