@@ -160,14 +160,14 @@ def influence_heat_maps(profile: InfluenceProfile, unit: str = "cells") -> Tenso
 def influence_report(profile: InfluenceProfile, unit: str = "cells") -> str:
     """Return one line for each step."""
 
-    def text(value: float) -> str:
-        return f"{value:.2f}" if math.isfinite(value) else "beyond the image"
+    def text(value: float, unit: str = "") -> str:
+        return f"{value:.2f}{unit}" if math.isfinite(value) else "beyond the image"
 
     rows = zip(
         profile.reach_e.tolist(), profile.reach_10.tolist(), profile.outside.tolist(), profile.mean[:, 0].tolist()
     )
     return "\n".join(
-        f"{part_of(unit)} {i}: reach {text(e)} {unit} to 1/e, {text(ten)} to 10 %; {outside:.0%} of the difference lies outside; "
+        f"{part_of(unit)} {i}: reach {text(e, f' {unit}')} to 1/e, {text(ten)} to 10 %; {outside:.0%} of the difference lies outside; "
         f"mean inside {inside:.4g}"
         for i, (e, ten, outside, inside) in enumerate(rows, 1)
     )

@@ -152,10 +152,16 @@ def bound_denoise(model: Any, extra_args: dict[str, Any], after: After | None = 
 
 
 def check_channels(model: Any, samples: Tensor) -> None:
-    """Raise ValueError for LATENT samples (B, C, ...) of another number of channels than the MODEL's, as of another family's VAE."""
+    """Raise ValueError for LATENT samples (B, C, ...) of another family: of other channels, or of a video for a MODEL of images."""
     if packed(samples):
         return
-    wanted, got = int(model.get_model_object("latent_format").latent_channels), samples.shape[1]
+    form = model.get_model_object("latent_format")
+    if samples.ndim == 5 and samples.shape[2] > 1 and getattr(form, "latent_dimensions", 3) == 2:
+        raise ValueError(
+            f"Expected a latent of images for this model, but got one of a video with {samples.shape[2]} latent frames. Encode its "
+            "frames as images with the VAE that belongs to this model."
+        )
+    wanted, got = int(form.latent_channels), samples.shape[1]
     if wanted != got:
         raise ValueError(
             f"Expected a latent of {wanted} channels for this model, but got {got}. Encode the image with the VAE that belongs to "

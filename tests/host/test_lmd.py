@@ -83,6 +83,12 @@ def test_ratio_zero_is_the_input_and_costs_nothing(host: Any, report: Any) -> No
     assert report(result)["difference"] == 0
 
 
+def test_a_latent_of_a_video_is_refused_by_name_on_a_model_of_images(host: Any) -> None:
+    graph = {**base(), "v": node("EmptyHunyuanLatentVideo", width=128, height=128, length=5, batch_size=1)}
+    graph |= {"r": regenerate("v"), "t": node("PreviewAny", source=["r", 2])}
+    assert "a latent of images for this model, but got one of a video with 2 latent frames" in message(host.run(graph))
+
+
 @pytest.mark.parametrize("cfg", [3.0, 1.0])
 def test_ratio_one_equals_ksampler_with_the_same_seed(host: Any, report: Any, cfg: float) -> None:
     graph = {**base(2), "r": regenerate(cfg=cfg), "t": node("PreviewAny", source=["r", 2])}

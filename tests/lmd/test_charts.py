@@ -94,6 +94,8 @@ def test_every_chart_of_this_technique_draws() -> None:
         "step 1: reach 0.00 cells to 1/e, 0.00 to 10 %; 0% of the difference lies outside; mean inside 0"
     )
     assert influence_report(profile, "pixels").splitlines()[2].startswith("image 3: reach ")
+    everywhere = influence(run[:1], 2 * run[:1], torch.ones(8, 8))
+    assert influence_report(everywhere).startswith("step 1: reach beyond the image to 1/e, beyond the image to 10 %;")
     assert influence_heat_maps(profile).shape == (3, 580, 500, 3)
     result = stretch_map(torch.zeros(2, 2, 8, 8))
     assert stretch_charts(result, torch.rand(2, 8, 8, 3)).shape == (2, 580, 500, 3)
