@@ -23,7 +23,7 @@ from slipstream.nodes.host.denoiser import (
     take_rows,
 )
 from slipstream.nodes.host.session import check_places
-from slipstream.nodes.stream import StreamRun
+from slipstream.nodes.stream import StreamFrames, StreamRun
 from slipstream.stream import StreamConfig
 
 Blend = slipstream.NODE_CLASS_MAPPINGS["SlipstreamBlendPrompts"]
@@ -328,3 +328,13 @@ def test_what_the_host_prepared_of_a_prompt_is_seen_by_the_streams_that_read_it(
     }
     held = HostConditioning.of(Source("positive", ({"model_conds": conds},)))
     assert [id(tensor) for tensor in tensors_in((held, None))] == [id(context), id(mask)]
+
+
+@pytest.mark.parametrize("curve", ["0: 2", "0: 0.5, 8: 0"])
+def test_a_strength_out_of_range_names_the_curve_and_its_frame(curve: str) -> None:
+    given = (None, None, None, None, torch.zeros(1, 8, 8, 3), 0.5, 2, "none", 1.0, 0)
+    frame = curve.split(",")[-1].split(":")[0].strip()
+    with pytest.raises(
+        ValueError, match=f"Expected `strength_curve` between 0.001 and 1, .* Change the value of frame {frame}"
+    ):
+        StreamFrames().stream(*given, strength_curve=curve)
