@@ -90,14 +90,27 @@ def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
 
 
 def grow(mask: Tensor, cells: int) -> Tensor:
-    """Dilate (cells > 0) or erode (cells < 0) a mask (B, H, W) by a square of that radius."""
+    """Dilate (cells > 0) or erode (cells < 0) a mask (..., H, W), of numbers or bool, by a square of that radius.
+
+    The image's border is an edge of neither the mask nor its complement.
+    """
     check_integer("cells", cells, -math.inf)
     if cells < 0:
-        return 1 - grow(1 - mask, -cells)
-    down, across = (min(cells, size) for size in mask.shape[-2:])  # beyond that nothing is left to reach
-    # max_pool2d pads with minus infinity: the image's border is an edge of neither the mask nor its complement.
-    columns = F.max_pool2d(mask[:, None], (2 * down + 1, 1), 1, (down, 0))
-    return F.max_pool2d(columns, (1, 2 * across + 1), 1, (0, across))[:, 0]
+        return ~grow(~mask, -cells) if mask.dtype == torch.bool else 1 - grow(1 - mask, -cells)
+    return _maximum_along(_maximum_along(mask, cells, -2), cells, -1)
+
+
+def _maximum_along(mask: Tensor, reach: int, axis: int) -> Tensor:
+    """Return the maximum within `reach` along an axis, in steps that double the reach: pooling takes time with its square."""
+    size, done = mask.shape[axis], 0
+    while done < min(reach, size - 1):
+        step = min(done + 1, min(reach, size - 1) - done)  # a larger one would leave out values at the border
+        head, tail = mask.narrow(axis, 0, size - step), mask.narrow(axis, step, size - step)
+        mask = mask.clone()
+        for part, other in ((mask.narrow(axis, step, size - step), head), (mask.narrow(axis, 0, size - step), tail)):
+            part.copy_(torch.maximum(part, other))
+        done += step
+    return mask
 
 
 def feather(mask: Tensor, radius: int) -> Tensor:
@@ -111,8 +124,8 @@ def feather(mask: Tensor, radius: int) -> Tensor:
 
 def bounding_box(mask: Tensor, threshold: float = 0.5, name: str = "mask") -> tuple[int, int, int, int]:
     """Return (top, left, bottom, right) of a mask (H, W) above `threshold`, ends exclusive; raises ValueError if empty."""
-    rows = (mask > threshold).any(1).nonzero().flatten()
-    columns = (mask > threshold).any(0).nonzero().flatten()
+    inside = mask > threshold
+    rows, columns = (inside.any(axis).nonzero().flatten() for axis in (1, 0))
     if not len(rows):
         raise ValueError(
             f"Expected `{name}` with at least one painted pixel, but got an empty mask. Paint the subject."

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..core.masks import bounding_box
+from ..core.masks import bounding_box, grow
 from ..core.tensors import fill
 
 # Patches are squares of 2 RADIUS + 1 pixels. A hole is reduced until nothing in it lies deeper than DEEP pixels and its
@@ -58,7 +58,7 @@ def _levels(image: Tensor, hole: Tensor, usable: Tensor) -> list[_Level]:
     """Return the image at its own size, a half, a quarter and so on, as far as it has patches to take from."""
     levels = list[_Level]()
     while True:
-        easy = int(hole.sum()) * int(usable.sum()) <= PAIRS and not bool(_shrunk(hole, DEEP).any())
+        easy = int(hole.sum()) * int(usable.sum()) <= PAIRS and not bool(grow(hole, -DEEP).any())
         last = easy or min(hole.shape) < 8 * RADIUS
         level = _Level.of(image, hole, usable, 1 if last else 2)
         levels += [] if level is None else [level]
@@ -68,14 +68,6 @@ def _levels(image: Tensor, hole: Tensor, usable: Tensor) -> list[_Level]:
         share = F.avg_pool2d(known, 2, ceil_mode=True)
         image = F.avg_pool2d(image * known, 2, ceil_mode=True) / share.clamp(min=1e-6)
         hole, usable = ~_halved(~hole), _halved(usable)
-
-
-def _grown(mask: Tensor, reach: int) -> Tensor:
-    return F.max_pool2d(mask.float()[None, None], 2 * reach + 1, 1, reach)[0, 0] > 0.5
-
-
-def _shrunk(mask: Tensor, reach: int) -> Tensor:
-    return ~_grown(~mask, reach)
 
 
 def _halved(mask: Tensor) -> Tensor:
@@ -111,13 +103,13 @@ class _Level:
         inside, hole, usable = (F.pad(m, (RADIUS,) * 4) for m in (torch.ones_like(hole), hole, usable))
         on_grid = torch.zeros_like(inside)
         on_grid[RADIUS::stride, RADIUS::stride] = True
-        source = inside & _shrunk(usable, RADIUS)
-        centres, sources = (m.flatten().nonzero()[:, 0] for m in (inside & on_grid & _grown(hole, RADIUS), source))
+        source = inside & grow(usable, -RADIUS)
+        centres, sources = (m.flatten().nonzero()[:, 0] for m in (inside & on_grid & grow(hole, RADIUS), source))
         if not len(sources):
             return None
         weight, left = inside.float(), hole
         for _ in range(DEEPEST):
-            weight, left = weight * torch.where(left, DEPTH, 1.0), _shrunk(left, 1)
+            weight, left = weight * torch.where(left, DEPTH, 1.0), grow(left, -1)
         index = torch.full((hole.numel(),), -1)
         index[centres] = torch.arange(len(centres))
         along = torch.arange(-RADIUS, RADIUS + 1)
@@ -269,7 +261,7 @@ def peeled(level: _Level) -> Tensor:
     offered = level.patches(level.pixels, level.sources)
     squares, offered = offered.square().sum(-1), rearrange(offered, "s p c -> s (p c)")
     while True:
-        front = (left & _grown(known.view(-1, level.width), 1).flatten()).nonzero()[:, 0]
+        front = (left & grow(known.view(-1, level.width), 1).flatten()).nonzero()[:, 0]
         if not len(front):
             return pixels
         trust = sure[front[:, None] + level.window].mean(1)

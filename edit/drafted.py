@@ -11,14 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import check_finite
 from ..core.denoiser import Cond, Denoiser
 from ..core.guidance import guided
 from ..core.holding import held
-from ..core.masks import over, touched
+from ..core.masks import grow, over, touched
 from ..core.noise import NoiseSource, SeededNoise
 from ..core.progress import Callback, Step
 from ..core.samplers import sample
@@ -146,7 +145,7 @@ def holds(
 def well_within(covered: Tensor, other: Tensor | None = None) -> Tensor:
     """Return the cells (1, 1, h, w) well within a region that covers these shares of them; of a small one all whole ones, else `other`."""
     whole = covered == 1
-    inner = whole & ~touched(F.max_pool2d(1 - covered, 3, 1, 1))
+    inner = whole & ~touched(grow(1 - covered, 1))
     return next((cells for cells in (inner, whole, other) if cells is not None and bool(cells.any())), whole)
 
 

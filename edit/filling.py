@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..core.masks import bounding_box, touched
+from ..core.masks import bounding_box, grow, touched
 from ..core.tensors import fill
 from .completion import completed
 
@@ -211,7 +211,7 @@ def _dilated(mask: Tensor, reach: int) -> Tensor:
     top, left, bottom, right = bounding_box(mask)
     part = (slice(max(0, top - reach), bottom + reach), slice(max(0, left - reach), right + reach))
     grown = torch.zeros_like(mask)
-    grown[part] = F.max_pool2d(mask[part].float()[None, None], 2 * reach + 1, 1, reach)[0, 0] > 0.5
+    grown[part] = grow(mask[part], reach)
     return grown
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.masks import bounding_box, snapped, touched
+from ..core.masks import bounding_box, grow, snapped, touched
 from ..core.points import Point
 
 
@@ -141,17 +141,16 @@ def bent(points: Tensor, pairs: Sequence[tuple[Point, Point]], free: Tensor, pow
 
 def around(region: Tensor) -> Tensor:
     """Return 1 on the cells (1, 1, h, w) that a region touches and their neighbours, else 0."""
-    return touched(F.max_pool2d(region, 3, 1, 1)).float()
+    return touched(grow(region, 1)).float()
 
 
 def depth(mask: Tensor, most: int) -> Tensor:
     """Return how many pixels (at most `most`) each pixel of a mask (H, W) lies within it; the image's border is no edge."""
-    inside = (mask > 0.5).float()[None, None]
-    deep = torch.zeros_like(inside)
+    inside, deep = mask > 0.5, torch.zeros_like(mask)
     for _ in range(most):
         deep = deep + inside
-        inside = 1 - F.max_pool2d(F.pad(1 - inside, (1, 1, 1, 1)), 3, 1)
-    return deep[0, 0]
+        inside = grow(inside, -1)
+    return deep
 
 
 def freedom(mask: Tensor, targets: Sequence[Point]) -> Tensor:

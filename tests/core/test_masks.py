@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from slipstream.core.masks import as_mask, bounding_box, clean, feather, grow, painted, resize_mask, snapped, touched
@@ -123,8 +125,22 @@ class TestGrow:
         assert torch.equal(grow(wanted, -2), box())
         assert grow(box(), 0) is not None
 
+    @pytest.mark.parametrize("cells", [1, 2, 3, 4, 5, 8, 11, 40])
+    def test_the_largest_value_within_the_square_counts(self, cells: int) -> None:
+        mask = torch.rand(2, 9, 12, generator=torch.Generator().manual_seed(cells))
+        before = mask.clone()
+        wanted = torch.empty_like(mask)
+        for y, x in itertools.product(range(9), range(12)):
+            square = mask[:, max(y - cells, 0) : y + cells + 1, max(x - cells, 0) : x + cells + 1]
+            wanted[:, y, x] = square.amax((1, 2))
+        assert torch.equal(grow(mask, cells), wanted)
+        assert torch.equal(grow(mask, -cells), 1 - grow(1 - mask, cells))
+        assert torch.equal(grow(mask > 0.9, cells), wanted > 0.9)
+        assert torch.equal(grow(mask > 0.1, -cells), ~grow(mask <= 0.1, cells))
+        assert torch.equal(mask, before)
+
     @pytest.mark.parametrize("cells", [1, -1, 3, -3])
-    def test_the_border_of_the_picture_is_no_edge(self, cells: int) -> None:
+    def test_the_border_of_the_image_is_no_edge(self, cells: int) -> None:
         for value in (0.0, 1.0):
             full = torch.full((1, 5, 7), value)
             assert torch.equal(grow(full, cells), full)
