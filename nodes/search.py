@@ -190,7 +190,7 @@ class SearchSchedule:
                 "search_first_level": switch(
                     False,
                     "Also search where to start: often better below 5 steps from an empty latent. Off: "
-                    "at the model's highest level, as image to image and COW expect.",
+                    "at the model's highest level, as image to image and COW expect; a stock schedule that begins lower is not returned.",
                 ),
                 "computed": integer(
                     0,

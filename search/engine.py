@@ -418,8 +418,10 @@ class Search:
         plain = min((s for c, s in finalists if not c.masks), default=math.inf)
         if winner.masks and value >= plain:
             winner, value = next((c, s) for c, s in order if not c.masks)
-        if baselines and min(baselines.values()) < value:
-            name = min(baselines, key=lambda n: baselines[n])
+        allowed = [n for n in baselines if n not in self.stock or self.space.may_begin(self.baselines[n].levels[0])]
+        best = min(allowed, key=lambda n: baselines[n], default="")
+        if best and baselines[best] < value:
+            name = best
             winner, value = self.baselines[name], baselines[name]
             self.warnings.append(
                 f"No searched schedule was better than {name!r} on held-out pairs: that one is returned."

@@ -204,6 +204,10 @@ class Space:
         high = min(max(bisect.bisect_left(self.logs, log), 1), self.top)
         return high if self.logs[high] - log <= log - self.logs[high - 1] else high - 1
 
+    def may_begin(self, sigma: float) -> bool:
+        """Return whether a schedule may begin at `sigma`: with the first level pinned at the highest one only."""
+        return not self.pinned or self.index_of(sigma) == self.top
+
     def snap(self, sigmas: Tensor | Sequence[float]) -> Genome:
         """Return the legal genome nearest to any descending sigmas."""
         levels = [float(s) for s in sigmas]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+from typing import Any
 
 import pytest
 import torch
@@ -282,6 +283,17 @@ def test_a_free_first_level_and_a_free_end() -> None:
     assert free.schedule.steps == 2
     ends = search(jobs.make_path(), jobs.make_config(terminal_zero=False, evaluations=30, steps=3))
     assert ends.schedule.steps == 3
+
+
+def test_a_stock_schedule_that_begins_lower_is_not_returned_with_the_first_level_pinned(monkeypatch: Any) -> None:
+    free = search(jobs.make_path(), jobs.make_config(pin_first=False, evaluations=60, steps=2)).schedule.levels
+    stock = jobs.SlowPath.stock
+    monkeypatch.setattr(jobs.SlowPath, "stock", lambda path, steps: {**stock(path, steps), "low": torch.tensor(free)})
+    pinned = search(jobs.make_path(), jobs.make_config(evaluations=20, steps=2))
+    assert pinned.baselines["low"] < pinned.schedule.objective["value"]
+    assert free[0] < pinned.schedule.levels[0] == jobs.make_path().model.sigma_max
+    asked = search(jobs.make_path(), jobs.make_config(evaluations=20, steps=2), given={"mine": torch.tensor(free)})
+    assert asked.schedule.levels == pytest.approx(free, rel=1e-6)
 
 
 def test_flow_models() -> None:
