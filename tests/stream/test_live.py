@@ -334,6 +334,17 @@ def test_a_viewer_never_takes_the_place_of_the_one_that_sends(running: Running) 
     served(running, visit)
 
 
+def filming(page: Any) -> asyncio.Task[None]:
+    """Send frames faster than they are taken, until the task is cancelled."""
+
+    async def camera() -> None:
+        while True:
+            await page.send()
+            await asyncio.sleep(0.005)
+
+    return asyncio.create_task(camera())
+
+
 @pytest.mark.parametrize(("group", "lanes", "steps"), [(4, 1, 1), (2, 1, 2), (1, 3, 1), (1, 2, 3)])
 def test_frames_that_travel_together_or_side_by_side_keep_coming(group: int, lanes: int, steps: int) -> None:
     """So many are let in as fill every place; none waits for a frame that is not let in."""
@@ -342,13 +353,7 @@ def test_frames_that_travel_together_or_side_by_side_keep_coming(group: int, lan
     async def visit(opened: Any) -> None:
         page = await opened()
         await page.told("role")
-
-        async def camera() -> None:
-            while True:
-                await page.send()
-                await asyncio.sleep(0.005)
-
-        sending = asyncio.create_task(camera())
+        sending = filming(page)
         for _ in range(20):
             await page.shown()
         sending.cancel()
@@ -364,28 +369,22 @@ def test_frames_that_travel_together_or_side_by_side_keep_coming(group: int, lan
     assert running.live.statistics.summary()["latency_p50_ms"] < 2000
 
 
-def test_fewer_steps_make_no_pause() -> None:
+def test_fewer_steps_make_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames in flight outnumber the places then, and new ones have to push them out: none waits for a result."""
+    for name in ("LEAST_WAIT", "MOST_WAIT"):
+        monkeypatch.setattr(session, name, 1000.0)  # a frame that waited would never be shown
     running = Running(LiveSettings(guidance="none", steps=12))
     running.gate.delay = 0.02
 
     async def visit(opened: Any) -> None:
         page = await opened()
         await page.told("role")
-
-        async def camera() -> None:
-            while True:
-                await page.send()
-                await asyncio.sleep(0.01)
-
-        sending = asyncio.create_task(camera())
+        sending = filming(page)
         for _ in range(14):
             await page.shown()
         await page.socket.send_str(json.dumps({"type": "set", "steps": 1}))
-        begun = time.monotonic()
         for _ in range(30):
             await page.shown()
-        assert time.monotonic() - begun < 3  # 30 frames of 20 ms; with a wait for each it took 30 s and more
         sending.cancel()
 
     try:
