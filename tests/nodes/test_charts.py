@@ -65,7 +65,8 @@ def test_a_search_without_matplotlib_keeps_its_result_and_says_so_in_one_sentenc
     assert "12 schedules tried" in report
     assert len(sigmas) == 3
     assert chart.shape[2:] == (640, 3)
-    assert [value for value, total, _ in shown if total == 12][:13] == list(range(13))
+    bar = [value for value, total, _ in shown if total == 12]  # it begins again at 0 after each many-step run
+    assert bar[bar.index(1) - 1 :][:13] == list(range(13))
     assert all(preview is None for *_, preview in shown)
     said = [r.message for r in caplog.records if "pip install matplotlib" in r.message]
     assert len(set(said)) == 1
