@@ -17,6 +17,8 @@ from .tasks import Appearance, Drag, Move, Paste, Remove, Task
 
 Features = list[Tensor]
 KeyValue = tuple[Tensor, Tensor]
+# From this similarity on, features differ by half a percent or less, of which half precision makes a tenth: they are the same.
+SAME = 1 - 1e-5
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class Energy:
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Return (cos + 1) / 2 over channels, in [0, 1]: (1, h, w) from maps (1, C, h, w)."""
-    return (F.cosine_similarity(a.float(), b.float(), dim=1) + 1) / 2
+    """Return (cos + 1) / 2 over channels, in [0, 1]: (1, h, w) from maps (1, C, h, w). What is the same has no gradient."""
+    close = (F.cosine_similarity(a.float(), b.float(), dim=1) + 1) / 2
+    # Else rounding would guide: guidance has one strength, however small the gradient is.
+    return torch.where(close > SAME, close.detach(), close)
 
 
 def weighted(values: Tensor, weights: Tensor) -> Tensor:

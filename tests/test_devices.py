@@ -41,6 +41,7 @@ from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
 from slipstream.stream.queues import StreamThreads
 from slipstream_tests.devices import CPU, Place, beside_the_cpu, small_denoiser, values
 from slipstream_tests.fake_cuda import fake_cuda
+from slipstream_tests.rounding import Rounding
 from torch import Tensor
 
 # What an entry gives: (tensor, where it must be): "cpu", "model" or the device of an input.
@@ -256,8 +257,9 @@ def fills(pipe: Pipeline, put: Put) -> Found:
 
 def diagnostics(pipe: Pipeline, put: Put) -> Found:
     profile = influence(put(drawn(2, 1, 4, 8, 8)), put(drawn(2, 1, 4, 8, 8, seed=1)), put(box()[0]))
-    first = put(image().movedim(-1, 1))
-    flow = optical_flow(first, put(image().roll(1, 2).movedim(-1, 1)))
+    wide = image(size=68).movedim(-1, 1)  # nothing enters the frame that was not there before: the flow has one answer
+    first = put(wide[..., 2:66, 2:66])
+    flow = optical_flow(first, put(wide[..., 2:66, 1:65]))
     field = put(drawn(1, 2, 8, 8))
     dragged = drag_field(put(torch.tensor([[4.0, 4.0]])), put(torch.tensor([[6.0, 5.0]])), 8, 8, 2.0)
     return {
@@ -347,6 +349,17 @@ def test_inputs_on_any_device(
     for part, (tensor, _) in found.items():
         message = functools.partial("{}: {}".format, part)
         torch.testing.assert_close(values(tensor), wanted[part][0], atol=1e-3, rtol=1e-3, msg=message)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_another_order_of_additions_changes_nothing(pocket: Pipeline, expected: dict[Any, Found], entry: Any) -> None:
+    """A GPU rounds otherwise than the CPU: no entry may make more of that than it is."""
+    wanted = expected.get(entry) or expected.setdefault(entry, entry(pocket, Put(Place(CPU), [True])))
+    with Rounding(1e-7):
+        found = entry(pocket, Put(Place(CPU), [True]))
+    for part, (tensor, _) in found.items():
+        message = functools.partial("{}: {}".format, part)
+        torch.testing.assert_close(tensor, wanted[part][0], atol=1e-3, rtol=1e-3, msg=message)
 
 
 # -- the fake device refuses what CUDA refuses
