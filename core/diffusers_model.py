@@ -237,7 +237,7 @@ class DiffusersDenoiser(NetworkDenoiser):
     @property
     def feature_blocks(self) -> tuple[int, ...]:
         """The decoder blocks whose outputs have half and full latent size."""
-        return default_blocks(len(self.unet.up_blocks))
+        return default_blocks(len(self._eager.up_blocks))
 
     def features(
         self,

@@ -125,6 +125,7 @@ class ReplayedUnet:
         self, unet: Any, sample: Tensor, timestep: Tensor, cond: dict[str, Any], compiled: bool, record: Record
     ) -> None:  # fmt: skip
         self.unet, self.config, self.fused = unet, unet.config, fused_unet(unet)
+        self._orig_mod = unet  # what hooks, features and layer masks work on, as of a compiled network
         given = _flat(sample, timestep, **cond)
         function: Callable[..., Tensor] = _run
         owner: Any = unet
