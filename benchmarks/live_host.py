@@ -109,6 +109,7 @@ def measure(
         if event.type == "slipstream.live":
             found = client.push(f"{host.url}/slipstream/live/{event.data['stream']}", camera, progress=camera.saw)  # type: ignore[arg-type]
     finally:
+        host.check_alive()  # else the end of its log says why
         running.interrupt()
         result = running.wait(60)
     if result.status == "error":

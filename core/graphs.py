@@ -21,7 +21,7 @@ from .denoiser import Conditioning
 from .diffusers_model import DiffusersDenoiser, NetworkDenoiser
 from .fused import FusedUnet, Prepared, fused_unet
 from .pipeline import Pipeline
-from .transfer import receive
+from .transfer import DEVICE_WORK, receive
 
 ACCELERATIONS = ("none", "graph", "compile")
 WARM_UP = 3  # runs before a recording: kernels are chosen, compiled and cached in them
@@ -43,8 +43,12 @@ def record_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
     current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # By default a thread that allocates meanwhile, as a running stream may, would break the recording and fail itself.
-    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+    with DEVICE_WORK.alone(), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         output = run()
+    # With cudaMallocAsync the memory of `output` exists from the first replay on, and could not be freed before.
+    with torch.cuda.stream(side):
+        graph.replay()
+    current.wait_stream(side)
     return graph.replay, output
 
 

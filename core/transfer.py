@@ -6,7 +6,10 @@ steady stream allocates none and no block is ever overwritten too early.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,3 +116,55 @@ class Lane:
 
     def mark(self) -> Any:
         return None if self.stream is None else self.stream.record_event()
+
+
+class DeviceWork:
+    """Threads that allocate on a device side by side, and at times one alone, which records a CUDA graph.
+
+    With the allocator cudaMallocAsync, ComfyUI's default on NVIDIA cards, torch takes whatever any thread allocates and frees meanwhile
+    for a part of the recording. The recording fails, and freeing after that ends the process.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._beside = Counter[int]()  # how often each thread has entered
+        self._waiting = 0
+        self._alone = 0  # the thread that is
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Within the context no other thread is alone. Wait for no other thread in it, and for no lock that is held while one records."""
+        me = threading.get_ident()
+        with self._changed:
+            inside = me in self._beside or me == self._alone
+            self._changed.wait_for(lambda: inside or not (self._alone or self._waiting))
+            self._beside[me] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._beside[me] -= 1
+                self._beside += Counter()  # without those that have left
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within the context no other thread is inside; this one may be beside others before and after it."""
+        me = threading.get_ident()
+        with self._changed:
+            mine = self._beside.pop(me, 0)
+            self._waiting += 1
+            self._changed.wait_for(lambda: not (self._alone or self._beside))
+            self._waiting -= 1
+            self._alone = me
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = 0
+                if mine:
+                    self._beside[me] = mine
+                self._changed.notify_all()
+
+
+DEVICE_WORK = DeviceWork()

@@ -13,6 +13,7 @@ from ..core.device import is_out_of_memory
 from ..core.graphs import Tell
 from ..core.images import pad_to_multiple
 from ..core.tensors import image_to_bytes
+from ..core.transfer import DEVICE_WORK
 from ..stream import PromptBlend, StreamConfig
 from ..stream.lanes import CHOICES, FULL, room_for, width_of
 from ..stream.live.session import STREAMS, LiveStream, described
@@ -273,7 +274,7 @@ class LiveRun:
             return encode_images(self.vae, pad_to_multiple(image, self.ratio))
 
     def _encoded(self, text: str) -> list[Any]:
-        with self.turn, torch.inference_mode():
+        with DEVICE_WORK.beside(), self.turn, torch.inference_mode():
             return list(self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)))
 
     def _config(self, settings: LiveSettings) -> StreamConfig:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.checks import check_integer
 from ..core.doctor import limited_by
 from ..core.tensors import check_image, unchecked_pixels
-from ..core.transfer import Arrival, Lane, receive
+from ..core.transfer import DEVICE_WORK, Arrival, Lane, receive
 from .batch import StreamBatch, StreamFrame
 from .lanes import StreamLanes
 from .similarity import SimilarityFilter
@@ -316,10 +316,11 @@ class StreamThreads:
             begun = time.perf_counter()
             kept = [self._wanted(item) for item in items]
             images = [image for image in kept if image is not None]
-            latents = iter(
-                self.encode(images[0][None] if len(images) == 1 else torch.stack(images)).split(1) if images else ()
-            )
-            ready = self._lanes["encode"].mark()
+            with DEVICE_WORK.beside():
+                latents = iter(
+                    self.encode(images[0][None] if len(images) == 1 else torch.stack(images)).split(1) if images else ()
+                )
+                ready = self._lanes["encode"].mark()
             self._spent("encode", begun, len(items))
             for item, image in zip(items, kept):
                 if not outbox.put(replace(item, data=None if image is None else next(latents), ready=ready)):
@@ -378,8 +379,9 @@ class StreamThreads:
         ahead: deque[Any] = deque()
         for items in inbox:
             begun = time.perf_counter()
-            shown = self._decoded(items)
-            ready = self._lanes["decode"].mark()
+            with DEVICE_WORK.beside():
+                shown = self._decoded(items)
+                ready = self._lanes["decode"].mark()
             self._spent("decode", begun, len(items))
             for item, (image, row) in zip(items, shown):
                 outbox.put(replace(item, data=image, row=row, ready=ready))
@@ -408,9 +410,10 @@ class StreamThreads:
             begun = time.perf_counter()
             if item.ready is not None:
                 item.ready.synchronize()
-            receive(item.ready, item.data)
             assert item.frame is not None
-            image = item.data.get() if isinstance(item.data, Arrival) else item.data
+            with DEVICE_WORK.beside():
+                receive(item.ready, item.data)
+                image = item.data.get() if isinstance(item.data, Arrival) else item.data
             now = time.perf_counter()
             frame = replace(item.frame, arrived=item.captured, latency=now - item.captured)
             self.sink(image[item.row], item.meta, frame)

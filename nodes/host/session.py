@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core.guidance import Denoise
 from ...core.progress import Callback
+from ...core.transfer import DEVICE_WORK
 from .denoiser import HostConditioning, HostDenoiser, Source, take_hints
 from .guidance import AFTER
 from .progress import host_callback, overheard
@@ -85,9 +86,16 @@ class Session:
         # It has been prepared: the host would do that again, while it is at work.
         plain = [[text, {k: v for k, v in options.items() if k != "control"}] for text, options in conditioning]
         conds = {name: comfy.sampler_helpers.convert_cond(plain)}
-        conds = comfy.samplers.process_conds(
-            self.guider.inner_model, self.noise, conds, self.latents.device, self.latents, self.noise_mask, self.seed
-        )
+        with DEVICE_WORK.beside():  # the network is at work in another thread
+            conds = comfy.samplers.process_conds(
+                self.guider.inner_model,
+                self.noise,
+                conds,
+                self.latents.device,
+                self.latents,
+                self.noise_mask,
+                self.seed,
+            )
         entries = tuple(
             {**entry, "control": take_hints(control, [0])} if control is not None else entry for entry in conds[name]
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 import slipstream
 import torch
 from slipstream.core import graphs
-from slipstream.core.transfer import to_device
+from slipstream.core.transfer import DEVICE_WORK, to_device
 from slipstream_tests.core.checkpoints import Tiny
 from slipstream_tests.fake_cuda import DEVICE, RaceError, fake_cuda
 from torch import Tensor
@@ -193,6 +194,7 @@ class Graph:
         Graph.asked = options
 
     def __enter__(self) -> None:
+        Graph.asked["alone"] = DEVICE_WORK._alone == threading.get_ident()
         Graph.asked["current"] = torch.cuda.current_stream()
         self.inside = torch.cuda.stream(Graph.asked["stream"])
         self.inside.__enter__()
@@ -202,9 +204,11 @@ class Graph:
 
 
 def test_recordings_are_made_apart_from_the_streams_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warmed up and captured on a stream of its own, in order with the caller's; other threads may allocate meanwhile."""
+    """Warmed up, captured and replayed once on a stream of its own, in order with the caller's; other threads wait while it is captured."""
+    replays: list[Any] = []
     with fake_cuda() as machine:
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+        graph = SimpleNamespace(replay=lambda: replays.append(torch.cuda.current_stream()))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
         monkeypatch.setattr(torch.cuda, "graph", Graph)
         weights, x = machine.put(torch.ones(2)), machine.put(torch.zeros(3, 2))
         where: list[Any] = []
@@ -218,6 +222,9 @@ def test_recordings_are_made_apart_from_the_streams_that_run(monkeypatch: pytest
         mine = torch.cuda.current_stream()
         replay = graphs.Replay(run, {"x": x}, graphs.record_cuda)
         assert Graph.asked["capture_error_mode"] == "thread_local"
+        assert Graph.asked["alone"]
+        assert not DEVICE_WORK._alone
+        assert replays == [Graph.asked["stream"]]  # its memory exists, so that it can be freed
         assert len(where) == graphs.WARM_UP + 1
         assert set(where) == {Graph.asked["stream"]}
         assert mine not in where

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 from slipstream.core import Pipeline
-from slipstream.core.transfer import mark, receive, to_device, to_host
+from slipstream.core.transfer import DeviceWork, mark, receive, to_device, to_host
 from slipstream_tests.fake_cuda import DEVICE, DeviceTensor, HostWaitError, RaceError, fake_cuda
 
 CPU = torch.device("cpu")
@@ -163,3 +165,56 @@ def test_reading_too_early_shows_rubbish() -> None:
             torch.cuda.current_stream().synchronize()
         coming.wait()
         assert torch.equal(coming.tensor, torch.ones(2))
+
+
+# -- threads beside each other, and one alone
+
+
+def at_work(work: DeviceWork, ways: str, rounds: int = 30) -> list[str]:
+    """Run a thread for each of `ways` ("beside", "alone", "within": alone while beside) and return what was at work together."""
+    lock, now, seen = threading.Lock(), list[str](), set[str]()
+
+    def note(way: str) -> None:
+        with lock:
+            now.append(way)
+            seen.add(" ".join(sorted(now)))
+        time.sleep(0.0005)
+        with lock:
+            now.remove(way)
+
+    def thread(way: str) -> None:
+        for _ in range(rounds):
+            if way == "alone":
+                with work.alone():
+                    note("alone")
+            else:
+                with work.beside():
+                    note("beside")
+                    if way == "within":
+                        with work.alone(), work.beside():
+                            note("alone")
+                        note("beside")
+
+    threads = [threading.Thread(target=thread, args=(way,), daemon=True) for way in ways.split()]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+        assert not each.is_alive(), "threads wait for each other"
+    return sorted(seen)
+
+
+def test_one_is_alone_and_others_are_beside_each_other() -> None:
+    assert "beside beside" in at_work(DeviceWork(), "beside beside")
+    for ways in ("beside beside alone", "beside within", "within within", "within alone within beside"):
+        together = at_work(DeviceWork(), ways)
+        assert "alone" in together
+        assert not [found for found in together if "alone" in found and found != "alone"], ways
+
+
+def test_an_error_lets_the_others_in() -> None:
+    work = DeviceWork()
+    for way in (work.alone, work.beside):
+        with pytest.raises(RuntimeError, match="broke"), way():
+            raise RuntimeError("broke")
+    assert at_work(work, "alone") == ["alone"]

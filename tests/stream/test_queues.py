@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from slipstream.core.transfer import DEVICE_WORK
 from slipstream.stream import SimilarityFilter, StreamBatch, StreamConfig
 from slipstream.stream.queues import AHEAD, FrameQueue, Lane, Statistics, StreamThreads, percentile
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
@@ -40,6 +41,46 @@ def make_batch(model=None, **settings) -> StreamBatch:
 def make(source=None, sink=None, batch=None, **more) -> StreamThreads:
     parts = {"source": source or frames(), "encode": encode, "batch": batch or make_batch(), "decode": decode}
     return StreamThreads(**{**parts, "sink": sink or (lambda *_: None), "live": False, **more})
+
+
+# -- recordings
+
+
+class RecordingModel(GaussianDenoiser):
+    """A model that records at every call, as lanes do at their first and others when steps change."""
+
+    def __init__(self, others: set[str]) -> None:
+        super().__init__()
+        self.others, self.met = others, list[set[str]]()
+
+    def __call__(self, x, sigma, cond):
+        with DEVICE_WORK.alone():
+            time.sleep(0.003)
+            self.met.append(set(self.others))
+        return super().__call__(x, sigma, cond)
+
+
+def test_no_other_stage_uses_the_device_while_one_records() -> None:
+    """With cudaMallocAsync, what another thread allocates meanwhile breaks the recording and ends the process."""
+    others: set[str] = set()
+
+    def during(name, work):
+        def call(x):
+            others.add(name)
+            time.sleep(0.002)
+            found = work(x)
+            others.remove(name)
+            return found
+
+        return call
+
+    model, came = RecordingModel(others), []
+    stages = {"encode": during("encode", encode), "decode": during("decode", decode)}
+    with make(batch=make_batch(model), sink=lambda image, i, frame: came.append(i), **stages) as threads:
+        threads.wait(60)
+    assert came == list(range(COUNT))
+    assert len(model.met) >= COUNT
+    assert not set.union(*model.met)
 
 
 # -- queues
