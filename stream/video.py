@@ -90,14 +90,14 @@ def rgb_of(frame: Any, reformatter: Any) -> np.ndarray:
 
 def matrix_of(frame: Any) -> tuple[int, int, int, int]:
     """Return (a, b, c, d) of a frame's display matrix, -1, 0 or 1 each: it is shown at x' = a x + c y, y' = b x + d y."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5]
-            straight = abs(a) >= abs(b)  # a matrix of another angle is rounded to a quarter turn
-            first, second = (a, d) if straight else (b, c)
-            x, y = (-1 if first < 0 else 1), (-1 if second < 0 else 1)
-            return (x, 0, 0, y) if straight else (0, x, y, 0)
-    return 1, 0, 0, 1
+    data = frame.side_data.get("DISPLAYMATRIX")  # by its name: from PyAV 19 on iterating gives types, before it gave data
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5]
+    straight = abs(a) >= abs(b)  # a matrix of another angle is rounded to a quarter turn
+    first, second = (a, d) if straight else (b, c)
+    x, y = (-1 if first < 0 else 1), (-1 if second < 0 else 1)
+    return (x, 0, 0, y) if straight else (0, x, y, 0)
 
 
 def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
