@@ -5,7 +5,7 @@
     python benchmarks/stream_quantised.py --speed --check    # does every path run? on the CPU, a few rows
 
 The bundled clip goes through the bundled student (pocket-lcm) with every linear layer as it is, and with its weights, or weights and
-inputs, rounded: weights by output channel, inputs by token (int8) or by tensor (fp8, e4m3), as kernels for these formats take them.
+inputs, rounded: weights by output channel, inputs by token or (fp8, e4m3) by tensor, as kernels for these formats take them.
 Convolutions, attention and the VAE stay as they are. SSIM is that of `whole.py`, windows of 7 x 7, of each frame.
 
 `--speed` times the matrix products of a pass of SD-Turbo's and SDXL-Turbo's UNet, by the kernels that torch has: fp16, int8
@@ -63,7 +63,7 @@ def same(x: Tensor) -> Tensor:
 # name -> how weights and inputs of linear layers are rounded
 FORMATS: dict[str, tuple[Round, Round]] = {
     "int8 weights": (int8, same), "int8 weights and inputs": (int8, int8),
-    "fp8 weights": (rows_fp8, same), "fp8 weights and inputs": (rows_fp8, fp8),
+    "fp8 weights": (rows_fp8, same), "fp8 weights and inputs": (rows_fp8, fp8), "fp8, inputs by token too": (rows_fp8, rows_fp8),
 }  # fmt: skip
 
 

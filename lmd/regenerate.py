@@ -98,15 +98,15 @@ class Held:
     """
 
     def __init__(self, denoise: Denoise, model: Denoiser, latents: Tensor, noise: Tensor, mask: Tensor) -> None:
-        self.denoise = denoise
+        self.denoise, self.space, self.mask = denoise, model.space, mask
         self.latents, self.noise = latents, noise
         self.visible = (mask == 0).expand_as(latents).float()
         self.error = latents.new_zeros(len(latents))
         self.calls = 0
-        self.held = held(self._watched, model.space, latents, noise, lambda sigma: mask)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.held(x, sigma)
+        # Kept here, the function would hold this object and the model with it until garbage is collected.
+        return held(self._watched, self.space, self.latents, self.noise, lambda _: self.mask)(x, sigma)
 
     def _watched(self, x: Tensor, sigma: Tensor) -> Tensor:
         denoised = self.denoise(x, sigma)

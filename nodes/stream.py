@@ -16,6 +16,7 @@ from ..core.checks import check_range
 from ..core.denoiser import Conditioning
 from ..core.graphs import ACCELERATIONS, Tell
 from ..core.identity import Identity
+from ..core.lifetime import weakly
 from ..core.progress import Reporter
 from ..core.tensors import check_image, image_to_pixels, unchecked_pixels
 from ..stream import RCFG, PromptBlend, SimilarityFilter, StreamBatch, StreamConfig, StreamFrame
@@ -155,7 +156,7 @@ class SharingDenoiser:
 
     def _patch(self, options: dict[str, Any]) -> None:
         patches = options.setdefault("patches", {})
-        patches["attn1_patch"] = [*patches.get("attn1_patch", []), self._share]
+        patches["attn1_patch"] = [*patches.get("attn1_patch", []), weakly(self._share)]
 
     def _share(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         # A pass may be split into calls (regional prompts); which rows a part has is not known here.

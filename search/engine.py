@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import FLOW, VE
+from ..core.lifetime import weakly
 from ..core.progress import Step
 from .asks import Ask, Strategy
 from .coefficients import Course, Weights, followed_weights, planned_weights
@@ -145,11 +146,11 @@ class Search:
         self.job = hashlib.sha256(json.dumps(task.identity, sort_keys=True).encode()).hexdigest()[:16]
         self.banks = banks(task.path, task.config, store)
         for bank in self.banks.values():
-            bank.begin = lambda: self._report("teacher", Candidate((1.0, 0.0)), math.inf)
-        self.dispatch = Dispatcher(task, store, self.job, executor, factory, self._waiting)
+            bank.begin = weakly(self._teaching)
+        self.dispatch = Dispatcher(task, store, self.job, executor, factory, weakly(self._waiting))
         costs = {layer.name: layer.cost for layer in self.path.layers()} if self.config.layers else {}
         fitted = self.config.fits(task.identity["sampler"])
-        self.space = Space(self.path.table(), self.config, costs, self._planned if fitted else None)
+        self.space = Space(self.path.table(), self.config, costs, weakly(self._planned) if fitted else None)
         self.counted: dict[str, Record] = {}
         self.scores: dict[str, tuple[float, Candidate]] = {}
         self.history: list[tuple[int, float]] = []
@@ -172,7 +173,7 @@ class Search:
             }
             allowed = {name: c for name, c in self.given.items() if len(c.knots) - 1 <= self.config.network_steps}
             self.baselines = {**{name: candidate_of(sigmas) for name, sigmas in self.stock.items()}, **allowed}
-            self._report("teacher", Candidate((1.0, 0.0)), math.inf)
+            self._teaching()
             starts = self._starts(self.space, self.stock)
             self.planned = starts.get(PLANNED)
             self._search(self._strategy(list(starts.values())), starts)
@@ -480,6 +481,9 @@ class Search:
         )
 
     # -------------------------------------------------------------------------------------------------- progress
+
+    def _teaching(self) -> None:
+        self._report("teacher", Candidate((1.0, 0.0)), math.inf)
 
     def _waiting(self, candidate: Candidate) -> None:
         """Let the callback stop the search while another process evaluates what is needed next."""

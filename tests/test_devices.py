@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -190,6 +192,7 @@ def threads(pipe: Pipeline, put: Put) -> Found:
         lane.start()
     for thread in running._threads:
         running._run(*thread._args)  # type: ignore[attr-defined]
+    running._threads.clear()  # one that has run lets go of what it ran
     if running.error is not None:
         raise running.error
     return {f"frame {i}": (picture, "cpu") for i, picture in enumerate(got)}
@@ -360,6 +363,21 @@ def test_another_order_of_additions_changes_nothing(pocket: Pipeline, expected: 
     for part, (tensor, _) in found.items():
         message = functools.partial("{}: {}".format, part)
         torch.testing.assert_close(tensor, wanted[part][0], atol=1e-3, rtol=1e-3, msg=message)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_no_entry_keeps_the_model(pocket: Pipeline, entry: Any) -> None:
+    """A model that lives on in a cycle holds its memory, and its recordings, until garbage is collected."""
+    pipe = replace(pocket, model=copy.copy(pocket.model))
+    alive = weakref.ref(pipe.model)
+    gc.collect()
+    gc.disable()
+    try:
+        entry(pipe, Put(Place(CPU), [True]))
+        del pipe
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 # -- the fake device refuses what CUDA refuses

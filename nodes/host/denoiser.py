@@ -24,6 +24,7 @@ from ...core.denoiser import FLOW, VE, Counter, NoiseSpace, per_row
 from ...core.graphs import Tell
 from ...core.guidance import denoise_many
 from ...core.identity import Identity
+from ...core.lifetime import weakly
 from ...core.schedules import TRAIN_STEPS, DiscreteLevels, FlowLevels, Levels
 from .descent import Descent
 from .fused import FusedNetwork
@@ -271,8 +272,9 @@ class HostDenoiser:
 
         self.model_options = model_options
         self.options = comfy.model_patcher.create_model_options_clone(model_options)
+        network_call, labelled_call = weakly(self._network_call), weakly(self._labelled_call)
         extension.add_wrapper_with_key(
-            extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._network_call, self.options, is_model_options=True
+            extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, network_call, self.options, is_model_options=True
         )
         # What may change a prompt on its way to the network.
         wrapped = extension.get_all_wrappers(extension.WrappersMP.APPLY_MODEL, model_options, is_model_options=True)
@@ -282,7 +284,7 @@ class HostDenoiser:
                 extension.WrappersMP.DIFFUSION_MODEL, WRAPPER_KEY, self.fused, self.options, is_model_options=True
             )
         users = self.options.get("model_function_wrapper")
-        self.options["model_function_wrapper"] = lambda apply, given: self._labelled_call(users, apply, given)
+        self.options["model_function_wrapper"] = lambda apply, given: labelled_call(users, apply, given)
         ranges = acting_ranges(self.options.get("transformer_options", {}))
         self._ranges = [(a, b) for a, b in ranges if a < self.sigma_max or b > self.sigma_min]
 

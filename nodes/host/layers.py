@@ -18,10 +18,10 @@ UNETS = {"UNet2DConditionModel", "UNetModel"}
 
 
 class LayerSwitch:
-    """A clone of a MODEL whose blocks are left out by `masks`, which may change between samplings.
+    """Blocks of a MODEL that are left out by `masks`, which may change between samplings.
 
-    The given MODEL is not changed. A network call whose rows are at several levels leaves out only what all of them may
-    miss. Composes with a switch that the MODEL has already.
+    A network call whose rows are at several levels leaves out only what all of them may miss. Composes with a switch that the
+    MODEL has already.
 
     Args:
         model: MODEL.
@@ -29,16 +29,21 @@ class LayerSwitch:
     """
 
     def __init__(self, model: Any, names: Collection[str] | None = None) -> None:
-        from comfy.patcher_extension import WrappersMP
-
         self.masks: Sequence[LayerMask] = ()
-        self.model = model.clone()
         known = blocks_of(model)
         self.blocks = chosen({name: block for name, (_, block) in known.items()}, known if names is None else names)
+        self._paths = {name: path for name, (path, _) in known.items()}
+
+    def patched(self, model: Any) -> Any:
+        """Return a clone of the MODEL with the switch in it; the MODEL itself is not changed."""
+        from comfy.patcher_extension import WrappersMP
+
+        clone = model.clone()
         for name in self.blocks:
-            key = f"diffusion_model.{known[name][0]}.forward"
-            self.model.add_object_patch(key, self._switched(name, model.get_model_object(key)))
-        self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._call)
+            key = f"diffusion_model.{self._paths[name]}.forward"
+            clone.add_object_patch(key, self._switched(name, model.get_model_object(key)))
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._call)
+        return clone
 
     def _switched(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: taps.through((self, name), forward)(*args, **kwargs)
@@ -101,4 +106,4 @@ def with_masks(model: Any, masks: Sequence[LayerMask], made_for: str = "") -> An
         )
     switch = LayerSwitch(model, {name for mask in masks for name in mask.skip})
     switch.masks = tuple(masks)
-    return switch.model
+    return switch.patched(model)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...core.identity import Weights, identify, weights_digest
 from ...core.layers import Layer, LayerMask
+from ...core.lifetime import weakly
 from ...core.noise import SeededNoise, StackedNoise
 from ...core.reuse import CallReuse, ReuseSpan
 from ...core.schedules import ALIGN_YOUR_STEPS, DiscreteLevels, align_your_steps, table_of
@@ -60,9 +61,9 @@ class HostPath:
         original = guider.model_patcher
         self.users = guider
         self.switch = LayerSwitch(original, None if layers else ())
-        self.model = self.switch.model
-        self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, self._network_call)
-        self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, self._predict)
+        self.model = self.switch.patched(original)
+        self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, weakly(self._network_call))
+        self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, weakly(self._predict))
         self.guider = copy.copy(guider)
         self.guider.model_patcher, self.guider.model_options = self.model, self.model.model_options
         self.guider.original_conds = dict(guider.original_conds)
