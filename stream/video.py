@@ -90,7 +90,7 @@ def rgb_of(frame: Any, reformatter: Any) -> np.ndarray:
 
 def matrix_of(frame: Any) -> tuple[int, int, int, int]:
     """Return (a, b, c, d) of a frame's display matrix, -1, 0 or 1 each: it is shown at x' = a x + c y, y' = b x + d y."""
-    data = frame.side_data.get("DISPLAYMATRIX")  # by its name: from PyAV 19 on iterating gives types, before it gave data
+    data = frame.side_data.get("DISPLAYMATRIX")  # iterating gives data before PyAV 19, and types from it on
     if data is None:
         return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5]
