@@ -32,7 +32,7 @@ from ..stream.sinks import POSSIBLE, check_sink, open_sink
 from ..stream.video import is_webcam, open_source
 from .options import add_model, add_prompt, checked, integer, load_pipeline, number, parse_size
 from .progress import Progress
-from .stream import SHARED_UNUSED, add_method, config_of, kept_in
+from .stream import SHARED_UNUSED, add_method, config_of, kept_in, print_place
 
 log = logging.getLogger(__name__)
 PORT = 8189
@@ -238,6 +238,7 @@ def run_push(args: argparse.Namespace) -> int:
                     raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept_in(sink)) from None
+    print_place(sink)
     log.info("%s%s", found.text(), f"; {found.ended}" if found.ended else "")
     if source is not None and source.problem:
         log.warning("%s: %s. What could be read was sent.", args.input, source.problem)

@@ -227,6 +227,7 @@ def run_stream(args: argparse.Namespace) -> int:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept_in(sink)) from None
+    print_place(sink)
     if source.problem:
         log.warning("%s: %s. What could be read is in %s.", args.input, source.problem, args.out)
     return 0
@@ -235,6 +236,12 @@ def run_stream(args: argparse.Namespace) -> int:
 def kept_in(sink: FrameSink | None) -> str:
     """Return what a command that was cancelled says of its output."""
     return f"{sink.written} frames are in {sink.place}" if sink and sink.written and sink.place else ""
+
+
+def print_place(sink: FrameSink | None) -> None:
+    """Print where the frames are, as every command does of what it has written."""
+    if sink and sink.written and sink.place:
+        print(sink.place)
 
 
 def pace(threads: StreamThreads) -> str:

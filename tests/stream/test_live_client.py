@@ -87,7 +87,9 @@ def test_frames_are_pushed_at_their_pace_and_stored(server: Server, running: Run
     stored = sorted(out.iterdir())
     assert 4 <= len(stored) <= 7  # latest wins: a busy machine may drop some
     assert read_image(stored[0]).shape == (1, *SIZE, 3)
-    assert "7/7 frames" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"{len(stored)}/7 frames" in said.err
+    assert said.out == f"{out}\n"
 
 
 def test_a_push_ends_with_its_stream(server: Server, running: Running, frames) -> None:
@@ -117,7 +119,9 @@ def test_what_others_push_is_stored(server: Server, running: Running, frames, tm
     assert found.shown - 1 <= len(seen) <= found.shown
     assert seen[0][1].seconds == 0
     assert seen[-1][1].seconds == pytest.approx((len(seen) - 1) / 20, abs=0.15)
-    assert f"{len(seen)}/? frames" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"{len(seen)}/? frames" in said.err
+    assert said.out == f"{out}\n"
     assert main(["push", "--host", url]) == 2
     assert "Expected --input, --output or both" in capsys.readouterr().err
 

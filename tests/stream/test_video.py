@@ -158,10 +158,12 @@ def test_command_on_the_bundled_clip(tmp_path, capsys, caplog) -> None:
         options = ["--prompt", "a large red circle", "--max-frames", "5", "--steps", "2"]
         assert run("--input", str(CLIP), "--output", str(out), *options) == 0
     assert times_of(out) == times_of(CLIP)[:5]
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
     assert len(sound_of(out)) > 10000
     assert "5 of 5 frames" in caplog.text
     assert "latency p50" in caplog.text
-    bar = capsys.readouterr().err
+    bar = said.err
     assert "5/5" in bar
     assert re.search(r"\d\.\d fps, latency \d+ ms", bar)
 
