@@ -56,24 +56,16 @@ CLIP_RULE = Unused("clip", lambda v: not v.prompts.strip(), "without `prompts`. 
 VISION_RULE = Unused("clip_vision", lambda v: v.features != CLIP_VISION, "on these `features`. Choose clip vision.")
 
 
-class LivePlot:
-    """Progress of a search in the host: bar, interrupt, and now and then a chart as the node's preview."""
+class StepBar:
+    """A node's bar: what is evaluated, and each many-step run, which takes as long as many evaluations, as a bar of its own."""
 
-    def __init__(self, stock: dict[str, Tensor]) -> None:
+    def __init__(self) -> None:
         import comfy.utils
 
-        from .host.charts import live_chart
-
-        self.bar, self.live = comfy.utils.ProgressBar(1), live_chart("Search Schedule")
-        self.stock = {name: sigmas.tolist() for name, sigmas in stock.items()}
-        self.best, self.levels = float("inf"), ()
-        self.step: Any = None  # the last one; a chart is drawn once there is one
-        self.profile: tuple[tuple[int, float], ...] = ()
-        self.calls = 0
-        self.many_steps = False
+        self.bar, self.many_steps = comfy.utils.ProgressBar(1), False
 
     def sampled(self, done: int, total: int) -> None:
-        """Show a many-step run, which takes as long as many evaluations, as a bar of its own."""
+        """Show the steps of a many-step run."""
         if self.many_steps:
             self.bar.update_absolute(done, total)
             self.many_steps = done < total
@@ -82,12 +74,35 @@ class LivePlot:
         from .host.progress import check_interrupt
 
         check_interrupt()
-        self.step, self.many_steps = step, step.phase == "teacher"
+        self.many_steps = step.phase == "teacher"
+        image = self.preview(step)
+        self.bar.update_absolute(step.index, step.total, image and ("JPEG", image, image.width))
+
+    def preview(self, step: Any) -> Any:
+        """Return an image for the node, None for none."""
+        return None
+
+
+class LivePlot(StepBar):
+    """Progress of a search in the host: bar, interrupt, and now and then a chart as the node's preview."""
+
+    def __init__(self, stock: dict[str, Tensor]) -> None:
+        from .host.charts import live_chart
+
+        super().__init__()
+        self.live = live_chart("Search Schedule")
+        self.stock = {name: sigmas.tolist() for name, sigmas in stock.items()}
+        self.best, self.levels = float("inf"), ()
+        self.step: Any = None  # the last one; a chart is drawn once there is one
+        self.profile: tuple[tuple[int, float], ...] = ()
+        self.calls = 0
+
+    def preview(self, step: Any) -> Any:
+        self.step = step
         if step.phase == "search" and step.score <= step.best and step.score < self.best:
             self.best, self.levels = step.score, step.levels
         last = step.phase == "final" and step.index == step.total
-        image = self.live(self.chart, last) if self.levels else None
-        self.bar.update_absolute(step.index, step.total, image and ("JPEG", image, image.width))
+        return self.live(self.chart, last) if self.levels else None
 
     def chart(self) -> Tensor:
         from ..search.charts import search_chart
@@ -553,13 +568,11 @@ class CompareSchedules:
         objective: str, seed: int, batch: int, schedule: Any = None, sigmas: Tensor | None = None,
         schedules: dict[str, Any] | None = None, custom_objective: Any = None, clip: Any = None, prompts: str = "",
     ) -> tuple[Tensor, str, Tensor]:  # fmt: skip
-        import comfy.utils
 
         from ..search import compare
         from ..search.charts import comparison_chart
         from .host.charts import chart
         from .host.native import warn_of_latents
-        from .host.progress import check_interrupt
         from .host.search_path import HostPath
         from .host.warnings import warn
 
@@ -576,12 +589,8 @@ class CompareSchedules:
             entries[_unused("sigmas", entries)] = sigmas
         if stock_steps:
             entries |= {name: s for name, s in path.stock(stock_steps).items() if name not in entries}
-        bar = comfy.utils.ProgressBar(1)
-
-        def progress(step: Any) -> None:
-            check_interrupt()
-            bar.update_absolute(step.index, step.total)
-
+        progress = StepBar()
+        path.listen = progress.sampled
         goals = [_objective(objective), *([custom_objective] if custom_objective is not None else [])]
         result = compare(path, entries, goals, pairs, repeats, callback=progress)
         best = torch.tensor(result.rows[0].levels, dtype=torch.float32)

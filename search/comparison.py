@@ -93,6 +93,7 @@ def compare(
         objectives: None = paired distance to the many-step result.
         pairs, repeats: each score is computed `repeats` times, on `pairs` fresh pairs each.
         first_pair: number of the first pair; the default is beyond those of any search.
+        callback: called when many steps of some pairs begin (phase "teacher", not counted), and after each schedule on each pairs.
 
     Raises ValueError for an empty mapping or sigmas that do not descend.
     """
@@ -107,9 +108,15 @@ def compare(
     values: dict[tuple[str, str], list[float]] = {}
     nfe: dict[str, int] = {}
     sigmas = teacher_sigmas(path.table(), teacher_steps)
+
+    def teaching() -> None:
+        if callback is not None:
+            callback(Step("teacher", report.index, report.total, float(sigmas[0])))
+
     for repeat in range(repeats):
         numbers = list(range(first_pair + repeat * pairs, first_pair + (repeat + 1) * pairs))
         bank = PairBank(f"compare {repeat}", path, numbers, sigmas, Store())
+        bank.begin = teaching
         scores = {o.id: o.prepare(bank) for o in objectives}
         for name, candidate in candidates.items():
             nfe.setdefault(name, calls_per_sample(path, candidate))

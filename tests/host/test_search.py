@@ -324,6 +324,10 @@ def test_compare_any_number_of_schedules(host: Any) -> None:
     assert chart.shape[1] == 1220
     best = table.split("\n")[1]
     assert best.startswith("Align Your Steps")  # three steps against two
+    # The many-step runs are bars of their own: 50 steps of 2 pairs, twice.
+    many = [value for value, most in result.progress("c") if most == 100]
+    assert len(set(many)) > 2
+    assert many[-1] == 100
     assert pixels(result, "i").std() > 1
 
 
