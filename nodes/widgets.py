@@ -84,6 +84,10 @@ def _check_widget(name: str, spec: Any, value: Any) -> None:
         check_range(name, value, options["min"], options["max"])
 
 
+# Nothing, a hidden file, what some system takes for a path or refuses, and devices of Windows with any ending.
+NO_STEM = re.compile(r'^$|^\.|\.$|[/\\:*?"<>|\x00-\x1f]|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+
+
 def file_stem(name: str) -> str:
     """Return a file name without its ending; raises ValueError for what is no plain file name on every system."""
     stem = name.strip()
@@ -91,7 +95,7 @@ def file_stem(name: str) -> str:
         stem = stem.removesuffix(ending)
     if len(stem) > 100:
         raise ValueError(f"Expected `name` of at most 100 characters, but got {len(stem)}. Shorten it.")
-    if not stem or stem.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', stem):
+    if NO_STEM.search(stem):
         raise ValueError(f"Expected `name` to be a plain file name, but got {name!r}. Use letters, digits, - and _.")
     return stem
 
