@@ -41,7 +41,8 @@ def test_compare_uses_pairs_of_its_own_and_reports_progress() -> None:
     path = jobs.make_path()
     first = compare(path, {"a": path.stock(3)["beta"]}, pairs=4, repeats=3, callback=steps.append)
     said = [(step.phase, step.index) for step in steps]
-    assert said == [part for i in range(3) for part in (("teacher", i), ("compare", i + 1))]  # many steps begin; a schedule is scored
+    # Many steps begin, then a schedule is scored.
+    assert said == [part for i in range(3) for part in (("teacher", i), ("compare", i + 1))]
     assert {step.total for step in steps} == {3}
     assert first == compare(path, {"a": path.stock(3)["beta"]}, pairs=4, repeats=3)
 
