@@ -150,18 +150,21 @@ class DeviceWork:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Within the context no other thread is inside; this one may be beside others before and after it."""
-        me = threading.get_ident()
-        with self._changed:
-            mine = self._beside.pop(me, 0)
-            self._waiting += 1
-            self._changed.wait_for(lambda: not (self._alone or self._beside))
-            self._waiting -= 1
-            self._alone = me
+        me, mine = threading.get_ident(), 0
         try:
+            with self._changed:
+                mine = self._beside.pop(me, 0)
+                self._waiting += 1
+                try:
+                    self._changed.wait_for(lambda: not (self._alone or self._beside))
+                    self._alone = me
+                finally:
+                    self._waiting -= 1
             yield
         finally:
             with self._changed:
-                self._alone = 0
+                if self._alone == me:  # not where the wait was cancelled
+                    self._alone = 0
                 if mine:
                     self._beside[me] = mine
                 self._changed.notify_all()

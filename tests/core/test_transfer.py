@@ -218,3 +218,28 @@ def test_an_error_lets_the_others_in() -> None:
         with pytest.raises(RuntimeError, match="broke"), way():
             raise RuntimeError("broke")
     assert at_work(work, "alone") == ["alone"]
+
+
+def test_a_cancelled_wait_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a recording waits for a stream."""
+    work, inside, leave = DeviceWork(), threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with work.beside():
+            inside.set()
+            leave.wait(60)
+
+    def cancel(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    thread = threading.Thread(target=stay, daemon=True)
+    thread.start()
+    assert inside.wait(60)
+    with monkeypatch.context() as patched:
+        patched.setattr(work._changed, "wait_for", cancel)
+        with pytest.raises(KeyboardInterrupt), work.alone():
+            pass
+    assert at_work(work, "beside") == ["beside"]
+    leave.set()
+    thread.join(60)
+    assert at_work(work, "alone beside") == ["alone", "beside"]
