@@ -69,6 +69,8 @@ def captured(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
     except Cut as cut:
         if cut.found is not found:
             raise
+        # From Python 3.13 on its frames hold it, and it would hold the network until garbage is collected.
+        cut.__traceback__ = None
 
 
 class _Frozen(TorchFunctionMode):
