@@ -568,7 +568,6 @@ class CompareSchedules:
         objective: str, seed: int, batch: int, schedule: Any = None, sigmas: Tensor | None = None,
         schedules: dict[str, Any] | None = None, custom_objective: Any = None, clip: Any = None, prompts: str = "",
     ) -> tuple[Tensor, str, Tensor]:  # fmt: skip
-
         from ..search import compare
         from ..search.charts import comparison_chart
         from .host.charts import chart

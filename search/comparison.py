@@ -93,7 +93,7 @@ def compare(
         objectives: None = paired distance to the many-step result.
         pairs, repeats: each score is computed `repeats` times, on `pairs` fresh pairs each.
         first_pair: number of the first pair; the default is beyond those of any search.
-        callback: called when many steps of some pairs begin (phase "teacher", not counted), and after each schedule on each pairs.
+        callback: called when many steps of some pairs begin (phase "teacher", not counted), and after each schedule in each repeat.
 
     Raises ValueError for an empty mapping or sigmas that do not descend.
     """
