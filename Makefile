@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # `make demo TORCH=torch PIP_EXTRA_INDEX_URL=<index of CPU builds>`. A torch that the venv has already is kept.
 TORCH ?= torch==2.13.0
 
+# Byte code is kept even where the environment asks for none: each process of the tests would compile torch's and diffusers' modules again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test hosts fuzz lint bench clean
 
 # One run of pip for all that a target needs. Nothing is compiled ahead, as most of it is never imported.
