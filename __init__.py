@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import re
+from importlib import import_module
 from typing import Any
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "load"]
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 WEB_DIRECTORY = "./web"
+PARTS = ("core", "cow", "stream", "search", "edit", "lmd", "nodes")
+NODES = ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS")
 
 
 def _version() -> str:
@@ -28,9 +29,14 @@ def _version() -> str:
 
 __version__ = _version()
 
-# `__package__` is empty only when a tool (pytest's collector) runs this file as a loose module; the host always sets it.
-if __package__:
-    from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+def __getattr__(name: str) -> Any:
+    """Import a part, or the nodes, when asked for: so a command can be cancelled from the start, before torch is imported."""
+    if name in PARTS:
+        return import_module(f".{name}", __name__)
+    if name in NODES:
+        return globals().setdefault(name, getattr(import_module(".nodes", __name__), name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(*args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import sys
@@ -38,6 +39,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Ctrl-C, SIGTERM and SIGHUP end it in good order, print one line and return 128 and the signal's number.
     """
+    prog, ended = "slipstream", [signal.SIGINT]
+    try:
+        with _signals_as_ctrl_c(ended):
+            args = _parsed(sys.argv[1:] if argv is None else argv)
+            if args is None:
+                return 2
+            prog = args.parser.prog
+            return _run(args)
+    except KeyboardInterrupt as error:
+        print(f"{prog}: cancelled{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return 128 + ended[-1]
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace | None:
+    """Return the options of a command line, or None after one line of what is wrong with it."""
     from ..core.checks import printable
     from .options import UsageError, joined_sizes
 
@@ -49,23 +65,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
-        args = build_parser().parse_args(joined_sizes(sys.argv[1:] if argv is None else argv))
+        return build_parser().parse_args(joined_sizes(argv))
     except UsageError as error:
         print(printable(str(error)), file=sys.stderr)
-        return 2
+        return None
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the sub-command that was parsed; a user's mistake prints one line and returns 2."""
+    from ..core.checks import printable
+
     parser = vars(args).pop("parser")
     for text in parser.warnings(args):
         log.warning("%s", text)
-    ended = [signal.SIGINT]
     try:
-        with _signals_as_ctrl_c(ended):
-            return args.run(args) or 0
+        return args.run(args) or 0
     except (ValueError, OSError, MemoryError) as error:
         print(printable(parser.explain(error)), file=sys.stderr)
         return 2
-    except KeyboardInterrupt as error:
-        print(f"{parser.prog}: cancelled{f': {error}' if str(error) else ''}", file=sys.stderr)
-        return 128 + ended[-1]
 
 
 @contextmanager

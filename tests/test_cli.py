@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -376,6 +377,22 @@ def test_ctrl_c_is_one_line(
     monkeypatch.setattr("slipstream.core.loading.load", press)
     assert run(command) == 130
     assert capsys.readouterr().err == f"slipstream {command}: cancelled\n"
+
+
+def test_ctrl_c_is_one_line_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slipstream.cli.import_module", press)
+    assert run("stream") == 130
+    assert capsys.readouterr().err == "slipstream: cancelled\n"
+    code = (
+        "import slipstream.cli, sys; print(*sorted(name for name in ('torch', 'numpy', 'PIL') if name in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "\n", "imported before `main` can catch Ctrl-C"
 
 
 @pytest.mark.parametrize(
