@@ -337,6 +337,37 @@ await check("two fingers zoom and pan instead of painting", async () => {
   if (editor.view.scale <= before) throw new Error("not zoomed");
   equal(editor.state.shapes, []);
 });
+await check("what the first finger did before the second came, or before the page took it away, is taken back", async () => {
+  for (const ends of ["pinch", "pointercancel", "b", "z"]) {
+    const { editor } = await open("drag");
+    await pull(editor, [[50, 50], [90, 55]]); // prettier-ignore
+    pointer(editor, "pointerdown", [120, 80], { pointerType: "touch" });
+    pointer(editor, "pointermove", [126, 84], { pointerType: "touch" });
+    equal(editor.state.pairs.length, 2, ends);
+    if (ends === "pinch") pointer(editor, "pointerdown", [60, 80], { pointerId: 2, pointerType: "touch" });
+    else if (ends === "pointercancel") pointer(editor, "pointercancel", [126, 84]);
+    else press(editor, ends, { ctrlKey: ends === "z" });
+    equal(editor.state.pairs, [[[50, 50], [90, 55]]], ends); // prettier-ignore
+    pointer(editor, "pointermove", [140, 90], { pointerType: "touch" });
+    for (const pointerId of [2, 1]) pointer(editor, "pointerup", [126, 84], { pointerId, pointerType: "touch" });
+    equal(editor.state.pairs.length, 1, ends);
+    equal(editor.state.shapes, [], ends);
+  }
+});
+await check("a finger takes hold from further away than the mouse, and a small object can be moved", async () => {
+  const { editor } = await open("move", [800, 640]);
+  await pull(editor, [[40, 30], [60, 50]]); // prettier-ignore
+  editor.setState({ shapes: [{ box: [40, 30, 60, 50] }], dx: 0, dy: 0 });
+  editor.setTool("place");
+  const off = 16 / editor.view.scale;
+  await pull(editor, [[60 + off, 50 + off / 4], [120, 90]]); // prettier-ignore
+  equal(editor.state.scale, 1, "the mouse");
+  await pull(editor, [[60 + off, 50 + off / 4], [120, 90]], { pointerType: "touch" }); // prettier-ignore
+  if (editor.state.scale <= 1) throw new Error("the finger did not take hold of the corner");
+  editor.setState({ scale: 1 });
+  await pull(editor, [[50, 40], [70, 45]], { pointerType: "touch" }); // prettier-ignore
+  equal([editor.state.dx, editor.state.dy, editor.state.scale], [20, 5, 1]);
+});
 
 // ------------------------------------------------------------------------------------------------------------ drag
 

@@ -38,6 +38,7 @@ const OF_MODE = {
   drag: ["pull", "brush", "erase"],
   look: ["brush", "box", "outline", "erase"],
 };
+const REACH = { mouse: 10, pen: 12, touch: 22 }; // screen pixels within which a press takes hold of a handle or a point
 const START = { shapes: [], dx: 0, dy: 0, scale: 1, angle: 0, about: "object", pairs: [], x: 0.5, y: 1, width: 512, height: 512, mirror: false };
 
 function element(kind, properties = {}, children = []) {
@@ -162,6 +163,7 @@ export class Editor {
     this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
     this.keys.addEventListener("keydown", (event) => this.#key(event));
     this.keys.addEventListener("keyup", (event) => event.key === " " && (this.space = false));
+    this.keys.addEventListener("blur", () => (this.space = false));
   }
 
   // -------------------------------------------------------------------------------------------------------------- scenes
@@ -330,8 +332,8 @@ export class Editor {
 
   setTool(tool) {
     const size = String(this.size);
+    this.#drop();
     this.tool = tool;
-    this.#gesture = null;
     if (String(this.size) !== size || this.apart) this.view = null;
     this.refresh();
   }
@@ -347,6 +349,12 @@ export class Editor {
     this.onChange(values, done);
   }
 
+  /** A change of a gesture that is not finished. */
+  #during(values) {
+    this.#gesture.changed = true;
+    this.#change(values, false);
+  }
+
   /** A change that can be undone. */
   commit(values) {
     this.#change(values, true);
@@ -354,11 +362,19 @@ export class Editor {
     this.refresh();
   }
 
+  /** Go through the history; in the middle of a gesture, take back what that did so far. */
   undo(by) {
-    const state = this.#history.go(by);
+    const state = this.#history.go(this.#gesture?.changed ? 0 : by);
+    this.#gesture = null;
     if (state) this.#change(state, true);
     this.selected = null;
     this.refresh();
+  }
+
+  /** End a gesture that is not finished, and take back what it did so far. */
+  #drop() {
+    if (this.#gesture?.changed) this.undo(0);
+    this.#gesture = null;
   }
 
   clear() {
@@ -388,8 +404,9 @@ export class Editor {
       event.preventDefault();
       event.stopPropagation();
       this.keys.focus({ preventScroll: true });
-      if (this.#pointers.size > 1) this.#gesture = { kind: "pan", last: at };
-      else this.#gesture = event.button === 1 || this.space ? { kind: "pan", last: at } : this.#begin(at, geometry.toImage(this.view, at));
+      this.#drop(); // a second finger: what the first one did was the beginning of a pinch
+      const pans = this.#pointers.size > 1 || event.button === 1 || this.space;
+      this.#gesture = pans ? { kind: "pan", last: at } : this.#begin(at, geometry.toImage(this.view, at), REACH[event.pointerType] ?? REACH.mouse);
     } else if (event.type === "pointermove") {
       event.stopPropagation();
       this.#cursor = at;
@@ -400,7 +417,7 @@ export class Editor {
       event.stopPropagation();
       const held = this.#pointers.delete(event.pointerId);
       if (held && this.#gesture && event.type === "pointerup") this.#end();
-      this.#gesture = null;
+      if (held) this.#drop();
     }
     this.refresh();
   }
@@ -413,10 +430,10 @@ export class Editor {
     this.view = geometry.panned(geometry.zoomed(this.view, other, factor), [(at[0] - before[0]) / 2, (at[1] - before[1]) / 2]);
   }
 
-  /** The gesture that a press begins, or null. */
-  #begin(at, point) {
+  /** The gesture that a press begins, or null; it takes hold of what is within `reach` screen pixels. */
+  #begin(at, point, reach) {
     if (this.tool === "pull") {
-      const hit = geometry.pairAt(this.state.pairs, point, 10 / this.view.scale);
+      const hit = geometry.pairAt(this.state.pairs, point, reach / this.view.scale);
       const pairs = hit ? structuredClone(this.state.pairs) : [...this.state.pairs, [this.#inside(point), this.#inside(point)]];
       const [index, end] = hit ?? [pairs.length - 1, 1];
       this.selected = index;
@@ -426,7 +443,7 @@ export class Editor {
       if (!this.mask?.box) return null;
       const { placement } = this;
       const handles = geometry.handlesOf(placement, this.mask.box, this.view);
-      const kind = geometry.gripAt(this.rotates ? handles : { ...handles, turn: null }, at);
+      const kind = geometry.gripAt(this.rotates ? handles : { ...handles, turn: null }, at, reach);
       return kind && { kind, placement, from: point };
     }
     if (this.tool === "box" || this.tool === "outline") return { kind: this.tool, from: point, points: [point] };
@@ -445,8 +462,8 @@ export class Editor {
       gesture.last = at;
     } else if (gesture.kind === "pull") {
       gesture.pairs[gesture.index][gesture.end] = this.#inside(point);
-      this.#change({ pairs: gesture.pairs }, false);
-    } else if (gesture.placement) this.#change(this.#dragged(gesture, point, event), false);
+      this.#during({ pairs: gesture.pairs });
+    } else if (gesture.placement) this.#during(this.#dragged(gesture, point, event));
     else if (gesture.kind === "box") {
       const box = geometry.boxBetween(gesture.from, point, this.sourceSize);
       gesture.shape = box ? { box } : null;
@@ -487,6 +504,7 @@ export class Editor {
 
   #end() {
     const gesture = this.#gesture;
+    this.#gesture = null;
     if (gesture.kind === "pan") return;
     if (gesture.kind === "pull") return this.commit({ pairs: gesture.pairs });
     if (gesture.placement) return this.commit({});
@@ -554,10 +572,8 @@ export class Editor {
   }
 
   #escape() {
-    if (this.#gesture) {
-      this.undo(0); // what the gesture did so far
-      this.#gesture = null;
-    } else if (this.selected !== null) this.selected = null;
+    if (this.#gesture) this.#drop();
+    else if (this.selected !== null) this.selected = null;
     else this.keys.blur();
     return true;
   }

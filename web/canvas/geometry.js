@@ -50,10 +50,13 @@ export function handlesOf(placement, box, view) {
 }
 
 /** What a press at a screen point takes hold of: "turn", "scale", "move" (inside the box) or null. */
-export function gripAt(handles, at, reach = 9) {
-  if (handles.turn && distance(handles.turn, at) <= reach) return "turn";
-  if (handles.corners.some((corner) => distance(corner, at) <= reach)) return "scale";
-  return within(handles.corners, at) ? "move" : null;
+export function gripAt({ turn, corners }, at, reach = 9) {
+  if (turn && distance(turn, at) <= reach) return "turn";
+  // The middle of a small object is no corner, or it could not be moved.
+  const inside = within(corners, at);
+  const side = Math.min(distance(corners[0], corners[1]), distance(corners[1], corners[2]));
+  if (corners.some((corner) => distance(corner, at) <= (inside ? Math.min(reach, side / 3) : reach))) return "scale";
+  return inside ? "move" : null;
 }
 
 /** Whether a point lies in a convex polygon. */
