@@ -5,12 +5,13 @@ from __future__ import annotations
 import pathlib
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.drawing import Drawing, Shape, paint, read_drawing
+from ..core.drawing import Shape, paint, read_drawing
 from ..core.masks import clean, touched
 from .widgets import Widget
 
@@ -44,14 +45,12 @@ def drawn_mask(
     drawing = read_drawing(text, widget)
     empty = mask is not None and not bool(touched(clean(mask)).any())
     if not drawing.shapes and (mask is None or empty):
-        drawing = Drawing(tuple(otherwise))
-    if not drawing.shapes:
-        if mask is None:
-            raise ValueError(
-                f"Expected an object, but got no `{name}` and an empty `{widget}`. Paint the object on the canvas."
-            )
-        return mask
-    if empty and (image is not None or drawing.size is not None):
+        drawing = replace(drawing, shapes=tuple(otherwise))
+    if not drawing.shapes and mask is None:
+        raise ValueError(
+            f"Expected an object, but got no `{name}` and an empty `{widget}`. Paint the object on the canvas."
+        )
+    if drawing.shapes and empty and (image is not None or drawing.size is not None):
         mask = None  # Load Image gives an empty mask of 64 x 64 pixels for an image without transparency
     size = tuple(image.shape[1:3]) if image is not None else drawing.size
     if mask is not None:
@@ -65,8 +64,10 @@ def drawn_mask(
         warn(
             node,
             f"`{widget}` was drawn on {width} x {height} pixels, but the image has {size[1]} x {size[0]}: its pixels are kept. "
-            "Check what is painted.",
+            "Check what is drawn.",
         )
+    if mask is not None and not drawing.shapes:
+        return mask
     if mask is not None and mask.ndim == 3 and len(mask) != 1:
         raise ValueError(f"Expected one `{name}`, but got {len(mask)}. Give one mask a task.")
     under = torch.zeros(size) if mask is None else mask.reshape(size).float()

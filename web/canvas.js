@@ -57,8 +57,10 @@ class NodeCanvas {
     const given = { ...values };
     if (values.pairs) [0, 1].forEach((end) => (given[["handles", "targets"][end]] = formatPoints(values.pairs.map((p) => p[end]))));
     // A drawing that an undo leaves as it is keeps the size that it was drawn on.
-    if (values.shapes && JSON.stringify(values.shapes) !== JSON.stringify(parseDrawing(this.text))) {
-      this.text = formatDrawing(values.shapes, this.editor.sourceSize);
+    const { shapes, pairs } = this.editor.state;
+    const before = { shapes: parseDrawing(this.text), pairs: this.values().state.pairs };
+    if (["shapes", "pairs"].some((part) => values[part] && JSON.stringify(values[part]) !== JSON.stringify(before[part]))) {
+      this.text = formatDrawing(shapes, this.editor.sourceSize, pairs.length > 0);
       this.editor.drawnOn = drawnSize(this.text);
       this.widget.callback?.(this.text);
     }
@@ -156,6 +158,12 @@ class NodeCanvas {
     canvases.delete(this);
     this.editor.destroy();
   }
+}
+
+// The host pinches the graph, and listens for that above every node, before they do.
+for (const name of ["touchstart", "touchmove", "touchend", "touchcancel"]) {
+  const ours = (event) => event.target.closest?.(".slipstream-canvas .stage") && event.stopPropagation();
+  window.addEventListener(name, ours, { capture: true, passive: true });
 }
 
 // Links, uploads and typing have no event that both renderers of all hosts send.

@@ -6,6 +6,7 @@ tried; a frontend without Nodes 2.0 is tried in the classic one.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -350,6 +351,78 @@ def test_what_was_drawn_is_kept(host: Any, browser: Any) -> None:
             "() => window.__host.app.graph._nodes.find((n) => n.subgraph).subgraph.nodes[0].widgets.find((w) => w.name === 'canvas').value"
         )
         assert again == nudged["canvas"]
+    assert not report["page_errors"]
+
+
+DRAG = "() => { const n = window.__host.app.graph._nodes.find((n) => n.comfyClass === 'SlipstreamDrag'); return "
+
+
+class Fingers:
+    """Touches of the canvas of the first node that has one."""
+
+    def __init__(self, page: Any, hands: Hands) -> None:
+        self.page, self.hands, self.session = page, hands, page.context.new_cdp_session(page)
+        self.session.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+
+    def put(self, kind: str, *points: tuple[float, float]) -> None:
+        places = [self.hands.at(*point) for point in points]
+        touches = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places)]
+        self.session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+        self.page.wait_for_timeout(30)
+
+    def pull(self, *points: tuple[float, float]) -> None:
+        self.put("touchStart", points[0])
+        for point in points[1:]:
+            self.put("touchMove", point)
+        self.put("touchEnd")
+        self.page.wait_for_timeout(300)
+
+    def pinch(self, *points: tuple[float, float]) -> None:
+        """The first finger moves a little before the second is there, as fingers do."""
+        self.put("touchStart", points[0])
+        self.put("touchMove", (points[0][0] + 6, points[0][1] + 4))
+        self.put("touchStart", (points[0][0] + 6, points[0][1] + 4), points[1])
+        for i in range(1, 5):
+            self.put("touchMove", (points[0][0] - 10 * i, points[0][1]), (points[1][0] + 10 * i, points[1][1]))
+        self.put("touchEnd")
+        self.page.wait_for_timeout(300)
+
+
+def test_fingers_draw_and_a_pinch_zooms_the_canvas_and_nothing_else(host: Any, browser: Any) -> None:
+    page, report = browser
+    screenshot = load("screenshot")
+    screenshot.load_workflow(page, report, MOVE_EXAMPLE)
+    load_photo(page, host)
+    hands = Hands(page)
+    fingers = Fingers(page, hands)
+    hands.press("clear")
+    hands.press("box")
+    fingers.pull(BALL[:2], (100, 120), BALL[2:])
+    fingers.pull((100, 120), (110, 118), (130, 110))
+    drawn = page.evaluate(VALUES)
+    assert json.loads(drawn["canvas"])["shapes"] == [{"box": pytest.approx(BALL, abs=1)}]
+    assert (drawn["dx"], drawn["dy"]) == (pytest.approx(30, abs=2), pytest.approx(-10, abs=2))
+    graph = "() => { const ds = window.__host.app.canvas.ds; return [ds.scale, ...ds.offset] }"
+    stage = hands.root.locator("canvas")
+    before, shown = page.evaluate(graph), stage.screenshot()
+    fingers.pinch((120, 110), (180, 110))
+    assert page.evaluate(VALUES) == drawn
+    assert page.evaluate(graph) == before
+    assert stage.screenshot() != shown, "zoomed"
+
+    screenshot.load_workflow(page, report, workflow_file("Pull points of a photo"))
+    load_photo(page, host)
+    hands = Hands(page)
+    fingers.hands = hands
+    assert "Drawn on 768 x 768" in hands.root.locator(".says").text_content()
+    hands.press("clear")
+    fingers.pull((100, 120), (120, 120), (150, 125))
+    fingers.pinch((40, 40), (80, 40))
+    pulled = page.evaluate(DRAG + "Object.fromEntries(n.widgets.map((w) => [w.name, w.value])) }")
+    ((handle, target),) = zip(json.loads(pulled["handles"]), json.loads(pulled["targets"]))
+    near = functools.partial(pytest.approx, abs=2)
+    assert (handle, target) == ({"x": near(100), "y": near(120)}, {"x": near(150), "y": near(125)})
+    assert json.loads(pulled["canvas"]) == {"size": list(SIZE), "shapes": []}
     assert not report["page_errors"]
 
 

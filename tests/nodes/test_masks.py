@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from slipstream.lmd import FillConfig
 from slipstream.lmd import LatentFill as Fill
 from slipstream.nodes.canvas import drawn_mask
 from slipstream.nodes.cow import ExamplePhoto
-from slipstream.nodes.edit import ChangeAppearance
+from slipstream.nodes.edit import ChangeAppearance, DragPoints
 from slipstream.nodes.lmd import LatentFill
 from slipstream_tests.noisy_masks import NOISY, noisy
 
@@ -57,6 +58,24 @@ def test_a_painted_mask_stands_beside_the_shapes_that_count_without_one() -> Non
     mask[:, 20:25, 20:25] = 1
     area = [Shape("box", ((10.0, 5.0), (30.0, 15.0)))]
     assert torch.equal(drawn_mask("Drag", "", mask, torch.rand(1, 30, 40, 3), otherwise=area), mask)
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros(1, 64, 64), torch.ones(1, 30, 40)], ids=["none", "empty", "mask"])
+@pytest.mark.parametrize("drawing", ['"shapes": []', '"shapes": [{"box": [1, 1, 9, 9]}]'], ids=["points", "shapes"])
+def test_what_was_drawn_on_an_image_of_another_size_is_named(
+    caplog: pytest.LogCaptureFixture, drawing: str, mask: torch.Tensor | None
+) -> None:
+    """Points alone have a size too: on another photo they lie elsewhere."""
+    pull = functools.partial(DragPoints().make, "[[8, 9]]", "[[20, 9]]", "warp", mask, None, torch.rand(1, 30, 40, 3))
+    for size, said in (("[40, 30]", 0), ("[20, 15]", 1), ("null", 0)):
+        caplog.clear()
+        pull(f'{{"size": {size}, {drawing}}}')
+        found = [
+            r.message
+            for r in caplog.records
+            if "`canvas` was drawn on 20 x 15 pixels, but the image has 40 x 30" in r.message
+        ]
+        assert len(found) == said, size
 
 
 def test_a_message_names_the_canvas_that_is_empty() -> None:

@@ -283,6 +283,13 @@ await check("a drawing of another image says so until it is drawn again", async 
   editor.drawnOn = [...editor.sourceSize];
   equal(editor.hint, "5 right, 0 down");
 });
+await check("points of another image say so until they are pulled again", async () => {
+  const { editor } = await open("drag");
+  await pull(editor, [[50, 50], [90, 55]]); // prettier-ignore
+  editor.drawnOn = [768, 512];
+  equal(editor.hint, "Drawn on 768 x 512 pixels: check it, or press Clear.");
+  equal([g.formatDrawing([], [768, 512], true), g.formatDrawing([], [768, 512])], ['{"size":[768,512],"shapes":[]}', ""]);
+});
 await check("a point outside the image, and a subject larger than its canvas, are named", async () => {
   const drag = (await open("drag")).editor;
   drag.setState({ pairs: [[[20, 20], [30, 30]], [[900, 20], [30, 30]]] }); // prettier-ignore

@@ -57,7 +57,7 @@ export class Editor {
   area = [1, 1];
   selected = null;
   absent = {}; // role -> why there is no image, in one sentence
-  drawnOn = null; // size [w, h] of the image that the shapes were drawn on, where that is known
+  drawnOn = null; // size [w, h] of the image that shapes and points were drawn on, where that is known
   #gesture = null;
   #history = new geometry.History();
   #pointers = new Map();
@@ -262,7 +262,7 @@ export class Editor {
     const { state, mask } = this;
     const absent = this.sourceSize ? this.absent.image : this.absent[this.mode === "paste" ? "reference" : "image"];
     if (!this.size) return absent ?? "Connect `image`.";
-    if (state.shapes.length && this.drawnOn && String(this.drawnOn) !== String(this.sourceSize)) {
+    if ((state.shapes.length || state.pairs.length) && this.drawnOn && String(this.drawnOn) !== String(this.sourceSize)) {
       return `Drawn on ${this.drawnOn.join(" x ")} pixels: check it, or press Clear.`;
     }
     if (this.mode === "drag") {
@@ -446,7 +446,7 @@ export class Editor {
       const kind = geometry.gripAt(this.rotates ? handles : { ...handles, turn: null }, at, reach);
       return kind && { kind, placement, from: point };
     }
-    if (this.tool === "box" || this.tool === "outline") return { kind: this.tool, from: point, points: [point] };
+    if (this.tool === "box" || this.tool === "outline") return { kind: this.tool, from: point, points: geometry.extended([], point, 1) };
     return { kind: "stroke", points: geometry.extended([], point, 1) };
   }
 

@@ -105,8 +105,8 @@ export function drawnSize(text) {
   }
 }
 
-/** The JSON of shapes that were drawn on an image [w, h]; an empty text for none. */
-export const formatDrawing = (shapes, size) => (shapes.length ? JSON.stringify({ size: size ?? undefined, shapes }) : "");
+/** The JSON of shapes that were drawn on an image [w, h]; an empty text for none, unless `more` (points) was drawn on it. */
+export const formatDrawing = (shapes, size, more = false) => (shapes.length || more ? JSON.stringify({ size: size ?? undefined, shapes }) : "");
 
 /** The points of a stroke with one more, unless that is nearer than a sixth of its width: a stroke stays readable. */
 export function extended(points, point, width) {
