@@ -70,6 +70,7 @@ EXTRA_HEIGHT = {
     "SlipstreamDrag": 340,
     "SlipstreamSeedCanvas": 600,
     "SlipstreamLiveStream": 420,
+    "SlipstreamSearchSchedule": 240,  # its chart while it runs
     "SlipstreamCowSampler": 40,
     "PreviewAny": 110,
     "SlipstreamStretchMap": 280,
