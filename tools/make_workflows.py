@@ -55,7 +55,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHOWN, TESTED = ROOT / "example_workflows", ROOT / "tests" / "host" / "workflows"
-COLUMN, GAP, WIDTH = 90, 50, 300
+COLUMN, GAP, WIDTH = 90, 64, 300  # a node's title lies above its place, and frontends differ by some pixels a node
 # The first screen of 1600 x 950 shows this width of a workflow, beside the side bar; its corner lies below the tabs.
 SCREEN, CORNER = 1440, (110, 130)
 VIEW = "slipstreamView"  # web/view.js opens an example that has it at its stored view
@@ -151,8 +151,9 @@ class Node:
         inputs = host_graph.all_inputs(self.info)
         sockets = [name for name, spec in inputs.items() if not host_graph.is_widget(spec)]
         height = 16 + 21 * max(len(sockets), len(self.info["output"])) + EXTRA_HEIGHT.get(self.type, 0)
-        # Nodes 2.0 has higher widgets, and a line with the name of the pack.
+        # Nodes 2.0 has higher widgets, a line with the name of the pack, and a button for inputs that are advanced.
         height += 32 if self.type.startswith("Slipstream") else 6
+        height += 36 * any((spec + [{}])[1].get("advanced") for spec in inputs.values())
         for name in host_graph.widget_names(self.info):
             options = (inputs[name] + [{}])[1] if name in inputs else {}
             height += 90 if options.get("multiline") else 28
@@ -367,7 +368,7 @@ class Graph:
         }  # fmt: skip
 
 
-def stacked(nodes: list[Node], most: int = 780) -> tuple[list[Node], ...]:
+def stacked(nodes: list[Node], most: int = 880) -> tuple[list[Node], ...]:
     """Return nodes in columns that are not much higher than the screen."""
     columns: list[list[Node]] = []
     height = most

@@ -199,6 +199,11 @@ def lacks_nodes_2(page, report):
     return None
 
 
+def early_nodes_2(page, report):
+    """Whether this is Nodes 2.0 of frontend 1.35: it makes a graph 1.2 times as wide, and shows no widget that a node gets later."""
+    return str(report["frontend"]).startswith("1.35.") and page.evaluate("() => Boolean(window.LiteGraph.vueNodesMode)")
+
+
 def load_workflow(page, report, workflow):
     if not isinstance(workflow, dict):
         workflow = json.loads(pathlib.Path(workflow).read_text(encoding="utf-8"))

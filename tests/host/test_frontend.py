@@ -110,7 +110,8 @@ def test_a_warning_stays_until_the_setting_is_mended(opened: Any, request: pytes
         renderer = "vue" if "2.0" in request.node.name else "classic"
         page.screenshot(path=f"{folder}/{report['frontend']}-{renderer}.png")
     assert page.evaluate(SHOWN) == [["SlipstreamSeedCanvas", PICTURE]]
-    assert [text.split("\u26a0 ")[-1] for text in page.evaluate(VISIBLE)] == [PICTURE]
+    early = screenshot.early_nodes_2(page, report)  # there a toast has to do
+    assert [text.split("\u26a0 ")[-1] for text in page.evaluate(VISIBLE)] == ([] if early else [PICTURE])
     assert page.evaluate(VALUES) == before, "the workflow is saved with the warning"
     sizes = page.evaluate(SIZES)
     page.evaluate(SET, ["SlipstreamSeedCanvas", "background", "picture"])
