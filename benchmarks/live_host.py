@@ -29,6 +29,7 @@ from slipstream.stream.video import Stamp
 from torch import Tensor
 
 WARM = 20  # results before anything is measured: kernels are chosen, compiled and recorded in them
+LEAST = 4
 MOST = 200.0  # frames a second of a source that never waits; the route takes 240
 # (acceleration, steps, priority)
 SETTINGS = (
@@ -41,7 +42,7 @@ SETTINGS = (
 
 
 class Camera:
-    """Frames at a fixed rate, that begin to count when `WARM` results have come, and end some seconds later."""
+    """Frames at a fixed rate, that begin to count when `WARM` results have come, and end some seconds and `LEAST` results later."""
 
     path, live, has_sound, count, problem = "camera", True, False, 0, ""
     time_base = Fraction(1, 1000)
@@ -65,7 +66,7 @@ class Camera:
         cells = torch.randint(0, 256, (self.size // 8, 2 * self.size // 8, 3), dtype=torch.uint8, generator=generator)
         image = cells.repeat_interleave(8, 0).repeat_interleave(8, 1)
         started, i = time.perf_counter(), 0
-        while not self.begun or time.perf_counter() - self.begun < self.seconds:
+        while not self.begun or time.perf_counter() - self.begun < self.seconds or self.shown - self.counted < LEAST:
             time.sleep(max(started + i / float(self.rate) - time.perf_counter(), 0.0))
             i += 1
             left = 2 * i % self.size

@@ -82,7 +82,8 @@ UNTESTED = {
     "no ComfyUI here": "in a real ComfyUI, as there is no checkout with its .venv at COMFYUI_PATH or ~/ComfyUI. Nothing is known about "
     "the nodes in the host.",
     "no browser here": "in a browser, as there is no playwright or no Chromium. Nothing is known about what a person sees.",
-    "no Chromium here": "of the canvas, as there is no Chromium at CHROMIUM or on the PATH.",
+    "no Chromium here": "of the canvas and the live panel, as there is no Chromium at CHROMIUM or on the PATH.",
+    "no Firefox here": "of the canvas and the live panel in Firefox, as there is none at FIREFOX or on the PATH.",
 }  # fmt: skip
 
 

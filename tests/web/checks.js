@@ -19,7 +19,7 @@ async function check(name, act) {
     await act();
     results.push([name, ""]);
   } catch (error) {
-    results.push([name, String(error.stack ?? error)]);
+    results.push([name, `${error}\n${error.stack}`]);
   }
 }
 

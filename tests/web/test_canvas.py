@@ -121,22 +121,43 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def find_chromium() -> str | None:
-    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+BROWSERS = {
+    "Chromium": (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome"),
+    "Firefox": (os.environ.get("FIREFOX"), "firefox", "firefox-esr"),
+}
+# A camera that is none, which needs no permission, and videos that play without a click.
+CHROMIUM = (
+    "--headless --no-sandbox --disable-gpu --no-proxy-server --remote-debugging-port=0 --use-fake-device-for-media-stream "
+    "--use-fake-ui-for-media-stream --autoplay-policy=no-user-gesture-required"
+).split()
+FIREFOX = {
+    "media.navigator.permission.disabled": True, "media.navigator.streams.fake": True, "media.autoplay.default": 0,
+    "media.autoplay.blocking_policy": 0, "network.proxy.type": 0,
+}  # fmt: skip
 
 
-def test_the_canvas_in_a_page_without_a_host(tmp_path: pathlib.Path) -> None:
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no Chromium here")  # tests/conftest.py counts this aloud
+def opened(name: str, page: str, profile: pathlib.Path) -> subprocess.Popen[bytes]:
+    """Open a page in a browser without a window; skips the test where that browser is not installed."""
+    path = next((path for program in BROWSERS[name] if program and (path := shutil.which(program))), None)
+    if path is None:
+        pytest.skip(f"no {name} here")  # tests/conftest.py counts this aloud
+    command = [path, *CHROMIUM, f"--user-data-dir={profile}", page]
+    if name == "Firefox":
+        lines = [f"user_pref({json.dumps(key)}, {json.dumps(value)});" for key, value in FIREFOX.items()]
+        (profile / "user.js").write_text("\n".join(lines))
+        command = [path, "--headless", "--no-remote", "--profile", str(profile), page]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("name", BROWSERS)
+def test_the_canvas_in_a_page_without_a_host(tmp_path: pathlib.Path, name: str) -> None:
     server = Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    page = f"http://127.0.0.1:{server.server_port}/tests/web/page.html"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--remote-debugging-port=0"]
-    browser = subprocess.Popen(
-        [chromium, *options, f"--user-data-dir={tmp_path}", page], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    try:
+        browser = opened(name, f"http://127.0.0.1:{server.server_port}/tests/web/page.html", tmp_path)
+    except BaseException:
+        server.shutdown()
+        raise
     try:
         results = server.results.get(timeout=240)
     except queue.Empty:

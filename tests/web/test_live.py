@@ -1,10 +1,9 @@
-"""The live panel in a page without a host, with Chromium's fake camera, on the route that ComfyUI mounts too (`live_checks.js`)."""
+"""The live panel in a page without a host, with the browser's fake camera, on the route that ComfyUI mounts too (`live_checks.js`)."""
 
 from __future__ import annotations
 
 import asyncio
 import pathlib
-import subprocess
 import threading
 from typing import Any
 
@@ -15,15 +14,10 @@ from slipstream.stream.live.settings import LiveSettings
 from slipstream.stream.queues import percentile
 from slipstream_tests.analytic import constant_cond
 from slipstream_tests.stream.test_live import SIZE, Running
-from slipstream_tests.web.test_canvas import ROOT, find_chromium
+from slipstream_tests.web.test_canvas import BROWSERS, ROOT, opened
 
 aiohttp = pytest.importorskip("aiohttp")
 CHECKS = 23
-FAKE_CAMERA = [
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
-    "--autoplay-policy=no-user-gesture-required",
-]
 PACKED = [(1, 1, 0.5, "x"), (2, 2**40 + 3, 12345.678, "body"), (3, 7, 1e9, "")]
 VALUES = [[3.0, 1.0, 2.0], [5.0], [float(i) for i in range(40, 0, -1)]]
 
@@ -64,8 +58,8 @@ def cases(running: Running) -> dict[str, Any]:
     }
 
 
-async def visit(running: Running, chromium: str, profile: pathlib.Path) -> list[list[str]]:
-    """Open the page in Chromium and return what it found."""
+async def visit(running: Running, name: str, profile: pathlib.Path) -> list[list[str]]:
+    """Open the page in a browser and return what it found."""
     from aiohttp import web
     from slipstream.stream.live.routes import PATH, connect
 
@@ -103,17 +97,11 @@ async def visit(running: Running, chromium: str, profile: pathlib.Path) -> list[
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     page = f"http://127.0.0.1:{runner.addresses[0][1]}/tests/web/live.html"
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-proxy-server",
-        "--remote-debugging-port=0",
-        *FAKE_CAMERA,
-    ]
-    browser = subprocess.Popen(
-        [chromium, *options, f"--user-data-dir={profile}", page], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    try:
+        browser = opened(name, page, profile)
+    except BaseException:
+        await runner.cleanup()
+        raise
     try:
         return await asyncio.wait_for(results, 200)
     finally:
@@ -122,13 +110,11 @@ async def visit(running: Running, chromium: str, profile: pathlib.Path) -> list[
         await runner.cleanup()
 
 
-def test_the_panel_in_a_page_without_a_host(tmp_path: pathlib.Path) -> None:
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no Chromium here")  # tests/conftest.py counts this aloud
+@pytest.mark.parametrize("name", BROWSERS)
+def test_the_panel_in_a_page_without_a_host(tmp_path: pathlib.Path, name: str) -> None:
     running = Again(note="a toy")
     try:
-        results = asyncio.run(visit(running, chromium, tmp_path))
+        results = asyncio.run(visit(running, name, tmp_path))
     finally:
         running.close()
     wrong = "\n\n".join(f"{name}\n{error}" for name, error in results if error)
