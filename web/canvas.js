@@ -123,11 +123,14 @@ class NodeCanvas {
     let why = from === "reference" ? "Connect Invert Photo of the other image to `reference`." : "Connect `image`.";
     if (file) why = this.broken[role] === file ? "The image of Load Image cannot be shown. Choose another file." : "The image is loading.";
     else if (way) why = "Press Run: this image is shown after a run.";
-    if (why !== this.editor.absent[role]) {
+    const last = file ? null : this.last(from);
+    const note = last ? "Image of the last run" : ""; // what leads to it may have changed since
+    if (why !== this.editor.absent[role] || note !== this.editor.notes[role]) {
       this.editor.absent[role] = why;
+      this.editor.notes[role] = note;
       this.editor.refresh();
     }
-    this.fetch(role, file ?? this.last(from));
+    this.fetch(role, file ?? last);
   }
 
   fetch(role, url, kind = "") {

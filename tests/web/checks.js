@@ -283,6 +283,21 @@ await check("a drawing of another image says so until it is drawn again", async 
   editor.drawnOn = [...editor.sourceSize];
   equal(editor.hint, "5 right, 0 down");
 });
+await check("words about the image that is shown stand in the corner", async () => {
+  const { editor } = await open("paste");
+  editor.setImage("reference", await photo(200, 160));
+  editor.notes = { image: "Image of the last run", reference: "" };
+  const corner = () => {
+    editor.draw();
+    const { canvas } = editor;
+    const { data } = canvas.getContext("2d").getImageData(0, canvas.height - 18, 100, 18);
+    return data.filter((v, i) => i % 4 === 0 && v > 150).length; // letters
+  };
+  equal([editor.note, corner()], ["", 0]);
+  editor.setTool("place");
+  equal(editor.note, "Image of the last run");
+  if (corner() < 20) throw new Error("no words are drawn");
+});
 await check("points of another image say so until they are pulled again", async () => {
   const { editor } = await open("drag");
   await pull(editor, [[50, 50], [90, 55]]); // prettier-ignore

@@ -23,7 +23,7 @@ from slipstream.edit.geometry import Affine
 from slipstream.nodes.edit import around
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CHECKS = 37
+CHECKS = 38
 
 POINTS = [
     "", "[]", '[{"x": 12, "y": 8.5}]', "[[1, 2], [3, 4]]", '{"positive": [{"x": 5, "y": 6}], "negative": [{"x": 1, "y": 1}]}', "12, 8",

@@ -57,6 +57,7 @@ export class Editor {
   area = [1, 1];
   selected = null;
   absent = {}; // role -> why there is no image, in one sentence
+  notes = {}; // role -> what to know about its image, in some words
   drawnOn = null; // size [w, h] of the image that shapes and points were drawn on, where that is known
   #gesture = null;
   #history = new geometry.History();
@@ -184,6 +185,11 @@ export class Editor {
 
   get sourceSize() {
     return this.source ? [this.source.naturalWidth, this.source.naturalHeight] : null;
+  }
+
+  /** What to know about the image that is shown. */
+  get note() {
+    return this.notes[this.mode === "paste" && !this.placing ? "reference" : "image"] ?? "";
   }
 
   /** Whether the object is placed on another image than the one that it is painted on. */

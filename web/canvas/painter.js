@@ -119,6 +119,16 @@ export function drawFrame(context, editor) {
   if (scene.ghost) drawHandles(context, scene.ghost, view, editor.rotates);
   scene.pairs.forEach((pair, i) => drawPair(context, pair.map((p) => toScreen(view, p)), i, scene.selected === i));
   if (scene.brush) drawBrush(context, scene.brush);
+  if (editor.note) drawNote(context, area, editor.note);
+}
+
+/** Some words in the corner of the stage. */
+function drawNote(context, [, height], text) {
+  [context.font, context.textAlign] = ["11px sans-serif", "left"];
+  context.fillStyle = "rgba(0, 0, 0, 0.6)";
+  context.fillRect(0, height - 18, context.measureText(text).width + 12, 18);
+  context.fillStyle = "#ddd";
+  context.fillText(text, 6, height - 5);
 }
 
 function drawText(context, [width, height], text) {
