@@ -80,6 +80,27 @@ await check("frames of the camera are shown, with their delay", async () => {
   equal([one.canvas.width, one.canvas.height], cases.size);
   truth(one.says.textContent.includes("a toy"), one.says.textContent);
 });
+await check("of several cameras one is chosen, and remembered", async () => {
+  const select = $(one, "camera");
+  const cameras = await one.source.cameras();
+  truth(cameras.length >= cases.cameras, `only ${JSON.stringify(cameras)}`);
+  equal([select.hidden, select.value], [cameras.length < 2, cameras.length < 2 ? select.value : one.source.camera]);
+  if (cameras.length > 1) {
+    const [other] = cameras.find(([id]) => id !== one.source.camera);
+    type(one, "camera", other);
+    await until(() => one.source.camera === other && !one.opening, "the other camera");
+    const before = one.shown;
+    await until(() => one.shown > before + 2, "its frames");
+    equal([select.value, localStorage.getItem("slipstream.camera")], [other, other]);
+  }
+  await one.source.open("camera", null, "one that was taken away");
+  truth(one.source.camera, "another one in its place");
+  one.setSource("pushed");
+  equal(select.hidden, true);
+  one.setSource("camera");
+  await until(() => select.hidden === cameras.length < 2 && one.producer && one.source.opened, "the choice again");
+  localStorage.clear();
+});
 await check("a prompt fades in over the crossfade", async () => {
   const before = brightness(one);
   const seen = new Set();
@@ -101,7 +122,7 @@ await check("what is refused is said, and the setting goes back", async () => {
   type(one, "t_index_list", "9,9");
   await until(() => one.says.textContent.includes("t_index_list"), "the reason");
   truth(one.says.classList.contains("bad"), "not marked");
-  equal(one.settings.t_index_list, []);
+  await until(() => JSON.stringify(one.settings.t_index_list) === "[]", "the settings that hold");
   equal(
     written.some((w) => String(w.t_index_list) === "9,9"),
     false,

@@ -125,9 +125,9 @@ BROWSERS = {
     "Chromium": (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome"),
     "Firefox": (os.environ.get("FIREFOX"), "firefox", "firefox-esr"),
 }
-# A camera that is none, which needs no permission, and videos that play without a click.
+# Cameras that are none, which need no permission, and videos that play without a click.
 CHROMIUM = (
-    "--headless --no-sandbox --disable-gpu --no-proxy-server --remote-debugging-port=0 --use-fake-device-for-media-stream "
+    "--headless --no-sandbox --disable-gpu --no-proxy-server --remote-debugging-port=0 --use-fake-device-for-media-stream=device-count=2 "
     "--use-fake-ui-for-media-stream --autoplay-policy=no-user-gesture-required"
 ).split()
 FIREFOX = {

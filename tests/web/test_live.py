@@ -17,7 +17,8 @@ from slipstream_tests.stream.test_live import SIZE, Running
 from slipstream_tests.web.test_canvas import BROWSERS, ROOT, opened
 
 aiohttp = pytest.importorskip("aiohttp")
-CHECKS = 23
+CHECKS = 24
+CAMERAS = {"Chromium": 2, "Firefox": 1}  # that are no cameras
 PACKED = [(1, 1, 0.5, "x"), (2, 2**40 + 3, 12345.678, "body"), (3, 7, 1e9, "")]
 VALUES = [[3.0, 1.0, 2.0], [5.0], [float(i) for i in range(40, 0, -1)]]
 
@@ -49,8 +50,9 @@ class Again(Running):
         super().close()
 
 
-def cases(running: Running) -> dict[str, Any]:
+def cases(running: Running, name: str) -> dict[str, Any]:
     return {
+        "cameras": CAMERAS[name],
         "id": running.live.id,
         "size": [SIZE[1], SIZE[0]],
         "packed": [[*head, body, wire.pack(wire.Head(*head), body.encode()).hex()] for *head, body in PACKED],
@@ -85,7 +87,7 @@ async def visit(running: Running, name: str, profile: pathlib.Path) -> list[list
         return web.Response()
 
     async def given(request: Any) -> Any:
-        return web.json_response(cases(running))
+        return web.json_response(cases(running, name))
 
     app = web.Application()
     app.router.add_get(PATH, join)

@@ -72,6 +72,7 @@ const READOUTS = {
 const TYPING = 350; // ms without a key until a text is sent
 const ANSWERED = 3000; // ms within which a stream answers a changed setting
 const RECENT = 4000; // ms that delays are measured over
+const CAMERA = "slipstream.camera"; // where the browser remembers the camera: its id means nothing elsewhere
 const RATE = 31; // frames a second that are sent at most
 
 export class Panel {
@@ -90,6 +91,9 @@ export class Panel {
     this.build();
     this.source = new Source(this.video, (captured) => this.captured(captured));
     this.grabber = document.createElement("canvas");
+    this.camera = localStorage.getItem(CAMERA) ?? "";
+    this.listing = () => this.listCameras();
+    navigator.mediaDevices?.addEventListener("devicechange", this.listing);
     this.setView("both");
     this.setSource("camera");
     this.state();
@@ -118,13 +122,15 @@ export class Panel {
     this.startButton.className = "main";
     this.stopButton = button("stop", "Stop", "End the stream; the last frames are kept", () => this.stop());
     this.sourceSelect = choice("source", SOURCES, (value) => this.setSource(value));
+    this.cameraSelect = choice("camera", {}, (value) => this.setCamera(value));
+    this.cameraSelect.title = "Which camera; this browser remembers it";
     this.viewSelect = choice("view", VIEWS, (value) => this.setView(value));
     this.fileInput = make("input", { type: "file", accept: "video/*", hidden: true, onchange: () => this.fileChosen() });
     this.fileButton = button("file", "Choose file", "A video of this computer; it is not uploaded, only its frames are", () => this.fileInput.click());
     this.recordButton = button("record", "Record", "Record the output; the video is saved by the browser", () => this.record());
     const full = button("full", "Full screen", "Show the panel on the whole screen; with Output only, the output alone. Esc ends it", () => this.fullScreen());
     const bar = make("div", { className: "bar" });
-    bar.append(this.startButton, this.stopButton, this.sourceSelect, this.fileButton, this.fileInput, this.viewSelect, full, this.recordButton);
+    bar.append(this.startButton, this.stopButton, this.sourceSelect, this.cameraSelect, this.fileButton, this.fileInput, this.viewSelect, full, this.recordButton);
     this.video = make("video");
     this.canvas = make("canvas", { className: "output", width: 512, height: 512 });
     this.hint = make("div", { className: "hint" });
@@ -230,13 +236,30 @@ export class Panel {
     this.sourceSelect.value = kind;
     this.kind = this.root.dataset.source = kind;
     this.fileButton.hidden = kind !== "file";
+    this.listCameras();
     this.options.onPanel?.({ source: kind });
     if (this.connection) {
       this.connection.view = kind === "pushed";
       if (kind === "pushed" || !this.producer) this.connection.send({ type: kind === "pushed" ? "view" : "produce" });
+      if (kind === "pushed") this.producer = false; // now, not with the answer: the camera may be chosen again before it
     }
     if (this.running && kind !== "pushed") this.openSource();
     this.state();
+  }
+
+  setCamera(id) {
+    this.camera = id;
+    localStorage.setItem(CAMERA, id);
+    if (this.source.opened) this.openSource();
+  }
+
+  /** Show the cameras where there is a choice. */
+  async listCameras() {
+    const cameras = this.kind === "camera" ? await this.source?.cameras() : [];
+    this.cameraSelect.replaceChildren(...cameras.map(([id, name]) => new Option(name, id)));
+    this.cameraSelect.hidden = cameras.length < 2;
+    const open = this.source?.camera || this.camera;
+    if (cameras.some(([id]) => id === open)) this.cameraSelect.value = open;
   }
 
   setView(view) {
@@ -253,7 +276,11 @@ export class Panel {
   async openSource() {
     this.opening = true;
     try {
-      await this.source.open(this.kind, this.fileInput.files[0]);
+      const open = () => this.source.open(this.kind, this.fileInput.files[0], this.camera);
+      await open();
+      // Closed meanwhile: this page was told that another one sends, and then that it does.
+      if (!this.source.opened && this.kind === "camera" && this.producer) await open();
+      await this.listCameras();
       if (this.producer) this.say(this.note);
       return true;
     } catch (error) {
@@ -527,6 +554,7 @@ export class Panel {
   }
 
   destroy() {
+    navigator.mediaDevices?.removeEventListener("devicechange", this.listing);
     this.connection?.close();
     this.source.close();
     this.recorder?.stop();

@@ -15,15 +15,15 @@ export class Source {
     video.muted = video.loop = video.playsInline = true;
   }
 
-  /** Open a source; throws an Error whose message is one sentence with the remedy. */
-  async open(kind, file) {
+  /** Open a source, of cameras the one of that id; throws an Error whose message is one sentence with the remedy. */
+  async open(kind, file, camera = "") {
     this.close();
     const token = ++this.token;
     if (kind === "file") {
       if (!file) throw new Error("Choose a video file first.");
       this.video.src = URL.createObjectURL(file);
     } else {
-      const stream = await this.device(kind);
+      const stream = await this.device(kind, camera);
       if (token !== this.token) return stream.getTracks().forEach((track) => track.stop());
       this.stream = stream;
       this.video.srcObject = stream;
@@ -40,13 +40,26 @@ export class Source {
     this.watch(token);
   }
 
-  async device(kind) {
+  /** [id, name] of each camera that the page may know: none before one was allowed. */
+  async cameras() {
+    const found = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
+    return found.filter((d) => d.kind === "videoinput" && d.deviceId).map((d, i) => [d.deviceId, d.label || `Camera ${i + 1}`]);
+  }
+
+  /** The id of the camera that is open, or "". */
+  get camera() {
+    return (this.kind === "camera" && this.stream?.getVideoTracks()[0]?.getSettings().deviceId) || "";
+  }
+
+  async device(kind, camera = "") {
     const devices = navigator.mediaDevices;
     if (!devices) throw new Error("The browser gives cameras to pages of localhost and https only. Open this page there, or choose a video file.");
     try {
       if (kind === "screen") return await devices.getDisplayMedia({ video: { frameRate: 30 }, audio: false });
-      return await devices.getUserMedia({ video: { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30 } }, audio: false });
+      const wanted = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30 } };
+      return await devices.getUserMedia({ video: camera ? { ...wanted, deviceId: { exact: camera } } : wanted, audio: false });
     } catch (error) {
+      if (camera && ["OverconstrainedError", "NotFoundError"].includes(error.name)) return this.device(kind); // it was taken away
       throw new Error(REASONS[error.name] ?? `The source cannot be opened (${error.message}).`);
     }
   }
