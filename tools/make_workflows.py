@@ -69,7 +69,7 @@ EXTRA_HEIGHT = {
     "SlipstreamRemove": 340,
     "SlipstreamDrag": 340,
     "SlipstreamSeedCanvas": 600,
-    "SlipstreamLiveStream": 420,
+    "SlipstreamLiveStream": 300,
     "SlipstreamSearchSchedule": 240,  # its chart while it runs
     "SlipstreamCowSampler": 40,
     "PreviewAny": 110,

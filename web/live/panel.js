@@ -13,6 +13,7 @@ const STYLE = `
 .slipstream-live button, .slipstream-live select, .slipstream-live textarea, .slipstream-live input[type=text], .slipstream-live input[type=number] {
   font: inherit; color: inherit; background: var(--comfy-input-bg, #333); border: 1px solid var(--border-color, #555); border-radius: 4px; padding: 3px 7px; }
 .slipstream-live button { cursor: pointer; }
+.slipstream-live .bar select { max-width: 150px; }
 .slipstream-live button:disabled { opacity: 0.4; cursor: default; }
 .slipstream-live button.main { background: #2a6fb0; border-color: #4aa8ff; color: #fff; }
 .slipstream-live button.on { background: #a33; border-color: #f66; color: #fff; }
