@@ -58,7 +58,7 @@ class NodeCanvas {
     if (values.pairs) [0, 1].forEach((end) => (given[["handles", "targets"][end]] = formatPoints(values.pairs.map((p) => p[end]))));
     // A drawing that an undo leaves as it is keeps the size that it was drawn on.
     const { shapes, pairs } = this.editor.state;
-    const before = { shapes: parseDrawing(this.text), pairs: this.values().state.pairs };
+    const before = { shapes: parseDrawing(this.text), pairs: this.values().state.pairs ?? [] };
     if (["shapes", "pairs"].some((part) => values[part] && JSON.stringify(values[part]) !== JSON.stringify(before[part]))) {
       this.text = formatDrawing(shapes, this.editor.sourceSize, pairs.length > 0);
       this.editor.drawnOn = drawnSize(this.text);

@@ -265,6 +265,9 @@ def test_what_was_drawn_is_kept(host: Any, browser: Any) -> None:
     page.mouse.click(*hands.at(5, 5))
     hands.key("Control+z")
     assert page.evaluate(VALUES) == before
+    hands.key("ArrowRight")
+    hands.key("Control+z")
+    assert page.evaluate(VALUES) == before, "an undo keeps the size that the drawing was made on"
     # The wheel zooms the canvas that has the focus, and leaves the graph as it is.
     zoom = "() => window.__host.app.canvas.ds.scale"
     graph_zoom = page.evaluate(zoom)

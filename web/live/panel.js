@@ -256,10 +256,10 @@ export class Panel {
 
   /** Show the cameras where there is a choice. */
   async listCameras() {
-    const cameras = this.kind === "camera" ? await this.source?.cameras() : [];
+    const cameras = this.kind === "camera" ? await this.source.cameras() : [];
     this.cameraSelect.replaceChildren(...cameras.map(([id, name]) => new Option(name, id)));
     this.cameraSelect.hidden = cameras.length < 2;
-    const open = this.source?.camera || this.camera;
+    const open = this.source.camera || this.camera;
     if (cameras.some(([id]) => id === open)) this.cameraSelect.value = open;
   }
 

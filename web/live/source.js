@@ -42,7 +42,7 @@ export class Source {
 
   /** [id, name] of each camera that the page may know: none before one was allowed. */
   async cameras() {
-    const found = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
+    const found = (await navigator.mediaDevices?.enumerateDevices().catch(() => [])) ?? [];
     return found.filter((d) => d.kind === "videoinput" && d.deviceId).map((d, i) => [d.deviceId, d.label || `Camera ${i + 1}`]);
   }
 
