@@ -10,8 +10,8 @@ from typing import Any
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "load"]
 
 WEB_DIRECTORY = "./web"
-PARTS = ("core", "cow", "stream", "search", "edit", "lmd", "nodes")
-NODES = ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS")
+_PARTS = ("core", "cow", "stream", "search", "edit", "lmd", "nodes")
+_MAPPINGS = ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS")
 
 
 def _version() -> str:
@@ -32,9 +32,9 @@ __version__ = _version()
 
 def __getattr__(name: str) -> Any:
     """Import a part, or the nodes, when asked for: so a command can be cancelled from the start, before torch is imported."""
-    if name in PARTS:
+    if name in _PARTS:
         return import_module(f".{name}", __name__)
-    if name in NODES:
+    if name in _MAPPINGS:
         return globals().setdefault(name, getattr(import_module(".nodes", __name__), name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -59,7 +59,7 @@ def drawn_mask(
         raise ValueError(
             f"Expected a drawing of known size, but got none in `{widget}`. Connect `image`, or give its `size`."
         )
-    if drawing.size not in (None, size):
+    if drawing.size not in (None, size) and not (mask is not None and empty):
         height, width = drawing.size or size
         warn(
             node,

@@ -163,7 +163,7 @@ class NodeCanvas {
   }
 }
 
-// The host pinches the graph, and listens for that above every node, before they do.
+// The host zooms the graph by a pinch, and hears touches before the nodes do: those of a canvas are kept from it.
 for (const name of ["touchstart", "touchmove", "touchend", "touchcancel"]) {
   const ours = (event) => event.target.closest?.(".slipstream-canvas .stage") && event.stopPropagation();
   window.addEventListener(name, ours, { capture: true, passive: true });

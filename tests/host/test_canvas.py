@@ -359,9 +359,6 @@ def test_what_was_drawn_is_kept(host: Any, browser: Any) -> None:
     assert not report["page_errors"]
 
 
-DRAG = "() => { const n = window.__host.app.graph._nodes.find((n) => n.comfyClass === 'SlipstreamDrag'); return "
-
-
 class Fingers:
     """Touches of the canvas of the first node that has one."""
 
@@ -423,7 +420,7 @@ def test_fingers_draw_and_a_pinch_zooms_the_canvas_and_nothing_else(host: Any, b
     hands.press("clear")
     fingers.pull((100, 120), (120, 120), (150, 125))
     fingers.pinch((40, 40), (80, 40))
-    pulled = page.evaluate(DRAG + "Object.fromEntries(n.widgets.map((w) => [w.name, w.value])) }")
+    pulled = page.evaluate(VALUES.replace("SlipstreamMove", "SlipstreamDrag"))
     ((handle, target),) = zip(json.loads(pulled["handles"]), json.loads(pulled["targets"]))
     near = functools.partial(pytest.approx, abs=2)
     assert (handle, target) == ({"x": near(100), "y": near(120)}, {"x": near(150), "y": near(125)})
