@@ -6,9 +6,11 @@ import copy
 import dataclasses
 import functools
 import logging
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -24,7 +26,9 @@ from .pipeline import Pipeline
 from .transfer import DEVICE_WORK, receive
 
 ACCELERATIONS = ("none", "graph", "compile")
-WARM_UP = 3  # runs before a recording: kernels are chosen, compiled and cached in them
+WARM_UP = (
+    2  # runs before a recording: kernels are chosen, compiled and cached in them; one more follows that must not wait
+)
 
 log = logging.getLogger(__name__)
 # run -> (replay, output): `replay` computes `run` again on the same memory and leaves the result in `output`.
@@ -37,19 +41,76 @@ def record_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
     # A stream of this device and this recording: torch's own is one for all devices and threads.
     side, current = torch.cuda.Stream(), torch.cuda.current_stream()
     side.wait_stream(current)
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
+            made = run()
+        # Not of the recording's own memory, which cudaMallocAsync does not like to see freed.
+        output = torch.empty_like(made)
+    del made
+    output.record_stream(current)
+    with DEVICE_WORK.alone():
+        with torch.cuda.stream(side), refused_waits():
             run()
-    current.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # By default a thread that allocates meanwhile, as a running stream may, would break the recording and fail itself.
-    with DEVICE_WORK.alone(), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-        output = run()
-    # With cudaMallocAsync the memory of `output` exists from the first replay on, and could not be freed before.
-    with torch.cuda.stream(side):
-        graph.replay()
+        try:
+            # By default a thread that allocates meanwhile, as a running stream may, would break the recording and fail itself.
+            with addresses(), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                output.copy_(run())
+        except Exception:
+            # With cudaMallocAsync the memory of what failed exists from the first replay on; freed before, it ends the process.
+            with torch.cuda.stream(side), suppress(RuntimeError):
+                graph.replay()
+            raise
     current.wait_stream(side)
     return graph.replay, output
+
+
+def native_allocator() -> bool:
+    """Return whether torch itself manages the device's memory, and not cudaMallocAsync, ComfyUI's default on NVIDIA cards."""
+    return bool(torch.cuda.get_allocator_backend() == "native")
+
+
+@contextmanager
+def addresses() -> Iterator[None]:
+    """Within the context compiled kernels get addresses in place of tensors, where cudaMallocAsync manages memory.
+
+    Their launcher asks the driver about each tensor, and the driver knows nothing of a recording's memory before the first replay.
+    """
+    kernel = getattr(sys.modules.get("torch._inductor.runtime.triton_heuristics"), "CachingAutotuner", None)
+    if kernel is None or native_allocator():
+        yield
+        return
+    launch, recording = kernel.run, threading.get_ident()
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == recording:
+            args = tuple(arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args)
+        return launch(self, *args, **kwargs)
+
+    kernel.run = run
+    try:
+        yield
+    finally:
+        kernel.run = launch
+
+
+@contextmanager
+def refused_waits() -> Iterator[None]:
+    """Within the context what would make the host wait raises, where cudaMallocAsync manages memory.
+
+    It would break a recording, and there freeing what a broken one holds ends the process. The setting is that of all threads.
+    """
+    if native_allocator():
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def record_again(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:

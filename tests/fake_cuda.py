@@ -475,6 +475,7 @@ def fake_cuda(may_wait: bool = False) -> Iterator[FakeCuda]:
             "synchronize": (lambda *_: None) if may_wait else refuse("torch.cuda.synchronize()"),
             "device": lambda device: contextlib.nullcontext(),
             "get_device_properties": lambda device: SimpleNamespace(multi_processor_count=132),
+            "get_allocator_backend": lambda: "native",
         }.items():  # fmt: skip
             patch.setattr(torch.cuda, name, fake)
         with machine:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -195,7 +197,7 @@ class Graph:
 
     def __enter__(self) -> None:
         Graph.asked["alone"] = DEVICE_WORK._alone == threading.get_ident()
-        Graph.asked["current"] = torch.cuda.current_stream()
+        Graph.asked["current"], Graph.asked["inside"] = torch.cuda.current_stream(), True
         self.inside = torch.cuda.stream(Graph.asked["stream"])
         self.inside.__enter__()
 
@@ -203,18 +205,32 @@ class Graph:
         self.inside.__exit__(*exc)
 
 
-def test_recordings_are_made_apart_from_the_streams_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warmed up, captured and replayed once on a stream of its own, in order with the caller's; other threads wait while it is captured."""
-    replays: list[Any] = []
-    with fake_cuda() as machine:
-        graph = SimpleNamespace(replay=lambda: replays.append(torch.cuda.current_stream()))
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+class Captured:
+    """The graph that `Graph` captures: where it was replayed, and how often waits were refused."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: str = "native") -> None:
+        self.replays, self.modes = list[Any](), ["default"]
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
         monkeypatch.setattr(torch.cuda, "graph", Graph)
+        monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: backend)
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.modes[-1])
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", self.modes.append)
+
+    def replay(self) -> None:
+        self.replays.append(torch.cuda.current_stream())
+
+
+@pytest.mark.parametrize("backend", ["native", "cudaMallocAsync"])
+def test_recordings_are_made_apart_from_the_streams_that_run(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Warmed up and captured on a stream of its own, in order with the caller's; other threads wait while it is captured."""
+    with fake_cuda() as machine:
+        graph = Captured(monkeypatch, backend)
         weights, x = machine.put(torch.ones(2)), machine.put(torch.zeros(3, 2))
-        where: list[Any] = []
+        where, modes = list[Any](), list[str]()
 
         def run(given: dict[str, Tensor]) -> Tensor:
             where.append(torch.cuda.current_stream())
+            modes.append(graph.modes[-1])
             # The fake is strict: to be held until the caller's stream has waited would do.
             given["x"].record_stream(where[-1])
             return given["x"] + weights
@@ -224,12 +240,66 @@ def test_recordings_are_made_apart_from_the_streams_that_run(monkeypatch: pytest
         assert Graph.asked["capture_error_mode"] == "thread_local"
         assert Graph.asked["alone"]
         assert not DEVICE_WORK._alone
-        assert replays == [Graph.asked["stream"]]  # its memory exists, so that it can be freed
-        assert len(where) == graphs.WARM_UP + 1
+        assert not graph.replays
+        assert len(where) == graphs.WARM_UP + 2
         assert set(where) == {Graph.asked["stream"]}
         assert mine not in where
         assert Graph.asked["current"] is mine
         assert replay.inputs["x"] is not x
+        assert torch.equal(replay.output.inner, torch.ones(3, 2))
+        # Where it would end the process, what waits is found before the capture, and waits are allowed again then.
+        refused = ["default"] * graphs.WARM_UP + ["error" if backend == "cudaMallocAsync" else "default", "default"]
+        assert modes == refused
+
+
+def test_memory_of_a_recording_that_failed_exists_before_it_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda() as machine:
+        graph = Captured(monkeypatch, "cudaMallocAsync")
+        freed, x = list[int](), machine.put(torch.zeros(1))
+
+        class Kept:
+            def __del__(self) -> None:
+                freed.append(len(graph.replays))
+
+        def run(given: dict[str, Tensor]) -> Tensor:
+            if Graph.asked.get("inside"):
+                kept = Kept()
+                raise RuntimeError(f"driver error {kept is None}")
+            given["x"].record_stream(torch.cuda.current_stream())
+            return given["x"] + 1
+
+        Graph.asked = {}
+        with pytest.raises(RuntimeError, match="driver error"):
+            graphs.Replay(run, {"x": x}, graphs.record_cuda)
+        gc.collect()
+        assert freed == [1]
+        assert not DEVICE_WORK._alone
+
+
+class CachingAutotuner:
+    """Stands in for torch's compiled kernels."""
+
+    def run(self, *args: Any, stream: int) -> tuple[Any, ...]:
+        return *args, stream
+
+
+@pytest.mark.parametrize("backend", ["native", "cudaMallocAsync"])
+def test_compiled_kernels_get_addresses_where_the_driver_does_not_know_the_memory_of_a_recording(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setitem(
+        sys.modules, "torch._inductor.runtime.triton_heuristics", SimpleNamespace(CachingAutotuner=CachingAutotuner)
+    )
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: backend)
+    x, kernel, elsewhere = torch.ones(2), CachingAutotuner(), list[Any]()
+    before = CachingAutotuner.run
+    with graphs.addresses():
+        assert kernel.run(x, 2, stream=7) == (x if backend == "native" else x.data_ptr(), 2, 7)
+        other = threading.Thread(target=lambda: elsewhere.append(kernel.run(x, 2, stream=7)[0]))
+        other.start()
+        other.join()
+    assert elsewhere[0] is x, "a kernel of another thread is none of the recording's"
+    assert CachingAutotuner.run is before
 
 
 @pytest.mark.parametrize("ordered", [True, False])
