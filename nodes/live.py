@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_finite
 from ..core.device import is_out_of_memory
 from ..core.graphs import Tell
 from ..core.images import pad_to_multiple
-from ..core.tensors import image_to_bytes
-from ..core.transfer import DEVICE_WORK
+from ..core.transfer import DEVICE_WORK, Arrival
 from ..stream import PromptBlend, StreamConfig
-from ..stream.lanes import CHOICES, FULL, room_for, width_of
+from ..stream.lanes import CHOICES, group_of, room_for, width_of
 from ..stream.live.session import STREAMS, LiveStream, described
 from ..stream.live.settings import LiveSettings, read_indices
 from ..stream.prompts import blended
@@ -67,8 +65,8 @@ class LiveStreamNode:
         LANES_RULE,
         Unused(
             "priority",
-            lambda v: v.priority == "throughput" and (len(read_indices(v.t_index_list)) or v.steps) >= FULL,
-            "with four steps or more, which fill a call alone. Choose latency.",
+            lambda v: v.priority == "throughput" and group_of(len(read_indices(v.t_index_list)) or v.steps) == 1,
+            "with more than eight steps, which fill a call alone. Choose latency.",
         ),
     )
 
@@ -132,8 +130,8 @@ class LiveStreamNode:
                     CHOICES,
                     "latency",
                     "latency: each frame as soon as it is there; with `acceleration` and one step, up to four calls side by side on a "
-                    "large GPU. throughput: frames share a network call, up to four rows: more frames a second on a large GPU, up to "
-                    "three frames later. "
+                    "large GPU. throughput: up to four frames share a network call: more frames a second on a large GPU, up to three "
+                    "frames later. "
                     "A number: so many calls side by side, each with a recording (`acceleration`) and the memory of a pass.",
                     advanced=True,
                 ),
@@ -210,7 +208,9 @@ class LiveRun:
         check_interrupt()
         samples = self._samples(torch.zeros(1, *self.stream.size, 3))
         # The guidance may change while it runs, and with it the rows of a call. Lanes without delay are of one step, and no more than that.
-        rows = 2 * max(settings.stages, MOST_STEPS) * (1 if self.width.no_delay else self.width.lanes)
+        steps = max(settings.stages, MOST_STEPS)
+        beside = 1 if self.width.no_delay else self.width.lanes
+        rows = 2 * steps * beside * (group_of(steps) if self.width.group > 1 else 1)
         run_on_model(
             model,
             {"samples": samples},
@@ -238,21 +238,23 @@ class LiveRun:
         import comfy.model_management
 
         from .host.progress import check_interrupt
-        from .host.vae import decode_images, vae_lanes
+        from .host.vae import FrameVae, vae_lanes
 
         positive, negative = session.conds["positive"].at(0), session.conds["negative"].at(0)
         config = self._config(self.stream.settings)
         denoisers = accelerated_lanes(session, self.acceleration, config, self.width, self._warn, self._informer())
         batch = blended(denoisers, [positive], PromptBlend([1.0]), 0, negative, config, self.width.no_delay)
 
-        def encode(image: Tensor) -> Tensor:
-            return session.process_in(self._samples(image.float() / 255))
+        vae = FrameVae(self.vae, session.denoiser.device)
+        vae.record(config.frame_group, *self.stream.size, self._informer())
 
-        def decode(latents: Tensor) -> Tensor:
+        def encode(images: Tensor) -> Tensor:
             with self.turn, torch.inference_mode():
-                images = decode_images(self.vae, session.process_out(latents))[..., :3]
-            check_finite("image", images)  # bytes cannot say NaN
-            return image_to_bytes(images)
+                return session.process_in(vae.encode(images))
+
+        def decode(latents: Tensor) -> Tensor | Arrival:
+            with self.turn, torch.inference_mode():
+                return vae.decode(session.process_out(latents, latents.device))
 
         def apply(old: LiveSettings, new: LiveSettings) -> None:
             self._apply(session, batch, old, new)

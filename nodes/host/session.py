@@ -59,12 +59,12 @@ class Session:
         """Return LATENT samples (unscaled, any device) in model space on the model's device."""
         return self.guider.inner_model.process_latent_in(samples.to(self.latents.device, torch.float32))
 
-    def process_out(self, latents: Tensor) -> Tensor:
-        """Return model-space latents as LATENT samples on the host's intermediate device (CPU)."""
+    def process_out(self, latents: Tensor, device: torch.device | None = None) -> Tensor:
+        """Return model-space latents as LATENT samples on `device`, by default the host's intermediate one (CPU)."""
         import comfy.model_management
 
-        samples = self.guider.inner_model.process_latent_out(latents.to(torch.float32))
-        return samples.to(comfy.model_management.intermediate_device())
+        samples: Tensor = self.guider.inner_model.process_latent_out(latents.to(torch.float32))
+        return samples.to(comfy.model_management.intermediate_device() if device is None else device)
 
     def condition(self, name: str, conditioning: list[Any]) -> HostConditioning:
         """Prepare one more CONDITIONING while sampling runs (a live prompt).

@@ -12,13 +12,13 @@ import torch
 from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
 from slipstream.core.graphs import ReplayedVae, replayed_pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
-from slipstream.core.transfer import to_device
-from slipstream.nodes.host.vae import vae_lanes
+from slipstream.core.transfer import Arrival, to_device
+from slipstream.nodes.host.vae import FrameVae, vae_lanes
 from slipstream.stream import StreamBatch, StreamConfig, queues
 from slipstream.stream.prompts import BlendedStream, PromptBlend
 from slipstream.stream.queues import Lane, StreamThreads
 from slipstream.stream.stability import Motion
-from slipstream_tests.fake_cuda import DEVICE, HostWaitError, RaceError, fake_cuda
+from slipstream_tests.fake_cuda import DEVICE, DeviceTensor, HostWaitError, RaceError, fake_cuda
 
 STEPS = {1: [35], 2: [35, 45], 4: [5, 20, 30, 44]}
 FRAMES = 9
@@ -295,6 +295,165 @@ def test_the_vae_has_no_lane_of_its_own_where_weights_travel_or_nothing_is_cuda(
         network = torch.nn.Linear(1, 1)
         machine.put_module(network)
         assert vae_lanes(vae, host_denoiser(network, DEVICE)) == {}  # the host keeps the VAE in host memory
+
+
+class TAESD(torch.nn.Module):
+    """Stands in for the host's tiny VAE: every pixel of a cell counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taesd_encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, 8))
+        self.taesd_decoder = torch.nn.Sequential(torch.nn.ConvTranspose2d(4, 3, 8, 8))
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return self.taesd_encoder(x)
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        return self.taesd_decoder(x)
+
+
+class VAE:
+    """The host's calls, as far as they count here: on the CPU before and after the network."""
+
+    vae_dtype, downscale_ratio, latent_dim, output_channels = torch.float32, 8, 2, 3
+
+    def __init__(self) -> None:
+        torch.manual_seed(2)
+        self.first_stage_model = TAESD().eval().requires_grad_(False)
+        self.calls = 0
+
+    def process_input(self, images: torch.Tensor) -> torch.Tensor:
+        return images * 2.0 - 1.0
+
+    def process_output(self, images: torch.Tensor) -> torch.Tensor:
+        return images.add_(1.0).div_(2.0).clamp_(0.0, 1.0)  # in place, as newer hosts do
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.first_stage_model.encode(self.process_input(images.movedim(-1, 1)))
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.process_output(self.first_stage_model.decode(samples)).movedim(1, -1)
+
+
+VAE.__module__ = "comfy.sd"
+
+
+def images_of(got: torch.Tensor | Arrival) -> torch.Tensor:
+    return got.get() if isinstance(got, Arrival) else got
+
+
+@torch.no_grad()
+def both_ways(vae: FrameVae, images: torch.Tensor) -> list[torch.Tensor]:
+    samples = vae.encode(images)
+    return [samples.inner if isinstance(samples, DeviceTensor) else samples, images_of(vae.decode(samples))]
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "recorded"])
+def test_a_vae_of_the_host_on_the_device_never_waits_and_gives_what_the_host_gives(graph: bool) -> None:
+    images = torch.randint(0, 256, (3, 20, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    host = VAE()
+    expected = both_ways(FrameVae(host, torch.device("cpu")), images)
+    assert host.calls == 2
+    with fake_cuda() as machine:
+        machine.put_module(host.first_stage_model)
+        vae, replays = FrameVae(host, DEVICE), []
+        if graph:
+            vae.record(3, 20, 16, record=counting(replays))
+        samples, decoded = both_ways(vae, images)
+        fewer = both_ways(vae, images[:1])
+        assert machine.waits == 2, "one for each image that came back"
+    assert host.calls == 2, "the host's own call was not needed"
+    assert len(replays) == (5 if graph else 0)  # one of them while the decoder was recorded
+    torch.testing.assert_close(samples, expected[0])
+    torch.testing.assert_close(decoded, expected[1], rtol=0, atol=1)
+    torch.testing.assert_close(fewer[1], expected[1][:1], rtol=0, atol=1)
+
+
+def counting(replays: list[int]) -> Any:
+    def record(run: Any) -> Any:
+        output = run()
+
+        def replay() -> None:
+            replays.append(1)
+            output.copy_(run())
+
+        return replay, output
+
+    return record
+
+
+@torch.no_grad()
+def test_a_vae_whose_weights_left_the_device_is_called_by_the_host_and_its_recording_is_gone() -> None:
+    images, host, replays = torch.full((1, 16, 16, 3), 200, dtype=torch.uint8), VAE(), []
+    expected = both_ways(FrameVae(host, torch.device("cpu")), images)
+    network, elsewhere = host.first_stage_model, VAE().first_stage_model.requires_grad_(False)
+    with fake_cuda(may_wait=True) as machine:
+        machine.put_module(network)
+        vae = FrameVae(host, DEVICE)
+        vae.record(1, 16, 16, record=counting(replays))
+        both_ways(vae, images)
+        for owner, name, weight in weights_of(network, elsewhere):
+            owner._parameters[name] = weight
+        before = len(replays)
+        got = both_ways(vae, images)
+        assert not vae.resident
+        assert (len(replays), host.calls) == (before, 4)
+        torch.testing.assert_close(got, expected)
+        machine.put_module(network)
+        again = both_ways(vae, images)
+        assert vae.resident
+        assert (len(replays), host.calls) == (before, 4), "on the device again, but not recorded where its weights were"
+        torch.testing.assert_close(again[0], expected[0])
+
+
+def weights_of(network: torch.nn.Module, other: torch.nn.Module) -> list[tuple[torch.nn.Module, str, Any]]:
+    pairs = zip(network.modules(), other.modules(), strict=True)
+    return [(owner, name, weight) for owner, same in pairs for name, weight in same._parameters.items()]
+
+
+@torch.no_grad()
+def test_a_vae_without_memory_on_the_device_leaves_the_frame_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, host = torch.full((1, 16, 16, 3), 200, dtype=torch.uint8), VAE()
+
+    def full(*_: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(FrameVae, "_encode", full)
+    with fake_cuda(may_wait=True) as machine:
+        machine.put_module(host.first_stage_model)
+        told: list[str] = []
+        vae = FrameVae(host, DEVICE)
+        vae.record(1, 16, 16, told.append, counting([]))
+        assert told == ["The VAE could not be recorded and runs as it is: CUDA out of memory."]
+        monkeypatch.setattr(host, "encode", lambda images: images.new_zeros(1, 4, 2, 2))
+        assert torch.equal(vae.encode(images), torch.zeros(1, 4, 2, 2))
+
+
+def test_nan_of_a_vae_on_the_device_is_raised_when_the_image_arrives() -> None:
+    host = VAE()
+    host.first_stage_model.taesd_decoder[0].bias[0] = float("nan")
+    with fake_cuda() as machine, torch.no_grad():
+        machine.put_module(host.first_stage_model)
+        arrival = FrameVae(host, DEVICE).decode(machine.put(torch.zeros(1, 4, 2, 2)))
+        assert isinstance(arrival, Arrival)
+        with pytest.raises(ValueError, match="image"):
+            arrival.get()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"encode": len}, {"latent_dim": 3}, {"format_encoded": len}, {"output_channels": 4}],
+    ids=lambda c: next(iter(c)),
+)
+def test_a_vae_that_does_more_is_called_by_the_host(changed: dict[str, Any]) -> None:
+    host = VAE()
+    with fake_cuda() as machine:
+        machine.put_module(host.first_stage_model)
+        assert FrameVae(host, DEVICE).resident
+        vars(host).update(changed)
+        assert not FrameVae(host, DEVICE).resident
 
 
 @pytest.mark.parametrize("part", ["receive", "start"])
