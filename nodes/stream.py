@@ -24,7 +24,7 @@ from ..stream.clip import FRAMES, RATE, ball_clip
 from ..stream.config import GUIDANCE, LEAST_STRENGTH, RENOISE
 from ..stream.curves import Curve, read_curve, value_at
 from ..stream.guidance import BLENDS
-from ..stream.lanes import ALONE, CHOICES, FULL, StreamLanes, Width, room_for, width_of
+from ..stream.lanes import ALONE, CHOICES, StreamLanes, Width, group_of, room_for, width_of
 from ..stream.similarity import select
 from ..stream.stability import join_rows
 from .unused import Unused
@@ -541,8 +541,8 @@ class StreamFrames:
         Unused("feedback motion cross_frame priority", lambda v: len(v.frames) == 1, "on one frame. Connect a clip."),
         Unused(
             "priority",
-            lambda v: v.priority == "throughput" and len(v.frames) > 1 and _steps(v) >= FULL,
-            "with four steps or more, which fill a call alone. Choose latency.",
+            lambda v: v.priority == "throughput" and len(v.frames) > 1 and group_of(_steps(v)) == 1,
+            "with more than eight steps, which fill a call alone. Choose latency.",
         ),
         Unused(
             "acceleration",
@@ -618,7 +618,7 @@ class StreamFrames:
                 "priority": choice(
                     CHOICES,
                     "latency",
-                    "throughput: frames share a network call, up to four rows: faster on a large GPU, same images, more memory. "
+                    "throughput: up to four frames share a network call: faster on a large GPU, same images, more memory. "
                     "latency: each frame alone, as in a live stream; with `acceleration` and one step, up to four calls side by side on a "
                     "large GPU. A number: so many calls side by side, each with a recording (`acceleration`) and the memory of a pass.",
                     advanced=True,

@@ -23,7 +23,8 @@ from .batch import StreamBatch, StreamFrame
 from .config import StreamConfig
 
 PRIORITIES = ("latency", "throughput")
-FULL = 4  # rows of a network call, or calls of one row side by side, at which a large GPU is busy
+FULL = 4  # frames in a network call, or calls of one row side by side, at which a large GPU is busy
+ROWS = 16  # of a network call, beyond which more frames in it gain nothing
 PROCESSORS = 32  # of a GPU, that one of those is for: an H200 has 132
 MOST = 8  # lanes
 CHOICES = (*PRIORITIES, "1", "2", "3", "4")  # where one is chosen from a list
@@ -62,20 +63,25 @@ def width_of(priority: str | int, config: StreamConfig, room: int = 1) -> Width:
     """Return what a priority means for a stream.
 
     "latency": each frame alone, as soon as it is there; at one step in `room` lanes (see `room_for`), which no frame waits for.
-    "throughput": as many frames in a call as fill a GPU, which at one step is four, and with four steps one. A number: so many lanes.
-    Frames that depend on each other go one by one.
+    "throughput": as many frames in a call as fill a GPU (see `group_of`). A number: so many lanes. Frames that depend on each other go one
+    by one.
     """
     if priority == "latency":
         alone = config.stages > 1 or coupled(config)
         return Width(lanes=1 if alone else room, no_delay=True)
     if isinstance(priority, str) and not priority.isdigit():
         check_choice("priority", priority, PRIORITIES)
-        wanted = Width(group=max(FULL // config.stages, 1))
+        wanted = Width(group=group_of(config.stages))
     else:
         check_integer("priority", int(priority), 1, MOST)
         wanted = Width(lanes=int(priority))
     tie = coupled(config) if (wanted.lanes, wanted.group) != (1, 1) else ""
     return Width(reason=f"{tie}, so frames go one by one") if tie else wanted
+
+
+def group_of(steps: int) -> int:
+    """Return how many frames share a network call for the most frames a second: four, fewer with more than four steps."""
+    return min(max(ROWS // max(steps, 1), 1), FULL)
 
 
 def coupled(config: StreamConfig) -> str:

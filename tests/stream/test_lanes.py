@@ -162,7 +162,7 @@ def test_what_a_priority_means() -> None:
     widths = {
         (p, n): width_of(p, StreamConfig(strength=0.5, steps=n))
         for p in ("latency", "throughput", 3, "2")
-        for n in (1, 2, 4)
+        for n in (1, 2, 4, 8, 9)
     }
     assert {w for (p, _), w in widths.items() if p == "latency"} == {Width(1, 1, no_delay=True)}
     recorded = [
@@ -170,8 +170,8 @@ def test_what_a_priority_means() -> None:
         for n, f in ((1, 0.0), (2, 0.0), (1, 0.3))
     ]
     assert [(w.lanes, w.group, w.reason, w.no_delay) for w in recorded] == [(n, 1, "", True) for n in (4, 1, 1)]
-    assert [widths["throughput", n].group for n in (1, 2, 4)] == [4, 2, 1]
-    assert [widths["throughput", n].delay for n in (1, 2, 4)] == [3, 1, 0]
+    assert [widths["throughput", n].group for n in (1, 2, 4, 8, 9)] == [4, 4, 4, 2, 1]
+    assert [widths["throughput", n].delay for n in (1, 2, 4, 8, 9)] == [3, 3, 3, 1, 0]
     assert {(widths[p, n].lanes, widths[p, n].group) for p in (3,) for n in (1, 2, 4)} == {(3, 1)}
     assert widths["2", 1].lanes == 2
     for bad in ("fast", 0, 9, "0"):

@@ -309,7 +309,7 @@ def test_every_option_reaches_the_config() -> None:
     assert parsed("--t-index", "20, 40").t_index_list == (20, 40)
     assert parsed("--graph").static_rows
     assert parsed("--acceleration", "compile").static_rows
-    assert [parsed("--priority", "throughput", "--steps", n).frame_group for n in "1248"] == [4, 2, 1, 1]
+    assert [parsed("--priority", "throughput", "--steps", n).frame_group for n in "1248"] == [4, 4, 4, 2]
     assert parsed("--priority", "2").frame_group == 1
     assert parsed("--priority", "throughput", "--feedback", "0.3").frame_group == 1
     assert parsed() == StreamConfig(strength=0.5)
