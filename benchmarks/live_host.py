@@ -17,6 +17,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -35,9 +36,9 @@ MOST = 200.0  # frames a second of a source that never waits; the route takes 24
 SETTINGS = (
     ("compile", 1, "latency"),
     ("none", 1, "latency"),
-    ("graph", 1, "latency"),
     ("compile", 1, "throughput"),
     ("compile", 4, "latency"),
+    ("graph", 1, "latency"),
 )
 
 
@@ -125,6 +126,16 @@ def measure(
     }  # fmt: skip
 
 
+@contextmanager
+def kept(host: Any, path: pathlib.Path | None) -> Iterator[None]:
+    """Keep the host's log, also when it ended."""
+    try:
+        yield
+    finally:
+        if path is not None:
+            path.write_text(host.log())
+
+
 def text(row: dict[str, Any]) -> str:
     return (
         f"{row['acceleration']:8} N={row['steps']} {row['priority']:10} camera {row['camera']:5.0f} fps: {row['fps']:6.1f} fps, delay p50 "
@@ -150,6 +161,10 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="does every path run? a tiny network, 64 x 64 pixels, a few frames"
     )
+    parser.add_argument(
+        "--host-args", default="", help='more arguments for the host: --host-args="--disable-cuda-malloc"'
+    )
+    parser.add_argument("--log", type=pathlib.Path, help="keep the host's log in this file")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     settings: tuple[tuple[str, int, str], ...] = SETTINGS[: args.settings]
@@ -160,7 +175,10 @@ def main() -> int:
     packs = [("slipstream", ROOT), ("live_pack", ROOT / "benchmarks" / "live_pack")]
     frontend = os.environ.get("COMFYUI_FRONTEND")
     more = ["--front-end-root", frontend] if frontend else []
-    with load("comfy_host").ComfyHost(packs, device=args.device, args=more) as host:
+    with (
+        load("comfy_host").ComfyHost(packs, device=args.device, args=more + args.host_args.split()) as host,
+        kept(host, args.log),
+    ):
         info = host.object_info()
         stats = host.get("/system_stats")
         print(
