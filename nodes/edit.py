@@ -153,7 +153,7 @@ class Invert:
         from .host.edit_model import HostEditModel, check_model, check_prompt, inversion_identity
         from .host.identity import entries_of, host_identity, model_identity
         from .host.native import photo_pixels
-        from .host.session import run_on_model
+        from .host.session import run_on_model, whole
         from .host.warnings import warn
 
         if mode == "fine":
@@ -163,8 +163,12 @@ class Invert:
         padded, canvas = fit(photo, cell_side(vae), max_pixels=photo_pixels(model, megapixels))
         latent = {"samples": vae.encode(padded)}
 
-        def work(session: Any) -> Any:
-            ours = HostEditModel(session.denoiser, model)
+        def run() -> Any:
+            loaded = without_step_cache(whole(model), "Invert")
+            return run_on_model(loaded, latent, lambda session: work(session, loaded), positive=positive)
+
+        def work(session: Any, loaded: Any) -> Any:
+            ours = HostEditModel(session.denoiser, loaded)
             cond = session.conds["positive"]
             check_prompt("positive", cond, session.latents, config.sigmas(ours.levels)[:-1])
             made = invert(ours, session.latents, cond, config, canvas, photo, session.callback(steps))
@@ -182,7 +186,7 @@ class Invert:
             host_identity(
                 "edit", model_identity(model), latent["samples"], photo, entries_of(positive), canvas, config
             ),
-            lambda: run_on_model(without_step_cache(model, "Invert"), latent, work, positive=positive),
+            run,
             warn=lambda text: warn("Invert", text),
         )
         if inversion.memory == "row" and memory == "auto":
@@ -819,10 +823,11 @@ def _sample_guided(
         left_out,
     )
     from .host.guidance import asks_negative
-    from .host.session import run_on_model
+    from .host.session import run_on_model, whole
     from .host.warnings import warn
 
     check_model(model)
+    model = whole(model)
     if config.energy_scale == 0 and any(isinstance(task, Drag) and task.method == "energy" for task in tasks):
         warn("Edit", "Drag Points by energy pulls nothing at `guidance` 0. Raise it, or drag by warp.")
     for name in left_out(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,6 +120,15 @@ LANES_RULE = Unused(
     lambda v: v.priority.isdigit() and v.priority != "1" and v.acceleration == "none",
     "as a number without `acceleration`: so many calls side by side need recordings. Choose graph or compile, or latency.",
 )
+
+
+def recordable(model: Any, acceleration: str) -> Any:
+    """Return a MODEL that the host loads as a whole where an acceleration is asked for; as it is where that cannot be, as the run tells."""
+    from .host.session import whole
+
+    with suppress(ValueError):
+        return model if acceleration == "none" else whole(model)
+    return model
 
 
 def accelerated_lanes(
@@ -715,7 +724,9 @@ class StreamRun:
             * self.config.frame_group
             * self.width.lanes
         )
-        model = without_step_cache(model, "Stream Frames")
+        model = recordable(
+            without_step_cache(model, "Stream Frames"), "none" if self.config.cross_frame else self.acceleration
+        )
         warn_of_patches("Stream Frames", model, self.config.guidance, frames=True)
         finished = run_on_model(
             model, {"samples": samples}, lambda session: self._denoise(session, samples), rows=rows,

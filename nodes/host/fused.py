@@ -77,9 +77,7 @@ class FusedNetwork:
         if self.fused is None:
             return f"this kind of network is not known for it ({self.refusal})"
         if not self.fused.plain:
-            return (
-                "the host keeps weights elsewhere and brings them for each layer (low memory, or another number format)"
-            )
+            return "the host keeps weights elsewhere and brings them for each layer (low memory, dynamic VRAM, or another number format)"
         if self.acceleration == "graph" and self._record is None and self._device.type != "cuda":
             return "CUDA graphs need a CUDA device. Choose compile, or none"
         return ""

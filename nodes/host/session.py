@@ -197,6 +197,25 @@ def check_images(model: Any, samples: Tensor) -> None:
     check_channels(model, samples)
 
 
+def whole(model: Any) -> Any:
+    """Return a MODEL whose weights the host loads as a whole, for one that it brings layer by layer (dynamic VRAM, newer hosts' default).
+
+    Gradients and recordings read weights where they lie. The host reads the file again and keeps the second copy beside the MODEL.
+
+    Raises:
+        ValueError: the node that loaded the MODEL did not tell the host how to read it again.
+    """
+    if not getattr(model, "is_dynamic", bool)():
+        return model
+    try:
+        return model.get_non_dynamic_delegate()
+    except RuntimeError as error:
+        raise ValueError(
+            "Expected a `model` that ComfyUI can load as a whole, but its loader does not allow that (dynamic VRAM). Load it with Load "
+            "Checkpoint, Load Diffusion Model or Load Model, or start ComfyUI with --disable-dynamic-vram."
+        ) from error
+
+
 def run_on_model(
     model: Any,
     latent: dict[str, Any],
