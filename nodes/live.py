@@ -27,6 +27,7 @@ from .stream import (
     BlendPrompts,
     accelerated_lanes,
     guidance_widgets,
+    recordable,
 )
 from .unused import Unused
 from .widgets import choice, integer, number, string
@@ -185,7 +186,7 @@ class LiveRun:
         self.stream, self.vae, self.clip, self.node_id, self.keep = stream, vae, clip, node_id, keep
         self.acceleration, self.priority = acceleration, priority
         self.width = width_of(priority, self._config(stream.settings), room)
-        # The host's memory management is not made for several threads: VAE and CLIP take turns.
+        # The host's memory management is not made for several threads: VAE and CLIP take turns, and a network whose weights it brings.
         self.turn = threading.Lock()
         self.ratio = cell_side(vae)
 
@@ -197,7 +198,7 @@ class LiveRun:
         from .host.session import run_on_model
 
         settings = self.stream.settings
-        model = without_step_cache(model, "Live Stream")
+        model = recordable(without_step_cache(model, "Live Stream"), self.acceleration)
         warn_of_patches("Live Stream", model, settings.guidance, frames=True)
         announce(self.stream, self.node_id)
         if self.width.reason:
@@ -245,15 +246,16 @@ class LiveRun:
         denoisers = accelerated_lanes(session, self.acceleration, config, self.width, self._warn, self._informer())
         batch = blended(denoisers, [positive], PromptBlend([1.0]), 0, negative, config, self.width.no_delay)
 
-        vae = FrameVae(self.vae, session.denoiser.device)
-        vae.record(config.frame_group, *self.stream.size, self._informer())
+        vae = FrameVae(self.vae, session.denoiser.device, self.turn)
+        if self.acceleration != "none" or torch.version.hip is None:  # on a card of AMD only where it is asked for
+            vae.record(config.frame_group, *self.stream.size, self._informer())
 
         def encode(images: Tensor) -> Tensor:
-            with self.turn, torch.inference_mode():
+            with torch.inference_mode():
                 return session.process_in(vae.encode(images))
 
         def decode(latents: Tensor) -> Tensor | Arrival:
-            with self.turn, torch.inference_mode():
+            with torch.inference_mode():
                 return vae.decode(session.process_out(latents, latents.device))
 
         def apply(old: LiveSettings, new: LiveSettings) -> None:
@@ -262,7 +264,9 @@ class LiveRun:
                 denoiser.resize(batch.config.rows)
 
         try:
-            lanes = vae_lanes(self.vae, session.denoiser)
+            lanes = vae_lanes(vae, session.denoiser)
+            if not session.denoiser.resident:
+                session.denoiser.turn = self.turn
             self.stream.run(batch, encode, decode, apply, check_interrupt, why=why, lanes=lanes)
         except comfy.model_management.InterruptProcessingException:
             if not self.keep or not len(self.stream.images()):

@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -258,6 +258,7 @@ class HostDenoiser:
         self.latent_channels = int(model.latent_format.latent_channels)
         self._labels: list[tuple[int, Any]] = []
         self.fused: FusedNetwork | None = None
+        self.turn: AbstractContextManager[Any] = nullcontext()  # held while the network runs
         self._adopt(model_options)
 
     def adopt(self, model_options: dict[str, Any]) -> None:
@@ -304,6 +305,11 @@ class HostDenoiser:
         """Record the network for another number of rows, at its next call."""
         if self.fused is not None:
             self.fused.rows = rows
+
+    @property
+    def resident(self) -> bool:
+        """Whether all weights of the network lie on its device: others the host brings for each call, by means that serve one caller."""
+        return all(weight.device == self.device for weight in self.model.diffusion_model.parameters())
 
     @property
     def recorded(self) -> bool:
@@ -424,7 +430,7 @@ class HostDenoiser:
             else self.fused.bound(sigma, items)
         )
         try:
-            with bound:
+            with self.turn, bound:
                 return comfy.samplers.calc_cond_batch(self.model, [entries], *there, self.options)[0].to(x.device)
         except (RuntimeError, ValueError, AssertionError) as error:
             refuse_shape(self.model, x, entries, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from torch import Tensor
 from ...core.checks import check_finite
 from ...core.compiling import nobody
 from ...core.device import is_out_of_memory
-from ...core.fused import Watch
 from ...core.graphs import Record, Replay, Tell, record_cuda
 from ...core.images import pad_to_multiple
 from ...core.taps import plain_type
@@ -47,27 +47,27 @@ def decode_images(vae: Any, samples: Tensor) -> Tensor:
 
 
 class FrameVae:
-    """A host VAE for frames as bytes: where its weights lie on `device` nothing waits. The host's own call works on the CPU too.
+    """A host VAE for frames as bytes: a tiny one (TAESD) works from a copy on the device, where nothing waits.
+
+    The host's own call scales and casts on the CPU, waits for each copy, and may bring the weights each time.
 
     Args:
         vae: VAE.
         device: that of the network.
+        turn: held while the host's own call runs, whose memory management is not made for several threads.
     """
 
-    def __init__(self, vae: Any, device: torch.device) -> None:
-        self.vae, self.device, network = vae, device, vae.first_stage_model
+    def __init__(self, vae: Any, device: torch.device, turn: threading.Lock | None = None) -> None:
+        self.vae, self.device, self.turn = vae, device, turn or threading.Lock()
+        self.network = _copy_on(vae, device) if device.type == "cuda" else None
         self._replays: dict[str, Replay] = {}
-        self._plain = device.type == "cuda" and _only_scales(vae)
-        layers = [(owner, name) for owner in network.modules() for name, _ in owner.named_children()]
-        self._watch = Watch(layers if self._plain else [])
-        self._look()
 
     def record(self, images: int, height: int, width: int, tell: Tell = nobody, record: Record = record_cuda) -> None:
-        """Record a tiny VAE, whose kernels are short, for up to so many images; `tell` gets a sentence when that fails.
+        """Record the copy, whose kernels are short, for up to so many images; `tell` gets a sentence when that fails.
 
         For the thread that starts the others: a recording waits until they are outside of `DEVICE_WORK`.
         """
-        if not (self.resident and plain_type(self.vae.first_stage_model).__name__ == "TAESD"):
+        if self.network is None:
             return
         x = torch.zeros(images, height, width, 3, dtype=torch.uint8, device=self.device)
         try:
@@ -81,45 +81,38 @@ class FrameVae:
     def encode(self, images: Tensor) -> Tensor:
         """Return LATENT samples (B, C, h, w) of bytes (B, H, W, 3), padded to whole latent cells."""
         samples = self._run("encode", self._encode, images)
-        return encode_images(self.vae, self._padded(images)) if samples is None else samples
+        if samples is not None:
+            return samples
+        with self.turn:
+            return encode_images(self.vae, self._padded(images))
 
     def decode(self, samples: Tensor) -> Tensor | Arrival:
         """Return bytes (B, H, W, 3), or such that are on their way, of LATENT samples on any device; NaN raises ValueError."""
         images = self._run("decode", self._decode, samples)
         if images is not None:
             return to_host(image_to_bytes(images), image=images)
-        images = decode_images(self.vae, samples)[..., :3]
+        with self.turn:
+            images = decode_images(self.vae, samples)[..., :3]
         check_finite("image", images)  # bytes cannot say NaN
         return image_to_bytes(images)
-
-    @property
-    def resident(self) -> bool:
-        """Whether all weights lie on the device, and the host's call only scales and casts around the network."""
-        if self._watch.changed:
-            self._look()
-        return self._resident
-
-    def _look(self) -> None:
-        self._watch.look()
-        self._replays.clear()  # they read weights where those were
-        self._resident = self._plain and weights_on(self.device, self.vae.first_stage_model)
 
     def _padded(self, images: Tensor) -> Tensor:
         return pad_to_multiple(images.float() / 255, cell_side(self.vae))
 
     def _encode(self, images: Tensor) -> Tensor:
+        assert self.network is not None
         pixels = self.vae.process_input(self._padded(images).movedim(-1, 1)).to(self.vae.vae_dtype)
-        samples: Tensor = self.vae.first_stage_model.encode(pixels)
+        samples: Tensor = self.network.encode(pixels)
         return samples.float()
 
     def _decode(self, samples: Tensor) -> Tensor:
-        pixels = self.vae.first_stage_model.decode(samples.to(self.vae.vae_dtype)).float()
-        images: Tensor = self.vae.process_output(pixels)
+        assert self.network is not None
+        images: Tensor = self.vae.process_output(self.network.decode(samples.to(self.vae.vae_dtype)).float())
         return images.movedim(1, -1)[..., :3].contiguous()
 
     def _run(self, way: str, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
-        """Return `network(x)`; None for the host's call, which brings weights, and without memory makes room or works in tiles."""
-        if not self.resident:
+        """Return `network(x)`; None for the host's call, which without memory makes room or works in tiles."""
+        if self.network is None:
             return None
         replay = self._replays.get(way)
         try:
@@ -131,21 +124,22 @@ class FrameVae:
             return None
 
 
-def _only_scales(vae: Any) -> bool:
-    """Whether what a VAE's own calls do besides its network is to scale and cast images of three channels."""
-    return (
-        f"{plain_type(vae).__module__}.{plain_type(vae).__name__}" == "comfy.sd.VAE"
+def _copy_on(vae: Any, device: torch.device) -> Any:
+    """Return a copy of a tiny VAE's network on a device, None for another kind or one whose calls do more than scale and cast."""
+    network = vae.first_stage_model
+    usual = (
+        plain_type(network).__name__ == "TAESD"
+        and f"{plain_type(vae).__module__}.{plain_type(vae).__name__}" == "comfy.sd.VAE"
         and not {"encode", "decode"} & vars(vae).keys()
-        and getattr(vae, "latent_dim", 2) == 2
         and getattr(vae, "output_channels", 3) == 3
         and getattr(vae, "format_encoded", None) is None
-        and not getattr(vae.first_stage_model, "comfy_has_chunked_io", False)
     )
-
-
-def weights_on(device: torch.device, *networks: Any) -> bool:
-    """Whether all weights of some networks lie on a device, so that none is brought for each call."""
-    return all(weight.device == device for network in networks for weight in network.parameters())
+    if not usual:
+        return None
+    with torch.inference_mode(False), torch.no_grad():  # as plain tensors, which a recording may read in any mode
+        copy = plain_type(network)(latent_channels=vae.latent_channels)
+        copy.load_state_dict({name: weight.clone() for name, weight in network.state_dict().items()})
+        return copy.to(device, vae.vae_dtype).eval().requires_grad_(False)
 
 
 @contextmanager
@@ -160,14 +154,14 @@ def while_sampling() -> Iterator[None]:
         memory.load_models_gpu(loaded)
 
 
-def vae_lanes(vae: Any, denoiser: HostDenoiser) -> dict[str, Lane]:
+def vae_lanes(vae: FrameVae, denoiser: HostDenoiser) -> dict[str, Lane]:
     """Return CUDA streams for the threads of a stream, on which the VAE works beside the network; none where weights travel.
 
     The network keeps the stream that the host prepares prompts and weights on. Weights that are not on the device the host brings for
     each call, by streams and buffers that serve one caller at a time.
     """
-    device = denoiser.device
-    if device.type != "cuda" or not weights_on(device, denoiser.model.diffusion_model, vae.first_stage_model):
+    device, beside = denoiser.device, vae.network or vae.vae.first_stage_model
+    if device.type != "cuda" or not denoiser.resident or any(weight.device != device for weight in beside.parameters()):
         return {}
     images = Lane(device)
     log.info("Live Stream: the VAE works on a CUDA stream of its own beside the network.")
