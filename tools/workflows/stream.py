@@ -76,7 +76,12 @@ def paint_over_webcam_turbo(g: Any) -> None:
     paint_over_webcam(g)
     text = "an oil painting of a person, thick brush strokes, warm light"
     url = "https://huggingface.co/stabilityai/sd-turbo/resolve/main/sd_turbo.safetensors"
-    g.on_checkpoint(url, "5.2 GB", Prompt={"text": text}, SlipstreamLiveStream={"prompt": text, "strength": 0.5})
+    g.on_checkpoint(
+        url,
+        "5.2 GB",
+        Prompt={"text": text},
+        SlipstreamLiveStream={"prompt": text, "strength": 0.5, "acceleration": "graph"},
+    )
 
 
 def stream_blend(g: Any) -> None:
