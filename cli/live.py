@@ -126,7 +126,7 @@ def run_live(args: argparse.Namespace) -> int:
         )
         while True:
             current[0] = LiveStream(
-                settings, size, note=described(pipe.device, pipe.dtype), id=stream.id, wait=math.inf
+                settings, size, note=described(pipe.device, pipe.dtype, args.acceleration), id=stream.id, wait=math.inf
             )
             STREAMS.open(current[0])
             try:

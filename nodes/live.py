@@ -163,7 +163,7 @@ class LiveStreamNode:
             **texts,
         )  # fmt: skip
         without = {} if clip is not None else dict.fromkeys(("prompt", "negative", "crossfade"), NO_CLIP)
-        note = described(model.load_device, model.model_dtype())
+        note = described(model.load_device, model.model_dtype(), acceleration)
         stream = STREAMS.open(LiveStream(settings, size, keep, note, without))
         try:
             room = room_for(model.load_device, acceleration)

@@ -16,7 +16,7 @@ from PIL import Image
 from slipstream.core.images import encode_jpeg, read_encoded
 from slipstream.stream import BlendedStream, PromptBlend, StreamConfig
 from slipstream.stream.live import session, wire
-from slipstream.stream.live.session import LiveStream, Streams
+from slipstream.stream.live.session import LiveStream, Streams, described
 from slipstream.stream.live.settings import LiveSettings
 from slipstream.stream.prompts import blended
 from slipstream_tests.analytic import GaussianDenoiser, constant_cond
@@ -32,6 +32,14 @@ def jpeg(value: int = 128, size: tuple[int, int] = SIZE) -> bytes:
 
 
 # -- messages
+
+
+def test_the_note_says_where_it_runs_and_what_would_make_it_faster() -> None:
+    half, gpu = torch.float16, torch.device("cuda:0")
+    assert described(torch.device("cpu"), torch.float32).endswith("the rate below is measured.")
+    assert described(gpu, half).endswith("set `acceleration` to graph or compile.")
+    assert described(gpu, half, "graph") == "On cuda:0, float16."
+    assert described(torch.device("mps"), half) == "On mps, float16."
 
 
 def test_a_frame_comes_back_as_it_was_packed() -> None:
