@@ -26,9 +26,8 @@ from .pipeline import Pipeline
 from .transfer import DEVICE_WORK, receive
 
 ACCELERATIONS = ("none", "graph", "compile")
-WARM_UP = (
-    2  # runs before a recording: kernels are chosen, compiled and cached in them; one more follows that must not wait
-)
+# Runs before a recording: kernels are chosen, compiled and cached in them. One more follows, which must not wait for the device.
+WARM_UP = 2
 
 log = logging.getLogger(__name__)
 # run -> (replay, output): `replay` computes `run` again on the same memory and leaves the result in `output`.
@@ -45,7 +44,7 @@ def record_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
             made = run()
-        # Not of the recording's own memory, which cudaMallocAsync does not like to see freed.
+        # Not of the recording's own memory: with cudaMallocAsync torch warns when that is freed.
         output = torch.empty_like(made)
     del made
     output.record_stream(current)

@@ -209,9 +209,8 @@ class LiveRun:
         check_interrupt()
         samples = self._samples(torch.zeros(1, *self.stream.size, 3))
         # The guidance may change while it runs, and with it the rows of a call. Lanes without delay are of one step, and no more than that.
-        steps = max(settings.stages, MOST_STEPS)
         beside = 1 if self.width.no_delay else self.width.lanes
-        rows = 2 * steps * beside * (group_of(steps) if self.width.group > 1 else 1)
+        rows = 2 * max(settings.stages * self.width.group, MOST_STEPS) * beside
         run_on_model(
             model,
             {"samples": samples},

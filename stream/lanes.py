@@ -24,7 +24,7 @@ from .config import StreamConfig
 
 PRIORITIES = ("latency", "throughput")
 FULL = 4  # frames in a network call, or calls of one row side by side, at which a large GPU is busy
-ROWS = 16  # of a network call, beyond which more frames in it gain nothing
+ROWS = 16  # of a network call at most, for the memory of a pass
 PROCESSORS = 32  # of a GPU, that one of those is for: an H200 has 132
 MOST = 8  # lanes
 CHOICES = (*PRIORITIES, "1", "2", "3", "4")  # where one is chosen from a list
