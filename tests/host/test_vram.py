@@ -36,3 +36,14 @@ def test_the_tiny_vae_of_a_live_stream_gives_what_the_hosts_own_call_gives(lines
     assert line["spread"] > 10
     assert line["latents"] < 1e-6
     assert line["bytes"] <= 1
+
+
+def test_a_checkpoint_of_the_hosts_own_dynamic_vram_gives_what_it_gives_as_a_whole(
+    lines: dict[str, dict[str, Any]],
+) -> None:
+    line = lines["host"]
+    if not line["known"]:
+        pytest.skip("this host has no dynamic VRAM")
+    del line["check"]
+    assert line.keys() == {"known", "dynamic", "whole", "draft", "fine", "frames"}
+    assert all(line.values()), line

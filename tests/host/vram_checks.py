@@ -3,21 +3,26 @@
     COMFYUI_PATH=... PYTHON_OF_THE_HOST tests/host/vram_checks.py
 
 That memory management needs an NVIDIA card. Here a MODEL stands in for one of it: it says that it is dynamic, offers another that the host
-loads as a whole, and must not be loaded itself. One JSON line for each check.
+loads as a whole, and must not be loaded itself. The host's own class, where it has one, is tried too, on the CPU, with a stand-in for its
+native buffers. One JSON line for each check.
 """
 
 from __future__ import annotations
 
 import json
+import pathlib
 import sys
+import tempfile
 from typing import Any
+from unittest.mock import patch
 
 import fault_checks as checks  # isort: skip  # makes the host and the pack importable
 import comfy.model_patcher
 import comfy.sd
 import comfy.taesd.taesd
 import torch
-from slipstream.nodes import stream
+from slipstream.nodes import edit, stream
+from slipstream.nodes.host.session import whole
 from slipstream.nodes.host.vae import FrameVae, _copy_on
 from tiny_models import randomise
 
@@ -51,6 +56,11 @@ class Unreadable(Dynamic):
 
 def of(kind: type[Dynamic]) -> Any:
     return kind(WHOLE.model, load_device=WHOLE.load_device, offload_device=WHOLE.offload_device)
+
+
+def inverted(mode: str) -> Any:
+    """Return an inversion of so many steps that some are guided."""
+    return edit.Invert().invert(checks.MODEL, checks.VAE, checks.PHOTO, checks.PROMPTS[0], 10, 1.0, "auto", mode)[0]
 
 
 def check_edit() -> dict[str, Any]:
@@ -102,8 +112,56 @@ def check_tiny_vae() -> dict[str, Any]:
     }
 
 
+class Buffer:
+    """Stands in for a buffer of pinned memory."""
+
+    size = 0
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def truncate(self, *_: Any, **__: Any) -> None: ...
+
+
+def check_host() -> dict[str, Any]:
+    """A checkpoint that the host reads as dynamic: modes draft and fine, and a stream, equal those of the same checkpoint as a whole."""
+    kind = getattr(comfy.model_patcher, "ModelPatcherDynamic", None)
+    if kind is None:
+        return {"known": False}
+    import comfy_aimdo.host_buffer
+
+    sys.path.insert(0, str(pathlib.Path(__file__).parent / "probe_pack"))
+    import checkpoint_probe
+
+    # Two levels that double their images: mode fine reads features of two.
+    sizes = {"channel_mult": [1, 2, 2], "num_res_blocks": [1, 1, 1], "transformer_depth": [0, 1, 1]}
+    checkpoint_probe.LAYERS.update(sizes, transformer_depth_output=[0, 0, 1, 1, 1, 1])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(comfy_aimdo.host_buffer, "HostBuffer", Buffer),
+        patch.object(kind, "__new__", staticmethod(lambda cls, *_, **__: object.__new__(cls))),  # on a CPU too
+        patch.object(comfy.model_patcher, "CoreModelPatcher", kind),
+    ):
+        file = f"{folder}/tiny.safetensors"
+        checkpoint_probe.TinyCheckpoint().run("SD15", file)
+        model, clip, checks.VAE = comfy.sd.load_checkpoint_guess_config(file)[:3]
+        checks.PROMPTS = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red circle", "")]
+        found = {"known": True, "dynamic": model.is_dynamic(), "whole": not whole(model).is_dynamic()}
+        for name, run in {"draft": checks.edited("draft"), "fine": checks.edited("fine"), "frames": frames}.items():
+            checks.MODEL = model
+            one = checks.fresh(run)
+            checks.MODEL = whole(model)
+            found[name] = checks.near(one, checks.fresh(run), 1e-4)
+    return found
+
+
+def frames() -> Any:
+    clip = checks.PHOTO.expand(3, -1, -1, -1)
+    return stream.StreamFrames().stream(checks.MODEL, *checks.PROMPTS, checks.VAE, clip, 0.5, 2, "self", 1.2, 3)
+
+
 if __name__ == "__main__":
+    checks.invert = inverted
     with torch.inference_mode():
-        for check in (check_tiny_vae, check_recordable, check_edit):
+        for check in (check_tiny_vae, check_recordable, check_edit, check_host):
             sys.stdout.write(json.dumps({"check": check.__name__.removeprefix("check_"), **check()}) + "\n")
     sys.exit(0)
