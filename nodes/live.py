@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,10 +35,15 @@ from .unused import Unused
 from .widgets import choice, integer, number, string
 
 if TYPE_CHECKING:
+    from .host.denoiser import HostDenoiser
     from .host.session import Session
 
 NO_CLIP = "no CLIP is connected. Connect `clip` to type prompts while the stream runs."
 SIZE_TIP = "The size of the frames; others are cropped to these proportions. 0: that of the images that the model was made for."
+NO_ROOM = (
+    "The device's memory does not hold the model beside the VAE and the text encoder: ComfyUI took weights of it away for them. Use a tiny "
+    "VAE (TAESD), smaller frames or a smaller model."
+)
 MOST_STEPS = 4  # that memory is reserved for: more may be asked for while it runs
 
 
@@ -186,8 +193,10 @@ class LiveRun:
         self.stream, self.vae, self.clip, self.node_id, self.keep = stream, vae, clip, node_id, keep
         self.acceleration, self.priority = acceleration, priority
         self.width = width_of(priority, self._config(stream.settings), room)
-        # The host's memory management is not made for several threads: VAE and CLIP take turns, and a network whose weights it brings.
+        # The host's memory management is not made for several threads: VAE and CLIP take turns.
         self.turn = threading.Lock()
+        self.denoisers: list[HostDenoiser] = []
+        self.crowded = False  # whether the VAE takes the network's memory for a frame
         self.ratio = cell_side(vae)
 
     def __call__(self, model: Any, positive: Any, negative: Any) -> tuple[Tensor, str]:
@@ -242,10 +251,12 @@ class LiveRun:
 
         positive, negative = session.conds["positive"].at(0), session.conds["negative"].at(0)
         config = self._config(self.stream.settings)
-        denoisers = accelerated_lanes(session, self.acceleration, config, self.width, self._warn, self._informer())
+        denoisers = self.denoisers = accelerated_lanes(
+            session, self.acceleration, config, self.width, self._warn, self._informer()
+        )
         batch = blended(denoisers, [positive], PromptBlend([1.0]), 0, negative, config, self.width.no_delay)
 
-        vae = FrameVae(self.vae, session.denoiser.device, self.turn)
+        vae = FrameVae(self.vae, session.denoiser.device, self._host_call)
         if self.acceleration != "none" or torch.version.hip is None:  # on a card of AMD only where it is asked for
             vae.record(config.frame_group, *self.stream.size, self._informer())
 
@@ -264,8 +275,6 @@ class LiveRun:
 
         try:
             lanes = vae_lanes(vae, session.denoiser)
-            if not session.denoiser.resident:
-                session.denoiser.turn = self.turn
             self.stream.run(batch, encode, decode, apply, check_interrupt, why=why, lanes=lanes)
         except comfy.model_management.InterruptProcessingException:
             if not self.keep or not len(self.stream.images()):
@@ -275,12 +284,45 @@ class LiveRun:
         """Return the LATENT samples of IMAGE (1, H, W, 3), padded to whole latent cells."""
         from .host.vae import encode_images
 
-        with self.turn, torch.inference_mode():
+        with torch.inference_mode():
             return encode_images(self.vae, pad_to_multiple(image, self.ratio))
 
     def _encoded(self, text: str) -> list[Any]:
-        with DEVICE_WORK.beside(), self.turn, torch.inference_mode():
+        with self._host_call(getattr(self.clip, "patcher", None)), torch.inference_mode():
             return list(self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text)))
+
+    @contextmanager
+    def _host_call(self, patcher: Any, memory: float = 0.0) -> Iterator[None]:
+        """For a call of the host with a model: no other thread works meanwhile if the host may move the network's weights.
+
+        It moves them to make room, and brings weights that travel by buffers that serve one caller at a time.
+        """
+        from .host.vae import has_room, while_sampling
+
+        resident = all(denoiser.resident for denoiser in self.denoisers[:1])
+        if resident and has_room(patcher, memory):
+            with DEVICE_WORK.beside(), self.turn:
+                yield
+            return
+        with DEVICE_WORK.alone():
+            if self.denoisers and self.denoisers[0].device.type == "cuda":
+                torch.cuda.synchronize(self.denoisers[0].device)  # what was begun still reads the weights
+            with while_sampling() if self.denoisers else nullcontext():
+                yield
+            if resident:
+                self._moved(at_each_frame=memory > 0)
+
+    def _moved(self, at_each_frame: bool) -> None:
+        """Let go of recordings, since the host may have taken weights away and brought them back elsewhere."""
+        if not all(denoiser.resident for denoiser in self.denoisers[:1]):
+            raise MemoryError(NO_ROOM)
+        if at_each_frame and not self.crowded:
+            self.crowded = True
+            self._warn(
+                "the device's memory does not hold model and VAE together, so each waits for the other. Use a tiny VAE (TAESD)."
+            )
+        for denoiser in self.denoisers:
+            denoiser.forget(for_good=self.crowded)
 
     def _config(self, settings: LiveSettings) -> StreamConfig:
         config = StreamConfig(**settings.updates(), static_rows=self.acceleration != "none")

@@ -360,12 +360,15 @@ class StreamThreads:
             if self._stop.is_set() and self.error is None:
                 return
             begun = time.perf_counter()
-            receive(item.ready, item.data)
-            frames = batch.skip(item) if item.data is None else batch.push(item.data, [item])
+            with DEVICE_WORK.beside():
+                receive(item.ready, item.data)
+                frames = batch.skip(item) if item.data is None else batch.push(item.data, [item])
             self.statistics.spent("denoise", time.perf_counter() - begun)
             self._pass_on(frames, lane, outbox)
         while batch.in_flight and not (self._stop.is_set() and self.error is None):
-            self._pass_on(batch.advance(), lane, outbox)
+            with DEVICE_WORK.beside():
+                frames = batch.advance()
+            self._pass_on(frames, lane, outbox)
 
     def _pass_on(self, frames: list[StreamFrame], lane: Lane, outbox: FrameQueue[list[Item]]) -> None:
         """Hand on frames; those that one pass has finished stay together."""

@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -258,7 +258,6 @@ class HostDenoiser:
         self.latent_channels = int(model.latent_format.latent_channels)
         self._labels: list[tuple[int, Any]] = []
         self.fused: FusedNetwork | None = None
-        self.turn: AbstractContextManager[Any] = nullcontext()  # held while the network runs
         self._adopt(model_options)
 
     def adopt(self, model_options: dict[str, Any]) -> None:
@@ -306,10 +305,16 @@ class HostDenoiser:
         if self.fused is not None:
             self.fused.rows = rows
 
+    def forget(self, for_good: bool = False) -> None:
+        """Let go of the recording, whose weights may have moved: it is made again at the next call, or `for_good` never."""
+        if self.fused is not None:
+            self.fused.forget(for_good)
+
     @property
     def resident(self) -> bool:
         """Whether all weights of the network lie on its device: others the host brings for each call, by means that serve one caller."""
-        return all(weight.device == self.device for weight in self.model.diffusion_model.parameters())
+        there = torch.empty(0, device=self.device).device  # with its number
+        return all(weight.device == there for weight in self.model.diffusion_model.parameters())
 
     @property
     def recorded(self) -> bool:
@@ -430,7 +435,7 @@ class HostDenoiser:
             else self.fused.bound(sigma, items)
         )
         try:
-            with self.turn, bound:
+            with bound:
                 return comfy.samplers.calc_cond_batch(self.model, [entries], *there, self.options)[0].to(x.device)
         except (RuntimeError, ValueError, AssertionError) as error:
             refuse_shape(self.model, x, entries, error)

@@ -66,6 +66,12 @@ class FusedNetwork:
             self.acceleration, self._replay = "none", None
             self.tell(reason)
 
+    def forget(self, for_good: bool = False) -> None:
+        """Let go of the recording; `for_good` none is made again."""
+        self._replay, self._shapes = None, ()
+        if for_good:
+            self.acceleration = "none"
+
     def again(self) -> FusedNetwork:
         """Return another one of the same network for a lane beside it: it shares weights and what is compiled, and records for itself."""
         other = copy.copy(self)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from .denoiser import HostDenoiser
 
 log = logging.getLogger(__name__)
+HostCall = Callable[[Any, float], AbstractContextManager[Any]]
 
 
 def cell_side(vae: Any) -> int:
@@ -54,11 +54,11 @@ class FrameVae:
     Args:
         vae: VAE.
         device: that of the network.
-        turn: held while the host's own call runs, whose memory management is not made for several threads.
+        around: gives a context for the host's own call, of a patcher and the bytes that it takes beside the weights.
     """
 
-    def __init__(self, vae: Any, device: torch.device, turn: threading.Lock | None = None) -> None:
-        self.vae, self.device, self.turn = vae, device, turn or threading.Lock()
+    def __init__(self, vae: Any, device: torch.device, around: HostCall | None = None) -> None:
+        self.vae, self.device, self.around = vae, device, around or (lambda patcher, memory: nullcontext())
         self.network = _copy_on(vae, device) if device.type == "cuda" else None
         self._replays: dict[str, Replay] = {}
 
@@ -83,7 +83,7 @@ class FrameVae:
         samples = self._run("encode", self._encode, images)
         if samples is not None:
             return samples
-        with self.turn:
+        with self._host_call("memory_used_encode", images.movedim(-1, 1).shape):
             return encode_images(self.vae, self._padded(images))
 
     def decode(self, samples: Tensor) -> Tensor | Arrival:
@@ -91,10 +91,15 @@ class FrameVae:
         images = self._run("decode", self._decode, samples)
         if images is not None:
             return to_host(image_to_bytes(images), image=images)
-        with self.turn:
+        with self._host_call("memory_used_decode", samples.shape):
             images = decode_images(self.vae, samples)[..., :3]
         check_finite("image", images)  # bytes cannot say NaN
         return image_to_bytes(images)
+
+    def _host_call(self, estimate: str, shape: Sequence[int]) -> AbstractContextManager[Any]:
+        vae = self.vae
+        memory = getattr(vae, estimate)(shape, vae.vae_dtype) if hasattr(vae, estimate) else 0
+        return self.around(getattr(vae, "patcher", None), float(memory))
 
     def _padded(self, images: Tensor) -> Tensor:
         return pad_to_multiple(images.float() / 255, cell_side(self.vae))
@@ -140,6 +145,17 @@ def _copy_on(vae: Any, device: torch.device) -> Any:
         copy = plain_type(network)(latent_channels=vae.latent_channels)
         copy.load_state_dict({name: weight.clone() for name, weight in network.state_dict().items()})
         return copy.to(device, vae.vae_dtype).eval().requires_grad_(False)
+
+
+def has_room(patcher: Any, memory: float = 0.0) -> bool:
+    """Whether the host can load a model, and has so many bytes for its work, without unloading another: as it reckons itself."""
+    import comfy.model_management as management
+
+    if patcher is None or management.is_device_cpu(patcher.load_device):
+        return True
+    work = max(management.minimum_inference_memory(), memory + management.extra_reserved_memory())
+    missing = max(patcher.model_size() - patcher.loaded_size(), 0)
+    return bool(management.get_free_memory(patcher.load_device) >= 1.1 * missing + work)
 
 
 @contextmanager

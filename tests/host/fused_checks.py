@@ -162,9 +162,10 @@ def check_patches(kind: str) -> dict[str, Any]:
 
 def check_recording(kind: str) -> dict[str, Any]:
     network, given = made(kind)
-    replays: list[int] = []
+    replays, recorded = list[int](), list[int]()
 
     def record(run: Any) -> Any:
+        recorded.append(1)
         replay, output = record_again(run)
         return (lambda: (replays.append(1), replay())), output
 
@@ -194,7 +195,14 @@ def check_recording(kind: str) -> dict[str, Any]:
     before = len(replays)
     patched = options(fused, patches={"attn2_output_patch": [lambda n, extra: n]})
     network(x, **given, transformer_options=patched)
-    return {"difference": worst, "replays": before, "after": len(replays) - before, "told": told, "cpu": cpu}
+    counts = {"replays": before, "after": len(replays) - before}
+    moved, made_of = FusedNetwork(network, "graph", 2, told.append, record), []
+    for for_good in (None, False, True):  # the host has moved its weights; it does so at each call
+        if for_good is not None:
+            moved.forget(for_good)
+        worst = max(worst, difference(network(x, **given, transformer_options=options(moved)), plain))
+        made_of.append((len(recorded), len(replays)))
+    return {"difference": worst, **counts, "forgotten": made_of, "told": told, "cpu": cpu}
 
 
 def check_lanes(kind: str) -> dict[str, Any]:

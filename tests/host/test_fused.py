@@ -59,6 +59,9 @@ def test_a_recording_serves_fewer_rows_and_ends_with_a_sentence_when_a_patch_com
     line = lines["sd", "recording"]
     assert line["difference"] < 1e-5
     assert (line["replays"], line["after"]) == (5, 0), "of the next run, with a LoRA, two"
+    first, again, never = line["forgotten"]
+    assert (again[0] - first[0], again[1] - first[1]) == (1, 1), "recorded again where its weights lie now"
+    assert never == again, "not recorded, and not replayed"
     assert line["told"] == ["a patch (`attn2_output_patch`) works inside the network"]
     assert line["cpu"] == ["CUDA graphs need a CUDA device. Choose compile, or none"]
 

@@ -38,6 +38,17 @@ def test_the_tiny_vae_of_a_live_stream_gives_what_the_hosts_own_call_gives(lines
     assert line["bytes"] <= 1
 
 
+def test_a_live_stream_without_room_gives_each_call_of_the_host_the_device_for_itself(
+    lines: dict[str, dict[str, Any]],
+) -> None:
+    line = lines["live"]
+    assert line["same"]
+    assert (line["calls"], line["with memory"]) == (7, 6), "the prompt, and both ways of three frames"
+    assert line["told"] == [
+        "the device's memory does not hold model and VAE together, so each waits for the other. Use a tiny VAE (TAESD)."
+    ], "once"
+
+
 def test_a_checkpoint_of_the_hosts_own_dynamic_vram_gives_what_it_gives_as_a_whole(
     lines: dict[str, dict[str, Any]],
 ) -> None:

@@ -21,7 +21,8 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.taesd.taesd
 import torch
-from slipstream.nodes import edit, stream
+from slipstream.nodes import edit, live, stream
+from slipstream.nodes.host import vae as vae_module
 from slipstream.nodes.host.session import whole
 from slipstream.nodes.host.vae import FrameVae, _copy_on
 from tiny_models import randomise
@@ -154,6 +155,16 @@ def check_host() -> dict[str, Any]:
     return found
 
 
+def check_live() -> dict[str, Any]:
+    """A stream whose VAE may take the network's memory: each call of the host has the device for itself, and the images are the same."""
+    wanted = checks.fresh(checks.live_stream)
+    asked, told = list[float](), list[str]()
+    without = patch.object(vae_module, "has_room", lambda patcher, memory=0.0: bool(asked.append(memory)))
+    with without, patch.object(live.LiveRun, "_warn", lambda self, text: told.append(text)):
+        same = checks.near(checks.fresh(checks.live_stream), wanted, 1e-5)
+    return {"same": same, "calls": len(asked), "with memory": sum(n > 0 for n in asked), "told": told}
+
+
 def frames() -> Any:
     clip = checks.PHOTO.expand(3, -1, -1, -1)
     return stream.StreamFrames().stream(checks.MODEL, *checks.PROMPTS, checks.VAE, clip, 0.5, 2, "self", 1.2, 3)
@@ -162,6 +173,6 @@ def frames() -> Any:
 if __name__ == "__main__":
     checks.invert = inverted
     with torch.inference_mode():
-        for check in (check_tiny_vae, check_recordable, check_edit, check_host):
+        for check in (check_tiny_vae, check_recordable, check_edit, check_live, check_host):
             sys.stdout.write(json.dumps({"check": check.__name__.removeprefix("check_"), **check()}) + "\n")
     sys.exit(0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
 from slipstream.core.graphs import ReplayedVae, replayed_pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.core.transfer import Arrival, to_device
-from slipstream.nodes.host.vae import FrameVae, _copy_on, vae_lanes
+from slipstream.nodes.host.vae import FrameVae, _copy_on, has_room, vae_lanes
 from slipstream.stream import StreamBatch, StreamConfig, queues
 from slipstream.stream.prompts import BlendedStream, PromptBlend
 from slipstream.stream.queues import Lane, StreamThreads
@@ -448,6 +449,32 @@ def test_a_vae_that_is_larger_or_does_more_is_called_by_the_host(changed: dict[s
     assert _copy_on(host, torch.device("cpu")) is not None
     vars(host).update(changed)
     assert _copy_on(host, torch.device("cpu")) is None
+
+
+ROOM = [
+    (3.0, 0.0, 1.0, True), (3.0, 1.9, 1.0, True), (3.0, 2.7, 1.0, False), (1.6, 0.0, 1.0, True), (1.6, 0.0, 0.0, False),
+    (2.2, 0.0, 0.0, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("free", "memory", "loaded", "room"), ROOM)
+def test_the_host_has_room_for_what_is_missing_of_a_model_and_for_its_work(
+    monkeypatch: pytest.MonkeyPatch, free: float, memory: float, loaded: float, room: bool
+) -> None:
+    management = ModuleType("comfy.model_management")
+    management.__dict__.update(
+        is_device_cpu=lambda device: device == "cpu", minimum_inference_memory=lambda: 0.9, extra_reserved_memory=lambda: 0.4,
+        get_free_memory=lambda device: free,
+    )  # fmt: skip
+    package = ModuleType("comfy")
+    package.__dict__["model_management"] = management
+    monkeypatch.setitem(sys.modules, "comfy", package)
+    monkeypatch.setitem(sys.modules, "comfy.model_management", management)
+    patcher = SimpleNamespace(load_device="cuda", model_size=lambda: 1.0, loaded_size=lambda: loaded)
+    assert has_room(patcher, memory) == room
+    patcher.load_device = "cpu"
+    assert has_room(patcher, 100.0), "on a CPU nothing is moved"
+    assert has_room(None)
 
 
 @pytest.mark.parametrize("part", ["receive", "start"])
