@@ -119,7 +119,7 @@ class Lane:
 
 
 class DeviceWork:
-    """Threads that allocate on a device side by side, and at times one alone, which records a CUDA graph.
+    """Threads that work with a device side by side, and at times one alone, which records a CUDA graph or moves weights.
 
     With the allocator cudaMallocAsync, ComfyUI's default on NVIDIA cards, torch takes whatever any thread allocates and frees meanwhile
     for a part of the recording. The recording fails, and freeing after that ends the process.

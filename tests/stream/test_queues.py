@@ -83,6 +83,42 @@ def test_no_other_stage_uses_the_device_while_one_records() -> None:
     assert not set.union(*model.met)
 
 
+class SlowModel(GaussianDenoiser):
+    """A model whose calls are known while they last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_work = False
+
+    def __call__(self, x, sigma, cond):
+        self.at_work = True
+        time.sleep(0.003)
+        found = super().__call__(x, sigma, cond)
+        self.at_work = False
+        return found
+
+
+def test_the_network_rests_while_another_stage_has_the_device_for_itself() -> None:
+    """As in the host, which may move the network's weights then."""
+    model, met, came = SlowModel(), list[bool](), []
+
+    def alone(work):
+        def call(x):
+            with DEVICE_WORK.alone():
+                time.sleep(0.002)
+                met.append(model.at_work)
+                return work(x)
+
+        return call
+
+    stages = {"encode": alone(encode), "decode": alone(decode)}
+    with make(batch=make_batch(model), sink=lambda image, i, frame: came.append(i), **stages) as threads:
+        threads.wait(60)
+    assert came == list(range(COUNT))
+    assert len(met) == 2 * COUNT
+    assert not any(met)
+
+
 # -- queues
 
 
