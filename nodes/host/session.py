@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ...core.device import is_out_of_memory
 from ...core.guidance import Denoise
 from ...core.progress import Callback
 from ...core.transfer import DEVICE_WORK
@@ -203,15 +204,17 @@ def whole(model: Any) -> Any:
     Gradients and recordings read weights where they lie. The host reads the file again and keeps the second copy beside the MODEL.
 
     Raises:
-        ValueError: the node that loaded the MODEL did not tell the host how to read it again.
+        ValueError: the node that loaded the MODEL did not tell the host how to read it again, or its file is gone.
     """
     if not getattr(model, "is_dynamic", bool)():
         return model
     try:
         return model.get_non_dynamic_delegate()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # OSError: its file is gone
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
-            "Expected a `model` that ComfyUI can load as a whole, but its loader does not allow that (dynamic VRAM). Load it with Load "
+            "Expected a `model` that ComfyUI can load as a whole, but it cannot be read again (dynamic VRAM). Load it with Load "
             "Checkpoint, Load Diffusion Model or Load Model, or start ComfyUI with --disable-dynamic-vram."
         ) from error
 

@@ -59,7 +59,7 @@ class FrameVae:
 
     def __init__(self, vae: Any, device: torch.device, around: HostCall | None = None) -> None:
         self.vae, self.device, self.around = vae, device, around or (lambda patcher, memory: nullcontext())
-        self.network = _copy_on(vae, device) if device.type == "cuda" else None
+        self.network = tiny_copy(vae, device) if device.type == "cuda" else None
         self._replays: dict[str, Replay] = {}
 
     def record(self, images: int, height: int, width: int, tell: Tell = nobody, record: Record = record_cuda) -> None:
@@ -129,7 +129,7 @@ class FrameVae:
             return None
 
 
-def _copy_on(vae: Any, device: torch.device) -> Any:
+def tiny_copy(vae: Any, device: torch.device) -> Any:
     """Return a copy of a tiny VAE's network on a device, None for another kind or one whose calls do more than scale and cast."""
     network = vae.first_stage_model
     usual = (

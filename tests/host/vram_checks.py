@@ -24,7 +24,7 @@ import torch
 from slipstream.nodes import edit, live, stream
 from slipstream.nodes.host import vae as vae_module
 from slipstream.nodes.host.session import whole
-from slipstream.nodes.host.vae import FrameVae, _copy_on
+from slipstream.nodes.host.vae import FrameVae, tiny_copy
 from tiny_models import randomise
 
 WHOLE = checks.MODEL
@@ -101,7 +101,7 @@ def check_tiny_vae() -> dict[str, Any]:
     images = torch.randint(0, 256, (2, 40, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     cpu = torch.device("cpu")
     own, copied = FrameVae(host, cpu), FrameVae(host, cpu)
-    copied.network = _copy_on(host, cpu)
+    copied.network = tiny_copy(host, cpu)
     samples = own.encode(images), copied.encode(images)
     decoded = own.decode(samples[0]), copied.decode(samples[0]).get()
     return {

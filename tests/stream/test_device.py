@@ -14,7 +14,7 @@ from slipstream.core import Conditioning, DiffusersDenoiser, Pipeline
 from slipstream.core.graphs import ReplayedVae, replayed_pipeline
 from slipstream.core.schedules import scaled_linear_alphas_cumprod
 from slipstream.core.transfer import Arrival, to_device
-from slipstream.nodes.host.vae import FrameVae, _copy_on, has_room, vae_lanes
+from slipstream.nodes.host.vae import FrameVae, has_room, tiny_copy, vae_lanes
 from slipstream.stream import StreamBatch, StreamConfig, queues
 from slipstream.stream.prompts import BlendedStream, PromptBlend
 from slipstream.stream.queues import Lane, StreamThreads
@@ -358,7 +358,7 @@ def both_ways(vae: FrameVae, images: torch.Tensor) -> list[torch.Tensor]:
 def on_device(machine: Any, host: VAE) -> FrameVae:
     """Return the VAE of a stream on the fake device, where a module is not moved by `to`."""
     vae = FrameVae(host, torch.device("cpu"))
-    vae.network, vae.device = _copy_on(host, torch.device("cpu")), DEVICE
+    vae.network, vae.device = tiny_copy(host, torch.device("cpu")), DEVICE
     if vae.network is not None:
         machine.put_module(vae.network)
     return vae
@@ -446,9 +446,9 @@ class AutoencoderKL(TAESD):
 )
 def test_a_vae_that_is_larger_or_does_more_is_called_by_the_host(changed: dict[str, Any]) -> None:
     host = VAE()
-    assert _copy_on(host, torch.device("cpu")) is not None
+    assert tiny_copy(host, torch.device("cpu")) is not None
     vars(host).update(changed)
-    assert _copy_on(host, torch.device("cpu")) is None
+    assert tiny_copy(host, torch.device("cpu")) is None
 
 
 ROOM = [
